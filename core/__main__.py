@@ -1,0 +1,5 @@
+"""`python -m intsr`."""
+
+from intsr.cli import main
+
+main()

@@ -1,0 +1,145 @@
+"""The `.engine` bundle: a plain, uncompressed ZIP of `manifest.json` and one member a network.
+
+Stored, not deflated, so that a member is a contiguous range of the file and can be memory-mapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from intsr.errors import BundleError, UsageError
+from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
+from intsr.types import Manifest, NetworkEntry, TensorInfo, dataclass_from_mapping
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_LOCAL_HEADER_BYTES = 30
+# A fixed time stamp: the same members give the same bytes.
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, Path]) -> Manifest:
+    """Write the bundle in one piece or not at all; returns the manifest with the members' hashes filled in."""
+    manifest = replace(manifest, sha256={name: sha256_from_path(file) for name, file in members.items()})
+    with atomic_path(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            archive.writestr(_zip_info(MANIFEST_NAME), json.dumps(asdict(manifest), indent=2))
+            for name, file in members.items():
+                with file.open("rb") as source, archive.open(_zip_info(name), "w", force_zip64=True) as target:
+                    while chunk := source.read(HASH_CHUNK_BYTES):
+                        target.write(chunk)
+    return manifest
+
+
+def _zip_info(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _ZIP_EPOCH)
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
+    """Raises BundleError for an unknown schema, unknown keys or values out of range."""
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            where, f"schema version {version}", f"{SCHEMA_VERSION}", "compile the model again with this intsr"
+        )
+    try:
+        networks = []
+        for entry in values["networks"]:
+            tensors = {key: dataclass_from_mapping(TensorInfo, entry[key], where) for key in ("input", "output")}
+            networks.append(dataclass_from_mapping(NetworkEntry, {**entry, **tensors}, where))
+        return dataclass_from_mapping(Manifest, {**values, "networks": networks}, where)
+    except (KeyError, TypeError, UsageError) as error:
+        raise BundleError(where, f"manifest is not valid ({error})", fix="compile the model again") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
+    if not path.is_file():
+        raise UsageError(path, "no such file", "an .engine bundle", "make one with: intsr compile MODEL")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            values = json.loads(archive.read(MANIFEST_NAME))
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
+        raise BundleError(path, f"not a bundle ({error})", "an .engine file that intsr compile wrote") from error
+    return manifest_from_mapping(values, str(path))
+
+
+class Bundle:
+    """A bundle opened read-only, memory-mapped, with every hash checked on opening.
+
+    Raises BundleError where a member is missing, too many or altered: nothing is handed to an engine library
+    before that. Close it, or use it as a context manager.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        self._file = path.open("rb")
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._ranges = self._member_ranges()
+            self._check_hashes()
+        except BaseException:
+            self.close()
+            raise
+
+    def _member_ranges(self) -> dict[str, tuple[int, int]]:
+        ranges = {}
+        with zipfile.ZipFile(self.path) as archive:
+            for info in archive.infolist():
+                if info.filename == MANIFEST_NAME:
+                    continue
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise BundleError(self.path, f"member {info.filename} is compressed", "stored members")
+                header = self._map[info.header_offset : info.header_offset + _LOCAL_HEADER_BYTES]
+                # The local header's own name and extra lengths: the central directory's may differ.
+                start = info.header_offset + _LOCAL_HEADER_BYTES
+                start += int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+                ranges[info.filename] = (start, start + info.file_size)
+        if set(ranges) != set(self.manifest.sha256):
+            raise BundleError(self.path, f"members {sorted(ranges)}", f"{sorted(self.manifest.sha256)}")
+        missing = [entry.member for entry in self.manifest.networks if entry.member not in ranges]
+        if missing:
+            raise BundleError(self.path, f"no member {', '.join(missing)}", "every network of the manifest")
+        return ranges
+
+    def _check_hashes(self) -> None:
+        for name, expected in self.manifest.sha256.items():
+            with self.member(name) as view:
+                got = hashlib.sha256(view).hexdigest()
+            if got != expected:
+                raise BundleError(
+                    self.path,
+                    f"member {name} is altered (SHA-256 {got[:12]})",
+                    f"{expected[:12]}",
+                    "compile or copy the file again",
+                )
+
+    def member(self, name: str) -> memoryview:
+        """The member's bytes, without a copy. Release the view before `close`."""
+        start, end = self._ranges[name]
+        if end > len(self._map):
+            raise BundleError(self.path, f"member {name} is cut short", fix="copy the file again")
+        return memoryview(self._map)[start:end]
+
+    def sizes_bytes(self) -> dict[str, int]:
+        return {name: end - start for name, (start, end) in self._ranges.items()}
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

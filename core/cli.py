@@ -1,0 +1,73 @@
+"""The `intsr` command: a group that imports a command's module only when that command is asked for."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from intsr.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_USAGE, IntsrError
+
+# name -> (module that defines a click command of the same name, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "calibrate": ("intsr.calib.commands.calibrate", "Learn activation ranges from a folder of pictures."),
+    "export": ("intsr.export.commands.export", "Write the three networks as QDQ ONNX."),
+    "compile": ("intsr.engines.commands.compile", "Build an .engine file, walking the whole way if need be."),
+    "inspect": ("intsr.engines.commands.inspect", "Show what is in an .engine file, down to its kernels."),
+    "verify": ("intsr.engines.commands.verify", "Compare an engine with the torch reference, in decibels."),
+    "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures with an engine."),
+    "bench": ("intsr.runtime.commands.bench", "Measure latency and memory of engines, interleaved."),
+    "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of a folder of pictures against originals."),
+    "info": ("intsr.calib.commands.info", "Parameters and operations of a model, by network."),
+    "extract": ("intsr.engines.commands.extract", "Write the raw plans of an .engine file."),
+    "demo": ("intsr.engines.commands.demo", "Run everything on the bundled model and real pictures."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists commands from a table; imports one when it is invoked or its own --help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with `intsr demo`. Every command has --help with an example.",
+)
+@click.version_option(package_name="intsr")
+def cli() -> None:
+    """Compile one-step-diffusion super-resolution models into integer engines, and run them."""
+
+
+def main() -> None:
+    """Entry point: user errors are one line, bugs keep their traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except IntsrError as error:
+        click.echo(f"intsr: error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        click.echo(f"intsr: error: {error.format_message()}", err=True)
+        sys.exit(EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("intsr: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except MemoryError:
+        click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
+        sys.exit(EXIT_OUT_OF_MEMORY)

@@ -1,0 +1,74 @@
+"""What every command shares: options, one-line errors, JSON on stdout, words and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+# 0 quiet, 1 normal, 2 verbose: set once by the options of the command that runs.
+_verbosity = 1
+
+
+def _set_verbosity(_: click.Context, parameter: click.Parameter, value: bool) -> None:
+    global _verbosity
+    if value:
+        _verbosity = 0 if parameter.name == "quiet" else 2
+
+
+def common_options(function: F) -> F:
+    """--json (passed as `as_json`), -q and -v."""
+    decorators = (
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."),
+        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors only."),
+        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity, help="Details."),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr; silent with -q."""
+    if _verbosity >= 1:
+        click.echo(message, err=True)
+
+
+def detail(message: str) -> None:
+    """A line on stderr that only -v shows."""
+    if _verbosity >= 2:
+        click.echo(message, err=True)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on one line of stdout."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar and ETA on stderr where that is a terminal, silently elsewhere."""
+    if _verbosity < 1 or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+class Stopwatch:
+    """Wall time in seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start

@@ -1,0 +1,33 @@
+"""Optional libraries: imported where they are needed, and named with the extra that brings them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from intsr.errors import MissingLibraryError
+
+# library's import name -> the extra of this package that installs it
+EXTRAS = {
+    "torch": "compile",
+    "diffusers": "compile",
+    "onnx": "compile",
+    "onnx_ir": "compile",
+    "safetensors": "compile",
+    "skimage": "compile",
+    "polygraphy": "compile",
+    "onnxruntime": "compile",
+    "tensorrt": "tensorrt",
+    "tensorrt_bindings": "rtx",
+    "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
+}
+
+
+def require(library: str, what: str) -> ModuleType:
+    """Import `library`. Raises MissingLibraryError naming the extra; `what` says what it is needed for."""
+    try:
+        return import_module(library)
+    except ModuleNotFoundError as error:
+        if error.name != library.partition(".")[0]:
+            raise
+        raise MissingLibraryError(library, EXTRAS.get(library.partition(".")[0], "compile"), what) from error

@@ -1,0 +1,152 @@
+"""The immutable data types that stages hand to one another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from intsr.errors import UsageError
+
+NETWORKS = ("encoder", "unet", "decoder")
+COLOR_FIXES = ("wavelet", "adain", "none")
+RESIZE_FILTERS = ("bicubic", "lanczos")
+MIN_BITS, MAX_BITS = 2, 8
+
+T = TypeVar("T")
+
+
+def dataclass_from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Build a dataclass from JSON. Unknown and missing keys are errors, never ignored. Raises UsageError."""
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UsageError(where, f"unknown keys {', '.join(unknown)}", f"only {', '.join(sorted(known))}")
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(where, str(error), f"a valid {cls.__name__}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Bits:
+    """Bits of weights and activations, written `w8a8`; `fp` is full precision (both None)."""
+
+    weights: int | None
+    activations: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """Raises UsageError for anything but `fp` and wXaY with X and Y from 2 to 8."""
+        if text == "fp":
+            return cls(None, None)
+        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        if match is None or not all(MIN_BITS <= int(group) <= MAX_BITS for group in match.groups()):
+            raise UsageError(
+                "--bits", repr(text), "wXaY with X and Y from 2 to 8, or fp", "for example --bits w8a8"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def quantized(self) -> bool:
+        return self.weights is not None
+
+    def __str__(self) -> str:
+        return f"w{self.weights}a{self.activations}" if self.quantized else "fp"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What one-step inference needs to know beside the weights.
+
+    timestep: index into the scheduler's betas. alpha_bar: cumulative product of alphas there, in (0, 1).
+    latent_scaling_factor: the VAE's. upscale_factor: output side over input side.
+    resize_filter: how the input is brought to the output's size first. size_multiple_px: the output's sides must be
+    whole multiples of this for all three networks.
+    """
+
+    name: str
+    timestep: int
+    alpha_bar: float
+    latent_scaling_factor: float
+    upscale_factor: int
+    resize_filter: str
+    size_multiple_px: int
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha_bar < 1:
+            raise ValueError(f"alpha_bar is {self.alpha_bar}, not in (0, 1)")
+        if self.resize_filter not in RESIZE_FILTERS:
+            raise ValueError(f"resize_filter is {self.resize_filter!r}, not one of {', '.join(RESIZE_FILTERS)}")
+        if self.upscale_factor < 1 or self.size_multiple_px < 1 or self.latent_scaling_factor <= 0:
+            raise ValueError("upscale_factor, size_multiple_px and latent_scaling_factor must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and NumPy dtype name of a network's input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkEntry:
+    """One network of a bundle. `member` is its file in the bundle.
+
+    encoder: x (N, 3, H, W) in [-1, 1] -> latent (N, C, h, w), scaled. unet: latent -> denoised latent, scaled.
+    decoder: denoised latent -> image (N, 3, H, W), nominally in [-1, 1], not clamped.
+    """
+
+    name: str
+    member: str
+    input: TensorInfo
+    output: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`manifest.json` of an `.engine` bundle (schema 1).
+
+    tile_px: the side of the square low-resolution tile that the networks take; its output has
+    tile_px * upscale_factor. overlap_px: default overlap of neighbouring tiles, in low-resolution pixels.
+    library: what built it. gpu_architecture: for example `sm86+`, empty where none. precision: of what is not
+    integer. sha256: of every member but the manifest. build: numbers of the build (sizes, seconds), free form.
+    """
+
+    schema_version: int
+    model: str
+    method: str
+    bits: str
+    parts: tuple[str, ...]
+    target: str
+    library: str
+    library_version: str
+    gpu_architecture: str
+    precision: str
+    tile_px: int
+    overlap_px: int
+    upscale_factor: int
+    resize_filter: str
+    color_fix: str
+    networks: tuple[NetworkEntry, ...]
+    sha256: dict[str, str]
+    calibration_digest: str
+    licence: str
+    build: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "networks", tuple(self.networks))
+        if tuple(entry.name for entry in self.networks) != NETWORKS:
+            raise ValueError(f"networks are {[e.name for e in self.networks]}, expected {list(NETWORKS)}")
+        if not 0 <= self.overlap_px < self.tile_px:
+            raise ValueError(f"overlap_px {self.overlap_px} is not below tile_px {self.tile_px}")
+        if self.color_fix not in COLOR_FIXES or self.resize_filter not in RESIZE_FILTERS:
+            raise ValueError(f"color_fix {self.color_fix!r} or resize_filter {self.resize_filter!r} is not known")

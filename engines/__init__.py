@@ -1,0 +1,1 @@
+"""Build engines for each target, inspect and verify them."""

@@ -1,0 +1,1 @@
+"""Specialize, fold and lower models to QDQ ONNX."""

@@ -1,0 +1,1 @@
+"""The commands of this stage, one a module."""

@@ -1,0 +1,54 @@
+"""Packaging: the top-level folders become one namespace, `intsr`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+STAGES = ("runtime", "kernels", "calib", "export", "engines")
+FOLDERS = {"intsr": "core"} | {f"intsr.{stage}": stage for stage in STAGES}
+FOLDERS |= {
+    f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()
+}
+
+METRICS = ["pyiqa==0.1.15"]
+COMPILE = [
+    "torch==2.13.0",
+    "diffusers>=0.42,<0.43",
+    "transformers>=5.23,<6",
+    "peft>=0.21,<0.22",
+    "safetensors>=0.8",
+    "onnx>=1.23,<2",
+    "onnx-ir>=1.1,<2",
+    "onnxscript>=0.7.2",
+    "onnxruntime==1.31.1",
+    "polygraphy>=0.53.4",
+    "scikit-image>=0.26",
+]
+RTX = ["onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0", "tensorrt-cu13-bindings==11.4.0.106"]
+
+setup(
+    name="intsr",
+    version="0.1.0",
+    description="Compile one-step-diffusion super-resolution models into integer engines and run them",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=list(FOLDERS),
+    package_dir=FOLDERS,
+    package_data={
+        "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
+        "intsr.engines": ["rtx_shim/*.c"],
+    },
+    install_requires=["numpy>=2", "pillow>=12", "click>=8.3", "rich>=14", "openvino==2026.4.1"],
+    extras_require={
+        "compile": COMPILE,
+        "rtx": RTX,
+        "tensorrt": ["tensorrt>=10.13", "cuda-python>=13", "polygraphy>=0.53.4"],
+        "pycuda": ["pycuda>=2025.1"],
+        "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
+        "metrics": METRICS,
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
+    },
+    entry_points={"console_scripts": ["intsr = intsr.cli:main"]},
+)
