@@ -1,8 +1,9 @@
-# `make demo` and `make test` work on a machine that has nothing but Debian, Python 3.11 and a C compiler.
+# `make demo` and `make test` work on a machine that has nothing but Debian, make and Python 3.11.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 TYPING := build/typing
+STAGES := runtime kernels calib export engines
 
 .PHONY: install demo test lint types unit clean
 
@@ -11,6 +12,8 @@ install: $(STAMP)
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check setuptools wheel
+	# The TensorRT-RTX target compiles a small C shim: bring a compiler where the machine has none.
+	command -v cc >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[compile,rtx,dev]"
 	touch $(STAMP)
 
@@ -25,8 +28,8 @@ lint: $(STAMP)
 
 # mypy does not follow editable mappings: give it a folder of links.
 types: $(STAMP)
-	rm -rf $(TYPING) && mkdir -p $(TYPING)
-	ln -s $(CURDIR)/core $(TYPING)/intsr
+	rm -rf $(TYPING) && mkdir -p $(TYPING)/intsr
+	ln -s $(CURDIR)/core/* $(foreach stage,$(STAGES),$(CURDIR)/$(stage)) $(TYPING)/intsr/
 	MYPYPATH=$(TYPING) $(VENV)/bin/mypy -p intsr
 
 unit: $(STAMP)

@@ -10,7 +10,7 @@ FOLDERS |= {
     f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()
 }
 
-METRICS = ["pyiqa==0.1.15"]
+METRICS = ["pyiqa==0.1.16"]
 COMPILE = [
     "torch==2.13.0",
     "diffusers>=0.42,<0.43",
