@@ -1,0 +1,155 @@
+"""A calibration: numbers only, by site, on disk as a folder of `calibration.json` and `ranges.safetensors`.
+
+A site is a Conv2d or Linear by its diffusers name below `unet.` or `vae.`, for example
+`unet.down_blocks.0.resnets.0.conv1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from intsr.errors import CalibrationError
+from intsr.files import atomic_folder
+from intsr.kernels.quantizer import QuantParams
+from intsr.types import Bits
+
+SCHEMA_VERSION = 1
+JSON_NAME, TENSORS_NAME = "calibration.json", "ranges.safetensors"
+PARTS = ("unet", "vae")
+KEYS = {
+    "schema_version",
+    "method",
+    "bits",
+    "parts",
+    "model",
+    "model_digest",
+    "pictures",
+    "tile_px",
+    "seconds",
+    "peak_bytes",
+    "sites",
+}
+SITE_KEYS = {"weight_bits", "activation_bits"}
+
+
+@dataclass(frozen=True, slots=True)
+class SiteQuantizer:
+    """What calibration learned of one layer: its input's range [x_min, x_max] and the bits of input and weights."""
+
+    x_min: float
+    x_max: float
+    activation_bits: int
+    weight_bits: int
+
+    def activation_params(self) -> QuantParams:
+        return QuantParams.from_range(self.x_min, self.x_max, self.activation_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Ranges of every layer of `parts` of the model whose digest is `model_digest`.
+
+    seconds and peak_bytes: what calibrating took. pictures: how many. tile_px: side of the low-resolution tiles.
+    """
+
+    method: str
+    bits: Bits
+    parts: tuple[str, ...]
+    model: str
+    model_digest: str
+    pictures: int
+    tile_px: int
+    seconds: float
+    peak_bytes: int
+    sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS}")
+        object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
+
+    def digest(self) -> str:
+        """SHA-256 over everything that changes an engine; how long calibrating took does not."""
+        facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
+        sites = [[site, *map(repr, (q.x_min, q.x_max)), q.activation_bits, q.weight_bits] for site, q in self.sites.items()]
+        return hashlib.sha256(json.dumps([facts, sites]).encode()).hexdigest()
+
+    def check_model(self, digest: str, name: str) -> None:
+        """Raises CalibrationError where this calibration belongs to another model."""
+        if digest != self.model_digest:
+            raise CalibrationError(
+                f"calibration of {self.model}",
+                f"made for a model with digest {self.model_digest[:12]}",
+                f"{digest[:12]} ({name})",
+                f"calibrate this model: intsr calibrate {name} --images DIR -o DIR",
+            )
+
+
+def save_calibration(calibration: Calibration, folder: Path) -> None:
+    """Write the folder in one piece; an older calibration there is replaced."""
+    order = list(calibration.sites)
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "method": calibration.method,
+        "bits": str(calibration.bits),
+        "parts": list(calibration.parts),
+        "model": calibration.model,
+        "model_digest": calibration.model_digest,
+        "pictures": calibration.pictures,
+        "tile_px": calibration.tile_px,
+        "seconds": calibration.seconds,
+        "peak_bytes": calibration.peak_bytes,
+        "sites": {
+            site: {"weight_bits": q.weight_bits, "activation_bits": q.activation_bits}
+            for site, q in calibration.sites.items()
+        },
+    }
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / JSON_NAME).exists():
+        raise CalibrationError(folder, "already holds something else", fix="choose another output folder")
+    with atomic_folder(folder) as temporary:
+        tensors = {
+            f"{site}.{end}": np.array(getattr(calibration.sites[site], end), np.float64)
+            for site in order
+            for end in ("x_min", "x_max")
+        }
+        save_file(tensors, temporary / TENSORS_NAME)
+        (temporary / JSON_NAME).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read a folder that `save_calibration` wrote. Raises CalibrationError; unknown keys are errors."""
+    try:
+        values = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS_NAME)
+    except (OSError, ValueError, SafetensorError) as error:
+        fix = "make one with: intsr calibrate MODEL --images DIR -o DIR"
+        raise CalibrationError(folder, f"cannot be read ({error})", "a calibration folder", fix) from error
+    if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
+        raise CalibrationError(folder, "another schema version", str(SCHEMA_VERSION), "calibrate again")
+    if set(values) != KEYS:
+        difference = sorted(set(values) ^ KEYS)
+        raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
+    expected = {f"{site}.{end}" for site in values["sites"] for end in ("x_min", "x_max")}
+    if set(tensors) != expected:
+        difference = sorted(set(tensors) ^ expected)
+        raise CalibrationError(folder / TENSORS_NAME, f"tensors unknown or missing: {', '.join(difference[:3])}")
+    sites = {}
+    for site, entry in values["sites"].items():
+        if set(entry) != SITE_KEYS:
+            raise CalibrationError(folder / JSON_NAME, f"keys {sorted(entry)} of {site}", f"{sorted(SITE_KEYS)}")
+        ends = [float(tensors[f"{site}.{end}"]) for end in ("x_min", "x_max")]
+        sites[site] = SiteQuantizer(ends[0], ends[1], entry["activation_bits"], entry["weight_bits"])
+        if not (np.isfinite(ends).all() and ends[0] <= ends[1]):
+            raise CalibrationError(folder / TENSORS_NAME, f"range {ends} of {site}", "finite and ordered ends")
+    plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
+    return Calibration(bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, **plain)

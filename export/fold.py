@@ -1,0 +1,103 @@
+"""Fold a calibration into a specialized model: integer weights, activation grids, float biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from intsr.errors import CalibrationError
+from intsr.kernels.quantizer import QuantParams, quantize_weight
+from intsr.types import NETWORKS, Bits, ModelSpec
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration import Calibration
+    from intsr.export.specialize import SpecializedModel
+
+# Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
+POST_QUANT_CONV = "vae.post_quant_conv"
+# Layers with fewer input or output channels stay float in every engine. They are under 2 % of the operations, an
+# integer kernel pads their channels and gains nothing, and the picture's own 8-bit levels lie half-way between the
+# codes of any grid on [-1, 1] that holds 0, so that quantizing the first layer's input would round every pixel.
+MIN_INTEGER_CHANNELS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLayer:
+    """One Conv2d or Linear in integers; its float bias stays in the module.
+
+    weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
+    activation: the grid of the layer's input.
+    """
+
+    site: str
+    weight_codes: NDArray[np.int8]
+    weight_scale: NDArray[np.float32]
+    activation: QuantParams
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedNetwork:
+    """A specialized network and the layers of it that run in integers, by site; the others stay float."""
+
+    name: str
+    module: nn.Module
+    layers: Mapping[str, FoldedLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedModel:
+    """encoder, unet, decoder, in this order, with what the bundle's manifest says of them."""
+
+    spec: ModelSpec
+    networks: tuple[FoldedNetwork, ...]
+    method: str
+    bits: Bits
+    parts: tuple[str, ...]
+    calibration_digest: str
+
+    def network(self, name: str) -> FoldedNetwork:
+        return self.networks[NETWORKS.index(name)]
+
+
+def layer_modules(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every Conv2d and Linear by its site name, in module order."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedModel:
+    """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
+
+    Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
+    """
+    if calibration is None:
+        networks = [FoldedNetwork(name, module, MappingProxyType({})) for name, module in model.networks().items()]
+        return FoldedModel(model.spec, tuple(networks), "none", Bits(None, None), (), "")
+    calibration.check_model(model.digest, model.spec.name)
+    networks = []
+    for name, module in model.networks().items():
+        quantized = ("unet" if name == "unet" else "vae") in calibration.parts
+        layers = {}
+        for site, layer in layer_modules(module).items() if quantized else ():
+            if min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS:
+                layers[site] = _fold_layer(site, layer, calibration, model.spec)
+        networks.append(FoldedNetwork(name, module, MappingProxyType(layers)))
+    return FoldedModel(
+        model.spec, tuple(networks), calibration.method, calibration.bits, calibration.parts, calibration.digest()
+    )
+
+
+def _fold_layer(site: str, layer: nn.Conv2d | nn.Linear, calibration: Calibration, spec: ModelSpec) -> FoldedLayer:
+    quantizer = calibration.sites.get(site)
+    if quantizer is None:
+        raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
+    activation = quantizer.activation_params()
+    if site == POST_QUANT_CONV:
+        activation = activation.rescaled(spec.latent_scaling_factor)
+    codes, scale = quantize_weight(layer.weight.detach().numpy(), quantizer.weight_bits)
+    return FoldedLayer(site, codes, scale, activation)

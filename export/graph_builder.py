@@ -1,0 +1,66 @@
+"""Collects ONNX nodes and initializers under unique names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from intsr.export.lowering import Lowering
+from intsr.types import TensorInfo
+
+IR_VERSION = 10
+
+
+class GraphBuilder:
+    """Append-only. Float constants are cast to the lowering's dtype as they are added."""
+
+    def __init__(self, lowering: Lowering) -> None:
+        self.lowering = lowering
+        self.float_dtype = np.dtype(lowering.float_dtype)
+        self._nodes: list[onnx.NodeProto] = []
+        self._initializers: dict[str, onnx.TensorProto] = {}
+        self._names: set[str] = set()
+
+    def _unique(self, name: str) -> str:
+        candidate, count = name, 1
+        while candidate in self._names:
+            candidate, count = f"{name}_{count}", count + 1
+        self._names.add(candidate)
+        return candidate
+
+    def constant(self, name: str, value: NDArray[Any] | float | list[int]) -> str:
+        """Add an initializer and return its name. Floats take the lowering's dtype, lists become int64."""
+        array = np.asarray(value, np.int64) if isinstance(value, list) else np.asarray(value)
+        if np.issubdtype(array.dtype, np.floating):
+            array = array.astype(self.float_dtype)
+        unique = self._unique(name)
+        self._initializers[unique] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), unique)
+        return unique
+
+    def node(self, op_type: str, inputs: list[str], name: str, outputs: int = 1, **attributes: Any) -> list[str]:
+        """Append a node; returns its outputs' names."""
+        unique = self._unique(name)
+        names = [unique if outputs == 1 else f"{unique}:{index}" for index in range(outputs)]
+        self._nodes.append(helper.make_node(op_type, inputs, names, name=unique, **attributes))
+        return names
+
+    def op(self, op_type: str, inputs: list[str], name: str, **attributes: Any) -> str:
+        """Append a node of one output and return that output's name."""
+        return self.node(op_type, inputs, name, **attributes)[0]
+
+    def model(self, graph_name: str, value_in: TensorInfo, source: str, value_out: TensorInfo) -> onnx.ModelProto:
+        """The finished model. `source` is the value that becomes the output. Raises onnx.checker.ValidationError."""
+        self._nodes.append(helper.make_node("Identity", [source], [value_out.name], name=value_out.name))
+        infos = [
+            helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), v.shape)
+            for v in (value_in, value_out)
+        ]
+        graph = helper.make_graph(
+            self._nodes, graph_name, [infos[0]], [infos[1]], initializer=list(self._initializers.values())
+        )
+        opset = helper.make_opsetid("", self.lowering.opset)
+        return helper.make_model(graph, producer_name="intsr", opset_imports=[opset], ir_version=IR_VERSION)

@@ -1,0 +1,153 @@
+"""Write a folded model as three ONNX files and `export.json`, which a compiler needs beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from intsr.errors import ExportError, UsageError
+from intsr.export.fold import FoldedModel, FoldedNetwork
+from intsr.export.lowering import LOWERINGS, Lowering
+from intsr.export.network_lowering import NetworkLowering
+from intsr.files import atomic_folder
+from intsr.types import NETWORKS, NetworkEntry, TensorInfo, dataclass_from_mapping
+
+SCHEMA_VERSION = 1
+EXPORT_NAME = "export.json"
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """`export.json`: what the three graphs are. `networks[i].member` is a file beside it."""
+
+    schema_version: int
+    model: str
+    method: str
+    bits: str
+    parts: tuple[str, ...]
+    lowering: str
+    tile_px: int
+    upscale_factor: int
+    resize_filter: str
+    calibration_digest: str
+    licence: str
+    networks: tuple[NetworkEntry, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        object.__setattr__(self, "networks", tuple(self.networks))
+
+
+def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None:
+    """Raises UsageError where the networks cannot take a tile of that size."""
+    if tile_px < 1 or tile_px * upscale_factor % size_multiple_px:
+        step = size_multiple_px // upscale_factor or 1
+        raise UsageError("--tile", f"{tile_px}", f"a positive multiple of {step}")
+
+
+def export_onnx(
+    folded: FoldedModel,
+    lowering: Lowering,
+    tile_px: int,
+    folder: Path,
+    on_network: Callable[[str], None] = lambda name: None,
+) -> OnnxExport:
+    """Write the folder in one piece. `on_network` is told each network's name as it begins. Raises ExportError."""
+    spec = folded.spec
+    check_tile(tile_px, spec.upscale_factor, spec.size_multiple_px)
+    side = tile_px * spec.upscale_factor
+    shape: tuple[int, ...] = (1, 3, side, side)
+    entries = []
+    with atomic_folder(folder) as temporary:
+        for network in folded.networks:
+            on_network(network.name)
+            entry = _write_network(network, lowering, shape, temporary)
+            entries.append(entry)
+            shape = entry.output.shape
+        export = OnnxExport(
+            schema_version=SCHEMA_VERSION,
+            model=spec.name,
+            method=folded.method,
+            bits=str(folded.bits),
+            parts=folded.parts,
+            lowering=lowering.name,
+            tile_px=tile_px,
+            upscale_factor=spec.upscale_factor,
+            resize_filter=spec.resize_filter,
+            calibration_digest=folded.calibration_digest,
+            licence=spec.licence,
+            networks=tuple(entries),
+        )
+        (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n")
+    return export
+
+
+def _write_network(
+    network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], folder: Path
+) -> NetworkEntry:
+    model, info_in, info_out = NetworkLowering(network, lowering, shape).run()
+    member = f"{network.name}.onnx"
+    size_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    external = size_bytes > EXTERNAL_DATA_BYTES
+    onnx.save_model(
+        model,
+        folder / member,
+        save_as_external_data=external,
+        all_tensors_to_one_file=True,
+        location=f"{member}.data",
+    )
+    # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
+    onnx.checker.check_model(str(folder / member), full_check=not external)
+    return NetworkEntry(network.name, member, info_in, info_out)
+
+
+def load_export(folder: Path) -> OnnxExport:
+    """Read `export.json` and check that every graph is there and keeps its data inside the folder.
+
+    Raises ExportError for a file missing, unknown keys, or external data that points elsewhere.
+    """
+    path = folder / EXPORT_NAME
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(path, f"cannot be read ({error})", "a folder that intsr export wrote") from error
+    if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in LOWERINGS:
+        raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
+    try:
+        networks = []
+        for entry in values["networks"]:
+            tensors = {key: dataclass_from_mapping(TensorInfo, entry[key], str(path)) for key in ("input", "output")}
+            networks.append(dataclass_from_mapping(NetworkEntry, {**entry, **tensors}, str(path)))
+        export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks}, str(path))
+    except (KeyError, TypeError, UsageError) as error:
+        raise ExportError(path, f"is not valid ({error})", fix="export again") from error
+    if tuple(entry.name for entry in export.networks) != NETWORKS:
+        raise ExportError(path, f"networks {[e.name for e in export.networks]}", ", ".join(NETWORKS))
+    for entry in export.networks:
+        check_graph_file(folder / entry.member)
+    return export
+
+
+def check_graph_file(path: Path) -> None:
+    """Raises ExportError where an ONNX file is broken or names external data outside its own folder."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's and onnx's errors share no base class
+        raise ExportError(path, f"cannot be read ({error})", "an ONNX file", "export again") from error
+    root = path.parent.resolve()
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        location = next((item.value for item in tensor.external_data if item.key == "location"), "")
+        target = path.parent / location
+        inside = location and not Path(location).is_absolute() and target.resolve().is_relative_to(root)
+        if not inside or target.is_symlink() or not target.is_file():
+            raise ExportError(
+                path, f"external data at {location!r}", "a plain file in the same folder", "export the model again"
+            )

@@ -1,0 +1,124 @@
+"""Lower one quantized layer: the activation's Q/DQ pair, integer weights, and the bias that a shift owes.
+
+Algebra of the symmetric lowering (METHODS section 5.2), with D the scale, z the zero-point, b the bits:
+
+    x^ = (q - z) D  and  q' = q - 2**(b-1)   =>   x^ = q' D + c,   c = (2**(b-1) - z) D
+    W x^ + bias = W (q' D) + (bias + c sum(W))
+
+q' = clamp(R((x - c) / D), -2**(b-1), 2**(b-1) - 1) has zero-point 0. A zero-padded convolution adds real zeros,
+that is q' D = -c: so pad x with 0 before the shift, and run the convolution without padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intsr.errors import ExportError
+from intsr.export.graph_builder import GraphBuilder
+from intsr.kernels.quantizer import QuantParams
+
+INT8_MIN, INT8_MAX = -128, 127
+UINT8_MAX = 255
+
+
+@dataclass(frozen=True, slots=True)
+class GridPlan:
+    """How a grid is written. shift: c, subtracted before Q, 0 where none is needed. zero_point: of Q and DQ.
+    clip: the real ends (after the shift) where the container has codes that the grid has not, else None.
+    """
+
+    shift: float
+    zero_point: int
+    clip: tuple[float, float] | None
+
+
+def plan_grid(params: QuantParams, container: str) -> GridPlan:
+    """Exact rewriting of an asymmetric grid for a container of `uint8` (any zero-point) or `int8` (zero-point 0)."""
+    if container == "uint8":
+        low, high, offset = 0, UINT8_MAX, params.zero_point
+        shifted = not 0 <= params.zero_point <= UINT8_MAX
+        if shifted:
+            offset = 0
+    else:
+        low, high, offset = INT8_MIN, INT8_MAX, 0
+        # Codes minus zero-point fit as they are on grids of few bits; 8 bits must be centred.
+        shifted = not (low <= -params.zero_point and params.qmax - params.zero_point <= high)
+        if shifted:
+            offset = -(2 ** (params.bits - 1))
+    if shifted:
+        # Stored code = grid code + offset, with 0 stored for the real value `shift`.
+        shift = (-offset - params.zero_point) * params.scale
+        first, zero_point = offset, 0
+    else:
+        shift, zero_point = 0.0, offset if container == "uint8" else 0
+        first = 0 if container == "uint8" else -params.zero_point
+    last = first + params.qmax
+    full = (first, last) == (low, high)
+    ends = ((first - zero_point) * params.scale, (last - zero_point) * params.scale)
+    return GridPlan(shift, zero_point, None if full else ends)
+
+
+@dataclass(slots=True)
+class ActivationWriter:
+    """Writes Q/DQ pairs; one pair serves every consumer of the same value on the same grid with the same padding."""
+
+    builder: GraphBuilder
+    _pairs: dict[tuple[str, QuantParams, tuple[int, ...]], str] = field(default_factory=dict)
+
+    def write(self, value: str, params: QuantParams, pads: tuple[int, ...], site: str) -> tuple[str, float, bool]:
+        """Returns (dequantized value, shift, whether `pads` is already applied).
+
+        pads: the convolution's (top, left, bottom, right), all zero for none. Raises ExportError where padding
+        meets a grid without 0.
+        """
+        plan = plan_grid(params, self.builder.lowering.activation)
+        padded = any(pads)
+        if padded and not 0 <= params.zero_point <= params.qmax:
+            raise ExportError(site, f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input")
+        pad_first = padded and plan.shift != 0.0
+        key = (value, params, pads if pad_first else ())
+        if key not in self._pairs:
+            self._pairs[key] = self._write_pair(value, params, plan, pads if pad_first else (), site)
+        return self._pairs[key], plan.shift, pad_first
+
+    def _write_pair(self, value: str, params: QuantParams, plan: GridPlan, pads: tuple[int, ...], site: str) -> str:
+        b = self.builder
+        if pads:
+            full = [0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]]
+            value = b.op("Pad", [value, b.constant(f"{site}.pads", full)], f"{site}.pad", mode="constant")
+        if plan.shift != 0.0:
+            value = b.op("Sub", [value, b.constant(f"{site}.shift", np.float32(plan.shift))], f"{site}.shifted")
+        if plan.clip is not None:
+            ends = [b.constant(f"{site}.{n}", np.float32(v)) for n, v in zip(("low", "high"), plan.clip, strict=True)]
+            value = b.op("Clip", [value, *ends], f"{site}.clipped")
+        container = np.dtype(b.lowering.activation)
+        scale = b.constant(f"{site}.input_scale", np.float32(params.scale))
+        zero_point = b.constant(f"{site}.input_zero_point", np.array(plan.zero_point, container))
+        codes = b.op("QuantizeLinear", [value, scale, zero_point], f"{site}.quantize")
+        return b.op("DequantizeLinear", [codes, scale, zero_point], f"{site}.dequantize")
+
+
+def write_weight(
+    builder: GraphBuilder, codes: NDArray[np.int8], scale: NDArray[np.float32], axis: int, site: str
+) -> str:
+    """int8 initializer and its DequantizeLinear along `axis`; returns the dequantized value."""
+    inputs = [
+        builder.constant(f"{site}.weight", codes),
+        builder.constant(f"{site}.weight_scale", scale),
+        builder.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    return builder.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", axis=axis)
+
+
+def shifted_bias(
+    bias: NDArray[np.float32] | None, codes: NDArray[np.int8], scale: NDArray[np.float32], shift: float
+) -> NDArray[np.float32] | None:
+    """bias + c sum(W) per output channel; None where there is neither."""
+    if shift == 0.0:
+        return bias
+    sums = codes.reshape(codes.shape[0], -1).astype(np.int64).sum(axis=1) * scale.astype(np.float64)
+    start = np.zeros(len(sums)) if bias is None else bias.astype(np.float64)
+    return (start + shift * sums).astype(np.float32)

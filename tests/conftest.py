@@ -1,0 +1,77 @@
+"""Fixtures that several stages share. Models are made once a session; nothing here is written into the project."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration import Calibration
+    from intsr.calib.model import SRModel
+    from intsr.export.fold import FoldedModel
+    from intsr.export.specialize import SpecializedModel
+
+SUPPORT = Path(__file__).parent / "support"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def load_support(name: str) -> Any:
+    """A module of tests/support, by path: with importlib mode, tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"intsr_tests_{name}", SUPPORT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = load_support("models").write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> SRModel:
+    from intsr.calib.model import load_model
+
+    return load_model(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_specialized(tiny_model: SRModel) -> SpecializedModel:
+    from intsr.export.specialize import specialize
+
+    return specialize(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_calibration(tiny_model: SRModel) -> Calibration:
+    """MaxMin W8A8 over two random inputs of 16x16 low-resolution pixels."""
+    import torch
+
+    from intsr.calib.calibration import Calibration
+    from intsr.calib.maxmin import observe_maxmin
+    from intsr.types import Bits
+
+    bits = Bits.parse("w8a8")
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2)]
+    sites = observe_maxmin(tiny_model, batches, bits, ("unet", "vae"))
+    return Calibration("maxmin", bits, ("unet", "vae"), "tiny", tiny_model.digest, 2, 16, 0.0, 0, sites)
+
+
+@pytest.fixture(scope="session")
+def tiny_folded(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> FoldedModel:
+    from intsr.export.fold import fold
+
+    return fold(tiny_specialized, tiny_calibration)
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> SRModel:
+    from intsr.calib.model import load_model
+
+    return load_model("demo")

@@ -1,0 +1,60 @@
+"""Small random models in diffusers' folder format, with every block type of SD 2.1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+
+CONTEXT_CHANNELS = 24
+
+
+def write_tiny_model(folder: Path, seed: int = 0, upscale_factor: int = 4, timestep: int = 999) -> Path:
+    """A model of about 0.5 M parameters: attention in the VAE, self- and cross-attention, GEGLU, skips."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        scaling_factor=0.18215,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 48),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=CONTEXT_CHANNELS,
+        attention_head_dim=(2, 3),
+        use_linear_projection=True,
+    )
+    for network in (vae, unet):
+        for parameter in network.parameters():
+            if parameter.ndim == 1:  # norms and biases: random, so that a lost one shows
+                parameter.data += 0.2 * torch.randn_like(parameter)
+    vae.save_pretrained(folder / "vae")
+    unet.save_pretrained(folder / "unet")
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
+        folder / "scheduler"
+    )
+    save_file({"context": torch.randn(1, 7, CONTEXT_CHANNELS)}, folder / "context.safetensors")
+    settings = {
+        "schema_version": 1,
+        "name": "tiny",
+        "timestep": timestep,
+        "upscale_factor": upscale_factor,
+        "resize_filter": "lanczos",
+        "context": "context.safetensors",
+        "licence": "none",
+    }
+    (folder / "intsr_model.json").write_text(json.dumps(settings))
+    return folder
