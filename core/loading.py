@@ -20,6 +20,7 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_bindings": "rtx",
     "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
+    "pyiqa": "metrics",
 }
 
 

@@ -88,8 +88,9 @@ def group_norm(net: NetworkLowering, node: fx.Node) -> Value:
     ones, zeros = (b.constant(f"{name}.{n}", np.full(int(groups), v, np.float32)) for n, v in (("one", 1), ("zero", 0)))
     normed = b.op("InstanceNormalization", [grouped, ones, zeros], name, epsilon=epsilon)
     back = b.op("Reshape", [normed, b.constant(f"{name}.shape", shape)], f"{name}.out")
-    scaled = b.op("Mul", [back, b.constant(f"{name}.weight", gamma.reshape(1, -1, 1, 1))], f"{name}.mul")
-    return b.op("Add", [scaled, b.constant(f"{name}.bias", beta.reshape(1, -1, 1, 1))], f"{name}.add")
+    channels = (1, -1, *[1] * (len(shape) - 2))  # the VAE's attention normalizes (N, C, tokens)
+    scaled = b.op("Mul", [back, b.constant(f"{name}.weight", gamma.reshape(channels))], f"{name}.mul")
+    return b.op("Add", [scaled, b.constant(f"{name}.bias", beta.reshape(channels))], f"{name}.add")
 
 
 def layer_norm(net: NetworkLowering, node: fx.Node) -> Value:

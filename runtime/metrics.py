@@ -129,11 +129,13 @@ def pair_folders(sr_folder: Path, hr_folder: Path, allow_missing: bool = False) 
     picture without its partner.
     """
     sr, hr = _pictures_by_name(sr_folder), _pictures_by_name(hr_folder)
-    common, only_sr, only_hr = sorted(sr.keys() & hr.keys()), sorted(sr.keys() - hr.keys()), sorted(hr.keys() - sr.keys())
+    common, only_sr, only_hr = (
+        sorted(sr.keys() & hr.keys()),
+        sorted(sr.keys() - hr.keys()),
+        sorted(hr.keys() - sr.keys()),
+    )
     if not common:
-        raise UsageError(
-            sr_folder, f"no picture shares a name with one of {hr_folder}", f"names as {_some(only_hr)}"
-        )
+        raise UsageError(sr_folder, f"no picture shares a name with one of {hr_folder}", f"names as {_some(only_hr)}")
     if not allow_missing:
         for folder, missing in ((hr_folder, only_sr), (sr_folder, only_hr)):
             if missing:

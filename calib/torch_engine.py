@@ -1,0 +1,103 @@
+"""torch modules in the place of an engine: the reference that engines are compared with and timed against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from intsr.calib.calibration import JSON_NAME, load_calibration
+from intsr.calib.model import SRModel, load_model
+from intsr.calib.reference import reference_networks
+from intsr.errors import UsageError
+from intsr.types import NETWORKS, ModelSpec, TensorInfo
+
+if TYPE_CHECKING:
+    from intsr.runtime.upscaler import Upscaler
+
+F32 = NDArray[np.float32]
+
+
+class TorchNetwork:
+    """One module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
+
+    def __init__(self, module: nn.Module, value_in: TensorInfo, value_out: TensorInfo) -> None:
+        self.module, self.input, self.output = module.eval(), value_in, value_out
+
+    def run(self, x: F32) -> F32:
+        with torch.inference_mode():
+            y: F32 = self.module(torch.from_numpy(x)).numpy()
+        return y
+
+    def close(self) -> None:
+        """Nothing is held but the module."""
+
+
+class TorchReference:
+    """Three modules by name, for `intsr.engines.verify`."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = {name: module.eval() for name, module in modules.items()}
+
+    def run_network(self, name: str, x: F32) -> F32:
+        with torch.inference_mode():
+            y: F32 = self._modules[name](torch.from_numpy(x)).numpy()
+        return y
+
+
+def torch_networks(model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
+    """The full-precision reference as three runtime networks for one tile size."""
+    modules = reference_networks(model)
+    side = tile_px * model.spec.upscale_factor
+    latent_side = side // 2 ** (len(model.vae.config.block_out_channels) - 1)
+    picture, latent = (1, 3, side, side), (1, model.vae.config.latent_channels, latent_side, latent_side)
+    names = {"encoder": ("x", "latent"), "unet": ("latent", "denoised"), "decoder": ("denoised", "image")}
+    shapes = {"encoder": (picture, latent), "unet": (latent, latent), "decoder": (latent, picture)}
+    return tuple(
+        TorchNetwork(
+            modules[name], *(TensorInfo(t, s, "float32") for t, s in zip(names[name], shapes[name], strict=True))
+        )
+        for name in NETWORKS
+    )
+
+
+def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscaler:
+    """The model in torch fp32 eager behind the runtime's own tiling and colour fix (for `intsr bench`)."""
+    from intsr.runtime.upscaler import Upscaler
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load_model(model_name)
+    return Upscaler(
+        networks=torch_networks(model, tile_px),
+        tile_px=tile_px,
+        overlap_px=tile_px // 4,
+        upscale_factor=model.spec.upscale_factor,
+        resize_filter=model.spec.resize_filter,
+        color_fix="wavelet",
+    )
+
+
+def reference_for_verification(
+    against: str, model_name: str | None, context: Path | None
+) -> tuple[TorchReference, ModelSpec]:
+    """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
+
+    Raises UsageError, ModelError, CalibrationError.
+    """
+    from intsr.export.fake_quant import fake_quantized
+    from intsr.export.pipeline import folded_from_model
+
+    if not (Path(against) / JSON_NAME).is_file():
+        model = load_model(against, context)
+        return TorchReference(reference_networks(model)), model.spec
+    if model_name is None:
+        raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
+    model = load_model(model_name, context)
+    folded = folded_from_model(model, load_calibration(Path(against)))
+    return TorchReference({n.name: fake_quantized(n) for n in folded.networks}), model.spec

@@ -1,0 +1,87 @@
+"""What a build is asked for and what it reports: plain data that travels between parent and child as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intsr.types import dataclass_from_mapping
+
+PRECISIONS = ("float32", "float16", "bfloat16")
+HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How one network is built.
+
+    target: name of the target. precision: of everything that is not integer. workspace_bytes: limit of scratch memory
+    while a kernel runs, None for the library's own. hardware_compatibility: which other GPUs a `tensorrt` plan must
+    run on; anything but `none` costs speed. compute_capabilities: for example (86, 89), the only GPUs a
+    `tensorrt-rtx` plan is for; empty for all. timing_cache: read before and rewritten after the build; it saves time
+    and does not make builds reproducible. detailed: keep the finished plan's kernels in the report.
+    """
+
+    target: str
+    precision: str = "float16"
+    workspace_bytes: int | None = None
+    hardware_compatibility: str = "none"
+    compute_capabilities: tuple[int, ...] = ()
+    timing_cache: Path | None = None
+    detailed: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
+        if self.timing_cache is not None:
+            object.__setattr__(self, "timing_cache", Path(self.timing_cache))
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, not one of {', '.join(PRECISIONS)}")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            choices = ", ".join(HARDWARE_COMPATIBILITY)
+            raise ValueError(f"hardware_compatibility is {self.hardware_compatibility!r}, not one of {choices}")
+        if self.workspace_bytes is not None and self.workspace_bytes <= 0:
+            raise ValueError(f"workspace_bytes is {self.workspace_bytes}, not positive")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-able; `from_mapping` gives the same options back."""
+        cache = None if self.timing_cache is None else str(self.timing_cache)
+        return {**asdict(self), "compute_capabilities": list(self.compute_capabilities), "timing_cache": cache}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "build options") -> BuildOptions:
+        """Raises UsageError for unknown keys and values out of range."""
+        return dataclass_from_mapping(cls, values, where)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What a build took and gave.
+
+    seconds: of the build alone, without starting the child. plan_bytes: size of the plan. peak_bytes: the child's
+    peak resident memory. library, library_version: what built it. gpu_architecture: GPUs that the plan runs on, for
+    example `sm86+`; empty for CPUs. plan: summary of the finished plan (`PlanSummary.to_mapping`), empty where the
+    target has none or it was not asked for.
+    """
+
+    seconds: float
+    plan_bytes: int
+    peak_bytes: int
+    library: str
+    library_version: str
+    gpu_architecture: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.plan_bytes <= 0:
+            raise ValueError(f"plan_bytes is {self.plan_bytes}: nothing was built")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-able; `from_mapping` gives the same report back."""
+        return asdict(self)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "build report") -> BuildReport:
+        """Raises UsageError for unknown keys and values out of range."""
+        return dataclass_from_mapping(cls, values, where)

@@ -1,0 +1,144 @@
+"""The whole way on real pictures with the bundled model: calibrate, export, compile, upscale, report.
+
+The photograph that is upscaled (scikit-image's `astronaut`, public domain) and the ones that ranges are taken from
+were not trained on, but for two of the latter.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from intsr.calib.calibrate import Recipe, calibrate
+from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.model import SRModel, load_model
+from intsr.console import Stopwatch
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.compiler import compile_engine
+from intsr.engines.targets import target_from_name
+from intsr.errors import VerificationError
+from intsr.export.lowering import lowering_from_name
+from intsr.export.pipeline import export_model
+from intsr.files import atomic_path
+from intsr.loading import require
+from intsr.runtime.bench import bench
+from intsr.runtime.engine import open_engine
+from intsr.runtime.metrics import luma_from_pixels, psnr_db
+from intsr.types import Bits
+
+PICTURE = "astronaut"
+CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket", "motorcycle_left")
+TILE_PX = 128
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPictures:
+    """original: high resolution. lr: its antialiased bicubic reduction. calibration: low-resolution files."""
+
+    original: Image.Image
+    lr: Image.Image
+    calibration: tuple[Path, ...]
+
+
+def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
+    """Fill `output` with pictures, two engines and `summary.json`; returns the summary.
+
+    Raises whatever a stage raises, and VerificationError where the integer picture is no better than bicubic.
+    """
+    watch = Stopwatch()
+    say("loading the bundled model")
+    model = load_model("demo")
+    pictures = make_pictures(output, model.spec.upscale_factor)
+    say(f"calibrating on {len(pictures.calibration)} photographs (MaxMin, {bits})")
+    calibration = calibrate(model, pictures.calibration, Recipe("maxmin", Bits.parse(bits), tile_px=TILE_PX))
+    save_calibration(calibration, output / f"calibration-{bits}")
+    engines = {
+        "fp32": _compile(model, None, "cpu", output / "demo-fp32.cpu.engine", say, precision="f32"),
+        "int8": _compile(model, calibration, "cpu", output / f"demo-{bits}.cpu.engine", say),
+        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{bits}.rtx.engine", say),
+    }
+    bicubic = pictures.lr.resize(pictures.original.size, Image.Resampling.BICUBIC)
+    _save(bicubic, output / "bicubic.png")
+    summary: dict[str, Any] = {"psnr_bicubic_db": _psnr_y_db(bicubic, pictures.original)}
+    for kind in ("fp32", "int8"):
+        say(f"upscaling with the {kind} engine")
+        for color_fix in ("wavelet", "none"):
+            with open_engine(engines[kind]) as engine:
+                picture = engine.upscale(pictures.lr, color_fix=color_fix)
+            suffix = "" if color_fix == "wavelet" else "_no_color_fix"
+            summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, pictures.original)
+            if color_fix == "wavelet":
+                _save(picture, output / f"sr_{kind}.png")
+    say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
+    timed = bench([engines["int8"], engines["fp32"]], reference="demo", size_px=TILE_PX)
+    medians = {(entry["target"], entry["bits"]): entry["median_ms"] for entry in timed["engines"]}
+    summary |= {
+        "torch_fp32_ms": medians["torch", "fp"],
+        "cpu_fp32_ms": medians["cpu", "fp"],
+        "cpu_int8_ms": medians["cpu", bits],
+        "engine_bytes": engines["int8"].stat().st_size,
+        "rtx_engine_bytes": engines["rtx"].stat().st_size,
+        "seconds": round(watch.seconds, 1),
+        "picture": PICTURE,
+        "bits": bits,
+    }
+    with atomic_path(output / "summary.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    if summary["psnr_int8_db"] <= summary["psnr_bicubic_db"]:
+        raise VerificationError(output / "summary.json", f"int8 {summary['psnr_int8_db']} dB", "more than bicubic")
+    return summary
+
+
+def make_pictures(output: Path, upscale_factor: int) -> DemoPictures:
+    """Reduce scikit-image's photographs and write the low-resolution files below `output`."""
+    data = require("skimage.data", "the demonstration's photographs")
+    original = _photograph(data, PICTURE, upscale_factor)
+    lr = _reduced(original, upscale_factor)
+    _save(lr, output / "lr.png")
+    _save(original, output / "original.png")
+    paths = []
+    for name in CALIBRATION_PICTURES:
+        path = output / "calibration-pictures" / f"{name}.png"
+        _save(_reduced(_photograph(data, name, upscale_factor), upscale_factor), path)
+        paths.append(path)
+    return DemoPictures(original, lr, tuple(paths))
+
+
+def _photograph(data: Any, name: str, multiple_px: int) -> Image.Image:
+    picture = Image.fromarray(getattr(data, name)()).convert("RGB")
+    return picture.crop((0, 0, picture.width // multiple_px * multiple_px, picture.height // multiple_px * multiple_px))
+
+
+def _reduced(picture: Image.Image, factor: int) -> Image.Image:
+    return picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _psnr_y_db(picture: Image.Image, original: Image.Image) -> float:
+    import numpy as np
+
+    luma = [luma_from_pixels(np.asarray(image)) for image in (picture, original)]
+    return round(psnr_db(luma[0], luma[1]), 4)
+
+
+def _compile(
+    model: SRModel, calibration: Calibration | None, target: str, output: Path, say: Say, precision: str | None = None
+) -> Path:
+    say(f"compiling {output.name}")
+    with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
+        exported = Path(folder) / "onnx"
+        lowering = lowering_from_name(target_from_name(target).lowering)
+        export_model(model, calibration, lowering, TILE_PX, exported)
+        compile_engine(exported, output, BuildOptions(target=target), precision)
+    return output

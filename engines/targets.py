@@ -1,0 +1,37 @@
+"""The targets, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intsr.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """module: has `build(onnx_path, plan_path, options) -> BuildReport`. lowering: what its graphs must be.
+    suffix: of its member. precision: of what is not integer, `auto` where the runtime decides on the machine.
+    """
+
+    name: str
+    module: str
+    lowering: str
+    suffix: str
+    precision: str
+
+
+TARGETS = (
+    Target("cpu", "intsr.engines.openvino", "asymmetric", "ir", "auto"),
+    Target("onnxruntime", "intsr.engines.onnxruntime", "asymmetric", "onnx", "f32"),
+    Target("tensorrt", "intsr.engines.tensorrt", "symmetric", "plan", "f16"),
+    Target("tensorrt-rtx", "intsr.engines.tensorrt_rtx", "symmetric", "plan", "f16"),
+)
+TARGET_NAMES = tuple(target.name for target in TARGETS)
+
+
+def target_from_name(name: str) -> Target:
+    """Raises UsageError."""
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    raise UsageError("--target", repr(name), f"one of {', '.join(TARGET_NAMES)}")

@@ -1,0 +1,103 @@
+"""Agreement in numbers: an engine's networks, one by one and in a row, against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intsr.errors import VerificationError
+from intsr.types import NETWORKS
+
+PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
+EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
+
+F32 = NDArray[np.float32]
+
+
+class RunsNetworks(Protocol):
+    """What is compared: an engine, or the torch reference."""
+
+    def run_network(self, name: str, x: F32) -> F32:
+        """One network on one batch of one; float32 in and out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """psnr_db: over all pictures together. max_abs_error: the largest single difference."""
+
+    name: str
+    psnr_db: float
+    max_abs_error: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {"name": self.name, "psnr_db": round(self.psnr_db, 2), "max_abs_error": self.max_abs_error}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Every network on the reference's own input, and all three in a row; worst: picture -> its PSNR in dB."""
+
+    networks: tuple[Agreement, ...]
+    end_to_end: Agreement
+    per_image_db: Mapping[str, float]
+
+
+class _Errors:
+    """Running squared error, largest error, and the peak to relate them to."""
+
+    def __init__(self, peak: float | None) -> None:
+        self.squared, self.count, self.largest = 0.0, 0, 0.0
+        self._peak, self._low, self._high = peak, np.inf, -np.inf
+
+    def add(self, got: F32, expected: F32) -> float:
+        """Returns this pair's own PSNR."""
+        if not np.isfinite(got).all():
+            raise VerificationError("engine", "NaN or infinity in its output", "finite values")
+        difference = (got - expected).astype(np.float64)
+        squared = float((difference**2).sum())
+        self.squared, self.count = self.squared + squared, self.count + difference.size
+        self.largest = max(self.largest, float(np.abs(difference).max()))
+        self._low, self._high = min(self._low, float(expected.min())), max(self._high, float(expected.max()))
+        return psnr_db(squared / difference.size, self._peak or self._high - self._low)
+
+    def agreement(self, name: str) -> Agreement:
+        return Agreement(name, psnr_db(self.squared / self.count, self._peak or self._high - self._low), self.largest)
+
+
+def psnr_db(mean_squared_error: float, peak: float) -> float:
+    """20 log10(peak) - 10 log10(MSE), at most EXACT_DB."""
+    if mean_squared_error == 0:
+        return EXACT_DB
+    return float(min(20 * np.log10(peak) - 10 * np.log10(mean_squared_error), EXACT_DB))
+
+
+def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple[str, F32]]) -> Verification:
+    """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
+
+    A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
+    when it is written. Raises VerificationError for an output that is not finite, or no input at all.
+    """
+    errors = {name: _Errors(PICTURE_PEAK if name == "decoder" else None) for name in NETWORKS}
+    total, per_image = _Errors(PICTURE_PEAK), {}
+    for label, x in inputs:
+        given, value = x, x
+        for name in NETWORKS:
+            expected = _clamped(name, reference.run_network(name, given))
+            errors[name].add(_clamped(name, engine.run_network(name, given)), expected)
+            value = engine.run_network(name, value)
+            given = expected
+        per_image[label] = total.add(_clamped("decoder", value), expected)
+    if not per_image:
+        raise VerificationError("--images", "no picture", "at least one")
+    return Verification(
+        tuple(errors[name].agreement(name) for name in NETWORKS), total.agreement("end_to_end"), per_image
+    )
+
+
+def _clamped(name: str, value: F32) -> F32:
+    return value.clip(-1, 1) if name == "decoder" else value

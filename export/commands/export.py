@@ -1,0 +1,46 @@
+"""`intsr export`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from intsr.console import common_options, detail, emit_json, say
+
+
+@click.command(epilog="Example: intsr export demo --calibration demo-w8a8 --target cpu -o demo-onnx")
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder; full precision without.")
+@click.option("--target", default="cpu", show_default=True, help="Target, or lowering, that the graphs are for.")
+@click.option("--tile", "tile_px", default=128, show_default=True, help="Side of the low-resolution tile.")
+@click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
+@common_options
+def export(
+    model: str,
+    output: Path,
+    calibration: Path | None,
+    target: str,
+    tile_px: int,
+    context: Path | None,
+    as_json: bool,
+) -> None:
+    """Write encoder, UNet and decoder as QDQ ONNX.
+
+    MODEL is a model folder in diffusers' format, or the word demo.
+    """
+    from intsr.calib.calibration import load_calibration
+    from intsr.calib.model import load_model
+    from intsr.export.lowering import lowering_from_name
+    from intsr.export.pipeline import export_model
+    from intsr.files import check_writable_folder
+
+    lowering = lowering_from_name(target)
+    check_writable_folder(output.parent)
+    ranges = load_calibration(calibration) if calibration else None
+    written = export_model(load_model(model, context), ranges, lowering, tile_px, output, detail)
+    say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {tile_px}")
+    if as_json:
+        emit_json({"output": str(output), **asdict(written)})

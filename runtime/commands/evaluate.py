@@ -1,0 +1,93 @@
+"""`intsr evaluate`: PSNR and SSIM of a folder of pictures against the originals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from intsr.console import common_options, emit_json, progress, say
+
+if TYPE_CHECKING:
+    from intsr.runtime.metrics import Scores
+
+
+@click.command(
+    epilog="Example: intsr evaluate results/ originals/ --json",
+    short_help="PSNR and SSIM of a folder of pictures against originals.",
+)
+@click.argument("sr_dir", type=click.Path(path_type=Path))
+@click.argument("hr_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--crop-border",
+    "crop_border_px",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Pixels to cut off every side before PSNR and SSIM.",
+)
+@click.option("--allow-missing", is_flag=True, help="Leave out pictures that only one folder has.")
+@click.option(
+    "--metrics", "metrics_text", default="", metavar="NAMES", help="Also lpips, dists, niqe, musiq, maniqa, clipiqa."
+)
+@common_options
+def evaluate(
+    sr_dir: Path, hr_dir: Path, crop_border_px: int, allow_missing: bool, metrics_text: str, as_json: bool
+) -> None:
+    """Mean PSNR and SSIM of the pictures in SR_DIR against their originals in HR_DIR, on luma.
+
+    Luma is BT.601 limited range, unrounded, peak 255; SSIM has the usual Gaussian window, 11 x 11, sigma 1.5.
+    Pictures are paired by exact name without the extension and must have the same size. --metrics needs the extra
+    `metrics` (pyiqa, non-commercial licence) and looks at whole pictures. The PSNR of identical pictures is
+    infinite: `inf` in the table, null in JSON, and so is a mean over one of them.
+    """
+    from dataclasses import replace
+
+    from intsr.runtime import metrics
+
+    # What can be wrong with the command line comes first: scoring may take minutes.
+    scorer = metrics.PerceptualScorer(metrics.parse_metrics(metrics_text))
+    pairing = metrics.pair_folders(sr_dir, hr_dir, allow_missing)
+    left_out = len(pairing.only_sr) + len(pairing.only_hr)
+    if left_out:
+        say(f"left out {left_out} pictures without a partner: {', '.join(pairing.only_sr + pairing.only_hr)}")
+    scores = []
+    for sr_path, hr_path in progress(pairing.pairs, "Evaluating"):
+        score = metrics.score_pair(sr_path, hr_path, crop_border_px)
+        scores.append(replace(score, perceptual=scorer.score(sr_path, hr_path)))
+    mean = metrics.mean_scores(scores)
+    if as_json:
+        answer = {"images": len(scores), **_json_from_scores(mean), "left_out": left_out}
+        emit_json(answer | {"per_image": [{"name": score.name, **_json_from_scores(score)} for score in scores]})
+    else:
+        _print_table(scores, mean)
+
+
+def _json_from_scores(scores: Scores) -> dict[str, Any]:
+    # JSON has no infinity.
+    psnr_y_db = scores.psnr_y_db if math.isfinite(scores.psnr_y_db) else None
+    return {"psnr_y_db": psnr_y_db, "ssim_y": scores.ssim_y, **scores.perceptual}
+
+
+def _print_table(scores: list[Scores], mean: Scores) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("picture", overflow="fold")
+    for heading in ("PSNR-Y dB", "SSIM-Y", *mean.perceptual):
+        table.add_column(heading, justify="right")
+    for score in scores:
+        table.add_row(score.name, *_cells(score))
+    table.add_section()
+    table.add_row(f"mean of {len(scores)}", *_cells(mean), style="bold")
+    Console().print(table)
+
+
+def _cells(scores: Scores) -> tuple[str, ...]:
+    numbers = (f"{value:.4f}" for value in scores.perceptual.values())
+    return (f"{scores.psnr_y_db:.4f}", f"{scores.ssim_y:.4f}", *numbers)

@@ -1,0 +1,92 @@
+"""The `cpu` target: an OpenVINO IR, read from memory and compiled for this CPU when it is opened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from intsr.errors import EngineMismatchError, UsageError
+from intsr.runtime.networks import Array, SessionOptions, checked_input
+from intsr.runtime.openvino_member import split_member
+
+if TYPE_CHECKING:
+    from intsr.bundle import Bundle
+    from intsr.types import NetworkEntry
+
+_DEVICE = "CPU"
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class OpenVINONetwork:
+    """A compiled model with one request. precision: what OpenVINO computes the float parts in."""
+
+    def __init__(self, entry: NetworkEntry, compiled: Any) -> None:
+        self.input, self.output = entry.input, entry.output
+        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_dtype()
+        self.precision = _PRECISIONS.get(np.dtype(hint).name if hint is not None else "", "f32")
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
+
+    def run(self, x: Array) -> Array:
+        self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
+        # A copy: the next call writes into the same tensor.
+        return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+
+    def close(self) -> None:
+        self._request = self._compiled = None
+
+
+def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object) -> str:
+    """`f32` or `bf16` for what is not integer.
+
+    `auto` takes bf16 for a quantized engine where the CPU has it: attention and other float parts then cost half.
+    A full-precision engine stays in float32, so that its name is true. Raises EngineMismatchError.
+    """
+    if requested == "bf16" and "BF16" not in capabilities:
+        raise EngineMismatchError(where, "--precision bf16", "a CPU with BF16 instructions", "use --precision f32")
+    if requested == "auto":
+        return "bf16" if quantized and "BF16" in capabilities else "f32"
+    return requested
+
+
+def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> OpenVINONetwork:
+    """Raises EngineMismatchError where this OpenVINO refuses the model, BundleError for a member of another kind."""
+    import openvino
+
+    if options.device not in (None, "cpu"):
+        raise UsageError("--device", repr(options.device), "cpu for an engine of target cpu")
+    core = openvino.Core()
+    quantized = bundle.manifest.bits != "fp"
+    capabilities = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": resolve_precision(options.precision, quantized, capabilities, bundle.path),
+    }
+    if options.threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    with bundle.member(entry.member) as view:
+        xml, weights = split_member(view, f"{bundle.path}:{entry.member}")
+        with weights:
+            # OpenVINO's own memory: the model may outlive the mapped file.
+            tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([len(weights)]))
+            tensor.data[:] = np.frombuffer(weights, np.uint8)
+    try:
+        compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
+    except RuntimeError as error:
+        raise EngineMismatchError(
+            f"{bundle.path}:{entry.member}",
+            f"OpenVINO {openvino.__version__} refuses it ({str(error).strip().splitlines()[-1]})",
+            f"built with {bundle.manifest.library_version}",
+            "compile the model again: intsr compile MODEL --target cpu",
+        ) from error
+    _check_shapes(compiled, entry, bundle.path)
+    return OpenVINONetwork(entry, compiled)
+
+
+def _check_shapes(compiled: Any, entry: NetworkEntry, where: object) -> None:
+    for info, ports in ((entry.input, compiled.inputs), (entry.output, compiled.outputs)):
+        got = [tuple(port.partial_shape.get_min_shape()) for port in ports]
+        if got != [info.shape]:
+            raise EngineMismatchError(where, f"{entry.name} has {got}", f"[{info.shape}] by the manifest")
