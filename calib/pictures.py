@@ -1,1 +1,61 @@
-def calibration_batches(*a): ...
+"""Pictures as networks see them: read, cut into tiles, enlarged, scaled to [-1, 1], by the runtime's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from intsr.errors import UsageError
+from intsr.runtime.pixels import PICTURE_SUFFIXES, read_pixels
+from intsr.runtime.resize import low_resolution_from_array, resize_box
+from intsr.runtime.tiling import pad_to_square, plan_tiles
+from intsr.types import ModelSpec
+
+# Large pictures are sampled, not swept: a few tiles each, spread over the picture, from many pictures.
+MAX_TILES = 4
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Picture files directly in `folder`, sorted by name. Raises UsageError where there is none."""
+    if not folder.is_dir():
+        raise UsageError(folder, "no such folder", "a folder of pictures")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    if not found:
+        raise UsageError(folder, "no picture", f"files ending in {', '.join(PICTURE_SUFFIXES)}")
+    return found
+
+
+def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.float32]:
+    """(n, 3, S, S) float32 in [-1, 1], S = tile_px * upscale_factor, n at most MAX_TILES.
+
+    Pictures smaller than a tile are reflected to its size, as when they are upscaled. Raises ImageError.
+    """
+    pixels: NDArray[Any] = np.rint(read_pixels(path)).astype(np.uint8)
+    source = low_resolution_from_array(pixels)
+    tiles = plan_tiles(source.height_px, source.width_px, tile_px, 0).tiles
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))
+    side = tile_px * spec.upscale_factor
+    enlarged = []
+    for tile in (tiles[index] for index in chosen):
+        box = (tile.left, tile.top, tile.left + tile.width, tile.top + tile.height)
+        enlarged.append(pad_to_square(resize_box(source, box, spec.upscale_factor, spec.resize_filter), side))
+    return np.stack(enlarged) * np.float32(2) - np.float32(1)
+
+
+def calibration_batches(pictures: Iterable[Path], spec: ModelSpec, tile_px: int) -> Iterator[torch.Tensor]:
+    """One batch a picture: (n, 3, S, S) float32 in [-1, 1]."""
+    for path in pictures:
+        yield torch.from_numpy(tiles_from_picture(path, spec, tile_px))
+
+
+def calibration_inputs(
+    pictures: Iterable[Path], spec: ModelSpec, tile_px: int
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Name and first tile of each picture: (1, 3, S, S) float32 in [-1, 1]."""
+    for path in pictures:
+        yield path.name, tiles_from_picture(path, spec, tile_px)[:1]

@@ -41,29 +41,24 @@ class TorchNetwork:
 class TorchReference:
     """Three modules by name, for `intsr.engines.verify`."""
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._modules = {name: module.eval() for name, module in modules.items()}
+    def __init__(self, networks: tuple[TorchNetwork, ...]) -> None:
+        self._networks = networks
 
-    def run_network(self, name: str, x: F32) -> F32:
-        with torch.inference_mode():
-            y: F32 = self._modules[name](torch.from_numpy(x)).numpy()
-        return y
+    def network(self, name: str) -> TorchNetwork:
+        return self._networks[NETWORKS.index(name)]
 
 
-def torch_networks(model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
-    """The full-precision reference as three runtime networks for one tile size."""
-    modules = reference_networks(model)
+def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
+    """encoder, unet and decoder as runtime networks for one tile size."""
     side = tile_px * model.spec.upscale_factor
     latent_side = side // 2 ** (len(model.vae.config.block_out_channels) - 1)
     picture, latent = (1, 3, side, side), (1, model.vae.config.latent_channels, latent_side, latent_side)
-    names = {"encoder": ("x", "latent"), "unet": ("latent", "denoised"), "decoder": ("denoised", "image")}
-    shapes = {"encoder": (picture, latent), "unet": (latent, latent), "decoder": (latent, picture)}
-    return tuple(
-        TorchNetwork(
-            modules[name], *(TensorInfo(t, s, "float32") for t, s in zip(names[name], shapes[name], strict=True))
-        )
-        for name in NETWORKS
-    )
+    tensors = {
+        "encoder": (TensorInfo("x", picture, "float32"), TensorInfo("latent", latent, "float32")),
+        "unet": (TensorInfo("latent", latent, "float32"), TensorInfo("denoised", latent, "float32")),
+        "decoder": (TensorInfo("denoised", latent, "float32"), TensorInfo("image", picture, "float32")),
+    }
+    return tuple(TorchNetwork(modules[name], *tensors[name]) for name in NETWORKS)
 
 
 def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscaler:
@@ -73,8 +68,9 @@ def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscal
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_model(model_name)
+    encoder, unet, decoder = torch_networks(reference_networks(model), model, tile_px)
     return Upscaler(
-        networks=torch_networks(model, tile_px),
+        networks=(encoder, unet, decoder),
         tile_px=tile_px,
         overlap_px=tile_px // 4,
         upscale_factor=model.spec.upscale_factor,
@@ -84,20 +80,22 @@ def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscal
 
 
 def reference_for_verification(
-    against: str, model_name: str | None, context: Path | None
+    against: str, model_name: str | None, context: Path | None, tile_px: int
 ) -> tuple[TorchReference, ModelSpec]:
     """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
 
     Raises UsageError, ModelError, CalibrationError.
     """
+    if not (Path(against) / JSON_NAME).is_file():
+        model = load_model(against, context)
+        return TorchReference(torch_networks(reference_networks(model), model, tile_px)), model.spec
+    if model_name is None:
+        raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
+    # The engine's own folding, seen from torch: what it must agree with.
     from intsr.export.fake_quant import fake_quantized
     from intsr.export.pipeline import folded_from_model
 
-    if not (Path(against) / JSON_NAME).is_file():
-        model = load_model(against, context)
-        return TorchReference(reference_networks(model)), model.spec
-    if model_name is None:
-        raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
     model = load_model(model_name, context)
     folded = folded_from_model(model, load_calibration(Path(against)))
-    return TorchReference({n.name: fake_quantized(n) for n in folded.networks}), model.spec
+    modules = {network.name: fake_quantized(network) for network in folded.networks}
+    return TorchReference(torch_networks(modules, model, tile_px)), model.spec

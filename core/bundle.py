@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from intsr.types import Manifest, NetworkEntry, TensorInfo, dataclass_from_mappi
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+# What a manifest never reaches: a small file must not unpack into all the memory there is.
+MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
 # A fixed time stamp: the same members give the same bytes.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -28,13 +31,12 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, Path]) -> Manifest:
     """Write the bundle in one piece or not at all; returns the manifest with the members' hashes filled in."""
     manifest = replace(manifest, sha256={name: sha256_from_path(file) for name, file in members.items()})
-    with atomic_path(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            archive.writestr(_zip_info(MANIFEST_NAME), json.dumps(asdict(manifest), indent=2))
-            for name, file in members.items():
-                with file.open("rb") as source, archive.open(_zip_info(name), "w", force_zip64=True) as target:
-                    while chunk := source.read(HASH_CHUNK_BYTES):
-                        target.write(chunk)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(_zip_info(MANIFEST_NAME), json.dumps(asdict(manifest), indent=2))
+        for name, file in members.items():
+            with file.open("rb") as source, archive.open(_zip_info(name), "w", force_zip64=True) as target:
+                while chunk := source.read(HASH_CHUNK_BYTES):
+                    target.write(chunk)
     return manifest
 
 
@@ -46,6 +48,8 @@ def _zip_info(name: str) -> zipfile.ZipInfo:
 
 def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
     """Raises BundleError for an unknown schema, unknown keys or values out of range."""
+    if not isinstance(values, Mapping):
+        raise BundleError(where, f"manifest is a {type(values).__name__}", "a JSON object", "compile the model again")
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -56,7 +60,10 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
         for entry in values["networks"]:
             tensors = {key: dataclass_from_mapping(TensorInfo, entry[key], where) for key in ("input", "output")}
             networks.append(dataclass_from_mapping(NetworkEntry, {**entry, **tensors}, where))
-        return dataclass_from_mapping(Manifest, {**values, "networks": networks}, where)
+        manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks}, where)
+        if not isinstance(manifest.sha256, dict):
+            raise TypeError("sha256 is not an object")
+        return manifest
     except (KeyError, TypeError, UsageError) as error:
         raise BundleError(where, f"manifest is not valid ({error})", fix="compile the model again") from error
 
@@ -67,8 +74,11 @@ def read_manifest(path: Path) -> Manifest:
         raise UsageError(path, "no such file", "an .engine bundle", "make one with: intsr compile MODEL")
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(MANIFEST_NAME).file_size > MAX_MANIFEST_BYTES:
+                raise ValueError(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
             values = json.loads(archive.read(MANIFEST_NAME))
-    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, EOFError) as error:
+    # RuntimeError: encrypted. RecursionError, one of them too: brackets without end.
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
         raise BundleError(path, f"not a bundle ({error})", "an .engine file that intsr compile wrote") from error
     return manifest_from_mapping(values, str(path))
 

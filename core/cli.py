@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-from intsr.errors import EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_USAGE, IntsrError
+from intsr.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OUT_OF_MEMORY, EXIT_USAGE, IntsrError
 
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -55,19 +55,31 @@ def cli() -> None:
     """Compile one-step-diffusion super-resolution models into integer engines, and run them."""
 
 
+def _one_line(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {context.command_path} --help" if context else message
+
+
 def main() -> None:
     """Entry point: user errors are one line, bugs keep their traceback."""
     try:
-        cli.main(standalone_mode=False)
+        # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else EXIT_OK)
     except IntsrError as error:
         click.echo(f"intsr: error: {error}", err=True)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        click.echo(f"intsr: error: {error.format_message()}", err=True)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(EXIT_USAGE)
-    except (click.Abort, KeyboardInterrupt):
+    except click.ClickException as error:
+        click.echo(f"intsr: error: {_one_line(error)}", err=True)
+        sys.exit(EXIT_USAGE)
+    except (click.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):
+            # click takes a broken file's end for Ctrl-D at a prompt; there are no prompts here.
+            raise error.__cause__ from None
         click.echo("intsr: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except MemoryError:

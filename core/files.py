@@ -13,6 +13,7 @@ from pathlib import Path
 from intsr.errors import UsageError
 
 HASH_CHUNK_BYTES = 1 << 22
+_PREFIX_CHARACTERS = 40
 
 
 def _fsync_path(path: Path) -> None:
@@ -31,17 +32,26 @@ def check_writable_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(folder, f"cannot write here ({error.strerror})", fix="choose another output folder") from error
+        raise UsageError(
+            folder, f"cannot write here ({error.strerror})", fix="choose another output folder"
+        ) from error
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file name in the folder of `path`; on success it is synced and renamed to `path`.
 
-    On any exception, Ctrl-C included, the temporary file is removed and `path` is as it was.
+    On any exception, Ctrl-C included, the temporary file is removed and `path` is as it was. Raises UsageError
+    where `path` is a folder or cannot be written.
     """
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise UsageError(path, f"cannot write here ({error.strerror})", fix="choose another output") from error
+    if is_folder:
+        raise UsageError(path, "is a folder", "a file name", "choose another output")
     check_writable_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=".part", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -55,15 +65,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`.
+def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, whose content is deleted.
 
-    Raises UsageError if `path` exists and is not a folder that may be replaced.
+    marker: a file that every folder of this kind has. On any exception `path` is as it was. Raises UsageError as
+    `check_replaceable_folder` does.
     """
-    if path.exists() and not (overwrite and path.is_dir()):
-        raise UsageError(path, "already exists", fix="remove it or choose another output")
+    # A link stays, the folder it leads to is replaced; `.` gets a name.
+    path = path.resolve()
+    check_replaceable_folder(path, overwrite, marker)
     check_writable_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(path), suffix=".part", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -71,12 +83,38 @@ def atomic_folder(path: Path, overwrite: bool = True) -> Iterator[Path]:
             # Two renames, so that a kill in between leaves the old folder whole under another name.
             retired = temporary.with_suffix(".old")
             path.replace(retired)
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except BaseException:
+                retired.replace(path)
+                raise
             shutil.rmtree(retired)
         else:
             temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "") -> None:
+    """Raises UsageError where `path` exists and must not be replaced by a new folder of that name.
+
+    That is: a file; a folder, unless `overwrite`; with a `marker`, a folder that holds other things but no such
+    file; and always a folder that the user works in or below, or lives in.
+    """
+    fix = "remove it or choose another output"
+    if not path.exists():
+        return
+    if not (overwrite and path.is_dir()):
+        raise UsageError(path, "already exists", fix=fix)
+    if any(place.resolve().is_relative_to(path.resolve()) for place in (Path.cwd(), Path.home())):
+        raise UsageError(path, "would replace the folder you are in", "a folder of its own", "choose another output")
+    if marker and not (path / marker).exists() and any(path.iterdir()):
+        raise UsageError(path, "already holds something else", f"a new folder, or one with {marker}", fix)
+
+
+def _temporary_prefix(path: Path) -> str:
+    # Cut short: with what mkstemp adds, a name of the permitted 255 bytes would be too long.
+    return f".{path.name[:_PREFIX_CHARACTERS]}."
 
 
 def _umask() -> int:

@@ -43,9 +43,7 @@ class Bits:
             return cls(None, None)
         match = re.fullmatch(r"w(\d+)a(\d+)", text)
         if match is None or not all(MIN_BITS <= int(group) <= MAX_BITS for group in match.groups()):
-            raise UsageError(
-                "--bits", repr(text), "wXaY with X and Y from 2 to 8, or fp", "for example --bits w8a8"
-            )
+            raise UsageError("--bits", repr(text), "wXaY with X and Y from 2 to 8, or fp", "for example --bits w8a8")
         return cls(int(match[1]), int(match[2]))
 
     @property

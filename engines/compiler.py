@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from intsr.types import Manifest, NetworkEntry
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
 OVERLAP_SHARE = 4
 DEFAULT_COLOR_FIX = "wavelet"
+# Every kernel of every plan, for those who look closer: beside the networks, so that the manifest stays readable.
+KERNELS_MEMBER = "kernels.json"
 
 
 def compile_engine(
@@ -55,6 +58,10 @@ def compile_engine(
                 target.module, export_folder / entry.member, members[member], options
             )
             entries.append(NetworkEntry(entry.name, member, entry.input, entry.output))
+        if any("layers" in report.plan for report in reports.values()):
+            members[KERNELS_MEMBER] = Path(folder) / KERNELS_MEMBER
+            kernels = {name: report.plan.get("layers", []) for name, report in reports.items()}
+            members[KERNELS_MEMBER].write_text(json.dumps(kernels), encoding="utf-8")
         manifest = _manifest(export, tuple(entries), options, reports, precision or target.precision)
         return write_bundle(output, manifest, members)
 
@@ -71,7 +78,10 @@ def _manifest(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(report.seconds for report in reports.values()), 3),
         "peak_bytes": max(report.peak_bytes for report in reports.values()),
-        "plans": {name: report.plan for name, report in reports.items()},
+        "plans": {
+            name: {key: value for key, value in report.plan.items() if key != "layers"}
+            for name, report in reports.items()
+        },
         "options": options.to_mapping() | {"timing_cache": None},
     }
     return Manifest(

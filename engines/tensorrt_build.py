@@ -25,13 +25,12 @@ _FAILURES = ("INTERNAL_ERROR", "ERROR")
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A loaded TensorRT. name: the target. official_rtx: NVIDIA's own TensorRT-RTX bindings."""
+    """A loaded TensorRT. module: its Python API. name: the target. gpu_architecture: what its plans will run on."""
 
     module: Any
     name: str
     version: str
     gpu_architecture: str
-    official_rtx: bool = False
 
 
 @dataclass(slots=True)
@@ -124,9 +123,7 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
         level = options.hardware_compatibility.upper().replace("+", "_PLUS").replace("-", "_")
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     if options.compute_capabilities:
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, capability in enumerate(options.compute_capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
+        _set_compute_capabilities(library, config, options.compute_capabilities)
     if options.timing_cache is not None:
         old = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
         cache = config.create_timing_cache(old)
@@ -134,6 +131,15 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
         if cache is None or not config.set_timing_cache(cache, False):
             config.set_timing_cache(config.create_timing_cache(b""), False)
     return config
+
+
+def _set_compute_capabilities(library: Library, config: Any, capabilities: tuple[int, ...]) -> None:
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        value = getattr(library.module.ComputeCapability, f"SM{capability}", None)
+        # It answers False instead of raising, and would then build for other GPUs than asked.
+        if value is None or not config.set_compute_capability(value, index):
+            raise BuildError(library.name, f"compute capability {capability} is refused", "for example 86, 89 or 120")
 
 
 def _save_timing_cache(config: Any, options: BuildOptions) -> None:

@@ -24,12 +24,11 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
         got = "hardware compatibility same-compute-capability"
         raise BuildError(TARGET, got, "none: its plans run on all RTX GPUs", "leave the option out")
     module, version = rtx_bindings.load()
-    official = rtx_bindings.is_official(module)
-    if options.compute_capabilities and not official:
+    if options.compute_capabilities and not rtx_bindings.is_official(module):
         fix = "leave it out, or install NVIDIA's own tensorrt_rtx wheel"
         raise BuildError(TARGET, "compute capabilities cannot be chosen with the bindings of PyPI", fix=fix)
     capabilities = options.compute_capabilities
     architecture = ",".join(f"sm{c}" for c in capabilities) if capabilities else DEFAULT_ARCHITECTURE
-    library = Library(module, TARGET, version, architecture, official_rtx=official)
+    library = Library(module, TARGET, version, architecture)
     # RTX has no compatibility levels: `none` and `ampere+` both mean what it always does.
     return build_plan(library, onnx_path, plan_path, replace(options, hardware_compatibility="none"))

@@ -79,6 +79,5 @@ def check_runs_here(manifest: Manifest, where: object) -> None:
         raise EngineMismatchError(where, f"{built}; {library.module} is not installed", fix=library.install)
     # Both libraries read what their older releases wrote, and refuse what newer ones wrote.
     if release_from_version(installed) < release_from_version(manifest.library_version):
-        raise EngineMismatchError(
-            where, f"{built}; here is {installed}", "the same version or a newer one", f"{library.install}, or {again}"
-        )
+        fix = f"{library.install}, or {again}"
+        raise EngineMismatchError(where, f"{built}; here is {installed}", "the same version or a newer one", fix)

@@ -66,7 +66,7 @@ def checked_input(x: Array, info: TensorInfo) -> Array:
 
 
 def precision_from_network(network: Network) -> str:
-    """Of what is not integer, as the backend settled it: `bf16`, or the dtype of the output where it had no choice."""
+    """What the parts that are not integer are computed in, as the backend settled it, or the output's dtype."""
     return str(getattr(network, "precision", network.output.dtype))
 
 

@@ -33,9 +33,7 @@ def low_resolution_from_array(pixels: Array) -> LowResolution:
         return LowResolution((Image.fromarray(np.ascontiguousarray(rgb)),), width, height)
     unit = pixels.astype(np.float32) / np.float32(65535)
     channels = (unit,) if unit.ndim == 2 else tuple(np.moveaxis(unit, 2, 0))
-    return LowResolution(
-        tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels), width, height
-    )
+    return LowResolution(tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels), width, height)
 
 
 def resize_box(

@@ -41,8 +41,9 @@ def verify(
 
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision) as opened:
-        reference, spec = reference_for_verification(against, model, context)
-        inputs = calibration_inputs(progress(pictures, "verifying"), spec, opened.manifest.tile_px)
+        tile_px = opened.manifest.tile_px
+        reference, spec = reference_for_verification(against, model, context, tile_px)
+        inputs = calibration_inputs(progress(pictures, "verifying"), spec, tile_px)
         result = run(opened, reference, inputs)
     passed = result.end_to_end.psnr_db >= min_psnr_db
     for item in (*result.networks, result.end_to_end):

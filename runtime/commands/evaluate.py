@@ -53,7 +53,7 @@ def evaluate(
     pairing = metrics.pair_folders(sr_dir, hr_dir, allow_missing)
     left_out = len(pairing.only_sr) + len(pairing.only_hr)
     if left_out:
-        say(f"left out {left_out} pictures without a partner: {', '.join(pairing.only_sr + pairing.only_hr)}")
+        say(f"left out, for want of a partner: {', '.join(pairing.only_sr + pairing.only_hr)}")
     scores = []
     for sr_path, hr_path in progress(pairing.pairs, "Evaluating"):
         score = metrics.score_pair(sr_path, hr_path, crop_border_px)

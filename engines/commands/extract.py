@@ -1,0 +1,58 @@
+"""`intsr extract`: the raw plans of a bundle, for trtexec, Triton and the like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from intsr.console import common_options, emit_json, say
+
+if TYPE_CHECKING:
+    from intsr.bundle import Bundle
+
+_COPY_CHUNK_BYTES = 1 << 24
+
+
+@click.command(
+    epilog="Example: intsr extract model.engine -o plans && trtexec --loadEngine=plans/unet.plan",
+    short_help="Write the raw plans of an .engine file.",
+)
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@common_options
+def extract(engine: Path, output: Path, as_json: bool) -> None:
+    """Write every member of ENGINE as a file in a folder, with manifest.json beside them.
+
+    The engine is checked first, hash by hash. A folder that an earlier `extract` wrote is replaced.
+    """
+    from intsr.bundle import MANIFEST_NAME, Bundle
+    from intsr.files import atomic_folder
+
+    with Bundle(engine) as bundle, atomic_folder(output, marker=MANIFEST_NAME) as folder:
+        files = _write_members(bundle, folder)
+    if as_json:
+        emit_json({"folder": str(output), "files": files})
+    for file in files:
+        say(f"{output / str(file['name'])}: {file['size_bytes']:,} bytes")
+
+
+def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:
+    """Raises BundleError for a member whose name is more than a file name: it could be written anywhere."""
+    import json
+    from dataclasses import asdict
+
+    from intsr.bundle import MANIFEST_NAME
+    from intsr.errors import BundleError
+
+    manifest = json.dumps(asdict(bundle.manifest), indent=2) + "\n"
+    (folder / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
+    sizes = bundle.sizes_bytes()
+    for name in sizes:
+        if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
+            raise BundleError(bundle.path, f"member {name!r}", "plain file names", "do not use this file")
+        with bundle.member(name) as view, (folder / name).open("wb") as file:
+            for start in range(0, len(view), _COPY_CHUNK_BYTES):
+                file.write(view[start : start + _COPY_CHUNK_BYTES])
+    return [{"name": name, "size_bytes": size} for name, size in {MANIFEST_NAME: len(manifest), **sizes}.items()]

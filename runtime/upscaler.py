@@ -1,0 +1,215 @@
+"""Any picture through three static networks: enlarge, tile, run, blend, fix colours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from intsr.errors import ImageError, UsageError, VerificationError
+from intsr.runtime.color_fix import fix_colors
+from intsr.runtime.networks import Array, Network
+from intsr.runtime.resize import LowResolution, low_resolution_from_array, resize_box
+from intsr.runtime.tiling import Tile, blend_weights, pad_to_square, plan_tiles
+from intsr.types import COLOR_FIXES, NETWORKS
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture: TypeAlias = Array | Image.Image
+
+TileProgress: TypeAlias = Callable[[Sequence[Tile]], Iterable[Tile]]
+
+STAGES = ("resize", *NETWORKS, "blend", "color_fix")
+# Rec. 601, as Pillow's own RGB to L.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# An input that spans at least this much of its range is not flat.
+_FLAT_RANGE = 8 / 255
+# Less than half a step of 8 bits.
+_SAME_COLOUR = 0.4 / 255
+
+
+@dataclass(frozen=True, slots=True)
+class UpscaleResult:
+    """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`. tiles: how many ran."""
+
+    image: Picture
+    stages_ms: dict[str, float]
+    total_ms: float
+    tiles: int
+
+
+@dataclass(slots=True)
+class _StageClock:
+    stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages_ms[name] += (time.perf_counter() - start) * 1e3
+
+
+class Upscaler:
+    """Three networks with the tiling and colour fix around them; close it, or use it as a context manager.
+
+    networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
+    neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[Network, Network, Network],
+        tile_px: int,
+        overlap_px: int,
+        upscale_factor: int,
+        resize_filter: str,
+        color_fix: str,
+    ) -> None:
+        self.networks = networks
+        self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
+        self.resize_filter, self.color_fix = resize_filter, color_fix
+        side_px = tile_px * upscale_factor
+        for name, info in (("encoder input", networks[0].input), ("decoder output", networks[2].output)):
+            if info.shape != (1, 3, side_px, side_px):
+                raise UsageError(name, f"shape {info.shape}", f"(1, 3, {side_px}, {side_px}) for {tile_px} px tiles")
+
+    def network(self, name: str) -> Network:
+        """By name: `encoder`, `unet` or `decoder`."""
+        return self.networks[NETWORKS.index(name)]
+
+    def run_pipeline(self, x: Array) -> Array:
+        """One tile: (1, 3, T f, T f) in [-1, 1] -> (1, 3, T f, T f), nominally in [-1, 1], not clamped."""
+        for network in self.networks:
+            x = network.run(x)
+        return x
+
+    def upscale(self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None) -> Picture:
+        """The picture, `upscale_factor` times as large, of the same type and dtype.
+
+        image: (H, W, 3) RGB or (H, W) grey, uint8 or uint16, or a Pillow image of mode RGB, L or I;16. Any size.
+        color_fix, overlap_px: None for the defaults. Raises ImageError, UsageError, VerificationError (an output
+        that is not a picture: NaN, infinite, or flat although the input is not).
+        """
+        return self.upscale_with_timings(image, color_fix, overlap_px).image
+
+    def upscale_with_timings(
+        self,
+        image: Picture,
+        color_fix: str | None = None,
+        overlap_px: int | None = None,
+        tile_progress: TileProgress | None = None,
+    ) -> UpscaleResult:
+        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it."""
+        color_fix = self.color_fix if color_fix is None else color_fix
+        overlap_px = self.overlap_px if overlap_px is None else overlap_px
+        if color_fix not in COLOR_FIXES:
+            raise UsageError("--color-fix", repr(color_fix), f"one of {', '.join(COLOR_FIXES)}")
+        pixels = pixels_from_picture(image)
+        start, clock = time.perf_counter(), _StageClock()
+        source = low_resolution_from_array(pixels)
+        output, tiles = self._run_tiles(source, overlap_px, clock, tile_progress)
+        _check_output(output, pixels)
+        np.clip(output, 0, 1, out=output)
+        if color_fix != "none":
+            with clock.stage("resize"):
+                whole = (0, 0, source.width_px, source.height_px)
+                reference = resize_box(source, whole, self.upscale_factor, self.resize_filter)
+            with clock.stage("color_fix"):
+                fix_colors(output, reference, color_fix)
+        with clock.stage("blend"):
+            result = _pixels_from_unit(output, pixels)
+        total_ms = (time.perf_counter() - start) * 1e3
+        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, tiles)
+
+    def _run_tiles(
+        self, source: LowResolution, overlap_px: int, clock: _StageClock, tile_progress: TileProgress | None
+    ) -> tuple[Array, int]:
+        """Blended output (3, H f, W f) float32, nominally in [0, 1]; number of tiles."""
+        factor = self.upscale_factor
+        height_px, width_px = source.height_px * factor, source.width_px * factor
+        plan = plan_tiles(source.height_px, source.width_px, self.tile_px, overlap_px)
+        side_px = self.tile_px * factor
+        rows = blend_weights(tuple(top * factor for top in plan.tops), side_px, height_px)
+        columns = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
+        output = np.zeros((3, height_px, width_px), np.float32)
+        tiles = plan.tiles
+        for tile in tile_progress(tiles) if tile_progress else tiles:
+            with clock.stage("resize"):
+                box = (tile.left, tile.top, tile.left + tile.width, tile.top + tile.height)
+                enlarged = resize_box(source, box, factor, self.resize_filter)
+                x = pad_to_square(enlarged, side_px)[None] * np.float32(2) - np.float32(1)
+            for name, network in zip(NETWORKS, self.networks, strict=True):
+                with clock.stage(name):
+                    x = network.run(x)
+            with clock.stage("blend"):
+                height, width = tile.height * factor, tile.width * factor
+                unit = x[0, :, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
+                unit *= rows[tile.row][:, None]
+                unit *= columns[tile.column]
+                top, left = tile.top * factor, tile.left * factor
+                output[:, top : top + height, left : left + width] += unit
+        return output, len(tiles)
+
+    def close(self) -> None:
+        for network in self.networks:
+            network.close()
+
+    def __enter__(self) -> Upscaler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def pixels_from_picture(image: Picture) -> Array:
+    """(H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
+    if not isinstance(image, np.ndarray):
+        if image.mode not in ("RGB", "L", "I;16"):
+            raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
+        image = np.asarray(image)
+    colour_axes = image.shape[2:]
+    if image.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in image.shape:
+        raise ImageError("picture", f"shape {image.shape}", "(H, W, 3) or (H, W), not empty")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError("picture", f"dtype {image.dtype}", "uint8 or uint16")
+    return image
+
+
+def _check_output(output: Array, pixels: Array) -> None:
+    """Raises VerificationError for what no picture file should be made of."""
+    # NaN goes through max and min: no temporary of the picture's size is needed.
+    high, low = output.max(axis=(1, 2)), output.min(axis=(1, 2))
+    problem = ""
+    if not (np.isfinite(high).all() and np.isfinite(low).all()):
+        problem = "NaN or infinite values"
+    elif int(pixels.max()) - int(pixels.min()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max:
+        problem = "one flat colour" if float((high - low).max()) < _SAME_COLOUR else ""
+    if problem:
+        raise VerificationError("the engine's output", problem, "a picture", "compile the model again")
+
+
+def _pixels_from_unit(output: Array, like: Array) -> Array:
+    """(3, H, W) float32, overwritten -> (H, W, 3) or (H, W) as `like` is, in its dtype, rounded and clipped."""
+    peak = np.float32(np.iinfo(like.dtype).max)
+    if like.ndim == 2:
+        output = np.tensordot(_LUMA, output, axes=1)[None]
+    result = np.empty((*output.shape[1:], len(output)), like.dtype)
+    for channel, values in enumerate(output):
+        values *= peak
+        np.rint(values, out=values)
+        np.clip(values, 0, peak, out=values)
+        result[..., channel] = values
+    return result if like.ndim == 3 else result[..., 0]
+
+
+def _picture_like(image: Picture, pixels: Array) -> Picture:
+    if isinstance(image, np.ndarray):
+        return pixels
+    from PIL import Image
+
+    return Image.fromarray(pixels)

@@ -1,0 +1,61 @@
+"""Graphs and finished builds that several tests of the engines look at."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from intsr.engines.build_types import BuildOptions, BuildReport
+from intsr.engines.child import build_in_child
+
+RTX_MODULE = "intsr.engines.tensorrt_rtx"
+BuildRtx = Callable[..., tuple[BuildReport, Path]]
+
+
+def _load_graphs() -> ModuleType:
+    # pytest imports tests by path (--import-mode=importlib): siblings have no importable name.
+    spec = importlib.util.spec_from_file_location("rtx_graphs", Path(__file__).with_name("rtx_graphs.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def graphs() -> ModuleType:
+    return _load_graphs()
+
+
+@pytest.fixture(scope="session")
+def build_rtx(tmp_path_factory: pytest.TempPathFactory) -> BuildRtx:
+    """build_rtx(graph, **options) -> report and the plan's path."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("PyPI has TensorRT-RTX for Linux on x86_64 only")
+
+    def build(graph: Any, **options: Any) -> tuple[BuildReport, Path]:
+        folder = tmp_path_factory.mktemp("rtx")
+        onnx_path = graph.save(folder / "network.onnx")
+        plan_path = folder / "network.plan"
+        report = build_in_child(RTX_MODULE, onnx_path, plan_path, BuildOptions("tensorrt-rtx", **options))
+        return report, plan_path
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def resblock_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport, Path]:
+    """An int8 ResBlock, built once."""
+    return build_rtx(graphs.resblock())
+
+
+@pytest.fixture(scope="session")
+def attention_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport, Path]:
+    """Int8 linears around fp16 self- and cross-attention, built once."""
+    return build_rtx(graphs.attention_block())

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.child import BuildOutOfMemoryError, build_in_child
+from intsr.errors import EXIT_OUT_OF_MEMORY, BuildError, UsageError
+
+OPTIONS = BuildOptions("cpu", workspace_bytes=12345)
+PRELUDE = """
+import os, signal, sys, time
+from intsr.engines.build_types import BuildReport
+from intsr.errors import BuildError, MissingLibraryError
+def build(onnx_path, plan_path, options):
+"""
+
+
+@pytest.fixture
+def fake_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """fake_builder(body) -> name of a module whose `build` has that body."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(body: str) -> str:
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        (tmp_path / "fake_builder.py").write_text(PRELUDE + lines)
+        return "fake_builder"
+
+    return write
+
+
+@pytest.fixture
+def onnx_path(tmp_path: Path) -> Path:
+    path = tmp_path / "network.onnx"
+    path.write_bytes(b"graph")
+    return path
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "network.plan"
+
+
+WHOLE = """plan_path.write_bytes(onnx_path.read_bytes() * 2)
+print(options)
+return BuildReport(1.0, 10, 0, "fake", "1", "sm86+", {"kernels": options.workspace_bytes})"""
+
+
+def test_a_build_gives_its_plan_and_report(fake_builder, onnx_path: Path, output: Path) -> None:
+    report = build_in_child(fake_builder(WHOLE), onnx_path, output, OPTIONS)
+    assert output.read_bytes() == b"graphgraph"
+    assert (report.library, report.gpu_architecture, report.plan) == ("fake", "sm86+", {"kernels": 12345})
+    assert [path.name for path in output.parent.iterdir()] == ["network.plan"]
+
+
+def test_peak_memory_is_that_of_the_child_alone(fake_builder, onnx_path: Path, output: Path) -> None:
+    parents_own = bytearray(300_000_000)
+    small = build_in_child(fake_builder(WHOLE), onnx_path, output, OPTIONS).peak_bytes
+    big = build_in_child(fake_builder("x = bytearray(150_000_000)\n" + WHOLE), onnx_path, output, OPTIONS).peak_bytes
+    assert len(parents_own) > small > 1_000_000
+    assert big - small == pytest.approx(150_000_000, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("plan_path.write_bytes(b'half')\nraise ValueError('two\\nlines')", r"failed \(ValueError: two lines\)"),
+        ("raise BuildError('node 3', 'is odd', 'even', 'turn it')", "^node 3: is odd; expected even; turn it$"),
+        ("raise MissingLibraryError('tensorrt', 'tensorrt', 'here')", r"pip install \"intsr\[tensorrt\]\""),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", r"crashed \(SIGSEGV\)"),
+        ("plan_path.write_bytes(b'half'); os.abort()", r"crashed \(SIGABRT\)"),
+        ("os._exit(7)", "ended with code 7 and no report"),
+        ("raise SystemExit(0)", r"failed \(SystemExit: 0\)"),
+        ("plan_path.write_bytes(b'12345')\nreturn BuildReport(1.0, 10, 0, 'fake', '1')", "5 bytes; expected 10"),
+        ("return BuildReport(1.0, 10, 0, 'fake', '1')", "0 bytes; expected 10"),
+        ("return None", r"failed \(TypeError"),
+    ],
+)
+def test_every_failure_is_one_line_and_leaves_nothing(
+    fake_builder, onnx_path: Path, output: Path, body: str, message: str
+) -> None:
+    with pytest.raises(BuildError, match=message) as caught:
+        build_in_child(fake_builder(body), onnx_path, output, OPTIONS)
+    assert "\n" not in str(caught.value)
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("body", ["raise MemoryError", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_want_of_memory_has_its_own_exit_code(fake_builder, onnx_path: Path, output: Path, body: str) -> None:
+    with pytest.raises(BuildOutOfMemoryError) as caught:
+        build_in_child(fake_builder(body), onnx_path, output, OPTIONS)
+    assert caught.value.exit_code == EXIT_OUT_OF_MEMORY
+    assert "memory" in str(caught.value)
+
+
+def test_a_failed_build_keeps_the_plan_of_before(fake_builder, onnx_path: Path, output: Path) -> None:
+    output.parent.mkdir()
+    output.write_bytes(b"before")
+    with pytest.raises(BuildError):
+        build_in_child(fake_builder("plan_path.write_bytes(b'half')\nos.abort()"), onnx_path, output, OPTIONS)
+    assert output.read_bytes() == b"before"
+
+
+def test_an_unknown_module_and_a_missing_graph_are_named(onnx_path: Path, output: Path) -> None:
+    with pytest.raises(BuildError, match="No module named 'no_such_builder'"):
+        build_in_child("no_such_builder", onnx_path, output, OPTIONS)
+    with pytest.raises(UsageError, match="no such file"):
+        build_in_child("no_such_builder", onnx_path.with_name("missing.onnx"), output, OPTIONS)
+
+
+SLEEPER = """plan_path.write_bytes(b'half')
+(onnx_path.parent / 'pid').write_text(str(os.getpid()))
+time.sleep(60)"""
+PARENT = """
+import sys
+from pathlib import Path
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.child import build_in_child
+build_in_child("fake_builder", Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions("cpu"))
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_parent_that_ends_takes_the_child_with_it(fake_builder, onnx_path: Path, output: Path, sent: int) -> None:
+    fake_builder(SLEEPER)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, onnx_path, output], stderr=subprocess.DEVNULL)
+    pid_path = onnx_path.parent / "pid"
+    _wait_until(lambda: pid_path.exists() and bool(pid_path.read_text()))
+    parent.send_signal(sent)
+    assert parent.wait(10) != 0
+    _wait_until(lambda: not _alive(int(pid_path.read_text())))
+    if sent == signal.SIGINT:
+        assert list(output.parent.iterdir()) == []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that nobody has waited for is dead, too.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait_until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

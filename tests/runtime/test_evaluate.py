@@ -1,0 +1,86 @@
+"""`intsr evaluate`: what it prints, and its errors as the shell sees them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from skimage import data
+
+from intsr.runtime.commands.evaluate import evaluate
+from intsr.runtime.metrics import score_pair
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two pictures: `a` 2 levels brighter than its original, `b` equal to it."""
+    for folder, change in (("sr", 2), ("hr", 0)):
+        (tmp_path / folder).mkdir()
+        for name, picture in (("a", data.coffee()), ("b", data.chelsea())):
+            pixels = picture[50:90, 50:100].astype(int) + (change if name == "a" else 0)
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(tmp_path / folder / f"{name}.png")
+    return tmp_path / "sr", tmp_path / "hr"
+
+
+def _run(*arguments):
+    return CliRunner().invoke(evaluate, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_json(folders):
+    sr, hr = folders
+    (sr / "b.png").unlink()
+    result = _run(sr, hr, "--allow-missing", "--json")
+    answer = json.loads(result.stdout)
+    expected = score_pair(sr / "a.png", hr / "a.png")
+    numbers = {"psnr_y_db": expected.psnr_y_db, "ssim_y": expected.ssim_y}
+    assert answer == {"images": 1, **numbers, "left_out": 1, "per_image": [{"name": "a", **numbers}]}
+    assert result.stdout.count("\n") == 1
+    assert "left out, for want of a partner: b" in result.stderr
+
+
+def test_identical_pictures_are_null_in_json_and_inf_in_the_table(folders):
+    answer = json.loads(_run(*folders, "--json").stdout)
+    assert answer["psnr_y_db"] is None
+    assert [image["psnr_y_db"] is None for image in answer["per_image"]] == [False, True]
+    assert answer["per_image"][1]["ssim_y"] == pytest.approx(1)
+    rows = [line.split() for line in _run(*folders).stdout.splitlines()]
+    assert ["b", "inf", "1.0000"] in rows
+
+
+def test_table_has_a_row_a_picture_and_the_mean(folders):
+    sr, hr = folders
+    expected = score_pair(sr / "a.png", hr / "a.png", 4)
+    (sr / "b.png").unlink(), (hr / "b.png").unlink()
+    rows = [line.split() for line in _run(sr, hr, "--crop-border", 4).stdout.splitlines()]
+    numbers = [f"{expected.psnr_y_db:.4f}", f"{expected.ssim_y:.4f}"]
+    assert ["a", *numbers] in rows
+    assert ["mean", "of", "1", *numbers] in rows
+
+
+@pytest.mark.parametrize("case", ["missing", "size", "broken", "folder", "metric"])
+def test_user_errors_are_one_line_and_exit_2(folders, case):
+    sr, hr = folders
+    arguments = [str(sr), str(hr)]
+    if case == "missing":
+        (sr / "b.png").unlink()
+    elif case == "size":
+        Image.open(hr / "a.png").crop((0, 0, 40, 39)).save(sr / "a.png")
+    elif case == "broken":
+        (sr / "a.png").write_bytes((hr / "a.png").read_bytes()[:200])
+    elif case == "folder":
+        arguments[0] = str(sr / "nothing")
+    else:
+        arguments += ["--metrics", "fid"]
+    run = subprocess.run(
+        [sys.executable, "-m", "intsr", "evaluate", *arguments, "--json"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.startswith("intsr: error: ")
+    assert run.stderr.count("\n") == 1
+    assert {"missing": "b", "size": "a.png", "broken": "a.png", "folder": "nothing", "metric": "fid"}[
+        case
+    ] in run.stderr
