@@ -4,10 +4,10 @@ With `profiling_verbosity = DETAILED` the builder prints one line a kernel:
 `Name: .., LayerType: .., Inputs: [{ Name: .., Dimensions: [..], .. Datatype: .., Format: .. }, ..], Constants: [..],
 Outputs: [..], TacticName: .., StreamId: 0, Metadata: [ONNX Layer: a][ONNX Layer: b]`.
 
-What a convolution or GEMM runs on is read from the kernel that multiplies. It is not the only one that names the ONNX
-layer: an int8 convolution is followed by a generated kernel (`kgen`) that scales, adds the bias and carries the same
-name, and its input may be prepared by another. Int8 weights show up as an Int8 constant. Where the builder gives up on
-int8, the quantizer and dequantizer fuse, a kernel dequantizes the weights, and the convolution has Half inputs.
+What a convolution or GEMM runs on is read from the kernel that multiplies. It is not the only one that names the
+ONNX layer: an int8 convolution is followed by a generated kernel (`kgen`) that scales, adds the bias and carries the
+same name, and its input may be prepared by another. Int8 weights show up as an Int8 constant. Where the builder gives
+up on int8, quantizer and dequantizer fuse, a kernel dequantizes the weights, and the convolution has Half inputs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from intsr.engines.onnx_layers import OnnxLayer
 from intsr.types import dataclass_from_mapping
 
 _KERNEL = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], "
-    r"Outputs: \[(?P<outputs>.*)\], TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), "
+    r"Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], Outputs: \[(?P<outputs>.*)\], "
+    r"TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*\[ONNX Layer: |\s*$)")
@@ -149,7 +150,9 @@ class PlanSummary:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "plan") -> PlanSummary:
         """Raises UsageError for unknown keys."""
-        rest = {k: v for k, v in values.items() if k not in ("kernels", "kernels_by_kind", "int8_mac_share", "layers")}
+        rest = {
+            k: v for k, v in values.items() if k not in ("kernels", "kernels_by_kind", "int8_mac_share", "layers")
+        }
         return dataclass_from_mapping(cls, {**rest, "kernels": values.get("layers", ())}, where)
 
 
@@ -203,12 +206,18 @@ def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> Plan
 def _multiplying_kernels(layer: str, kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
     """The kernels that carry out a layer's multiplications.
 
-    Kernels are called after what they multiply (`conv_1_myl0_4`, `q+k+v_myl0_1`). One that is called so wins over one
-    that only mentions the layer in its metadata: there it may have taken in just the layer's scale or bias.
+    One that is called after the layer wins over one that only mentions it in its metadata: there it may have taken in
+    just the layer's scale or bias.
     """
     mentioning = [k for k in kernels if k.multiplies and layer in k.onnx_layers]
-    called = [k for k in mentioning if layer in re.sub(r"_myl\d+_\d+$", "", k.name).split("+")]
+    called = [k for k in mentioning if layer in _layers_in_name(k.name)]
     return tuple(called or mentioning)
+
+
+def _layers_in_name(name: str) -> set[str]:
+    """What a kernel multiplies, by its name: `conv_1_myl0_4`, `q_U3+k_U4+v_U7_myl0_1` (U: the compiler's count)."""
+    parts = re.sub(r"_myl\d+_\d+$", "", name).split("+")
+    return {*parts, *(re.sub(r"_U\d+$", "", part) for part in parts)}
 
 
 def _is_float32_gemm(kernel: Kernel, op_types: Mapping[str, str]) -> bool:

@@ -155,4 +155,6 @@ def _check_tag(plan_path: Path) -> None:
         tag = int.from_bytes(file.read(4), "little")
     if tag not in PLAN_TAGS:
         plan_path.unlink()
-        raise BuildError(plan_path, f"the builder wrote something with tag {tag:#x}", f"a plan, {' or '.join(map(hex, PLAN_TAGS))}")
+        raise BuildError(
+            plan_path, f"the builder wrote something with tag {tag:#x}", f"a plan, {' or '.join(map(hex, PLAN_TAGS))}"
+        )

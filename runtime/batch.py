@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +74,14 @@ def _folder_jobs(inputs: Sequence[Path], output: Path, recursive: bool, naming: 
 
 
 def _check_collisions(jobs: Sequence[Job]) -> None:
-    sources = {job.source.resolve(): job.source for job in jobs}
-    taken: dict[Path, Path] = {}
+    sources = {job.source.resolve() for job in jobs}
+    taken: dict[str, Path] = {}
     for job in jobs:
-        # Without regard to case: some file systems see one file in a.png and A.png.
-        key = Path(str(job.output.resolve()).casefold())
+        # Windows sees one file in a.png and A.png.
+        key = os.path.normcase(str(job.output.resolve()))
         if key in taken:
-            raise UsageError(
-                job.output, f"{taken[key]} and {job.source} would both be written here", fix="rename one"
-            )
+            got = f"{taken[key]} and {job.source} would both be written here"
+            raise UsageError(job.output, got, fix="rename one, or choose another --format")
         taken[key] = job.source
         if job.output.resolve() in sources:
             raise UsageError(job.output, "is itself an input", fix="choose another -o or a --suffix")

@@ -5,6 +5,8 @@ Source: METHODS.md section 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from intsr.runtime.networks import Array
@@ -13,8 +15,8 @@ WAVELET_LEVELS = 5
 _VARIANCE_FLOOR = 1e-5
 
 
-def fix_colors(image: Array, reference: Array, color_fix: str) -> Array:
-    """image (3, H, W) float32 in [0, 1], overwritten; reference: the enlarged input, likewise, unchanged.
+def fix_colors(image: Array, reference: Iterable[Array], color_fix: str) -> Array:
+    """image: (3, H, W) float32 in [0, 1], overwritten. reference: three times (H, W), the enlarged input likewise.
 
     color_fix: `wavelet`, `adain` or `none`. Returns `image`, not clipped.
     """
@@ -22,8 +24,8 @@ def fix_colors(image: Array, reference: Array, color_fix: str) -> Array:
         return image
     fix = {"adain": _adain_channel, "wavelet": _wavelet_channel}[color_fix]
     # A channel at a time: the temporaries of a large picture are as large as the picture.
-    for channel, target in enumerate(image):
-        image[channel] = fix(target, reference[channel])
+    for target, source in zip(image, reference, strict=True):
+        target[:] = fix(target, source)
     return image
 
 
@@ -31,7 +33,8 @@ def _adain_channel(target: Array, source: Array) -> Array:
     """(target - mean_t) / std_t * std_s + mean_s, (H, W) float32; unbiased variances, each plus 1e-5."""
     mean_t, std_t = _mean_and_std(target)
     mean_s, std_s = _mean_and_std(source)
-    return (target - np.float32(mean_t)) * np.float32(std_s / std_t) + np.float32(mean_s)
+    fixed: Array = (target - np.float32(mean_t)) * np.float32(std_s / std_t) + np.float32(mean_s)
+    return fixed
 
 
 def _mean_and_std(channel: Array) -> tuple[float, float]:
@@ -50,7 +53,8 @@ def _wavelet_channel(target: Array, source: Array) -> Array:
     low = source - target
     for level in range(WAVELET_LEVELS):
         low = _blur_axis(_blur_axis(low, 2**level, 0), 2**level, 1)
-    return target + low
+    fixed: Array = target + low
+    return fixed
 
 
 def _blur_axis(channel: Array, dilation: int, axis: int) -> Array:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 PRECISIONS = ("auto", "f32", "bf16")
+_SHORT_NAMES = {"float32": "f32", "float16": "f16"}
 
 # target -> "module:function", function(bundle, entry, options) -> Network
 BACKENDS: dict[str, str] = {
@@ -66,8 +67,8 @@ def checked_input(x: Array, info: TensorInfo) -> Array:
 
 
 def precision_from_network(network: Network) -> str:
-    """What the parts that are not integer are computed in, as the backend settled it, or the output's dtype."""
-    return str(getattr(network, "precision", network.output.dtype))
+    """`f32`, `f16` or `bf16`: what the backend settled for the parts that are not integer, or the output's dtype."""
+    return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))
 
 
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> Network:

@@ -1,12 +1,14 @@
-"""Enlarge a picture by a whole factor with Pillow's antialiased filters, whole or tile by tile with equal results.
+"""Enlarge a picture by a whole factor with Pillow's antialiased filters.
 
+Whole, never by tiles: Pillow chooses the order of its two passes by the picture's shape, and 8-bit arithmetic rounds
+and clips between them, so that a tile resized alone can differ from the same part of the whole by several levels.
 8-bit pictures go through Pillow's 8-bit arithmetic, rounding included: models are trained on such inputs. 16-bit
-pictures go through Pillow's float arithmetic.
+pictures go through its float arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -14,41 +16,34 @@ from PIL import Image
 from intsr.runtime.networks import Array
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+CHANNELS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class LowResolution:
-    """A picture to be enlarged. planes: one RGB image (8 bits), or one or three float images in [0, 1] (16 bits)."""
-
-    planes: tuple[Image.Image, ...]
-    width_px: int
-    height_px: int
-
-
-def low_resolution_from_array(pixels: Array) -> LowResolution:
-    """pixels: (H, W) or (H, W, 3), uint8 or uint16; grey becomes three equal channels when it is enlarged."""
+def enlarge(pixels: Array, upscale_factor: int, resize_filter: str) -> Array:
+    """pixels: (H, W, 3) or (H, W), uint8 or uint16 -> (H f, W f, 3) or (H f, W f), uint8 or float32 in [0, 1]."""
     height, width = pixels.shape[:2]
+    size = (width * upscale_factor, height * upscale_factor)
     if pixels.dtype == np.uint8:
-        rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-        return LowResolution((Image.fromarray(np.ascontiguousarray(rgb)),), width, height)
-    unit = pixels.astype(np.float32) / np.float32(65535)
-    channels = (unit,) if unit.ndim == 2 else tuple(np.moveaxis(unit, 2, 0))
-    return LowResolution(tuple(Image.fromarray(np.ascontiguousarray(channel)) for channel in channels), width, height)
+        return np.asarray(Image.fromarray(pixels).resize(size, FILTERS[resize_filter]))
+    planes = pixels[..., None] if pixels.ndim == 2 else pixels
+    result = np.empty((size[1], size[0], planes.shape[2]), np.float32)
+    for channel in range(planes.shape[2]):
+        plane = Image.fromarray(planes[..., channel].astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max))
+        result[..., channel] = np.clip(plane.resize(size, FILTERS[resize_filter]), 0, 1)
+    return result if pixels.ndim == 3 else result[..., 0]
 
 
-def resize_box(
-    source: LowResolution, box: tuple[int, int, int, int], upscale_factor: int, resize_filter: str
-) -> Array:
-    """The part of the enlarged picture that belongs to `box` (left, top, right, bottom; low-resolution pixels).
+def unit_part(enlarged: Array, top: int, left: int, height: int, width: int) -> Array:
+    """A rectangle of what `enlarge` gave -> (3, height, width) float32 in [0, 1]; grey three times."""
+    part = _unit(enlarged[top : top + height, left : left + width])
+    return part.transpose(2, 0, 1) if part.ndim == 3 else np.broadcast_to(part, (CHANNELS, height, width))
 
-    Returns (3, h * factor, w * factor) float32 in [0, 1]. Pillow reads the filter's support from outside the box, so
-    that tiles equal the same part of the whole enlarged picture.
-    """
-    left, top, right, bottom = box
-    size = ((right - left) * upscale_factor, (bottom - top) * upscale_factor)
-    planes = [plane.resize(size, FILTERS[resize_filter], box=box) for plane in source.planes]
-    if planes[0].mode == "RGB":
-        pixels = np.asarray(planes[0], np.float32).transpose(2, 0, 1)
-        return np.ascontiguousarray(pixels / np.float32(255))
-    stacked = np.stack([np.asarray(plane, np.float32) for plane in planes])
-    return np.ascontiguousarray(np.broadcast_to(np.clip(stacked, 0, 1), (3, size[1], size[0])))
+
+def unit_channels(enlarged: Array) -> Iterator[Array]:
+    """Three times (H, W) float32 in [0, 1], one after the other: all at once are as large as the output."""
+    for channel in range(CHANNELS):
+        yield _unit(enlarged[..., channel] if enlarged.ndim == 3 else enlarged)
+
+
+def _unit(values: Array) -> Array:
+    return values.astype(np.float32) / np.float32(255) if values.dtype == np.uint8 else values

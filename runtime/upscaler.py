@@ -13,8 +13,8 @@ import numpy as np
 from intsr.errors import ImageError, UsageError, VerificationError
 from intsr.runtime.color_fix import fix_colors
 from intsr.runtime.networks import Array, Network
-from intsr.runtime.resize import LowResolution, low_resolution_from_array, resize_box
-from intsr.runtime.tiling import Tile, blend_weights, pad_to_square, plan_tiles
+from intsr.runtime.resize import enlarge, unit_channels, unit_part
+from intsr.runtime.tiling import Tile, TilePlan, blend_weights, pad_to_square, plan_tiles
 from intsr.types import COLOR_FIXES, NETWORKS
 
 if TYPE_CHECKING:
@@ -111,49 +111,42 @@ class Upscaler:
             raise UsageError("--color-fix", repr(color_fix), f"one of {', '.join(COLOR_FIXES)}")
         pixels = pixels_from_picture(image)
         start, clock = time.perf_counter(), _StageClock()
-        source = low_resolution_from_array(pixels)
-        output, tiles = self._run_tiles(source, overlap_px, clock, tile_progress)
+        plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
+        with clock.stage("resize"):
+            enlarged = enlarge(pixels, self.upscale_factor, self.resize_filter)
+        output = self._run_tiles(enlarged, plan, clock, tile_progress)
         _check_output(output, pixels)
         np.clip(output, 0, 1, out=output)
-        if color_fix != "none":
-            with clock.stage("resize"):
-                whole = (0, 0, source.width_px, source.height_px)
-                reference = resize_box(source, whole, self.upscale_factor, self.resize_filter)
-            with clock.stage("color_fix"):
-                fix_colors(output, reference, color_fix)
+        with clock.stage("color_fix"):
+            fix_colors(output, unit_channels(enlarged), color_fix)
         with clock.stage("blend"):
             result = _pixels_from_unit(output, pixels)
         total_ms = (time.perf_counter() - start) * 1e3
-        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, tiles)
+        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, len(plan.tiles))
 
     def _run_tiles(
-        self, source: LowResolution, overlap_px: int, clock: _StageClock, tile_progress: TileProgress | None
-    ) -> tuple[Array, int]:
-        """Blended output (3, H f, W f) float32, nominally in [0, 1]; number of tiles."""
-        factor = self.upscale_factor
-        height_px, width_px = source.height_px * factor, source.width_px * factor
-        plan = plan_tiles(source.height_px, source.width_px, self.tile_px, overlap_px)
-        side_px = self.tile_px * factor
+        self, enlarged: Array, plan: TilePlan, clock: _StageClock, tile_progress: TileProgress | None
+    ) -> Array:
+        """Blended output (3, H f, W f) float32, nominally in [0, 1]."""
+        factor, side_px = self.upscale_factor, self.tile_px * self.upscale_factor
+        height_px, width_px = enlarged.shape[:2]
         rows = blend_weights(tuple(top * factor for top in plan.tops), side_px, height_px)
         columns = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
         output = np.zeros((3, height_px, width_px), np.float32)
-        tiles = plan.tiles
-        for tile in tile_progress(tiles) if tile_progress else tiles:
+        for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
+            top, left, height, width = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
             with clock.stage("resize"):
-                box = (tile.left, tile.top, tile.left + tile.width, tile.top + tile.height)
-                enlarged = resize_box(source, box, factor, self.resize_filter)
-                x = pad_to_square(enlarged, side_px)[None] * np.float32(2) - np.float32(1)
+                unit = unit_part(enlarged, top, left, height, width)
+                x = pad_to_square(unit, side_px)[None] * np.float32(2) - np.float32(1)
             for name, network in zip(NETWORKS, self.networks, strict=True):
                 with clock.stage(name):
                     x = network.run(x)
             with clock.stage("blend"):
-                height, width = tile.height * factor, tile.width * factor
                 unit = x[0, :, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
                 unit *= rows[tile.row][:, None]
                 unit *= columns[tile.column]
-                top, left = tile.top * factor, tile.left * factor
                 output[:, top : top + height, left : left + width] += unit
-        return output, len(tiles)
+        return output
 
     def close(self) -> None:
         for network in self.networks:
@@ -187,7 +180,7 @@ def _check_output(output: Array, pixels: Array) -> None:
     problem = ""
     if not (np.isfinite(high).all() and np.isfinite(low).all()):
         problem = "NaN or infinite values"
-    elif int(pixels.max()) - int(pixels.min()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max:
+    elif int(np.ptp(pixels, axis=(0, 1)).max()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max:
         problem = "one flat colour" if float((high - low).max()) < _SAME_COLOUR else ""
     if problem:
         raise VerificationError("the engine's output", problem, "a picture", "compile the model again")

@@ -75,3 +75,14 @@ def demo_model() -> SRModel:
     from intsr.calib.model import load_model
 
     return load_model("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 128x128 low-resolution photograph that the demonstration model was not trained on."""
+    from PIL import Image
+    from skimage import data
+
+    path = tmp_path_factory.mktemp("demo-picture") / "astronaut.png"
+    Image.fromarray(data.astronaut()).resize((128, 128), Image.Resampling.BICUBIC).save(path)
+    return path

@@ -30,9 +30,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-o", "--output", type=_PATH, required=True, help="A picture for one input file, else a folder.")
 @click.option("-r", "--recursive", is_flag=True, help="Subfolders too; their tree is repeated in the output folder.")
 @click.option("--color-fix", type=click.Choice(COLOR_FIXES), help="Colours of the input. Default: the engine's.")
-@click.option(
-    "--overlap", "overlap_px", type=int, help="Pixels that tiles share, of the input. Default: the engine's."
-)
+@click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
 @click.option("--suffix", "name_suffix", default="", help="Put behind the name of each output, as in _x4.")

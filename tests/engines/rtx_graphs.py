@@ -65,9 +65,7 @@ class Graph:
     def linear(self, value: str, width_in: int, width_out: int, quantized: bool = True) -> str:
         shape = (width_in, width_out)
         weight = self.int8_weight(shape, 1) if quantized else self.float_weight(shape)
-        return self.op(
-            "Add", self.op("MatMul", value, weight), self.constant(self.random.standard_normal(width_out))
-        )
+        return self.op("Add", self.op("MatMul", value, weight), self.constant(self.random.standard_normal(width_out)))
 
     def group_norm(self, value: str, shape: tuple[int, ...], groups: int) -> str:
         """InstanceNormalization over (1, groups, rest), then the channels' own scale and bias."""
@@ -100,9 +98,7 @@ class Graph:
         return path
 
 
-def add_resblock(
-    graph: Graph, x: str, shape: tuple[int, ...], quantized: bool = True, scale: Any = 0.05
-) -> str:
+def add_resblock(graph: Graph, x: str, shape: tuple[int, ...], quantized: bool = True, scale: Any = 0.05) -> str:
     """GroupNorm, SiLU, conv, twice, and the residual."""
     y, channels = x, shape[1]
     for _ in range(2):

@@ -97,36 +97,12 @@ def test_orientation_is_applied(tmp_path):
     np.testing.assert_array_equal(read_pixels(tmp_path / "a.png"), np.rot90(pixels, -1))
 
 
-def _truncated(path: Path) -> None:
-    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+@pytest.mark.parametrize("kind", [PNG_GREY, PNG_RGB])
+def test_broken_files_are_one_line(tmp_path, kind):
+    values = RNG.integers(0, 65536, (64, 64) if kind == PNG_GREY else (64, 64, 3), np.uint16)
+    path = _write_png16(tmp_path / "a.png", values, kind)
     path.write_bytes(path.read_bytes()[:3000])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "no such file"),
-        (lambda path: path.touch(), "not a readable picture"),
-        (lambda path: path.write_text("not a picture"), "not a readable picture"),
-        (_truncated, "not a readable picture"),
-        (lambda path: path.mkdir(), "not a readable picture"),
-        (lambda path: Image.new("RGB", (4, 4)).save(path, "GIF"), "not a readable picture"),
-        (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "pixels of kind F"),
-    ],
-)
-def test_what_cannot_be_read_is_one_line(tmp_path, make, message):
-    path = tmp_path / "a.png"
-    make(path)
-    with pytest.raises(ImageError, match=message) as caught:
+    with pytest.raises(ImageError) as caught:
         read_pixels(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("limit", [30, 50])
-def test_pixel_limit_is_kept(tmp_path, monkeypatch, limit):
-    # Pillow warns from the limit on and refuses from twice the limit on; both are errors here.
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(ImageError, match="over the pixel limit"):
-        read_pixels(tmp_path / "a.png")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from intsr.calib.calibration import Calibration, SiteQuantizer, load_calibration, save_calibration
+from intsr.errors import CalibrationError
+from intsr.types import Bits
+from safetensors.numpy import load_file, save_file
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    sites = {
+        "unet.conv_in": SiteQuantizer(-1.0 / 3, 2.5, 8, 8),
+        "unet.conv_out": SiteQuantizer(0.0, 0.0, 8, 6),
+    }
+    return Calibration("maxmin", Bits(6, 8), ("unet",), "tiny", "ab" * 32, 3, 128, 1.5, 1000, sites)
+
+
+def test_round_trip_is_exact(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    loaded = load_calibration(tmp_path / "c")
+    assert loaded == calibration
+    assert loaded.digest() == calibration.digest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c"]
+
+
+def test_digest_follows_ranges_and_not_the_clock(calibration: Calibration) -> None:
+    assert replace(calibration, seconds=99.0).digest() == calibration.digest()
+    sites = dict(calibration.sites) | {"unet.conv_in": SiteQuantizer(-0.3, 2.5, 8, 8)}
+    assert replace(calibration, sites=sites).digest() != calibration.digest()
+
+
+def test_writing_again_replaces(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    save_calibration(replace(calibration, pictures=7), tmp_path / "c")
+    assert load_calibration(tmp_path / "c").pictures == 7
+
+
+def test_a_folder_with_something_else_is_kept(calibration: Calibration, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CalibrationError, match="something else"):
+        save_calibration(calibration, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("change", [{"colour": "red"}, {"schema_version": 2}])
+def test_unknown_keys_and_versions_are_refused(
+    calibration: Calibration, tmp_path: Path, change: dict[str, object]
+) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    path = tmp_path / "c" / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CalibrationError):
+        load_calibration(tmp_path / "c")
+
+
+def test_missing_key_is_refused(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    path = tmp_path / "c" / "calibration.json"
+    values = json.loads(path.read_text())
+    del values["tile_px"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match="tile_px"):
+        load_calibration(tmp_path / "c")
+
+
+def test_a_tensor_missing_or_broken(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    path = tmp_path / "c" / "ranges.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"unet.conv_in.x_max": np.array(np.nan)}, path)
+    with pytest.raises(CalibrationError, match=r"unet\.conv_in"):
+        load_calibration(tmp_path / "c")
+    del tensors["unet.conv_in.x_max"]
+    save_file(tensors, path)
+    with pytest.raises(CalibrationError, match=r"unet\.conv_in\.x_max"):
+        load_calibration(tmp_path / "c")
+
+
+def test_no_calibration_there(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="intsr calibrate MODEL"):
+        load_calibration(tmp_path)
+
+
+def test_another_models_calibration(calibration: Calibration) -> None:
+    calibration.check_model("ab" * 32, "tiny")
+    with pytest.raises(CalibrationError, match="intsr calibrate other"):
+        calibration.check_model("cd" * 32, "other")

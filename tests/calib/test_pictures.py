@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from intsr.calib.model import SRModel
+from intsr.calib.pictures import MAX_TILES, calibration_batches, calibration_inputs, list_pictures
+from intsr.errors import ImageError, UsageError
+from PIL import Image
+
+
+def write_picture(path: Path, width: int, height: int) -> Path:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_a_picture_of_one_tile_is_pillows_resize(tiny_model: SRModel, tmp_path: Path) -> None:
+    path = write_picture(tmp_path / "a.png", 32, 32)
+    spec = replace(tiny_model.spec, resize_filter="bicubic")
+    (batch,) = calibration_batches([path], spec, 32)
+    expected = Image.open(path).resize((128, 128), Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(
+        batch[0].numpy(), np.asarray(expected).transpose(2, 0, 1) / np.float32(127.5) - 1, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("size", "tiles"), [((20, 9), 1), ((64, 32), 2), ((300, 300), MAX_TILES)])
+def test_every_size_gives_whole_tiles(
+    tiny_model: SRModel, tmp_path: Path, size: tuple[int, int], tiles: int
+) -> None:
+    (batch,) = calibration_batches([write_picture(tmp_path / "a.png", *size)], tiny_model.spec, 32)
+    assert batch.shape == (tiles, 3, 128, 128)
+    assert -1 <= float(batch.min()) and float(batch.max()) <= 1
+    ((name, first),) = calibration_inputs([tmp_path / "a.png"], tiny_model.spec, 32)
+    assert name == "a.png" and np.array_equal(first[0], batch[0].numpy())
+
+
+def test_folders_without_pictures(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no picture"):
+        list_pictures(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        list_pictures(tmp_path / "none")
+
+
+def test_a_broken_picture_is_named(tiny_model: SRModel, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("not a picture")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        next(calibration_batches(list_pictures(tmp_path), tiny_model.spec, 32))

@@ -1,0 +1,220 @@
+"""The bundle gives back what went in, or says in one line what is wrong with it, before anything else reads it."""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from intsr import bundle as bundle_module
+from intsr.bundle import MANIFEST_NAME, Bundle, manifest_from_mapping, read_manifest, write_bundle
+from intsr.errors import BundleError, UsageError
+
+SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def _open_whole(path: Path) -> dict[str, bytes]:
+    with Bundle(path) as bundle:
+        return {name: bytes(bundle.member(name)) for name in bundle.sizes_bytes()}
+
+
+def _rewrite(path: Path, change, compression=zipfile.ZIP_STORED) -> None:
+    """Write the ZIP again after `change(contents)`, which may edit the mapping of names to bytes."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    change(contents)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+def _change_manifest(path: Path, **values) -> None:
+    def change(contents):
+        contents[MANIFEST_NAME] = json.dumps(json.loads(contents[MANIFEST_NAME]) | values).encode()
+
+    _rewrite(path, change)
+
+
+def test_round_trip(tmp_path, bundle_path, manifest, members):
+    contents = {name: file.read_bytes() for name, file in members.items()}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    assert read_manifest(bundle_path) == replace(manifest, sha256=hashes)
+    assert _open_whole(bundle_path) == contents
+    with Bundle(bundle_path) as bundle:
+        assert bundle.sizes_bytes() == {name: len(content) for name, content in contents.items()}
+
+
+@SAME_FOLDER
+@given(contents=st.lists(st.binary(max_size=200), min_size=3, max_size=3))
+def test_round_trip_of_any_bytes(tmp_path, manifest, contents):
+    files = {}
+    for entry, content in zip(manifest.networks, contents, strict=True):
+        files[entry.member] = tmp_path / entry.member
+        files[entry.member].write_bytes(content)
+    write_bundle(tmp_path / "any.engine", manifest, files)
+    assert list(_open_whole(tmp_path / "any.engine").values()) == contents
+
+
+def test_same_members_give_the_same_bytes(tmp_path, bundle_path, manifest, members):
+    write_bundle(tmp_path / "again.engine", manifest, members)
+    assert (tmp_path / "again.engine").read_bytes() == bundle_path.read_bytes()
+
+
+def test_members_lie_uncompressed_in_the_file(bundle_path, members):
+    whole = bundle_path.read_bytes()
+    assert all(file.read_bytes() in whole for file in members.values())
+    assert zipfile.ZipFile(bundle_path).testzip() is None
+
+
+def test_a_failed_write_leaves_the_old_bundle(bundle_path, manifest, members):
+    before = bundle_path.read_bytes()
+    with pytest.raises(FileNotFoundError):
+        write_bundle(bundle_path, manifest, members | {"unet.plan": Path("nothing")})
+    assert bundle_path.read_bytes() == before
+
+
+@SAME_FOLDER
+@given(st.data())
+def test_a_flipped_byte_of_a_member_is_found(bundle_path, members, data):
+    whole = bundle_path.read_bytes()
+    content = members[data.draw(st.sampled_from(sorted(members)))].read_bytes()
+    position = whole.index(content) + data.draw(st.integers(0, len(content) - 1))
+    altered = bytearray(whole)
+    altered[position] ^= data.draw(st.integers(1, 255))
+    other = bundle_path.with_name("altered.engine")
+    other.write_bytes(altered)
+    with pytest.raises(BundleError, match="altered"):
+        Bundle(other)
+
+
+def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
+    """Headers have fields that nobody reads, dates for one: the content must then be what it was."""
+    whole = bundle_path.read_bytes()
+    good_manifest, good_members = read_manifest(bundle_path), _open_whole(bundle_path)
+    other = bundle_path.with_name("altered.engine")
+    found = 0
+    for position in range(len(whole)):
+        altered = bytearray(whole)
+        altered[position] ^= 0xFF
+        other.write_bytes(altered)
+        try:
+            members = _open_whole(other)
+            assert (read_manifest(other), members) == (good_manifest, good_members), position
+        except BundleError:
+            found += 1
+    assert found > len(whole) / 2
+
+
+def test_a_file_cut_short_anywhere_is_found(bundle_path):
+    whole = bundle_path.read_bytes()
+    other = bundle_path.with_name("cut.engine")
+    for size in range(len(whole)):
+        other.write_bytes(whole[:size])
+        with pytest.raises(BundleError) as caught:
+            Bundle(other)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda contents: contents.pop("unet.plan"), "members"),
+        (lambda contents: contents.update(extra=b"x"), "members .*extra"),
+        (lambda contents: contents.update({"../outside": b"x"}), r"members .*\.\./outside"),
+        (lambda contents: contents.pop(MANIFEST_NAME), "not a bundle"),
+        (lambda contents: contents.update({MANIFEST_NAME: b"{"}), "not a bundle"),
+        (lambda contents: contents.update({MANIFEST_NAME: b"\xff"}), "not a bundle"),
+        (lambda contents: contents.update({MANIFEST_NAME: b"[1]"}), "manifest is a list"),
+        (lambda contents: contents.update({MANIFEST_NAME: b"[" * 100_000}), "not a bundle"),
+    ],
+)
+def test_wrong_contents(bundle_path, change, message):
+    _rewrite(bundle_path, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        Bundle(bundle_path)
+    assert str(caught.value).startswith(str(bundle_path))
+
+
+def test_names_that_lead_outside_are_only_names(bundle_path, tmp_path):
+    """A member may be called anything: it is looked up in memory, and nothing is written on opening."""
+    name = "../../outside.plan"
+
+    def change(contents):
+        values = json.loads(contents[MANIFEST_NAME])
+        values["networks"][0]["member"] = name
+        values["sha256"][name] = values["sha256"].pop("encoder.plan")
+        contents[name] = contents.pop("encoder.plan")
+        contents[MANIFEST_NAME] = json.dumps(values).encode()
+
+    before = sorted(tmp_path.parent.rglob("*"))
+    _rewrite(bundle_path, change)
+    assert name in _open_whole(bundle_path)
+    assert sorted(tmp_path.parent.rglob("*")) == before
+
+
+def test_compressed_members_are_refused(bundle_path):
+    _rewrite(bundle_path, lambda contents: None, zipfile.ZIP_DEFLATED)
+    assert read_manifest(bundle_path).model == "tiny"
+    with pytest.raises(BundleError, match="is compressed; expected stored members"):
+        Bundle(bundle_path)
+
+
+def test_a_manifest_that_unpacks_into_gigabytes_is_not_unpacked(bundle_path, monkeypatch):
+    monkeypatch.setattr(bundle_module, "MAX_MANIFEST_BYTES", 1000)
+    with pytest.raises(BundleError, match="larger than 1000 bytes"):
+        read_manifest(bundle_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schema_version": 2}, "schema version 2; expected 1; compile the model again"),
+        ({"schema_version": None}, "schema version None"),
+        ({"surprise": 1}, "unknown keys surprise"),
+        ({"networks": []}, "manifest is not valid"),
+        ({"networks": 5}, "manifest is not valid"),
+        ({"networks": [5, 6, 7]}, "manifest is not valid"),
+        ({"overlap_px": 16}, "overlap_px 16 is not below tile_px 16"),
+        ({"tile_px": "16"}, "manifest is not valid"),
+        ({"color_fix": "sepia"}, "'sepia'"),
+        ({"sha256": ["unet.plan"]}, "sha256 is not an object"),
+    ],
+)
+def test_wrong_manifests(bundle_path, values, message):
+    _change_manifest(bundle_path, **values)
+    with pytest.raises(BundleError, match=message):
+        Bundle(bundle_path)
+
+
+def test_missing_and_unknown_keys_inside_a_network(bundle_path, manifest):
+    values = json.loads(json.dumps(asdict(manifest)))
+    assert manifest_from_mapping(values, "here") == manifest
+    del values["networks"][1]["output"]
+    with pytest.raises(BundleError, match=r"here: manifest is not valid \('output'\)"):
+        manifest_from_mapping(values, "here")
+    values["networks"][1]["output"] = {"name": "b", "shape": [1], "dtype": "float32", "axis": 0}
+    with pytest.raises(BundleError, match="unknown keys axis"):
+        manifest_from_mapping(values, "here")
+
+
+def test_a_network_without_its_member(bundle_path, manifest):
+    networks = [asdict(entry) for entry in manifest.networks]
+    networks[2]["member"] = "elsewhere.plan"
+    _change_manifest(bundle_path, networks=networks)
+    with pytest.raises(BundleError, match=r"no member elsewhere\.plan"):
+        Bundle(bundle_path)
+
+
+def test_what_is_no_bundle_at_all(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        Bundle(tmp_path / "nothing.engine")
+    with pytest.raises(UsageError, match="no such file"):
+        Bundle(tmp_path)
+    for content in (b"", b"PK", b"text" * 1000):
+        (tmp_path / "odd.engine").write_bytes(content)
+        with pytest.raises(BundleError, match="not a bundle"):
+            Bundle(tmp_path / "odd.engine")

@@ -1,0 +1,56 @@
+"""JSON alone on stdout, words on stderr, silence with -q."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from intsr import console
+from intsr.console import Stopwatch, common_options, detail, emit_json, progress, say
+
+
+@pytest.fixture(autouse=True)
+def _normal_verbosity(monkeypatch):
+    monkeypatch.setattr(console, "_verbosity", 1)
+
+
+@click.command()
+@common_options
+def speak(as_json):
+    say("said")
+    detail("detailed")
+    for _ in progress(range(3), "Working"):
+        pass
+    if as_json:
+        emit_json({"a": [1, 2.5, None], "b": "é\n"})
+
+
+@pytest.mark.parametrize(("option", "stderr"), [(None, "said\n"), ("-q", ""), ("-v", "said\ndetailed\n")])
+def test_verbosity(option, stderr):
+    result = CliRunner().invoke(speak, ["--json", *([option] if option else [])], catch_exceptions=False)
+    assert result.stderr == stderr
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout) == {"a": [1, 2.5, None], "b": "é\n"}
+
+
+def test_nothing_on_stdout_without_json():
+    assert CliRunner().invoke(speak, [], catch_exceptions=False).stdout == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_does_not_have_are_a_bug_here(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        emit_json({"a": value})
+
+
+def test_progress_yields_everything_on_a_terminal_too(monkeypatch):
+    assert list(progress(iter("abc"), "Working")) == ["a", "b", "c"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert list(progress(iter("abc"), "Working", total=3)) == ["a", "b", "c"]
+
+
+def test_stopwatch_runs_forward():
+    watch = Stopwatch()
+    first = watch.seconds
+    assert 0 <= first <= watch.seconds < 60

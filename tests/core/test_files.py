@@ -1,0 +1,217 @@
+"""A file or folder appears whole or not at all, and what was there before stays until then."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intsr import files
+from intsr.errors import UsageError
+from intsr.files import atomic_folder, atomic_path, check_replaceable_folder, check_writable_folder, sha256_from_path
+
+
+def _tree(folder: Path) -> dict[str, bytes | None]:
+    """Every path below `folder`, with a file's content."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def test_file_appears_on_success_only_and_in_new_folders(tmp_path):
+    path = tmp_path / "new" / "deep" / "a.bin"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert temporary.parent == path.parent
+        assert not path.exists()
+    assert _tree(path.parent) == {"a.bin": b"new"}
+
+
+def test_file_is_replaced(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert _tree(tmp_path) == {"a.bin": b"new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("old", [b"old", None])
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
+    path = tmp_path / "a.bin"
+    if old is not None:
+        path.write_bytes(old)
+    before = _tree(tmp_path)
+    with pytest.raises(error), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert _tree(tmp_path) == before
+
+
+def test_a_temporary_file_that_is_gone_is_an_error_not_an_empty_result(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.bin") as temporary:
+        temporary.unlink()
+    assert _tree(tmp_path) == {}
+
+
+def test_permissions_follow_the_umask_not_mkstemp(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "a.bin") as temporary:
+            temporary.write_bytes(b"x")
+        with atomic_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e9" * 127])
+def test_names_may_be_as_long_as_the_file_system_permits(tmp_path, name):
+    with atomic_path(tmp_path / name) as temporary:
+        temporary.write_bytes(b"x")
+    with atomic_folder(tmp_path / f"{name[:-1]}f") as folder:
+        (folder / "a").write_bytes(b"y")
+    assert (tmp_path / name).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("writer", [atomic_path, atomic_folder])
+def test_below_a_file_is_one_line(tmp_path, writer):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "a", tmp_path / "file" / "deeper" / "a"):
+        with pytest.raises(UsageError, match="cannot write here") as caught, writer(path):
+            pytest.fail("the body ran")
+        assert "\n" not in str(caught.value)
+    assert _tree(tmp_path) == {"file": b""}
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UsageError, match="cannot write here"), atomic_path(tmp_path / ("n" * 256)):
+        pytest.fail("the body ran")
+
+
+def test_a_folder_is_no_file_name(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; expected a file name"), atomic_path(tmp_path):
+        pytest.fail("the body ran")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permission bits do not bind root")
+def test_read_only_folder_is_one_line(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UsageError, match="cannot write here"):
+        check_writable_folder(tmp_path)
+    tmp_path.chmod(0o700)
+
+
+def test_checking_creates_the_folder_and_leaves_nothing_in_it(tmp_path):
+    check_writable_folder(tmp_path / "a" / "b")
+    assert _tree(tmp_path) == {"a": None, "a/b": None}
+
+
+def test_folder_appears_on_success_only(tmp_path):
+    path = tmp_path / "new" / "out"
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"a")
+        assert not path.exists()
+    assert _tree(tmp_path / "new") == {"out": None, "out/a": b"a"}
+
+
+def _old_folder(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_bytes(b"old")
+    return tmp_path / "out"
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path):
+    path = _old_folder(tmp_path)
+    with atomic_folder(path) as temporary:
+        (temporary / "new").write_bytes(b"new")
+        assert _tree(path) == {"old": b"old"}
+    assert _tree(tmp_path) == {"out": None, "out/new": b"new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_leaves_the_old_folder_and_nothing_else(tmp_path, error):
+    path = _old_folder(tmp_path)
+    before = _tree(tmp_path)
+    with pytest.raises(error), atomic_folder(path) as temporary:
+        (temporary / "new").write_bytes(b"new")
+        raise error
+    assert _tree(tmp_path) == before
+
+
+def test_failure_between_the_two_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
+    path = _old_folder(tmp_path)
+    before = _tree(tmp_path)
+    replace = Path.replace
+
+    def interrupted(self, target):
+        if self.suffix == ".part":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
+        pass
+    assert _tree(tmp_path) == before
+
+
+def test_folder_is_kept_without_overwrite_and_a_file_always(tmp_path):
+    path = _old_folder(tmp_path)
+    with pytest.raises(UsageError, match="already exists"), atomic_folder(path, overwrite=False):
+        pytest.fail("the body ran")
+    with pytest.raises(UsageError, match="already exists"), atomic_folder(path / "old"):
+        pytest.fail("the body ran")
+
+
+def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
+    path = _old_folder(tmp_path)
+    with pytest.raises(UsageError, match="already holds something else; expected .* manifest"):
+        check_replaceable_folder(path, marker="manifest")
+    (path / "manifest").touch()
+    with atomic_folder(path, marker="manifest") as temporary:
+        (temporary / "manifest").touch()
+    assert _tree(path) == {"manifest": b""}
+    (tmp_path / "empty").mkdir()
+    check_replaceable_folder(tmp_path / "empty", marker="manifest")
+    check_replaceable_folder(tmp_path / "nothing", marker="manifest")
+
+
+@pytest.mark.parametrize("output", [".", "..", "../here"])
+def test_the_folder_that_one_is_in_is_never_replaced(tmp_path, monkeypatch, output):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UsageError, match="would replace the folder you are in"), atomic_folder(Path(output)):
+        pytest.fail("the body ran")
+
+
+def test_the_home_folder_is_never_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    (tmp_path / "home" / "me").mkdir(parents=True)
+    for folder in ("home", "home/me"):
+        with pytest.raises(UsageError, match="would replace"):
+            check_replaceable_folder(tmp_path / folder)
+    with atomic_folder(tmp_path / "home" / "me" / "out"):
+        pass
+    assert (tmp_path / "home" / "me" / "out").is_dir()
+
+
+def test_a_link_stays_and_its_folder_is_replaced(tmp_path):
+    path = _old_folder(tmp_path)
+    (tmp_path / "link").symlink_to(path)
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_bytes(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert _tree(path) == {"new": b"new"}
+
+
+@given(content=st.binary(max_size=40), chunk_bytes=st.integers(1, 50))
+def test_sha256_whatever_the_chunks(tmp_path_factory, content, chunk_bytes):
+    path = tmp_path_factory.mktemp("sha") / "a"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "HASH_CHUNK_BYTES", chunk_bytes)
+        assert sha256_from_path(path) == hashlib.sha256(content).hexdigest()

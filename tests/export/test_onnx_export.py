@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from intsr.errors import ExportError, UsageError
+from intsr.export import onnx_export
+from intsr.export.fold import FoldedModel
+from intsr.export.lowering import LOWERINGS
+from intsr.export.onnx_export import export_onnx, load_export
+
+
+@pytest.fixture
+def exported(tiny_folded: FoldedModel, tmp_path: Path) -> Path:
+    export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "onnx")
+    return tmp_path / "onnx"
+
+
+def test_files_and_their_contract(exported: Path) -> None:
+    export = load_export(exported)
+    names = {"encoder.onnx", "unet.onnx", "decoder.onnx", "export.json"}
+    assert {path.name for path in exported.iterdir()} == names
+    assert export.networks[0].input.shape == (1, 3, 64, 64)
+    assert export.networks[2].output.shape == (1, 3, 64, 64)
+    for entry in export.networks:
+        session = onnxruntime.InferenceSession(str(exported / entry.member))
+        assert [i.name for i in session.get_inputs()] == [entry.input.name]
+        assert tuple(session.get_outputs()[0].shape) == entry.output.shape
+
+
+def test_integer_weights_are_stored_as_integers(exported: Path, tiny_folded: FoldedModel) -> None:
+    graph = onnx.load(exported / "unet.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for site in tiny_folded.network("unet").layers:
+        assert types[f"{site}.weight"] == onnx.TensorProto.INT8
+        assert types.get(f"{site}.bias", onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
+    # Rank 0, or TensorRT silently keeps every convolution in float.
+    scales = [tensor for tensor in graph.initializer if tensor.name.endswith(".input_scale")]
+    assert scales and all(len(tensor.dims) == 0 for tensor in scales)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "symmetric-f32"])
+def test_symmetric_graphs_have_zero_points_of_zero(tiny_folded: FoldedModel, tmp_path: Path, name: str) -> None:
+    export_onnx(tiny_folded, LOWERINGS[name], 16, tmp_path / "onnx")
+    float_type = onnx.TensorProto.FLOAT16 if name == "symmetric" else onnx.TensorProto.FLOAT
+    for network in ("encoder", "unet", "decoder"):
+        graph = onnx.load(tmp_path / "onnx" / f"{network}.onnx").graph
+        for tensor in graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            if "zero_point" in tensor.name:
+                assert array.dtype == np.int8 and not array.any()
+            elif np.issubdtype(array.dtype, np.floating):
+                assert tensor.data_type == float_type, tensor.name
+        assert graph.input[0].type.tensor_type.elem_type == float_type
+
+
+def test_large_graphs_put_their_weights_outside(
+    tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 10_000)
+    export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "outside")
+    monkeypatch.undo()
+    export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "inside")
+    load_export(tmp_path / "outside")
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
+    results = [
+        onnxruntime.InferenceSession(str(tmp_path / where / "encoder.onnx")).run(None, {"x": x})[0]
+        for where in ("outside", "inside")
+    ]
+    assert (tmp_path / "outside" / "encoder.onnx.data").is_file()
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin"])
+def test_external_data_pointing_elsewhere_is_refused(exported: Path, location: str) -> None:
+    (exported.parent / "secret.bin").write_bytes(b"\0" * 10_000_000)
+    (exported / "link.bin").symlink_to(exported.parent / "secret.bin")
+    model = onnx.load(exported / "unet.onnx")
+    tensor = next(t for t in model.graph.initializer if t.name == "unet.conv_in.weight")
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    (exported / "unet.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match="external data at"):
+        load_export(exported)
+
+
+def test_unknown_keys_and_missing_graphs(exported: Path) -> None:
+    values = json.loads((exported / "export.json").read_text())
+    (exported / "export.json").write_text(json.dumps(values | {"extra": 1}))
+    with pytest.raises(ExportError, match="extra"):
+        load_export(exported)
+    (exported / "export.json").write_text(json.dumps(values))
+    (exported / "unet.onnx").unlink()
+    with pytest.raises(ExportError, match=r"unet\.onnx"):
+        load_export(exported)
+
+
+@pytest.mark.parametrize("tile_px", [0, -4, 13])
+def test_tiles_that_do_not_fit(tiny_folded: FoldedModel, tmp_path: Path, tile_px: int) -> None:
+    from dataclasses import replace
+
+    folded = replace(tiny_folded, spec=replace(tiny_folded.spec, size_multiple_px=64))
+    with pytest.raises(UsageError, match="multiple of 16"):
+        export_onnx(folded, LOWERINGS["asymmetric"], tile_px, tmp_path / "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_nothing(
+    tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        if name == "decoder":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "onnx", fail)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,176 @@
+"""Tiny engines out of hand-written ONNX graphs: no torch, no model, milliseconds to open."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, checker, helper, numpy_helper, save
+from PIL import Image
+
+from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.types import Manifest, NetworkEntry, TensorInfo
+
+TILE_PX, FACTOR, LATENT_CHANNELS = 16, 2, 12
+SIDE_PX, LATENT_PX = TILE_PX * FACTOR, TILE_PX * FACTOR // 2
+PICTURE, LATENT = (1, 3, SIDE_PX, SIDE_PX), (1, LATENT_CHANNELS, LATENT_PX, LATENT_PX)
+SHAPES = {
+    "encoder": (("x", PICTURE), ("latent", LATENT)),
+    "unet": (("latent", LATENT), ("denoised", LATENT)),
+    "decoder": (("denoised", LATENT), ("image", PICTURE)),
+}
+
+
+def write_graph(path: Path, name: str, decoder_gain: float = 1.0, decoder_bias: float = 0.0) -> None:
+    """encoder: space to depth. unet: identity. decoder: depth to space, times the gain, plus the bias."""
+    (input_name, input_shape), (output_name, output_shape) = SHAPES[name]
+    constants = []
+    if name == "encoder":
+        nodes = [helper.make_node("SpaceToDepth", [input_name], [output_name], blocksize=2)]
+    elif name == "unet":
+        kernel = np.eye(LATENT_CHANNELS, dtype=np.float32)[:, :, None, None]
+        constants = [numpy_helper.from_array(kernel, "kernel")]
+        nodes = [helper.make_node("Conv", [input_name, "kernel"], [output_name])]
+    else:
+        constants = [
+            numpy_helper.from_array(np.array(value, np.float32), key)
+            for key, value in (("gain", decoder_gain), ("bias", decoder_bias))
+        ]
+        nodes = [
+            helper.make_node("DepthToSpace", [input_name], ["spread"], blocksize=2),
+            helper.make_node("Mul", ["spread", "gain"], ["scaled"]),
+            helper.make_node("Add", ["scaled", "bias"], [output_name]),
+        ]
+    tensors = [
+        helper.make_tensor_value_info(key, TensorProto.FLOAT, shape)
+        for key, shape in ((input_name, input_shape), (output_name, output_shape))
+    ]
+    graph = helper.make_graph(nodes, name, tensors[:1], tensors[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    checker.check_model(model)
+    save(model, path)
+
+
+def library_version(target: str) -> str:
+    import onnxruntime
+    import openvino
+
+    return str({"cpu": openvino.__version__, "onnxruntime": onnxruntime.__version__}[target])
+
+
+def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
+    import openvino
+
+    from intsr.runtime.openvino_member import pack_member
+
+    if target == "onnxruntime":
+        member_path.write_bytes(onnx_path.read_bytes())
+        return
+    xml_path = onnx_path.with_suffix(".xml")
+    openvino.save_model(openvino.Core().read_model(str(onnx_path)), str(xml_path), compress_to_fp16=False)
+    pack_member(xml_path, xml_path.with_suffix(".bin"), member_path)
+
+
+def manifest_for(target: str, **changes: object) -> Manifest:
+    networks = tuple(
+        NetworkEntry(name, f"{name}.member", *(TensorInfo(key, shape, "float32") for key, shape in ports))
+        for name, ports in SHAPES.items()
+    )
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        model="identity",
+        method="none",
+        bits="fp",
+        parts=(),
+        target=target,
+        library={"cpu": "openvino"}.get(target, target),
+        library_version=library_version(target),
+        gpu_architecture="",
+        precision="auto",
+        tile_px=TILE_PX,
+        overlap_px=4,
+        upscale_factor=FACTOR,
+        resize_filter="bicubic",
+        color_fix="none",
+        networks=networks,
+        sha256={},
+        calibration_digest="",
+        licence="",
+    )
+    return dataclasses.replace(manifest, **changes)  # type: ignore[arg-type]
+
+
+MakeEngine = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
+    """make_engine(target, decoder_gain=, decoder_bias=, **manifest changes) -> path of a new bundle."""
+
+    def make(
+        target: str = "onnxruntime", decoder_gain: float = 1.0, decoder_bias: float = 0.0, **changes: object
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("engine")
+        members = {}
+        for name in SHAPES:
+            onnx_path, member_path = folder / f"{name}.onnx", folder / f"{name}.member"
+            write_graph(onnx_path, name, decoder_gain, decoder_bias)
+            write_member(target, onnx_path, member_path)
+            members[member_path.name] = member_path
+        path = folder / "identity.engine"
+        write_bundle(path, manifest_for(target, **changes), members)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def identity_engine(make_engine: MakeEngine) -> Path:
+    """Its three networks are the identity: the output is the enlarged input."""
+    return make_engine()
+
+
+@pytest.fixture(scope="session", params=["onnxruntime", "cpu"])
+def any_engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> Path:
+    return make_engine(request.param)
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    """(53, 71, 3) uint8: a part of a photograph, its sides no multiple of anything."""
+    from skimage.data import astronaut
+
+    return np.ascontiguousarray(astronaut()[30:83, 180:251])
+
+
+@pytest.fixture
+def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(photo).save(path)
+    return path
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def intsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """intsr("upscale", ...) -> (exit code, stdout, stderr), through the real entry point, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from intsr.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["intsr", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

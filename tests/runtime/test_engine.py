@@ -1,0 +1,162 @@
+"""Opening: what does not fit is refused from the manifest alone, with the command that fixes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intsr.bundle import write_bundle
+from intsr.errors import BundleError, EngineMismatchError, MissingLibraryError, UsageError
+from intsr.runtime import compatibility
+from intsr.runtime.engine import open_engine
+from intsr.types import TensorInfo
+
+
+def _flip_byte_of_a_member(engine: Path, copy: Path) -> Path:
+    data = bytearray(engine.read_bytes())
+    with zipfile.ZipFile(engine) as archive:
+        info = archive.getinfo("unet.member")
+    data[info.header_offset + 200] ^= 1
+    copy.write_bytes(data)
+    return copy
+
+
+def test_pipeline_and_networks_by_name(any_engine: Path) -> None:
+    with open_engine(any_engine, threads=1) as engine:
+        x = np.random.default_rng(0).uniform(-1, 1, engine.network("encoder").input.shape).astype(np.float32)
+        assert engine.network("unet").input.name == "latent"
+        np.testing.assert_allclose(engine.run_pipeline(x), x, atol=1e-6)
+
+
+def test_results_are_the_callers_own(any_engine: Path) -> None:
+    """A second run must not overwrite what the first returned."""
+    with open_engine(any_engine, threads=1) as engine:
+        unet = engine.network("unet")
+        first = unet.run(np.ones(unet.input.shape, np.float32))
+        unet.run(np.zeros(unet.input.shape, np.float32))
+        np.testing.assert_allclose(first, 1)
+
+
+def test_a_wrong_shape_is_an_error(any_engine: Path) -> None:
+    with open_engine(any_engine) as engine, pytest.raises(ValueError, match="has shape"):
+        engine.run_pipeline(np.zeros((1, 3, 8, 8), np.float32))
+
+
+def test_flipped_byte(any_engine: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="altered"):
+        open_engine(_flip_byte_of_a_member(any_engine, tmp_path / "flipped.engine"))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_gpu_engine_says_what_to_do(make_engine, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = make_engine("onnxruntime")
+    path = _with_manifest(engine, target=target, library="tensorrt", library_version="10.13", gpu_architecture="sm90")
+    with pytest.raises(EngineMismatchError) as caught:
+        open_engine(path)
+    for part in (target, "10.13", "sm90", "intsr compile MODEL --target cpu", "intsr extract"):
+        assert part in str(caught.value)
+
+
+def _with_manifest(engine: Path, **changes: object) -> Path:
+    """A copy of the bundle whose manifest is changed and whose members are whole."""
+    path = engine.with_name("changed.engine")
+    with zipfile.ZipFile(engine) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as target:
+        for name in source.namelist():
+            data = source.read(name)
+            if name == "manifest.json":
+                data = json.dumps({**json.loads(data), **changes}).encode()
+            target.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
+def test_a_newer_library_is_asked_for(make_engine, target: str) -> None:
+    with pytest.raises(EngineMismatchError, match=r"2099\.1.*here is.*pip install -U.*intsr compile MODEL"):
+        open_engine(_with_manifest(make_engine(target), library_version="2099.1.0-abc"))
+
+
+def test_an_older_librarys_engine_opens(make_engine) -> None:
+    open_engine(_with_manifest(make_engine("cpu"), library_version="2026.4.0")).close()
+
+
+def test_nothing_is_read_before_the_version_is_checked(make_engine, tmp_path: Path) -> None:
+    """With both faults, the version is what is reported: its check comes first."""
+    changed = _with_manifest(make_engine("cpu"), library_version="2099.1.0")
+    with pytest.raises(EngineMismatchError):
+        open_engine(_flip_byte_of_a_member(changed, tmp_path / "both.engine"))
+
+
+def test_unknown_target(identity_engine: Path) -> None:
+    with pytest.raises(EngineMismatchError, match="built for target abacus"):
+        open_engine(_with_manifest(identity_engine, target="abacus"))
+
+
+def test_unknown_schema(identity_engine: Path) -> None:
+    with pytest.raises(BundleError, match="schema version 99"):
+        open_engine(_with_manifest(identity_engine, schema_version=99))
+
+
+def test_library_not_installed(identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: None)
+    with pytest.raises(EngineMismatchError, match=r"onnxruntime is not installed.*intsr\[compile\]"):
+        open_engine(identity_engine)
+
+
+def test_library_that_cannot_be_imported(identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: object())
+    with pytest.raises(MissingLibraryError, match=r"intsr\[compile\]"):
+        open_engine(identity_engine)
+
+
+def test_a_member_of_another_kind(make_engine, tmp_path: Path) -> None:
+    """Whole by its hash, but not what the target's library takes."""
+    from intsr.bundle import read_manifest
+
+    member = tmp_path / "member"
+    member.write_bytes(b"not a network" * 100)
+    for target, error in (("cpu", BundleError), ("onnxruntime", EngineMismatchError)):
+        manifest = read_manifest(make_engine(target))
+        path = tmp_path / f"{target}.engine"
+        write_bundle(path, manifest, {entry.member: member for entry in manifest.networks})
+        with pytest.raises(error):
+            open_engine(path)
+
+
+def test_shapes_that_the_manifest_does_not_have(make_engine, tmp_path: Path) -> None:
+    from intsr.bundle import read_manifest
+
+    for target in ("cpu", "onnxruntime"):
+        networks = list(read_manifest(make_engine(target)).networks)
+        networks[1] = dataclasses.replace(networks[1], output=TensorInfo("denoised", (1, 12, 8, 8), "float32"))
+        with pytest.raises(EngineMismatchError, match="unet has"):
+            open_engine(make_engine(target, networks=tuple(networks)))
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"precision": "f64"}, {"device": "gpu:0"}])
+def test_options_out_of_range(any_engine: Path, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        open_engine(any_engine, **options)  # type: ignore[arg-type]
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        open_engine(tmp_path / "none.engine")
+    text = tmp_path / "text.engine"
+    for content in (b"", b"hello", b"PK\x03\x04"):
+        text.write_bytes(content)
+        with pytest.raises(BundleError, match="not a bundle"):
+            open_engine(text)
+
+
+@pytest.mark.parametrize(
+    ("version", "release"), [("2026.4.1-22982-e213a", (2026, 4, 1)), ("1.31.1", (1, 31, 1)), ("", ())]
+)
+def test_release_from_version(version: str, release: tuple[int, ...]) -> None:
+    assert compatibility.release_from_version(version) == release

@@ -1,0 +1,54 @@
+"""Precision is settled by the engine and the CPU, and the member is checked before OpenVINO sees it."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from intsr.errors import BundleError, EngineMismatchError
+from intsr.runtime.engine import open_engine
+from intsr.runtime.openvino_backend import resolve_precision
+from intsr.runtime.openvino_member import MAGIC, pack_member, split_member
+
+
+@pytest.mark.parametrize(
+    ("requested", "quantized", "capabilities", "expected"),
+    [
+        ("auto", True, ["FP32", "BF16"], "bf16"),
+        ("auto", False, ["FP32", "BF16"], "f32"),
+        ("auto", True, ["FP32"], "f32"),
+        ("f32", True, ["FP32", "BF16"], "f32"),
+        ("bf16", False, ["FP32", "BF16"], "bf16"),
+    ],
+)
+def test_precision(requested: str, quantized: bool, capabilities: list[str], expected: str) -> None:
+    assert resolve_precision(requested, quantized, capabilities, "x.engine") == expected
+
+
+def test_bf16_where_the_cpu_has_none() -> None:
+    with pytest.raises(EngineMismatchError, match="use --precision f32"):
+        resolve_precision("bf16", True, ["FP32"], "x.engine")
+
+
+def test_a_full_precision_engine_runs_in_float32(make_engine) -> None:
+    with open_engine(make_engine("cpu", bits="fp")) as engine:
+        assert engine.precision == "f32"
+
+
+def test_member_round_trip(tmp_path: Path) -> None:
+    for xml, weights in ((b"<net/>", b"\1\2\3"), (b"x" * 64, b""), (b"y" * 1000, bytes(256) * 9)):
+        (tmp_path / "m.xml").write_bytes(xml)
+        (tmp_path / "m.bin").write_bytes(weights)
+        pack_member(tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
+        got_xml, got_weights = split_member(memoryview((tmp_path / "member").read_bytes()), "member")
+        assert (got_xml, bytes(got_weights)) == (xml, weights)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 100, MAGIC + b"\0" * 10, struct.pack("<8sQQ", MAGIC, 9, 9) + b"\0" * 99]
+)
+def test_other_bytes_are_no_member(data: bytes) -> None:
+    with pytest.raises(BundleError):
+        split_member(memoryview(data), "member")

@@ -1,0 +1,46 @@
+"""The enlarged picture is Pillow's own, to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.runtime.resize import FILTERS, enlarge, unit_channels, unit_part
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+def test_8_bits_are_pillows_own_resize(photo: np.ndarray, name: str) -> None:
+    expected = np.asarray(Image.fromarray(photo).resize((284, 212), FILTERS[name]))
+    np.testing.assert_array_equal(enlarge(photo, 4, name), expected)
+
+
+def test_16_bits_keep_their_precision_and_stay_in_range() -> None:
+    pixels = np.zeros((8, 8), np.uint16)
+    pixels[:, 4:] = 65535
+    enlarged = enlarge(pixels, 4, "lanczos")
+    assert enlarged.shape == (32, 32)
+    assert (enlarged.min(), enlarged.max()) == (0, 1)
+    assert np.any(np.abs(enlarged * 255 - np.rint(enlarged * 255)) > 0.1)
+
+
+def test_16_bit_channels_stay_apart(photo: np.ndarray) -> None:
+    enlarged = enlarge(photo.astype(np.uint16) * 257, 2, "bicubic")
+    assert enlarged.shape == (106, 142, 3)
+    for channel in range(3):
+        alone = enlarge(np.ascontiguousarray(photo[..., channel]).astype(np.uint16) * 257, 2, "bicubic")
+        np.testing.assert_array_equal(enlarged[..., channel], alone)
+
+
+def test_parts_and_channels_are_unit_floats(photo: np.ndarray) -> None:
+    part = unit_part(photo, 3, 5, 7, 9)
+    np.testing.assert_allclose(part, photo[3:10, 5:14].transpose(2, 0, 1) / 255, atol=1e-7)
+    np.testing.assert_array_equal(np.stack(list(unit_channels(photo)))[:, 3:10, 5:14], part)
+
+
+def test_grey_becomes_three_equal_channels(photo: np.ndarray) -> None:
+    grey = photo[..., 1]
+    part = unit_part(grey, 0, 0, 4, 4)
+    assert part.shape == (3, 4, 4)
+    np.testing.assert_array_equal(part[0], part[2])
+    assert len(list(unit_channels(grey))) == 3

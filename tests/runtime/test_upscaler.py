@@ -1,0 +1,161 @@
+"""Any picture size through static networks: with identity networks, the output is the enlarged input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from intsr.errors import ImageError, UsageError, VerificationError
+from intsr.runtime.engine import open_engine
+from intsr.runtime.upscaler import STAGES, Upscaler
+from intsr.types import TensorInfo
+
+FACTOR = 2
+
+
+class FunctionNetwork:
+    """Any function of an array in the place of a network."""
+
+    def __init__(self, function=lambda x: x, side_px: int = 32, dtype: str = "float32") -> None:
+        self.function = function
+        self.input = self.output = TensorInfo("x", (1, 3, side_px, side_px), dtype)
+        self.seen: list[np.ndarray] = []
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        self.seen.append(x)
+        return np.asarray(self.function(x), self.output.dtype)
+
+    def close(self) -> None:
+        self.seen.clear()
+
+
+def _upscaler(function=lambda x: x, **changes: object) -> Upscaler:
+    networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(function))
+    values = {"tile_px": 16, "overlap_px": 4, "upscale_factor": FACTOR, "resize_filter": "bicubic"}
+    return Upscaler(networks, **{**values, "color_fix": "none", **changes})  # type: ignore[arg-type]
+
+
+def _bicubic(pixels: np.ndarray) -> np.ndarray:
+    size = (pixels.shape[1] * FACTOR, pixels.shape[0] * FACTOR)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 15), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_identity_networks_give_the_enlarged_picture_exactly(
+    height: int, width: int, overlap_px: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    output = _upscaler().upscale(pixels, overlap_px=overlap_px)
+    np.testing.assert_array_equal(output, _bicubic(pixels))
+
+
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)), color_fix=st.sampled_from(["wavelet", "adain", "none"])
+)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_engines_of_every_target_do_too(any_engine: Path, size: tuple[int, int], color_fix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    with open_engine(any_engine, threads=1, precision="f32") as engine:
+        np.testing.assert_array_equal(engine.upscale(pixels, color_fix=color_fix), _bicubic(pixels))
+
+
+def test_grey_stays_grey(photo: np.ndarray) -> None:
+    grey = photo[..., 0]
+    np.testing.assert_array_equal(_upscaler().upscale(grey), _bicubic(np.ascontiguousarray(grey)))
+
+
+def test_16_bits_stay_16_bits(photo: np.ndarray) -> None:
+    fine = photo.astype(np.uint16) * 257
+    output = _upscaler().upscale(fine)
+    assert output.dtype == np.uint16
+    assert np.abs(output / 257 - _bicubic(photo)).max() <= 1.01  # Pillow's 8-bit resize rounds twice
+    assert len(np.unique(output)) > 256
+
+
+def test_a_pillow_image_comes_back_as_one(photo: np.ndarray) -> None:
+    output = _upscaler().upscale(Image.fromarray(photo))
+    assert isinstance(output, Image.Image)
+    np.testing.assert_array_equal(np.asarray(output), _bicubic(photo))
+
+
+def test_networks_see_values_from_minus_one_to_one() -> None:
+    upscaler = _upscaler()
+    upscaler.upscale(np.array([[0, 255] * 8] * 16, np.uint8))
+    (x,) = upscaler.networks[0].seen  # type: ignore[attr-defined]
+    assert x.shape == (1, 3, 32, 32)
+    assert (x.min(), x.max()) == (-1, 1)
+
+
+def test_seams_are_blended_when_tiles_disagree() -> None:
+    """Each tile gets its own brightness: with overlap, no step at a border is left."""
+    levels = iter(np.linspace(-0.5, 0.5, 16))
+    upscaler = _upscaler(lambda x: np.full_like(x, next(levels)))
+    rng = np.random.default_rng(0)
+    output = upscaler.upscale(rng.integers(0, 256, (16, 52, 3)).astype(np.uint8), overlap_px=8)
+    steps = np.abs(np.diff(output[5, :, 0].astype(int)))
+    assert output[5, 0, 0] != output[5, -1, 0]
+    assert steps.max() <= 2
+
+
+def test_timings_cover_the_whole(photo: np.ndarray) -> None:
+    result = _upscaler().upscale_with_timings(photo, color_fix="wavelet")
+    assert tuple(result.stages_ms) == STAGES
+    assert result.tiles == 30
+    assert all(value > 0 for value in result.stages_ms.values())
+    assert 0.5 * result.total_ms < sum(result.stages_ms.values()) <= result.total_ms
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_no_number_is_an_error(photo: np.ndarray, value: float) -> None:
+    def spoil(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x[0, 1, 3, 3] = value
+        return x
+
+    with pytest.raises(VerificationError, match="NaN or infinite"):
+        _upscaler(spoil).upscale(photo)
+
+
+def test_a_flat_output_is_an_error_only_where_the_input_is_not(photo: np.ndarray) -> None:
+    with pytest.raises(VerificationError, match="flat"):
+        _upscaler(np.zeros_like).upscale(photo)
+    flat = np.full((20, 20, 3), 77, np.uint8)
+    np.testing.assert_array_equal(_upscaler().upscale(flat), np.full((40, 40, 3), 77))
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros(4, np.uint8),
+        Image.new("CMYK", (4, 4)),
+    ],
+)
+def test_other_arrays_are_refused(picture: object) -> None:
+    with pytest.raises(ImageError):
+        _upscaler().upscale(picture)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"color_fix": "sepia"}, {"overlap_px": 16}, {"overlap_px": -1}])
+def test_other_options_are_refused(photo: np.ndarray, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        _upscaler().upscale(photo, **options)  # type: ignore[arg-type]
+
+
+def test_networks_of_another_tile_size_are_refused() -> None:
+    with pytest.raises(UsageError, match="encoder input"):
+        _upscaler(tile_px=32)
+
+
+def test_a_half_precision_network_gets_its_dtype(photo: np.ndarray) -> None:
+    networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(dtype="float16"))
+    output = Upscaler(networks, 16, 4, FACTOR, "bicubic", "none").upscale(photo)
+    assert np.abs(output.astype(int) - _bicubic(photo)).max() <= 1
