@@ -6,9 +6,7 @@ from setuptools import setup
 
 STAGES = ("runtime", "kernels", "calib", "export", "engines")
 FOLDERS = {"intsr": "core"} | {f"intsr.{stage}": stage for stage in STAGES}
-FOLDERS |= {
-    f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()
-}
+FOLDERS |= {f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()}
 
 METRICS = ["pyiqa==0.1.16"]
 COMPILE = [

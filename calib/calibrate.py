@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from intsr.calib.model import SRModel
 
+W8A8 = Bits(8, 8)
 METHODS = {"maxmin": observe_maxmin}
 Progress = Callable[[Iterable["torch.Tensor"]], Iterable["torch.Tensor"]]
 
@@ -29,7 +30,7 @@ class Recipe:
     """How to calibrate. parts: `unet`, `vae` or both. tile_px: side of the low-resolution tiles looked at."""
 
     method: str = "maxmin"
-    bits: Bits = Bits(8, 8)
+    bits: Bits = W8A8
     parts: tuple[str, ...] = PARTS
     tile_px: int = 128
 

@@ -81,7 +81,9 @@ class Calibration:
     def digest(self) -> str:
         """SHA-256 over everything that changes an engine; how long calibrating took does not."""
         facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
-        sites = [[site, *map(repr, (q.x_min, q.x_max)), q.activation_bits, q.weight_bits] for site, q in self.sites.items()]
+        sites = [
+            [site, *map(repr, (q.x_min, q.x_max)), q.activation_bits, q.weight_bits] for site, q in self.sites.items()
+        ]
         return hashlib.sha256(json.dumps([facts, sites]).encode()).hexdigest()
 
     def check_model(self, digest: str, name: str) -> None:
@@ -114,7 +116,11 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             for site, q in calibration.sites.items()
         },
     }
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / JSON_NAME).exists():
+    if (
+        folder.exists()
+        and any(folder.iterdir() if folder.is_dir() else [folder])
+        and not (folder / JSON_NAME).exists()
+    ):
         raise CalibrationError(folder, "already holds something else", fix="choose another output folder")
     with atomic_folder(folder) as temporary:
         tensors = {

@@ -185,7 +185,9 @@ def _load_context(folder: Path, context: Path | None, settings: dict[str, Any]) 
     with _as_model_error(path):
         tensor = load_file(path)["context"].float()
     if tensor.ndim != 3 or tensor.shape[0] != 1 or not torch.isfinite(tensor).all():
-        raise ModelError(path, f"context of shape {tuple(tensor.shape)}", "finite values, shape (1, tokens, channels)")
+        raise ModelError(
+            path, f"context of shape {tuple(tensor.shape)}", "finite values, shape (1, tokens, channels)"
+        )
     return tensor
 
 

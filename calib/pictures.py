@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from intsr.errors import UsageError
 from intsr.runtime.pixels import PICTURE_SUFFIXES, read_pixels
-from intsr.runtime.resize import low_resolution_from_array, resize_box
+from intsr.runtime.resize import enlarge, unit_part
 from intsr.runtime.tiling import pad_to_square, plan_tiles
 from intsr.types import ModelSpec
 
@@ -36,15 +36,15 @@ def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.
     Pictures smaller than a tile are reflected to its size, as when they are upscaled. Raises ImageError.
     """
     pixels: NDArray[Any] = np.rint(read_pixels(path)).astype(np.uint8)
-    source = low_resolution_from_array(pixels)
-    tiles = plan_tiles(source.height_px, source.width_px, tile_px, 0).tiles
+    tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, 0).tiles
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))
-    side = tile_px * spec.upscale_factor
-    enlarged = []
+    factor = spec.upscale_factor
+    enlarged = enlarge(pixels, factor, spec.resize_filter)
+    parts = []
     for tile in (tiles[index] for index in chosen):
-        box = (tile.left, tile.top, tile.left + tile.width, tile.top + tile.height)
-        enlarged.append(pad_to_square(resize_box(source, box, spec.upscale_factor, spec.resize_filter), side))
-    return np.stack(enlarged) * np.float32(2) - np.float32(1)
+        place = (side * factor for side in (tile.top, tile.left, tile.height, tile.width))
+        parts.append(pad_to_square(unit_part(enlarged, *place), tile_px * factor))
+    return np.stack(parts) * np.float32(2) - np.float32(1)
 
 
 def calibration_batches(pictures: Iterable[Path], spec: ModelSpec, tile_px: int) -> Iterator[torch.Tensor]:

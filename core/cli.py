@@ -65,7 +65,7 @@ def main() -> None:
     """Entry point: user errors are one line, bugs keep their traceback."""
     try:
         # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="intsr", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else EXIT_OK)
     except IntsrError as error:
         click.echo(f"intsr: error: {error}", err=True)

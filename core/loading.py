@@ -26,9 +26,12 @@ EXTRAS = {
 
 def require(library: str, what: str) -> ModuleType:
     """Import `library`. Raises MissingLibraryError naming the extra; `what` says what it is needed for."""
+    package = library.partition(".")[0]
     try:
-        return import_module(library)
+        import_module(package)
     except ModuleNotFoundError as error:
-        if error.name != library.partition(".")[0]:
+        # What an installed library lacks itself is another matter.
+        if error.name != package:
             raise
-        raise MissingLibraryError(library, EXTRAS.get(library.partition(".")[0], "compile"), what) from error
+        raise MissingLibraryError(package, EXTRAS.get(package, "compile"), what) from error
+    return import_module(library)

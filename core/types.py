@@ -36,12 +36,17 @@ class Bits:
     weights: int | None
     activations: int | None
 
+    def __post_init__(self) -> None:
+        widths = (self.weights, self.activations)
+        if widths != (None, None) and not all(width in range(MIN_BITS, MAX_BITS + 1) for width in widths):
+            raise ValueError(f"bits {widths} are neither two of {MIN_BITS} to {MAX_BITS} nor two of None")
+
     @classmethod
     def parse(cls, text: str) -> Bits:
         """Raises UsageError for anything but `fp` and wXaY with X and Y from 2 to 8."""
         if text == "fp":
             return cls(None, None)
-        match = re.fullmatch(r"w(\d+)a(\d+)", text)
+        match = re.fullmatch(r"w([0-9])a([0-9])", text)
         if match is None or not all(MIN_BITS <= int(group) <= MAX_BITS for group in match.groups()):
             raise UsageError("--bits", repr(text), "wXaY with X and Y from 2 to 8, or fp", "for example --bits w8a8")
         return cls(int(match[1]), int(match[2]))

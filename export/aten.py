@@ -84,8 +84,12 @@ def group_norm(net: NetworkLowering, node: fx.Node) -> Value:
         affine = [b.constant(f"{name}.weight", gamma), b.constant(f"{name}.bias", beta)]
         inputs = [net.value(x), *affine]
         return b.op("GroupNormalization", inputs, name, epsilon=epsilon, num_groups=int(groups))
-    grouped = b.op("Reshape", [net.value(x), b.constant(f"{name}.grouped", [shape[0], int(groups), -1])], f"{name}.in")
-    ones, zeros = (b.constant(f"{name}.{n}", np.full(int(groups), v, np.float32)) for n, v in (("one", 1), ("zero", 0)))
+    grouped = b.op(
+        "Reshape", [net.value(x), b.constant(f"{name}.grouped", [shape[0], int(groups), -1])], f"{name}.in"
+    )
+    ones, zeros = (
+        b.constant(f"{name}.{n}", np.full(int(groups), v, np.float32)) for n, v in (("one", 1), ("zero", 0))
+    )
     normed = b.op("InstanceNormalization", [grouped, ones, zeros], name, epsilon=epsilon)
     back = b.op("Reshape", [normed, b.constant(f"{name}.shape", shape)], f"{name}.out")
     channels = (1, -1, *[1] * (len(shape) - 2))  # the VAE's attention normalizes (N, C, tokens)
@@ -108,7 +112,9 @@ def silu(net: NetworkLowering, node: fx.Node) -> Value:
 
 
 def gelu(net: NetworkLowering, node: fx.Node) -> Value:
-    return net.builder.op("Gelu", [net.value(node.args[0])], node.name, approximate=node.kwargs.get("approximate", "none"))
+    return net.builder.op(
+        "Gelu", [net.value(node.args[0])], node.name, approximate=node.kwargs.get("approximate", "none")
+    )
 
 
 def attention(net: NetworkLowering, node: fx.Node) -> Value:
@@ -149,7 +155,7 @@ def identity(net: NetworkLowering, node: fx.Node) -> Value:
 
 
 def checked_dtype(net: NetworkLowering, node: fx.Node) -> Value:
-    if node.meta["val"].dtype != node.args[0].meta["val"].dtype:  # type: ignore[union-attr]
+    if node.meta["val"].dtype != node.args[0].meta["val"].dtype:
         raise ExportError(node.name, f"a cast to {node.meta['val'].dtype}", "one float type throughout")
     return net.value(node.args[0])
 
@@ -161,19 +167,19 @@ def reshape(net: NetworkLowering, node: fx.Node) -> Value:
 
 def permute(net: NetworkLowering, node: fx.Node) -> Value:
     rank = len(_shape(node))
-    order = [int(axis) % rank for axis in node.args[1]]  # type: ignore[union-attr]
+    order = [int(axis) % rank for axis in node.args[1]]
     return net.builder.op("Transpose", [net.value(node.args[0])], node.name, perm=order)
 
 
 def transpose(net: NetworkLowering, node: fx.Node) -> Value:
     order = list(range(len(_shape(node))))
-    first, second = (int(axis) % len(order) for axis in node.args[1:3])  # type: ignore[arg-type]
+    first, second = (int(axis) % len(order) for axis in node.args[1:3])
     order[first], order[second] = order[second], order[first]
     return net.builder.op("Transpose", [net.value(node.args[0])], node.name, perm=order)
 
 
 def concatenate(net: NetworkLowering, node: fx.Node) -> Value:
-    values = [net.value(v) for v in node.args[0]]  # type: ignore[union-attr]
+    values = [net.value(v) for v in node.args[0]]
     return net.builder.op("Concat", values, node.name, axis=int(_argument(node, 1, "dim", 0)))
 
 
@@ -186,14 +192,14 @@ def chunk(net: NetworkLowering, node: fx.Node) -> Value:
 
 def get_item(net: NetworkLowering, node: fx.Node) -> Value:
     source, index = node.args
-    return net.values(source)[int(index)]  # type: ignore[call-overload]
+    return net.values(source)[int(index)]
 
 
 def pad(net: NetworkLowering, node: fx.Node) -> Value:
     mode, fill = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None) or 0.0
     if mode != "constant" or fill != 0.0:
         raise ExportError(node.name, f"padding with mode {mode!r} and {fill}", "zeros")
-    amounts = [int(v) for v in node.args[1]]  # type: ignore[union-attr]
+    amounts = [int(v) for v in node.args[1]]
     rank = len(_shape(node))
     begin, end = [0] * rank, [0] * rank
     for position, (low, high) in enumerate(zip(amounts[::2], amounts[1::2], strict=True)):

@@ -30,7 +30,7 @@ class FakeQuantLayer(nn.Module):
 
 
 def fake_quantized(network: FoldedNetwork) -> nn.Module:
-    """A copy of the network with every folded layer replaced; float parameters are shared, the original is as it was."""
+    """A copy of the network with every folded layer replaced; float parameters are shared with the original."""
     module = copy.deepcopy(network.module, {id(p): p for p in network.module.parameters()})
     for site, folded in network.layers.items():
         parent, _, name = site.rpartition(".")

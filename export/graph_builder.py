@@ -32,7 +32,7 @@ class GraphBuilder:
         self._names.add(candidate)
         return candidate
 
-    def constant(self, name: str, value: NDArray[Any] | float | list[int]) -> str:
+    def constant(self, name: str, value: NDArray[Any] | np.floating[Any] | float | list[int]) -> str:
         """Add an initializer and return its name. Floats take the lowering's dtype, lists become int64."""
         array = np.asarray(value, np.int64) if isinstance(value, list) else np.asarray(value)
         if np.issubdtype(array.dtype, np.floating):

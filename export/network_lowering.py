@@ -56,7 +56,7 @@ class NetworkLowering:
 
     def site_of(self, weight: Any) -> str:
         """The module that owns `weight`, by its dotted name: the site of a calibration."""
-        return self._attributes[weight.name].removesuffix(".weight")
+        return str(self._attributes[weight.name]).removesuffix(".weight")
 
     def bias_of(self, site: str) -> NDArray[np.float32] | None:
         bias = self._tensors.get(f"{site}.bias")
@@ -73,7 +73,9 @@ class NetworkLowering:
             elif node.op == "call_function" and str(node.target) not in IGNORED:
                 handler = HANDLERS.get(str(node.target))
                 if handler is None:
-                    raise ExportError(f"{self._name}: {node.name}", f"no lowering for {node.target}", "SD 2.1's operations")
+                    raise ExportError(
+                        f"{self._name}: {node.name}", f"no lowering for {node.target}", "SD 2.1's operations"
+                    )
                 self._values[node] = handler(self, node)
             elif node.op == "output":
                 (result,) = node.args[0]

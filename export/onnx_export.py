@@ -88,9 +88,7 @@ def export_onnx(
     return export
 
 
-def _write_network(
-    network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], folder: Path
-) -> NetworkEntry:
+def _write_network(network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], folder: Path) -> NetworkEntry:
     model, info_in, info_out = NetworkLowering(network, lowering, shape).run()
     member = f"{network.name}.onnx"
     size_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

@@ -121,4 +121,5 @@ def shifted_bias(
         return bias
     sums = codes.reshape(codes.shape[0], -1).astype(np.int64).sum(axis=1) * scale.astype(np.float64)
     start = np.zeros(len(sums)) if bias is None else bias.astype(np.float64)
-    return (start + shift * sums).astype(np.float32)
+    total: NDArray[np.float32] = (start + shift * sums).astype(np.float32)
+    return total

@@ -130,7 +130,7 @@ def specialize(model: SRModel) -> SpecializedModel:
 
     Raises ExportError where the UNet has a part that these rewrites do not cover.
     """
-    networks = {
+    networks: dict[str, nn.Module] = {
         "encoder": SpecializedEncoder(model),
         "unet": SpecializedUNet(model),
         "decoder": SpecializedDecoder(model),

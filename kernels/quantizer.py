@@ -92,9 +92,7 @@ def fake_quantize_torch(x: torch.Tensor, params: QuantParams) -> torch.Tensor:
     return codes.sub_(params.zero_point).mul_(params.scale)
 
 
-def quantize_weight(
-    weight: NDArray[np.floating], bits: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(weight: NDArray[np.floating], bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Symmetric per output channel (axis 0): codes int8 in [-(2**(b-1) - 1), 2**(b-1) - 1], scales float32 (Cout,).
 
     weight = codes * scale. The lowest code is left out, so that negating a channel negates its codes.

@@ -77,7 +77,8 @@ def read_info(path: Path) -> ImageInfo:
     with _opened(path) as image:
         width_px, height_px = image.size
         try:
-            turned = orientation_from_image(image) >= 5
+            # Pillow turns a TIFF itself, and says so in its size from the start.
+            turned = image.format != "TIFF" and orientation_from_image(image) >= 5
         except ImageError:
             turned = False
         if turned:

@@ -19,6 +19,7 @@ from intsr.runtime.networks import Array
 
 # Peak bytes for each output pixel, encoding included; see docs/runtime.md for how it was measured.
 BYTES_PER_OUTPUT_PIXEL = 48
+_XMP_TAG = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,10 @@ def _metadata_settings(target: WriteFormat, metadata: ImageMetadata) -> dict[str
         chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
         settings["pnginfo"] = chunks
     elif metadata.xmp and target.pillow == "TIFF":
-        settings["tiffinfo"] = {700: metadata.xmp}
+        exif = Image.Exif()
+        exif.load(metadata.exif)
+        exif[_XMP_TAG] = metadata.xmp
+        settings["exif"] = exif
     elif metadata.xmp:
         settings["xmp"] = metadata.xmp
     return settings

@@ -48,9 +48,7 @@ def calibrate(
     pictures = list_pictures(images)[:limit]
     check_writable_folder(output.parent)
     loaded = load_model(model, context)
-    calibration = run(
-        loaded, pictures, recipe, lambda batches: progress(batches, "calibrating", total=len(pictures))
-    )
+    calibration = run(loaded, pictures, recipe, lambda batches: progress(batches, "calibrating", total=len(pictures)))
     save_calibration(calibration, output)
     say(
         f"{output}: {len(calibration.sites)} layers, {calibration.method} {calibration.bits}, "

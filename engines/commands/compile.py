@@ -87,7 +87,7 @@ def compile_command(
         manifest = compile_engine(
             export_folder, output, options, precision, lambda name: say(f"building {name} for {target}")
         )
-    report = {
+    report: dict[str, Any] = {
         "output": str(output),
         "size_bytes": output.stat().st_size,
         "seconds": round(watch.seconds, 3),
@@ -121,7 +121,9 @@ def _export(
     from intsr.types import Bits
 
     if bool(calibration) + bool(images) + (not Bits.parse(bits).quantized) != 1:
-        raise UsageError(model_name, "no single source of ranges", "one of --calibration DIR, --images DIR, --bits fp")
+        raise UsageError(
+            model_name, "no single source of ranges", "one of --calibration DIR, --images DIR, --bits fp"
+        )
     model = load_model(model_name, context)
     ranges = _ranges(model, calibration, images, bits, parts, tile_px)
     lowering = lowering_from_name(target_from_name(target).lowering)

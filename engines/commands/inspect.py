@@ -9,7 +9,17 @@ import click
 
 from intsr.console import common_options, emit_json
 
-SHOWN = ("model", "method", "bits", "target", "library", "library_version", "gpu_architecture", "precision", "tile_px")
+SHOWN = (
+    "model",
+    "method",
+    "bits",
+    "target",
+    "library",
+    "library_version",
+    "gpu_architecture",
+    "precision",
+    "tile_px",
+)
 
 
 @click.command(epilog="Example: intsr inspect demo.engine --layers")

@@ -11,7 +11,9 @@ from intsr.console import common_options, emit_json, progress, say
 
 @click.command(epilog="Example: intsr verify demo.engine --against demo-w8a8 --model demo --images photos/")
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--against", required=True, help="Calibration folder (fake-quantized torch), or model (full precision).")
+@click.option(
+    "--against", required=True, help="Calibration folder (fake-quantized torch), or model (full precision)."
+)
 @click.option("--model", help="With a calibration: the model it was made for.")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of low-resolution pictures.")
 @click.option("--min-psnr", "min_psnr_db", default=30.0, show_default=True, help="End to end, in dB: fail below.")

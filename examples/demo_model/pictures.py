@@ -27,9 +27,7 @@ def load_training_pictures(kodak: Path) -> list[Image.Image]:
     from skimage import data as skimage_data
 
     pictures = [Image.open(kodak / name).convert("RGB") for name in KODAK_TRAINING]
-    for name in SKIMAGE_TRAINING:
-        pictures.append(Image.fromarray(getattr(skimage_data, name)()).convert("RGB"))
-    return pictures
+    return pictures + [Image.fromarray(getattr(skimage_data, name)()).convert("RGB") for name in SKIMAGE_TRAINING]
 
 
 def degrade(picture: Image.Image) -> Image.Image:
@@ -65,7 +63,7 @@ def tensor_from_array(array: np.ndarray) -> torch.Tensor:
 def random_batch(
     pairs: Sequence[Pair], batch: int, patch_px: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, 3, patch_px, patch_px) float32 in [-1, 1], twice: inputs and originals, randomly turned and mirrored."""
+    """(batch, 3, patch_px, patch_px) float32 in [-1, 1], twice: inputs and originals, turned and mirrored."""
     sizes = np.array([pair[1].shape[0] * pair[1].shape[1] for pair in pairs], dtype=np.float64)
     chosen = rng.choice(len(pairs), size=batch, p=sizes / sizes.sum())
     inputs, originals = [], []

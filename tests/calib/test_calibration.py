@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from intsr.calib.calibration import Calibration, SiteQuantizer, load_calibration, save_calibration
 from intsr.errors import CalibrationError
 from intsr.types import Bits
-from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from intsr.calib.maxmin import observe_maxmin
 from intsr.calib.model import SRModel
 from intsr.calib.reference import reference_networks

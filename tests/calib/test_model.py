@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from intsr.calib.model import SRModel, load_model
 from intsr.calib.reference import reference_networks
 from intsr.errors import ModelError
-from safetensors.torch import load_file, save_file
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
-
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from intsr.calib.model import SRModel
 from intsr.calib.pictures import MAX_TILES, calibration_batches, calibration_inputs, list_pictures
 from intsr.errors import ImageError, UsageError
-from PIL import Image
 
 
 def write_picture(path: Path, width: int, height: int) -> Path:
@@ -28,12 +29,10 @@ def test_a_picture_of_one_tile_is_pillows_resize(tiny_model: SRModel, tmp_path: 
 
 
 @pytest.mark.parametrize(("size", "tiles"), [((20, 9), 1), ((64, 32), 2), ((300, 300), MAX_TILES)])
-def test_every_size_gives_whole_tiles(
-    tiny_model: SRModel, tmp_path: Path, size: tuple[int, int], tiles: int
-) -> None:
+def test_every_size_gives_whole_tiles(tiny_model: SRModel, tmp_path: Path, size: tuple[int, int], tiles: int) -> None:
     (batch,) = calibration_batches([write_picture(tmp_path / "a.png", *size)], tiny_model.spec, 32)
     assert batch.shape == (tiles, 3, 128, 128)
-    assert -1 <= float(batch.min()) and float(batch.max()) <= 1
+    assert float(batch.min()) >= -1 and float(batch.max()) <= 1
     ((name, first),) = calibration_inputs([tmp_path / "a.png"], tiny_model.spec, 32)
     assert name == "a.png" and np.array_equal(first[0], batch[0].numpy())
 

@@ -169,7 +169,7 @@ def test_folder_is_kept_without_overwrite_and_a_file_always(tmp_path):
 
 def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
     path = _old_folder(tmp_path)
-    with pytest.raises(UsageError, match="already holds something else; expected .* manifest"):
+    with pytest.raises(UsageError, match=r"already holds something else; expected .* manifest"):
         check_replaceable_folder(path, marker="manifest")
     (path / "manifest").touch()
     with atomic_folder(path, marker="manifest") as temporary:

@@ -29,7 +29,7 @@ def test_full_precision():
     "text", ["w9a9", "w1a8", "w8a1", "w8", "a8", "8", "", "W8A8", "w8a8 ", "w8a8\n", "w08a8", "w-8a8", "w٨a8", "fp16"]
 )
 def test_other_bits_are_refused_in_one_line(text):
-    with pytest.raises(UsageError, match="--bits: .*; expected wXaY .*; for example --bits w8a8") as caught:
+    with pytest.raises(UsageError, match=r"--bits: .*; expected wXaY .*; for example --bits w8a8") as caught:
         Bits.parse(text)
     assert "\n" not in str(caught.value)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from intsr.calib.calibration import Calibration
 from intsr.calib.model import SRModel
 from intsr.calib.reference import reference_networks
@@ -42,9 +43,7 @@ def test_only_the_parts_asked_for(tiny_specialized: SpecializedModel, tiny_calib
     assert folded.network("unet").layers
 
 
-def test_without_calibration_nothing_is_quantized(
-    tiny_model: SRModel, tiny_specialized: SpecializedModel
-) -> None:
+def test_without_calibration_nothing_is_quantized(tiny_model: SRModel, tiny_specialized: SpecializedModel) -> None:
     folded = fold(tiny_specialized, None)
     assert str(folded.bits) == "fp" and not any(network.layers for network in folded.networks)
     x = torch.rand(1, 3, 64, 64) * 2 - 1

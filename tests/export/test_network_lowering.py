@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from intsr.calib.calibration import Calibration
 from intsr.calib.maxmin import observe_maxmin
 from intsr.calib.model import SRModel
@@ -26,7 +28,6 @@ from intsr.export.quantized import ActivationWriter, plan_grid
 from intsr.export.specialize import SpecializedModel, specialize
 from intsr.kernels.quantizer import QuantParams, quantize_weight
 from intsr.types import NETWORKS, Bits
-from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 

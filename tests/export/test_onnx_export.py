@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
 from intsr.errors import ExportError, UsageError
 from intsr.export import onnx_export
 from intsr.export.fold import FoldedModel
@@ -112,9 +113,7 @@ def test_tiles_that_do_not_fit(tiny_folded: FoldedModel, tmp_path: Path, tile_px
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failure_leaves_nothing(
-    tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_nothing(tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         if name == "decoder":
             raise KeyboardInterrupt

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from intsr.errors import ExportError
 from intsr.export.graph_builder import GraphBuilder
 from intsr.export.lowering import LOWERINGS

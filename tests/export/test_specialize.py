@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from intsr.calib.model import SRModel, load_model
 from intsr.calib.reference import reference_networks
 from intsr.errors import ExportError
@@ -22,9 +23,7 @@ def assert_equal_networks(model: SRModel, specialized: SpecializedModel, side: i
             x = expected / unit if name != "decoder" else expected
 
 
-def test_specialized_equals_the_model_it_came_from(
-    tiny_model: SRModel, tiny_specialized: SpecializedModel
-) -> None:
+def test_specialized_equals_the_model_it_came_from(tiny_model: SRModel, tiny_specialized: SpecializedModel) -> None:
     assert_equal_networks(tiny_model, tiny_specialized, 64)
 
 

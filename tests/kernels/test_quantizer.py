@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from intsr.kernels.quantizer import (
     MIN_SCALE,
     QuantParams,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,7 +23,7 @@ def test_tiles_cover_the_axis_and_the_last_is_flush(axis: tuple[int, int, int]) 
     starts = tile_starts(length_px, tile_px, overlap_px)
     assert starts[0] == 0
     assert starts[-1] == max(length_px - tile_px, 0)
-    assert all(0 < after - before <= tile_px - overlap_px for before, after in zip(starts, starts[1:], strict=False))
+    assert all(0 < after - before <= tile_px - overlap_px for before, after in pairwise(starts))
 
 
 @given(AXES)

@@ -13,7 +13,7 @@ from PIL import Image
 from intsr.errors import ImageError, UsageError, VerificationError
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES, Upscaler
-from intsr.types import TensorInfo
+from intsr.types import COLOR_FIXES, TensorInfo
 
 FACTOR = 2
 
@@ -55,9 +55,7 @@ def test_identity_networks_give_the_enlarged_picture_exactly(
     np.testing.assert_array_equal(output, _bicubic(pixels))
 
 
-@given(
-    size=st.tuples(st.integers(1, 40), st.integers(1, 40)), color_fix=st.sampled_from(["wavelet", "adain", "none"])
-)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), color_fix=st.sampled_from(COLOR_FIXES))
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_engines_of_every_target_do_too(any_engine: Path, size: tuple[int, int], color_fix: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
@@ -74,7 +72,9 @@ def test_16_bits_stay_16_bits(photo: np.ndarray) -> None:
     fine = photo.astype(np.uint16) * 257
     output = _upscaler().upscale(fine)
     assert output.dtype == np.uint16
-    assert np.abs(output / 257 - _bicubic(photo)).max() <= 1.01  # Pillow's 8-bit resize rounds twice
+    difference = np.abs(output / 257 - _bicubic(photo))
+    assert difference.max() <= 2  # Pillow's 8-bit resize rounds twice
+    assert difference.mean() < 0.5
     assert len(np.unique(output)) > 256
 
 

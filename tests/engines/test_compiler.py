@@ -1,0 +1,213 @@
+"""Exported graphs compiled, opened and compared, through the same functions that the commands call."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from intsr.bundle import Bundle, read_manifest
+from intsr.calib.calibration import Calibration
+from intsr.calib.model import SRModel
+from intsr.calib.reference import reference_networks
+from intsr.calib.torch_engine import TorchReference, torch_networks
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.compiler import KERNELS_MEMBER, compile_engine
+from intsr.engines.inspect_engine import inspect_engine
+from intsr.engines.targets import TARGET_NAMES, TARGETS, target_from_name
+from intsr.engines.verify import verify
+from intsr.errors import BuildError, ExportError, UsageError, VerificationError
+from intsr.export.fake_quant import fake_quantized
+from intsr.export.lowering import LOWERING_OF_TARGET, LOWERINGS
+from intsr.export.onnx_export import export_onnx
+from intsr.export.pipeline import export_model, folded_from_model
+from intsr.runtime.engine import open_engine
+
+TILE_PX = 16
+
+
+@pytest.fixture(scope="module")
+def exports(
+    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("exports")
+    for name in ("asymmetric", "symmetric"):
+        export_model(tiny_model, tiny_calibration, LOWERINGS[name], TILE_PX, folder / name)
+    export_model(tiny_model, None, LOWERINGS["asymmetric"], TILE_PX, folder / "fp")
+    return {name: folder / name for name in ("asymmetric", "symmetric", "fp")}
+
+
+@pytest.fixture(scope="module")
+def cpu_engine(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "tiny.engine"
+    compile_engine(exports["asymmetric"], path, BuildOptions("cpu"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def rtx_engine(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if find_spec("tensorrt_bindings") is None:
+        pytest.skip("the rtx extra is not installed")
+    path = tmp_path_factory.mktemp("engine") / "tiny.rtx.engine"
+    compile_engine(exports["symmetric"], path, BuildOptions("tensorrt-rtx"))
+    return path
+
+
+def inputs(count: int = 2) -> list[tuple[str, NDArray[np.float32]]]:
+    rng = np.random.default_rng(6)
+    return [(f"{i}.png", rng.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)) for i in range(count)]
+
+
+def test_targets_are_consistent() -> None:
+    assert {target.name: target.lowering for target in TARGETS} == LOWERING_OF_TARGET
+    with pytest.raises(UsageError, match="cpu, onnxruntime, tensorrt, tensorrt-rtx"):
+        target_from_name("tpu")
+
+
+def test_manifest_of_a_cpu_engine(cpu_engine: Path, tiny_calibration: Calibration) -> None:
+    manifest = read_manifest(cpu_engine)
+    assert (manifest.target, manifest.bits, manifest.method) == ("cpu", "w8a8", "maxmin")
+    assert manifest.library == "openvino" and manifest.library_version.startswith("20")
+    assert manifest.calibration_digest == tiny_calibration.digest()
+    assert (manifest.tile_px, manifest.overlap_px, manifest.upscale_factor) == (TILE_PX, 4, 4)
+    with zipfile.ZipFile(cpu_engine) as archive:
+        assert archive.namelist() == ["manifest.json", "encoder.ir", "unet.ir", "decoder.ir"]
+
+
+def test_the_plan_says_how_much_is_integer(cpu_engine: Path) -> None:
+    report = inspect_engine(cpu_engine, layers=True)
+    assert [plan["name"] for plan in report["networks"]] == ["encoder", "unet", "decoder"]
+    assert report["total"]["int8_mac_share"] >= 0.95
+    floats = {layer["name"] for plan in report["networks"] for layer in plan["float_layers"]}
+    assert "vae.encoder.conv_in" in floats and not any("resnets" in name for name in floats)
+    assert report["total"]["kernels"] == sum(plan["kernels"] for plan in report["networks"])
+    assert report["total"]["weight_bytes"] > 0 and report["total"]["activation_bytes"] > 0
+    assert "networks" not in inspect_engine(cpu_engine, layers=False)
+
+
+def test_engine_agrees_with_the_fake_quantized_reference(
+    cpu_engine: Path, tiny_model: SRModel, tiny_calibration: Calibration
+) -> None:
+    folded = folded_from_model(tiny_model, tiny_calibration)
+    modules = {network.name: fake_quantized(network) for network in folded.networks}
+    reference = TorchReference(torch_networks(modules, tiny_model, TILE_PX))
+    with open_engine(cpu_engine, precision="f32") as engine:
+        result = verify(engine, reference, inputs())
+    # A random network amplifies every rounding that falls the other way; the demonstration model is held to more.
+    assert all(network.psnr_db > 30 for network in result.networks), result
+    assert set(result.per_image_db) == {"0.png", "1.png"}
+
+
+def test_full_precision_engine_equals_torch(exports: dict[str, Path], tiny_model: SRModel, tmp_path: Path) -> None:
+    compile_engine(exports["fp"], tmp_path / "fp.engine", BuildOptions("cpu"), "f32")
+    reference = TorchReference(torch_networks(reference_networks(tiny_model), tiny_model, TILE_PX))
+    with open_engine(tmp_path / "fp.engine") as engine:
+        result = verify(engine, reference, inputs())
+    assert all(network.psnr_db > 90 for network in result.networks), result
+    assert result.end_to_end.psnr_db > 80
+
+
+def test_onnxruntime_target_runs_the_graph_itself(
+    exports: dict[str, Path], tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
+) -> None:
+    compile_engine(exports["asymmetric"], tmp_path / "ort.engine", BuildOptions("onnxruntime"))
+    folded = folded_from_model(tiny_model, tiny_calibration)
+    x = inputs(1)[0][1]
+    with torch.no_grad():
+        expected = fake_quantized(folded.network("unet"))(torch.zeros(1, 4, 32, 32)).numpy()
+    with open_engine(tmp_path / "ort.engine") as engine:
+        assert engine.run_pipeline(x).shape == (1, 3, 64, 64)
+        got = engine.network("unet").run(np.zeros((1, 4, 32, 32), np.float32))
+    assert 20 * np.log10(np.ptp(expected)) - 10 * np.log10(np.mean((got - expected) ** 2)) > 30
+
+
+def test_an_rtx_engine_of_all_three_networks(rtx_engine: Path) -> None:
+    report = inspect_engine(rtx_engine, layers=True)
+    assert report["total"]["int8_mac_share"] >= 0.95
+    assert report["total"]["fp32_gemms"] == 0
+    assert report["manifest"]["gpu_architecture"].startswith("sm")
+    with Bundle(rtx_engine) as bundle:
+        assert set(bundle.sizes_bytes()) == {"encoder.plan", "unet.plan", "decoder.plan", KERNELS_MEMBER}
+        for name in ("encoder", "unet", "decoder"):
+            with bundle.member(f"{name}.plan") as view:
+                assert len(view) > 100_000
+        with bundle.member(KERNELS_MEMBER) as view:
+            kernels = json.loads(bytes(view))
+    assert len(kernels["unet"]) == next(p["kernels"] for p in report["networks"] if p["name"] == "unet")
+
+
+def test_graphs_of_another_lowering_are_refused(exports: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="export again with --target tensorrt-rtx"):
+        compile_engine(exports["asymmetric"], tmp_path / "x.engine", BuildOptions("tensorrt-rtx"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_build_leaves_nothing(exports: dict[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(exports["asymmetric"], tmp_path / "onnx"))
+    # A graph that ONNX reads and OpenVINO does not: the second network, so that one was already built.
+    import onnx
+
+    model = onnx.load(broken / "unet.onnx")
+    model.graph.node[0].op_type = "NoSuchOperation"
+    onnx.save(model, broken / "unet.onnx")
+    output = tmp_path / "out" / "x.engine"
+    with pytest.raises((BuildError, ExportError)) as error:
+        compile_engine(broken, output, BuildOptions("cpu"))
+    assert "\n" not in str(error.value)
+    assert not list(output.parent.iterdir())
+
+
+def test_unwritable_output(exports: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write here"):
+        compile_engine(exports["asymmetric"], tmp_path / "file" / "x.engine", BuildOptions("cpu"))
+
+
+def test_verification_needs_pictures_and_finite_numbers(tiny_model: SRModel) -> None:
+    reference = TorchReference(torch_networks(reference_networks(tiny_model), tiny_model, TILE_PX))
+    with pytest.raises(VerificationError, match="no picture"):
+        verify(reference, reference, [])
+    same = verify(reference, reference, inputs(1))
+    assert same.end_to_end.psnr_db == 200 and same.end_to_end.max_abs_error == 0
+
+    class Broken(TorchReference):
+        def network(self, name: str):  # type: ignore[no-untyped-def]
+            network = super().network(name)
+
+            class Nan:
+                input, output = network.input, network.output
+
+                def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+                    return network.run(x) * np.float32("nan")
+
+            return Nan()
+
+    broken = Broken(torch_networks(reference_networks(tiny_model), tiny_model, TILE_PX))
+    with pytest.raises(VerificationError, match="NaN"):
+        verify(broken, reference, inputs(1))
+
+
+def test_every_target_names_a_module_that_builds() -> None:
+    from importlib import import_module
+
+    assert TARGET_NAMES == ("cpu", "onnxruntime", "tensorrt", "tensorrt-rtx")
+    for target in TARGETS:
+        assert callable(import_module(target.module).build)
+
+
+def test_export_of_the_symmetric_lowering_in_float32_is_for_comparison_only(
+    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
+) -> None:
+    export_onnx(
+        folded_from_model(tiny_model, tiny_calibration), LOWERINGS["symmetric-f32"], TILE_PX, tmp_path / "f32"
+    )
+    with pytest.raises(UsageError, match="symmetric-f32"):
+        compile_engine(tmp_path / "f32", tmp_path / "x.engine", BuildOptions("tensorrt-rtx"))

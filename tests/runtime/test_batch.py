@@ -1,0 +1,98 @@
+"""Which file becomes which, before anything is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intsr.errors import UsageError
+from intsr.runtime.batch import Job, Naming, check_outputs, plan_jobs
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _names(jobs: list[Job], output: Path) -> list[str]:
+    return [job.output.relative_to(output).as_posix() for job in jobs]
+
+
+def test_one_file_to_one_file(tmp_path: Path) -> None:
+    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.png", False, Naming())
+    assert job == Job(tmp_path / "a.jpg", tmp_path / "b.png")
+
+
+def test_one_file_to_a_folder(tmp_path: Path) -> None:
+    jobs = plan_jobs([tmp_path / "a.jpg"], tmp_path / "out", False, Naming("_x4"))
+    assert _names(jobs, tmp_path / "out") == ["a_x4.jpg"]
+
+
+def test_a_folder_whose_name_looks_like_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "out.png").mkdir()
+    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "out.png", False, Naming())
+    assert job.output == tmp_path / "out.png" / "a.jpg"
+
+
+def test_folders_are_mirrored(tmp_path: Path) -> None:
+    _touch(
+        tmp_path / "in/b.PNG", tmp_path / "in/sub/a.webp", tmp_path / "in/notes.txt", tmp_path / "in/.hidden/c.png"
+    )
+    output = tmp_path / "out"
+    assert _names(plan_jobs([tmp_path / "in"], output, False, Naming()), output) == ["b.PNG"]
+    assert _names(plan_jobs([tmp_path / "in"], output, True, Naming()), output) == ["b.PNG", "sub/a.webp"]
+    in_png = plan_jobs([tmp_path / "in"], output, True, Naming(output_format="png"))
+    assert _names(in_png, output) == ["b.png", "sub/a.png"]
+
+
+def test_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png", tmp_path / "out/a.png")
+    jobs = plan_jobs([tmp_path], tmp_path / "out", True, Naming())
+    assert [job.source for job in jobs] == [tmp_path / "a.png"]
+
+
+def test_collisions_are_refused(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in/a.jpg", tmp_path / "other/a.png")
+    with pytest.raises(UsageError, match="would both be written here"):
+        plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming(output_format="png"))
+    with pytest.raises(UsageError, match="would both be written here"):
+        plan_jobs([tmp_path / "in", tmp_path / "other"], tmp_path / "out", False, Naming())
+
+
+def test_an_input_is_never_an_output(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png")
+    for output in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(UsageError, match="is itself an input"):
+            plan_jobs([tmp_path / "a.png"], output, False, Naming())
+    assert plan_jobs([tmp_path / "a.png"], tmp_path, False, Naming("_x4"))
+
+
+def test_several_pictures_need_a_folder(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png")
+    for inputs in ([tmp_path / "a.png", tmp_path / "b.png"], [tmp_path / "in"]):
+        with pytest.raises(UsageError, match="a folder for several pictures"):
+            plan_jobs(inputs, tmp_path / "out.png", False, Naming())
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no pictures"):
+        plan_jobs([tmp_path], tmp_path / "out", True, Naming())
+
+
+def test_existing_outputs(tmp_path: Path) -> None:
+    jobs = [Job(tmp_path / "a.png", tmp_path / "out" / name) for name in ("a.png", "b.png")]
+    check_outputs(jobs, False, False)
+    assert not (tmp_path / "out").exists()
+    _touch(tmp_path / "out/a.png", tmp_path / "out/b.png")
+    with pytest.raises(UsageError, match=r"already exists and 1 more.*--skip-existing or --overwrite"):
+        check_outputs(jobs, False, False)
+    check_outputs(jobs, True, False)
+    check_outputs(jobs, False, True)
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+    _touch(tmp_path / "file")
+    with pytest.raises(UsageError, match="cannot write here"):
+        check_outputs([Job(tmp_path / "a.png", tmp_path / "file" / "a.png")], False, False)
