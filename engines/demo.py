@@ -34,7 +34,7 @@ from intsr.runtime.metrics import luma_from_pixels, psnr_db
 from intsr.types import Bits
 
 PICTURE = "astronaut"
-CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket", "motorcycle_left")
+CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket")
 TILE_PX = 128
 MIN_RUNS, MIN_SECONDS = 10, 3.0
 Say = Callable[[str], None]

@@ -14,6 +14,7 @@ import numpy as np
 
 from intsr.errors import ImageError, UsageError
 from intsr.loading import require
+from intsr.runtime.networks import Array
 from intsr.runtime.pixels import PICTURE_SUFFIXES, read_pixels
 
 PEAK = 255.0
@@ -38,23 +39,23 @@ class Scores:
     perceptual: Mapping[str, float] = field(default_factory=dict)
 
 
-def luma_from_pixels(pixels: np.ndarray) -> np.ndarray:
+def luma_from_pixels(pixels: Array) -> Array:
     """(H, W, 3) RGB or (H, W) grey float64 in [0, 255] -> (H, W) float64 in [16, 235], unrounded.
 
     A grey level counts as three equal components.
     """
-    if pixels.ndim == 2:
-        return LUMA_BLACK + pixels * (LUMA_WEIGHTS.sum() / PEAK)
-    return np.asarray(LUMA_BLACK + pixels @ (LUMA_WEIGHTS / PEAK))
+    grey = pixels.ndim == 2
+    levels: Array = pixels * LUMA_WEIGHTS.sum() if grey else pixels @ LUMA_WEIGHTS
+    return levels / PEAK + LUMA_BLACK
 
 
-def psnr_db(first: np.ndarray, second: np.ndarray) -> float:
+def psnr_db(first: Array, second: Array) -> float:
     """Peak signal-to-noise ratio of two arrays of one shape, peak 255; infinity where they are equal."""
     mean_square = float(np.mean(np.square(first - second)))
     return 10 * math.log10(PEAK**2 / mean_square) if mean_square else math.inf
 
 
-def ssim(first: np.ndarray, second: np.ndarray) -> float:
+def ssim(first: Array, second: Array) -> float:
     """Structural similarity of two (H, W) float64 arrays, peak 255, sides of at least 11.
 
     Gaussian window of 11 x 11, sigma 1.5, population variances, mean over the places where the whole window lies
@@ -71,7 +72,7 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.mean(luminance * structure))
 
 
-def _blur_valid(values: np.ndarray) -> np.ndarray:
+def _blur_valid(values: Array) -> Array:
     """(H, W) -> (H - 10, W - 10): SSIM's Gaussian window, one axis after the other."""
     offsets = np.arange(SSIM_WINDOW_PX) - SSIM_WINDOW_PX // 2
     taps = np.exp(-np.square(offsets) / (2 * SSIM_SIGMA_PX**2))

@@ -57,7 +57,7 @@ def pairs_from_pictures(pictures: Sequence[Image.Image]) -> list[Pair]:
 
 def tensor_from_array(array: np.ndarray) -> torch.Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, -3).float() / 127.5 - 1.0
+    return torch.from_numpy(array.copy()).movedim(-1, -3).float() / 127.5 - 1.0
 
 
 def random_batch(

@@ -35,7 +35,7 @@ LATENT_SCALING_FACTOR = 0.5
 CONTEXT_SHAPE = (1, 8, 64)
 EMA_DECAY = 0.998
 # Steps of an 8-bit grid on a patch's own range: a whole picture's range is wider than a patch's.
-NOISE_STEPS = 2.5
+NOISE_STEPS = 5.0
 
 
 def add_rounding_noise(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:

@@ -1,0 +1,91 @@
+"""`intsr extract`: what was packed comes out, into a folder that may be written, or nothing does."""
+
+import json
+import runpy
+import subprocess
+import sys
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from intsr.bundle import read_manifest
+from intsr.engines.commands.extract import extract
+from intsr.errors import BundleError, UsageError
+
+BUNDLES = runpy.run_path(str(Path(__file__).parents[1] / "support" / "bundles.py"))
+MEMBERS = BUNDLES["MEMBERS"]
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return BUNDLES["write_small_bundle"](tmp_path / "tiny.engine")
+
+
+def _run(*arguments):
+    return CliRunner().invoke(extract, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_every_member_and_the_manifest(engine, tmp_path):
+    output = tmp_path / "new" / "plans"
+    result = _run(engine, "-o", output)
+    contents = {path.name: path.read_bytes() for path in output.iterdir()}
+    manifest = json.loads(contents.pop("manifest.json"))
+    assert contents == MEMBERS
+    assert manifest == json.loads(json.dumps(asdict(read_manifest(engine))))
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[1] == f"{output / 'encoder.plan'}: {len(MEMBERS['encoder.plan'])} bytes"
+
+
+def test_json(engine, tmp_path):
+    output = tmp_path / "plans"
+    answer = json.loads(_run(engine, "-o", output, "--json", "-q").stdout)
+    assert answer["folder"] == str(output)
+    assert {file["name"]: file["size_bytes"] for file in answer["files"]} == {
+        path.name: path.stat().st_size for path in output.iterdir()
+    }
+
+
+def test_an_earlier_extraction_is_replaced_and_other_folders_are_not(engine, tmp_path):
+    output = tmp_path / "plans"
+    _run(engine, "-o", output)
+    (output / "old.plan").touch()
+    _run(engine, "-o", output)
+    assert {path.name for path in output.iterdir()} == {"manifest.json", *MEMBERS}
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "a.png").touch()
+    with pytest.raises(UsageError, match="already holds something else"):
+        _run(engine, "-o", tmp_path / "photographs")
+    assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["../outside.plan", "/tmp/outside.plan", "a/b.plan", "..", "c:d", "a\\b"])
+def test_names_that_lead_outside_write_nothing(engine, tmp_path, name):
+    with zipfile.ZipFile(engine) as archive:
+        contents = {key: archive.read(key) for key in archive.namelist()}
+    values = json.loads(contents.pop("manifest.json"))
+    values["networks"][0]["member"] = name
+    values["sha256"][name] = values["sha256"].pop("encoder.plan")
+    contents[name] = contents.pop("encoder.plan")
+    with zipfile.ZipFile(engine, "w") as archive:
+        archive.writestr("manifest.json", json.dumps(values))
+        for key, content in contents.items():
+            archive.writestr(key, content)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BundleError, match="expected plain file names"):
+        _run(engine, "-o", tmp_path / "below" / "plans")
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "below"]
+
+
+def test_an_altered_engine_is_refused_in_one_line_and_nothing_is_written(engine, tmp_path):
+    whole = bytearray(engine.read_bytes())
+    whole[whole.index(MEMBERS["unet.plan"]) + 7] ^= 1
+    engine.write_bytes(whole)
+    command = [sys.executable, "-m", "intsr", "extract", str(engine), "-o", str(tmp_path / "plans")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"intsr: error: {engine}: member unet.plan is altered")
+    assert run.stderr.count("\n") == 1
+    assert not (tmp_path / "plans").exists()

@@ -1,0 +1,141 @@
+"""`intsr bench`: what it says, that it interleaves, and that it warns."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intsr.errors import EXIT_ENGINE_MISMATCH
+from intsr.runtime import benchmark
+from intsr.runtime.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
+from intsr.runtime.engine import open_engine
+from intsr.runtime.upscaler import STAGES, UpscaleResult
+
+Run = Callable[..., tuple[int, str, str]]
+QUICK = ("--size", 24, "--min-seconds", 0.01, "--min-runs", 3, "--threads", 1)
+
+
+class ClockedUpscaler:
+    """Answers at once, claims the given latencies in turn, and keeps a log of who ran."""
+
+    upscale_factor = 4
+
+    def __init__(self, name: str, latencies_ms: list[float], log: list[str]) -> None:
+        self.name, self.latencies_ms, self.log = name, latencies_ms, log
+
+    def upscale_with_timings(self, picture: np.ndarray) -> UpscaleResult:
+        latency_ms = self.latencies_ms[len([name for name in self.log if name == self.name]) % len(self.latencies_ms)]
+        self.log.append(self.name)
+        return UpscaleResult(picture, dict.fromkeys(STAGES, latency_ms / len(STAGES)), latency_ms, 1)
+
+
+def _entry(name: str, latencies_ms: list[float], log: list[str], bits: str = "w8a8") -> Entry:
+    return Entry(name, "cpu", bits, "f32", ClockedUpscaler(name, latencies_ms, log))  # type: ignore[arg-type]
+
+
+def test_warm_up_then_interleaved_until_both_limits_hold() -> None:
+    log: list[str] = []
+    entries = [_entry("a", [100.0], log), _entry("b", [50.0], log)]
+    first, second = measure(entries, bench_picture(8), min_runs=5, min_seconds=0.4)
+    assert log[:6] == ["a", "a", "b", "b", "b", "b"]  # 200 ms each
+    assert log[6:] == ["a", "b"] * 8  # 5 runs are not enough: b needs 8 for 0.4 s
+    assert (first.runs, second.runs) == (8, 8)
+    assert (first.median_ms, second.median_ms) == (100, 50)
+    assert second.images_per_s == pytest.approx(20)
+    assert second.output_megapixels_per_s == pytest.approx(20 * 32 * 32 / 1e6)
+    assert benchmark.relative_to_first([first, second])[1]["speedup"] == pytest.approx(2)
+
+
+def test_statistics() -> None:
+    times = [float(value) for value in range(1, 101)]
+    entry = _entry("a", [300.0], [])
+    entry.upscaler.latencies_ms = [300.0, *times]  # type: ignore[attr-defined]
+    (result,) = measure([entry], bench_picture(8), min_runs=100, min_seconds=0)
+    assert (result.min_ms, result.max_ms, result.mean_ms, result.median_ms) == (1, 100, 50.5, 50.5)
+    assert (result.p90_ms, result.p95_ms, result.p99_ms) == pytest.approx((90.1, 95.05, 99.01))
+    assert result.variation_percent == pytest.approx(np.std(times) / 50.5 * 100)
+
+
+def _measured(path: str, bits: str, latencies_ms: list[float]) -> Measurement:
+    return measure([_entry(path, latencies_ms, [], bits)], bench_picture(8), len(latencies_ms), 0)[0]
+
+
+def test_noise_is_warned_of() -> None:
+    assert warnings_from_measurements([_measured("a", "w8a8", [300.0, 300.1])]) == []
+    (warning,) = warnings_from_measurements([_measured("a", "w8a8", [300.0, 330.0])])
+    assert "a: runs vary by 4.8 %" in warning
+
+
+def test_slower_integers_are_said_loudly() -> None:
+    integer, full = _measured("int8.engine", "w8a8", [300.0]), _measured("fp.engine", "fp", [250.0])
+    (warning,) = warnings_from_measurements([integer, full])
+    assert warning.startswith("INT IS SLOWER HERE: int8.engine (w8a8) takes 300.0 ms, fp.engine")
+    faster = _measured("int8.engine", "w8a8", [200.0])
+    assert warnings_from_measurements([faster, full, _measured("w6a6.engine", "w6a6", [201.0])]) == []
+
+
+def test_json(intsr: Run, make_engine) -> None:
+    first, second = make_engine("onnxruntime"), make_engine("cpu", bits="w8a8", color_fix="wavelet")
+    code, out, _ = intsr("bench", first, second, *QUICK, "--precision", "f32", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert [(e["path"], e["target"], e["bits"]) for e in result["engines"]] == [
+        (str(first), "onnxruntime", "fp"),
+        (str(second), "cpu", "w8a8"),
+    ]
+    for engine in result["engines"]:
+        assert engine["runs"] >= 3
+        assert engine["min_ms"] <= engine["median_ms"] <= engine["p90_ms"] <= engine["p99_ms"] <= engine["max_ms"]
+        assert set(engine["stages_ms"]) == set(STAGES)
+        assert sum(engine["stages_ms"].values()) == pytest.approx(engine["median_ms"], rel=0.5)
+        assert engine["peak_process_bytes"] > 30e6
+        assert engine["peak_device_bytes"] is None
+        assert engine["precision"] == "f32"
+    assert [entry["path"] for entry in result["relative_to_first"]] == [str(first), str(second)]
+    assert result["relative_to_first"][0]["speedup"] == 1
+    environment = result["environment"]
+    assert environment["threads"] == 1
+    assert environment["libraries"]["openvino"]
+    assert set(environment) >= {"machine", "cpu", "date", "included", "input_px"}
+
+
+def test_people_get_a_table(intsr: Run, identity_engine: Path) -> None:
+    code, out, _ = intsr("bench", identity_engine, *QUICK)
+    assert code == 0
+    assert f"{identity_engine} (onnxruntime, fp, f32)" in out
+    assert "times as fast as the first" in out
+
+
+def test_reference_is_opened_by_name(intsr: Run, identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def open_reference(model: str, tile_px: int, threads: int | None) -> object:
+        asked.append((model, tile_px, threads))
+        return open_engine(identity_engine, threads)
+
+    module = types.ModuleType("fake_reference")
+    module.open_reference = open_reference  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_reference", module)
+    monkeypatch.setitem(benchmark.REFERENCES, "torch", "fake_reference:open_reference")
+    code, out, _ = intsr("bench", identity_engine, *QUICK, "--reference", "demo", "--json")
+    assert code == 0
+    assert asked == [("demo", 16, 1)]
+    assert [engine["target"] for engine in json.loads(out)["engines"]] == ["onnxruntime", "torch"]
+
+
+def test_an_engine_that_does_not_run_here(intsr: Run, make_engine) -> None:
+    code, out, err = intsr("bench", make_engine("cpu", library_version="2099.1.0"), *QUICK, "--json")
+    assert (code, out, err.count("\n")) == (EXIT_ENGINE_MISMATCH, "", 1)
+
+
+def test_the_picture_is_the_same_every_time() -> None:
+    picture = bench_picture(128)
+    assert picture.shape == (128, 128, 3)
+    assert picture.std() > 20
+    np.testing.assert_array_equal(picture, bench_picture(128))

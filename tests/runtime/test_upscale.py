@@ -1,0 +1,272 @@
+"""`intsr upscale`: exit codes, isolation, resuming, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE
+from intsr.runtime import image_write, upscale_file
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_one_picture(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    assert intsr("upscale", identity_engine, photo_path, "-o", output)[0] == 0
+    with Image.open(photo_path) as image:
+        expected = image.resize((142, 106), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(Image.open(output)), np.asarray(expected))
+
+
+def test_json_is_one_line_a_picture(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("text")
+    code, out, err = intsr("upscale", identity_engine, photo_path, bad, "-o", tmp_path / "out", "--json")
+    assert code == EXIT_SOME_FAILED
+    good_line, bad_line = (json.loads(line) for line in out.splitlines())
+    assert set(good_line) >= {"input", "output", "status", "width", "height", "tile_px", "ms", "error"}
+    assert (good_line["status"], good_line["width"], good_line["height"], good_line["tile_px"]) == (
+        "ok",
+        142,
+        106,
+        16,
+    )
+    assert (good_line["error"], good_line["ms"] > 0) == (None, True)
+    assert (bad_line["status"], bad_line["width"]) == ("failed", None)
+    assert "not a picture" in bad_line["error"]
+    assert str(bad) in err
+
+
+def test_a_bad_picture_does_not_stop_the_others(
+    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(photo).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:2000])
+    (folder / "c.png").write_bytes(b"")
+    Image.fromarray(photo).save(folder / "sub" / "d.jpg")
+    code, _, err = intsr("upscale", identity_engine, folder, "-r", "-o", output)
+    assert code == EXIT_SOME_FAILED
+    assert _files(output) == ["a.png", "sub/d.jpg"]
+    assert err.count("intsr: error:") == 2
+    assert "2 ok, 2 failed" in err
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "huge"])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    intsr: Run,
+    identity_engine: Path,
+    photo_path: Path,
+    tmp_path: Path,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad = tmp_path / "bad.png"
+    contents = {"empty": b"", "truncated": photo_path.read_bytes()[:3000], "text": b"hello" * 99}
+    if kind == "huge":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        contents["huge"] = photo_path.read_bytes()
+    if kind in contents:
+        bad.write_bytes(contents[kind])
+    code, out, err = intsr("upscale", identity_engine, bad, "-o", tmp_path / "new" / "out.png")
+    assert code == EXIT_SOME_FAILED
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"intsr: error: {bad}: ")
+    assert not (tmp_path / "new").exists()
+
+
+def test_existing_outputs_need_a_word(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.png"
+    output.write_bytes(b"before")
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", output)
+    assert (code, output.read_bytes()) == (EXIT_USAGE, b"before")
+    assert "--skip-existing or --overwrite" in err
+    code, out, _ = intsr("upscale", identity_engine, photo_path, "-o", output, "--skip-existing", "--json")
+    assert (code, json.loads(out)["status"], output.read_bytes()) == (0, "skipped", b"before")
+    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--overwrite")[0] == 0
+    assert Image.open(output).size == (142, 106)
+    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--overwrite", "--skip-existing")[0] == 2
+
+
+def test_a_batch_is_resumed(intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(photo).save(folder / name)
+    output.mkdir()
+    (output / "a.png").write_bytes(b"done before")
+    code, _, err = intsr("upscale", identity_engine, folder, "-o", output, "--skip-existing")
+    assert code == 0
+    assert "1 ok, 1 skipped" in err
+    assert (output / "a.png").read_bytes() == b"done before"
+    assert Image.open(output / "b.png").size == (142, 106)
+
+
+def test_names_and_formats(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--suffix", "_x2", "--format", "webp")[0] == 0
+    assert _files(output) == ["photo_x2.webp"]
+
+
+def test_alpha_and_orientation_come_through(
+    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
+    image = Image.fromarray(photo)
+    alpha = Image.linear_gradient("L").resize(image.size)
+    image.putalpha(alpha)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(source, exif=exif)
+    assert intsr("upscale", identity_engine, source, "-o", output)[0] == 0
+    with Image.open(output) as written:
+        assert (written.mode, written.size) == ("RGBA", (106, 142))
+        assert written.getexif().get(0x0112, 1) == 1
+        expected = alpha.transpose(Image.Transpose.ROTATE_270).resize((106, 142), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(np.asarray(written.getchannel("A")), np.asarray(expected))
+    code, _, err = intsr("upscale", identity_engine, source, "-o", tmp_path / "out.jpg")
+    assert code == EXIT_SOME_FAILED
+    assert "transparent" in err
+    assert not (tmp_path / "out.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlap", 16], "--overlap"),
+        (["--threads", 0], "--threads"),
+        (["--precision", "bf16"], "--precision"),
+        (["--color-fix", "sepia"], "sepia"),
+        (["--no-such-option"], "no-such-option"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, options: list[object], message: str
+) -> None:
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "new" / "out.png", *options)
+    assert (code, message in err, err.count("\n")) == (EXIT_USAGE, True, 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_engine_for_another_target(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
+    engine = make_engine("onnxruntime", library_version="2099.1")
+    code, _, err = intsr("upscale", engine, photo_path, "-o", tmp_path / "new" / "out.png")
+    assert (code, err.count("\n")) == (EXIT_ENGINE_MISMATCH, 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_engine_with_a_flipped_byte(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
+    engine = make_engine("onnxruntime")
+    data = bytearray(engine.read_bytes())
+    data[-1000] ^= 1
+    engine.write_bytes(data)
+    code, _, err = intsr("upscale", engine, photo_path, "-o", tmp_path / "new" / "out.png")
+    assert (code, err.count("\n")) == (EXIT_USAGE, 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_output_folder_that_cannot_be_made(
+    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "file" / "out.png")
+    assert (code, err.count("\n")) == (EXIT_USAGE, 1)
+    assert "cannot write here" in err
+
+
+def test_too_little_memory(
+    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_write, "available_bytes", lambda: 1000)
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
+    assert (code, "are free" in err) == (EXIT_OUT_OF_MEMORY, True)
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.undo()
+    monkeypatch.setattr(upscale_file, "read_image", exhausted)
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
+    assert (code, "out of memory" in err) == (EXIT_OUT_OF_MEMORY, True)
+
+
+def test_a_black_file_is_never_written(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
+    for gain, message in ((float("nan"), "NaN"), (0.0, "flat")):
+        code, _, err = intsr("upscale", make_engine(decoder_gain=gain), photo_path, "-o", tmp_path / "out.png")
+        assert (code, message in err) == (EXIT_SOME_FAILED, True)
+        assert not (tmp_path / "out.png").exists()
+
+
+def test_interrupted_while_writing(
+    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(photo).save(folder / name)
+    save, saved = Image.Image.save, []
+
+    def interrupted(image: Image.Image, file: Path, **settings: object) -> None:
+        if saved:
+            file.write_bytes(b"half")
+            raise KeyboardInterrupt
+        saved.append(file)
+        save(image, file, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    assert intsr("upscale", identity_engine, folder, "-o", output)[0] == EXIT_INTERRUPTED
+    assert _files(output) == ["a.png"]
+
+
+def test_ctrl_c_for_real(identity_engine: Path, tmp_path: Path) -> None:
+    """A picture of thousands of tiles, a signal in its middle: exit code 130 and not a file more."""
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (3000, 3000, 3)).astype(np.uint8)).save(source, compress_level=0)
+    before = _files(tmp_path)
+    command = [sys.executable, "-c", _ANNOUNCING, "upscale", str(identity_engine), str(source), "-o", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert err.strip() == "intsr: interrupted"
+    assert _files(tmp_path) == before
+
+
+# The command line as it is, but it says when the tiles have begun.
+_ANNOUNCING = """
+import intsr.runtime.upscaler as upscaler
+run_tiles = upscaler.Upscaler._run_tiles
+def announce(*args):
+    print("running", flush=True)
+    return run_tiles(*args)
+upscaler.Upscaler._run_tiles = announce
+from intsr.cli import main
+main()
+"""
+
+
+def test_help_shows_an_example(intsr: Run) -> None:
+    code, out, _ = intsr("upscale", "--help")
+    assert code == 0
+    assert "Example: intsr upscale" in out

@@ -1,0 +1,229 @@
+"""Every listed bad input through the real command: one line on stderr, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from intsr.bundle import read_manifest
+from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.model import SRModel
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.compiler import compile_engine
+from intsr.export.lowering import LOWERINGS
+from intsr.export.pipeline import export_model
+
+TILE_PX = 16
+
+
+@pytest.fixture(scope="module")
+def workshop(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration, an export, an engine and two pictures, all good."""
+    folder = tmp_path_factory.mktemp("workshop")
+    save_calibration(tiny_calibration, folder / "calibration")
+    export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], TILE_PX, folder / "onnx")
+    compile_engine(folder / "onnx", folder / "tiny.engine", BuildOptions("cpu"))
+    (folder / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / name)
+    return folder
+
+
+@pytest.fixture
+def bench_top(workshop: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(workshop, tmp_path / "work"))
+
+
+def intsr(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "intsr", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_one_line(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("intsr: error:")]
+    assert result.returncode == code, result.stderr
+    assert len(errors) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert all(word in errors[0] for word in words), errors[0]
+
+
+def hidden_files(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if ".part" in path.name or path.name.startswith(".")]
+
+
+def test_the_good_case_works(workshop: Path, tmp_path: Path) -> None:
+    result = intsr("upscale", workshop / "tiny.engine", workshop / "pictures", "-o", tmp_path / "out", "-q")
+    assert result.returncode == 0, result.stderr
+    for name in ("a.png", "b.png"):
+        assert Image.open(tmp_path / "out" / name).size == (80, 96)
+
+
+def broken_picture(kind: str, path: Path) -> None:
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("this is not a picture")
+    elif kind == "huge":
+        # 20000 x 20000 grey pixels of one bit: 50 MB decoded to bits, 400 megapixels, a file of a few kilobytes.
+        Image.new("1", (20000, 20000)).save(path, optimize=True)
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "huge"])
+def test_one_bad_picture_fails_alone(bench_top: Path, kind: str) -> None:
+    broken_picture(kind, bench_top / "pictures" / "bad.png")
+    out = bench_top / "out"
+    result = intsr("upscale", bench_top / "tiny.engine", bench_top / "pictures", "-o", out, "--json", "-q")
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = {Path(line["input"]).name: line for line in map(json.loads, result.stdout.splitlines())}
+    assert lines["a.png"]["error"] is None and lines["b.png"]["error"] is None
+    assert "bad.png" in lines["bad.png"]["error"] and "\n" not in lines["bad.png"]["error"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png"]
+
+
+def test_missing_picture(bench_top: Path) -> None:
+    out = bench_top / "out.png"
+    result = intsr("upscale", bench_top / "tiny.engine", bench_top / "none.png", "-o", out)
+    assert result.returncode in (1, 2) and "none.png" in result.stderr and "Traceback" not in result.stderr
+    assert not out.exists() and not hidden_files(bench_top)
+
+
+def test_missing_engine(bench_top: Path) -> None:
+    result = intsr("upscale", bench_top / "none.engine", bench_top / "pictures", "-o", bench_top / "out")
+    assert_one_line(result, 2, "none.engine")
+    assert not (bench_top / "out").exists()
+
+
+def test_an_engine_with_a_flipped_byte(bench_top: Path) -> None:
+    path = bench_top / "tiny.engine"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    result = intsr("upscale", path, bench_top / "pictures", "-o", bench_top / "out")
+    assert_one_line(result, 2, "tiny.engine", "altered")
+    assert not (bench_top / "out").exists()
+
+
+def rewrite_manifest(path: Path, **changes: object) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(members["manifest.json"]) | changes
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("manifest.json", json.dumps(manifest))
+        for name, data in members.items():
+            if name != "manifest.json":
+                archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "tensorrt-rtx", "library": "tensorrt-rtx", "library_version": "1.7.1"}, ["tensorrt-rtx", "cpu"]),
+        ({"library_version": "2099.1.0"}, ["2099.1.0"]),
+    ],
+)
+def test_an_engine_for_another_target_or_version(bench_top: Path, changes: dict[str, str], words: list[str]) -> None:
+    rewrite_manifest(bench_top / "tiny.engine", **changes)
+    result = intsr("upscale", bench_top / "tiny.engine", bench_top / "pictures", "-o", bench_top / "out")
+    assert_one_line(result, 3, *words)
+    assert not (bench_top / "out").exists()
+
+
+def test_a_calibration_of_another_model(bench_top: Path, tiny_folder: Path) -> None:
+    other = Path(shutil.copytree(tiny_folder, bench_top / "other"))
+    settings = json.loads((other / "intsr_model.json").read_text()) | {"timestep": 500}
+    (other / "intsr_model.json").write_text(json.dumps(settings))
+    result = intsr(
+        "compile", other, "--calibration", bench_top / "calibration", "--tile", TILE_PX, "-o", bench_top / "x.engine"
+    )
+    assert_one_line(result, 2, "digest", "intsr calibrate")
+    assert not (bench_top / "x.engine").exists()
+
+
+def test_an_onnx_whose_data_lies_outside_its_folder(bench_top: Path) -> None:
+    path = bench_top / "onnx" / "encoder.onnx"
+    (bench_top / "secret.bin").write_bytes(b"\0" * 4096)
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if len(t.raw_data) > 100)
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret.bin")
+    tensor.external_data.add(key="length", value=str(size))
+    path.write_bytes(model.SerializeToString())
+    result = intsr("compile", bench_top / "onnx", "-o", bench_top / "x.engine")
+    assert_one_line(result, 2, "../secret.bin")
+    assert not (bench_top / "x.engine").exists()
+
+
+@pytest.mark.parametrize("bits", ["w9a9", "w8", "int8", "w1a8"])
+def test_bits_that_do_not_exist(bench_top: Path, tiny_folder: Path, bits: str) -> None:
+    arguments = ("--images", bench_top / "pictures", "--bits", bits, "-o", bench_top / "c")
+    assert_one_line(intsr("calibrate", tiny_folder, *arguments), 2, bits, "wXaY")
+    assert not (bench_top / "c").exists()
+
+
+@pytest.mark.parametrize("command", ["upscale", "calibrate", "compile", "export"])
+def test_an_unwritable_output_folder(bench_top: Path, tiny_folder: Path, command: str) -> None:
+    (bench_top / "file").write_text("in the way")
+    out, pictures = bench_top / "file" / "deeper", bench_top / "pictures"
+    arguments: dict[str, tuple[object, ...]] = {
+        "upscale": (bench_top / "tiny.engine", pictures),
+        "calibrate": (tiny_folder, "--images", pictures),
+        "compile": (bench_top / "onnx",),
+        "export": (tiny_folder, "--tile", TILE_PX),
+    }
+    result = intsr(command, *arguments[command], "-o", out)
+    assert_one_line(result, 2, "cannot write")
+    assert (bench_top / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("command", ["compile", "upscale"])
+def test_ctrl_c_in_the_middle(bench_top: Path, tiny_folder: Path, command: str) -> None:
+    out = bench_top / "out"
+    out.mkdir()
+    if command == "compile":
+        arguments = [bench_top / "onnx", "-o", out / "x.engine"]
+    else:
+        pixels = np.random.default_rng(1).integers(0, 256, (1500, 1500, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(bench_top / "large.png")
+        arguments = [bench_top / "tiny.engine", bench_top / "large.png", "-o", out / "large.png"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intsr", command, *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(2.0)
+    assert process.poll() is None, "it ended before it could be interrupted"
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert not list(out.iterdir()) and not hidden_files(out)
+
+
+def test_no_arguments_at_all_is_not_a_crash() -> None:
+    result = intsr("compile")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+
+
+def test_the_good_engine_was_good(workshop: Path) -> None:
+    # The fixtures' own sanity: what the tests above spoil is whole to begin with.
+    assert read_manifest(workshop / "tiny.engine").target == "cpu"
