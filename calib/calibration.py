@@ -98,7 +98,10 @@ class Calibration:
 
 
 def save_calibration(calibration: Calibration, folder: Path) -> None:
-    """Write the folder in one piece; an older calibration there is replaced."""
+    """Write the folder in one piece; an older calibration there is replaced.
+
+    Raises UsageError where the folder holds something else.
+    """
     order = list(calibration.sites)
     values: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -116,13 +119,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             for site, q in calibration.sites.items()
         },
     }
-    if (
-        folder.exists()
-        and any(folder.iterdir() if folder.is_dir() else [folder])
-        and not (folder / JSON_NAME).exists()
-    ):
-        raise CalibrationError(folder, "already holds something else", fix="choose another output folder")
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, marker=JSON_NAME) as temporary:
         tensors = {
             f"{site}.{end}": np.array(getattr(calibration.sites[site], end), np.float64)
             for site in order

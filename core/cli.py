@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 
 import click
 
-from intsr.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OUT_OF_MEMORY, EXIT_USAGE, IntsrError
+from intsr.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE, IntsrError
 
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -82,6 +83,11 @@ def main() -> None:
             raise error.__cause__ from None
         click.echo("intsr: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        click.echo(f"intsr: error: {error.filename or 'output'}: no space left on the device; free some", err=True)
+        sys.exit(EXIT_SOME_FAILED)
     except MemoryError:
         click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
         sys.exit(EXIT_OUT_OF_MEMORY)

@@ -64,7 +64,7 @@ def export_onnx(
     side = tile_px * spec.upscale_factor
     shape: tuple[int, ...] = (1, 3, side, side)
     entries = []
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
         for network in folded.networks:
             on_network(network.name)
             entry = _write_network(network, lowering, shape, temporary)

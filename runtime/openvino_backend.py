@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from intsr.types import NetworkEntry
 
 _DEVICE = "CPU"
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
 class OpenVINONetwork:
@@ -23,8 +22,8 @@ class OpenVINONetwork:
 
     def __init__(self, entry: NetworkEntry, compiled: Any) -> None:
         self.input, self.output = entry.input, entry.output
-        hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_dtype()
-        self.precision = _PRECISIONS.get(np.dtype(hint).name if hint is not None else "", "f32")
+        # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
+        self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 

@@ -38,14 +38,15 @@ def calibrate(
     """
     from intsr.calib.calibrate import Recipe, parse_parts
     from intsr.calib.calibrate import calibrate as run
-    from intsr.calib.calibration import save_calibration
+    from intsr.calib.calibration import JSON_NAME, save_calibration
     from intsr.calib.model import load_model
     from intsr.calib.pictures import list_pictures
-    from intsr.files import check_writable_folder
+    from intsr.files import check_replaceable_folder, check_writable_folder
     from intsr.types import Bits
 
     recipe = Recipe(method, Bits.parse(bits), parse_parts(parts), tile_px)
     pictures = list_pictures(images)[:limit]
+    check_replaceable_folder(output, marker=JSON_NAME)
     check_writable_folder(output.parent)
     loaded = load_model(model, context)
     calibration = run(loaded, pictures, recipe, lambda batches: progress(batches, "calibrating", total=len(pictures)))

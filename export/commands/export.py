@@ -34,10 +34,12 @@ def export(
     from intsr.calib.calibration import load_calibration
     from intsr.calib.model import load_model
     from intsr.export.lowering import lowering_from_name
+    from intsr.export.onnx_export import EXPORT_NAME
     from intsr.export.pipeline import export_model
-    from intsr.files import check_writable_folder
+    from intsr.files import check_replaceable_folder, check_writable_folder
 
     lowering = lowering_from_name(target)
+    check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_folder(output.parent)
     ranges = load_calibration(calibration) if calibration else None
     written = export_model(load_model(model, context), ranges, lowering, tile_px, output, detail)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from intsr.calib.calibration import Calibration, SiteQuantizer, load_calibration, save_calibration
-from intsr.errors import CalibrationError
+from intsr.errors import CalibrationError, UsageError
 from intsr.types import Bits
 
 
@@ -44,7 +44,7 @@ def test_writing_again_replaces(calibration: Calibration, tmp_path: Path) -> Non
 
 def test_a_folder_with_something_else_is_kept(calibration: Calibration, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CalibrationError, match="something else"):
+    with pytest.raises(UsageError, match="already holds something else"):
         save_calibration(calibration, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -37,6 +37,14 @@ def test_a_full_precision_engine_runs_in_float32(make_engine) -> None:
         assert engine.precision == "f32"
 
 
+def test_the_precision_that_openvino_took_is_told(make_engine) -> None:
+    import openvino
+
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with open_engine(make_engine("cpu", bits="w8a8")) as engine:
+        assert engine.precision == ("bf16" if has_bf16 else "f32")
+
+
 def test_member_round_trip(tmp_path: Path) -> None:
     for xml, weights in ((b"<net/>", b"\1\2\3"), (b"x" * 64, b""), (b"y" * 1000, bytes(256) * 9)):
         (tmp_path / "m.xml").write_bytes(xml)
