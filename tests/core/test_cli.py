@@ -1,5 +1,6 @@
 """The command as the shell sees it: instant help, one-line errors, exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
