@@ -57,11 +57,13 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         raise UsageError("--device", repr(options.device), "cpu for an engine of target cpu")
     core = openvino.Core()
     quantized = bundle.manifest.bits != "fp"
+    # What the user asks for here, else what the engine was compiled with, else what suits this CPU.
+    precision = bundle.manifest.precision if options.precision == "auto" else options.precision
     capabilities = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": resolve_precision(options.precision, quantized, capabilities, bundle.path),
+        "INFERENCE_PRECISION_HINT": resolve_precision(precision, quantized, capabilities, bundle.path),
     }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
 from pictures import (
     KODAK_HELD_OUT,
     load_training_pictures,
@@ -27,27 +28,12 @@ from pictures import (
     random_batch,
     tensor_from_array,
 )
-from PIL import Image
 from safetensors.torch import save_file
 
 TIMESTEP = 104  # alpha-bar = 0.89 on SD 2.1's schedule: e is amplified by sqrt(0.11 / 0.89), not by 14.6
 LATENT_SCALING_FACTOR = 0.5
 CONTEXT_SHAPE = (1, 8, 64)
 EMA_DECAY = 0.998
-# Steps of an 8-bit grid on a patch's own range: a whole picture's range is wider than a patch's.
-NOISE_STEPS = 5.0
-
-
-def add_rounding_noise(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor | None:
-    """In training, what a per-tensor 8-bit grid would do to the layer's input: uniform noise one step wide.
-
-    Without it the residual stream, which nothing normalizes, grows outliers, and rounding costs 5 dB more.
-    """
-    if not module.training:
-        return None
-    (x,) = inputs
-    low, high = x.detach().aminmax()
-    return x + (torch.rand_like(x) - 0.5) * ((high - low) * (NOISE_STEPS / 255))
 
 
 class DemoModel(torch.nn.Module):
@@ -87,9 +73,6 @@ class DemoModel(torch.nn.Module):
             num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
         )
         self.alpha_bar = float(self.scheduler.alphas_cumprod[TIMESTEP])
-        for module in self.vae.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.in_channels >= 16:
-                module.register_forward_pre_hook(add_rounding_noise)
 
     def forward(self, x: torch.Tensor, with_unet: bool = True) -> torch.Tensor:
         latent = self.vae.encode(x).latent_dist.mean * LATENT_SCALING_FACTOR
