@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intsr.calib.calibration import PARTS, Calibration
+from intsr.calib.let import observe_let
 from intsr.calib.maxmin import observe_maxmin
 from intsr.calib.pictures import calibration_batches
 from intsr.console import Stopwatch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 W8A8 = Bits(8, 8)
-METHODS = {"maxmin": observe_maxmin}
+METHODS = {"maxmin": observe_maxmin, "maxmin+let": observe_let}
 Progress = Callable[[Iterable["torch.Tensor"]], Iterable["torch.Tensor"]]
 
 

@@ -39,17 +39,28 @@ KEYS = {
     "peak_bytes",
     "sites",
 }
+LET_NAMES = ("let_scale", "let_shift")
 SITE_KEYS = {"weight_bits", "activation_bits"}
 
 
 @dataclass(frozen=True, slots=True)
 class SiteQuantizer:
-    """What calibration learned of one layer: its input's range [x_min, x_max] and the bits of input and weights."""
+    """What calibration learned of one layer: its input's range [x_min, x_max] and the bits of input and weights.
+
+    let_scale, let_shift: s > 0 and d of LET, one float32 value an input channel, or empty for none. The range is then
+    that of x~ = (x - d) / s.
+    """
 
     x_min: float
     x_max: float
     activation_bits: int
     weight_bits: int
+    let_scale: tuple[float, ...] = ()
+    let_shift: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.let_scale) != len(self.let_shift) or not all(value > 0 for value in self.let_scale):
+            raise ValueError("let_scale and let_shift must be of one length, and let_scale positive")
 
     def activation_params(self) -> QuantParams:
         return QuantParams.from_range(self.x_min, self.x_max, self.activation_bits)
@@ -82,7 +93,8 @@ class Calibration:
         """SHA-256 over everything that changes an engine; how long calibrating took does not."""
         facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
         sites = [
-            [site, *map(repr, (q.x_min, q.x_max)), q.activation_bits, q.weight_bits] for site, q in self.sites.items()
+            [site, *map(repr, (q.x_min, q.x_max, q.let_scale, q.let_shift)), q.activation_bits, q.weight_bits]
+            for site, q in self.sites.items()
         ]
         return hashlib.sha256(json.dumps([facts, sites]).encode()).hexdigest()
 
@@ -125,6 +137,10 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             for site in order
             for end in ("x_min", "x_max")
         }
+        for site in order:
+            if calibration.sites[site].let_scale:
+                for name in LET_NAMES:
+                    tensors[f"{site}.{name}"] = np.array(getattr(calibration.sites[site], name), np.float32)
         save_file(tensors, temporary / TENSORS_NAME)
         (temporary / JSON_NAME).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
@@ -143,6 +159,7 @@ def load_calibration(folder: Path) -> Calibration:
         difference = sorted(set(values) ^ KEYS)
         raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
     expected = {f"{site}.{end}" for site in values["sites"] for end in ("x_min", "x_max")}
+    expected |= {f"{site}.{name}" for site in values["sites"] for name in LET_NAMES if f"{site}.let_scale" in tensors}
     if set(tensors) != expected:
         difference = sorted(set(tensors) ^ expected)
         raise CalibrationError(folder / TENSORS_NAME, f"tensors unknown or missing: {', '.join(difference[:3])}")
@@ -151,8 +168,12 @@ def load_calibration(folder: Path) -> Calibration:
         if set(entry) != SITE_KEYS:
             raise CalibrationError(folder / JSON_NAME, f"keys {sorted(entry)} of {site}", f"{sorted(SITE_KEYS)}")
         ends = [float(tensors[f"{site}.{end}"]) for end in ("x_min", "x_max")]
-        sites[site] = SiteQuantizer(ends[0], ends[1], entry["activation_bits"], entry["weight_bits"])
         if not (np.isfinite(ends).all() and ends[0] <= ends[1]):
             raise CalibrationError(folder / TENSORS_NAME, f"range {ends} of {site}", "finite and ordered ends")
+        let = [tuple(map(float, tensors.get(f"{site}.{name}", ()))) for name in LET_NAMES]
+        try:
+            sites[site] = SiteQuantizer(*ends, entry["activation_bits"], entry["weight_bits"], *let)
+        except ValueError as error:
+            raise CalibrationError(folder / TENSORS_NAME, f"{error} ({site})") from error
     plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
     return Calibration(bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, **plain)

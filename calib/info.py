@@ -20,7 +20,6 @@ from intsr.calib.model import SPEC_NAME, model_folder, read_json
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 
-PARTS = ("unet", "vae")
 FULL_PRECISION_BITS = 32
 DEFAULT_SIZE_PX = 512
 # CLIP's prompt length, of every model that brings no context of its own.
@@ -229,11 +228,3 @@ def quantize_cost(costs: tuple[NetworkCost, ...], bits: Bits, parts: tuple[str, 
     return QuantizedCost(
         round(parameters), operations, parameters / total.parameters, operations / total.gops if total.gops else 1.0
     )
-
-
-def parse_parts(text: str) -> tuple[str, ...]:
-    """`unet,vae`, either or both. Raises UsageError."""
-    parts = tuple(text.split(","))
-    if not set(parts) <= set(PARTS) or len(set(parts)) != len(parts):
-        raise UsageError("--parts", repr(text), f"one or more of {', '.join(PARTS)}", "for example --parts unet,vae")
-    return parts

@@ -72,13 +72,14 @@ def load_model(name: str, context: Path | None = None) -> SRModel:
     vae = _load_network(AutoencoderKL, vae_config, folder / "vae")
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise ModelError(folder / "vae", "no quant_conv", "an AutoencoderKL with quant_conv and post_quant_conv")
-    spec = _make_spec(folder, settings, unet_config, vae)
+    spec = _make_spec(folder, settings, unet, vae)
     tensor = _load_context(folder, context, settings)
-    if tensor.shape[-1] != unet_config["cross_attention_dim"]:
+    width = unet.config.cross_attention_dim
+    if tensor.shape[-1] != width:
         raise ModelError(
             context or folder,
             f"context of width {tensor.shape[-1]}",
-            f"{unet_config['cross_attention_dim']}, as the UNet's cross-attention",
+            f"{width}, as the UNet's cross-attention",
         )
     return SRModel(spec, unet, vae, tensor, _digest(folder, tensor, spec))
 
@@ -99,7 +100,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SPEC_NAME
     if not path.exists():
-        return {**SPEC_DEFAULTS, "name": folder.name, "context": None}
+        return {**SPEC_DEFAULTS, "name": folder.resolve().name, "context": None}
     settings = read_json(path)
     if settings.get("schema_version") != SPEC_SCHEMA_VERSION:
         raise ModelError(path, f"schema version {settings.get('schema_version')}", str(SPEC_SCHEMA_VERSION))
@@ -113,7 +114,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _as_model_error(where: Path) -> Iterator[None]:
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise ModelError(where, f"no {error}") from error
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(where, str(error)[:400]) from error
 
 
@@ -145,9 +148,9 @@ def _current_name(key: str) -> str:
     return key
 
 
-def _make_spec(folder: Path, settings: dict[str, Any], unet_config: dict[str, Any], vae: AutoencoderKL) -> ModelSpec:
+def _make_spec(folder: Path, settings: dict[str, Any], unet: UNet2DConditionModel, vae: AutoencoderKL) -> ModelSpec:
     latent_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    unet_factor = 2 ** (len(unet_config["block_out_channels"]) - 1)
+    unet_factor = 2 ** (len(unet.config.block_out_channels) - 1)
     alpha_bar = _alpha_bar(folder / "scheduler" / "scheduler_config.json", settings["timestep"])
     with _as_model_error(folder):
         return ModelSpec(
@@ -170,11 +173,16 @@ def _alpha_bar(path: Path, timestep: int) -> float:
         raise ModelError(path, f"beta_schedule {schedule!r}", "scaled_linear or linear")
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(path, f"prediction_type {prediction!r}", "epsilon")
+    other = [key for key in ("trained_betas", "rescale_betas_zero_snr") if config.get(key)]
+    if other:
+        raise ModelError(path, f"{other[0]} is set", "betas that beta_start and beta_end give")
     power = 2 if schedule == "scaled_linear" else 1
-    steps = config["num_train_timesteps"]
-    if not 0 <= timestep < steps:
-        raise ModelError(path, f"timestep {timestep}", f"0 to {steps - 1}")
-    betas = np.linspace(config["beta_start"] ** (1 / power), config["beta_end"] ** (1 / power), steps) ** power
+    with _as_model_error(path):
+        steps = int(config["num_train_timesteps"])
+        if not isinstance(timestep, int) or not 0 <= timestep < steps:
+            raise ModelError(path, f"timestep {timestep!r}", f"0 to {steps - 1}")
+        first, last = (float(config[key]) ** (1 / power) for key in ("beta_start", "beta_end"))
+        betas = np.linspace(first, last, steps) ** power
     return float(np.prod(1 - betas[: timestep + 1]))
 
 

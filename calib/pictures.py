@@ -21,10 +21,14 @@ MAX_TILES = 4
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Picture files directly in `folder`, sorted by name. Raises UsageError where there is none."""
+    """Picture files directly in `folder`, not hidden ones, by name. Raises UsageError where there is none."""
     if not folder.is_dir():
         raise UsageError(folder, "no such folder", "a folder of pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    found = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
     if not found:
         raise UsageError(folder, "no picture", f"files ending in {', '.join(PICTURE_SUFFIXES)}")
     return found

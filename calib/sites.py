@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -39,3 +40,15 @@ def bits_of_site(site: str, bits: Bits) -> tuple[int, int]:
     """(weight bits, activation bits) of one site."""
     assert bits.weights is not None and bits.activations is not None
     return (8, 8) if site in EIGHT_BIT_SITES else (bits.weights, bits.activations)
+
+
+def input_groups(sites: Iterable[str]) -> list[tuple[str, ...]]:
+    """Sites that see the same tensor, together: q, k and v of self-attention. Every site is in exactly one group."""
+    sites = list(sites)
+    groups: dict[str, list[str]] = {}
+    for site in sites:
+        owner, _, name = site.rpartition(".")
+        # Cross-attention's k and v see the context, its q something else.
+        shared = name in ("to_q", "to_k", "to_v") and not owner.endswith("attn2")
+        groups.setdefault(f"{owner}.qkv" if shared else site, []).append(site)
+    return [tuple(group) for group in groups.values()]

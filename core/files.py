@@ -24,6 +24,10 @@ def _fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    return UsageError(path, f"cannot write here ({error.strerror})", fix="choose another output")
+
+
 def check_writable_folder(folder: Path) -> None:
     """Create `folder` if needed. Raises UsageError where that or writing into it is impossible."""
     try:
@@ -32,9 +36,33 @@ def check_writable_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UsageError(
-            folder, f"cannot write here ({error.strerror})", fix="choose another output folder"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def check_writable_place(folder: Path) -> None:
+    """As `check_writable_folder`, and nothing is created: the nearest folder that is there must be writable."""
+    nearest = folder
+    try:
+        while not nearest.exists() and nearest != nearest.parent:
+            nearest = nearest.parent
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    check_writable_folder(nearest)
+
+
+def check_output_file(path: Path) -> None:
+    """Before long work, what `atomic_path` would find after it. Creates nothing. Raises UsageError."""
+    _check_no_folder(path)
+    check_writable_place(path.parent)
+
+
+def _check_no_folder(path: Path) -> None:
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if is_folder:
+        raise UsageError(path, "is a folder", "a file name", "choose another output")
 
 
 @contextmanager
@@ -44,12 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     On any exception, Ctrl-C included, the temporary file is removed and `path` is as it was. Raises UsageError
     where `path` is a folder or cannot be written.
     """
-    try:
-        is_folder = path.is_dir()
-    except OSError as error:
-        raise UsageError(path, f"cannot write here ({error.strerror})", fix="choose another output") from error
-    if is_folder:
-        raise UsageError(path, "is a folder", "a file name", "choose another output")
+    _check_no_folder(path)
     check_writable_folder(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=".part", dir=path.parent)
     os.close(descriptor)
@@ -99,7 +122,8 @@ def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "
     """Raises UsageError where `path` exists and must not be replaced by a new folder of that name.
 
     That is: a file; a folder, unless `overwrite`; with a `marker`, a folder that holds other things but no such
-    file; and always a folder that the user works in or below, or lives in.
+    file, or folders beside it (none that is written here has any); and always a folder that the user works in or
+    below, or lives in.
     """
     fix = "remove it or choose another output"
     if not path.exists():
@@ -110,6 +134,9 @@ def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "
         raise UsageError(path, "would replace the folder you are in", "a folder of its own", "choose another output")
     if marker and not (path / marker).exists() and any(path.iterdir()):
         raise UsageError(path, "already holds something else", f"a new folder, or one with {marker}", fix)
+    inner = sorted(item.name for item in path.iterdir() if item.is_dir()) if marker else []
+    if inner:
+        raise UsageError(path, f"already holds the folder {inner[0]}", f"nothing beside {marker} but files", fix)
 
 
 def _temporary_prefix(path: Path) -> str:

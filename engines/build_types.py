@@ -9,7 +9,6 @@ from typing import Any
 
 from intsr.types import dataclass_from_mapping
 
-PRECISIONS = ("float32", "float16", "bfloat16")
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 
 
@@ -17,15 +16,14 @@ HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 class BuildOptions:
     """How one network is built.
 
-    target: name of the target. precision: of everything that is not integer. workspace_bytes: limit of scratch memory
-    while a kernel runs, None for the library's own. hardware_compatibility: which other GPUs a `tensorrt` plan must
-    run on; anything but `none` costs speed. compute_capabilities: for example (86, 89), the only GPUs a
-    `tensorrt-rtx` plan is for; empty for all. timing_cache: read before and rewritten after the build; it saves time
-    and does not make builds reproducible. detailed: keep the finished plan's kernels in the report.
+    target: name of the target. workspace_bytes: limit of scratch memory while a kernel runs, None for the library's
+    own. hardware_compatibility: which other GPUs a `tensorrt` plan must run on; anything but `none` costs speed.
+    compute_capabilities: for example (86, 89), the only GPUs a `tensorrt-rtx` plan is for; empty for all.
+    timing_cache: read before and rewritten after the build; it saves time and does not make builds reproducible.
+    detailed: keep the finished plan's kernels in the report.
     """
 
     target: str
-    precision: str = "float16"
     workspace_bytes: int | None = None
     hardware_compatibility: str = "none"
     compute_capabilities: tuple[int, ...] = ()
@@ -36,8 +34,6 @@ class BuildOptions:
         object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
         if self.timing_cache is not None:
             object.__setattr__(self, "timing_cache", Path(self.timing_cache))
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}, not one of {', '.join(PRECISIONS)}")
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             choices = ", ".join(HARDWARE_COMPATIBILITY)
             raise ValueError(f"hardware_compatibility is {self.hardware_compatibility!r}, not one of {choices}")
@@ -60,9 +56,9 @@ class BuildReport:
     """What a build took and gave.
 
     seconds: of the build alone, without starting the child. plan_bytes: size of the plan. peak_bytes: the child's
-    peak resident memory. library, library_version: what built it. gpu_architecture: GPUs that the plan runs on, for
-    example `sm86+`; empty for CPUs. plan: summary of the finished plan (`PlanSummary.to_mapping`), empty where the
-    target has none or it was not asked for.
+    peak resident memory, which the worker fills in. library, library_version: what built it. gpu_architecture: GPUs
+    that the plan runs on, for example `sm86+`; empty for CPUs. plan: summary of the finished plan
+    (`PlanSummary.to_mapping`), empty where the target has none or it was not asked for.
     """
 
     seconds: float

@@ -15,7 +15,7 @@ from intsr.engines.child import build_in_child
 from intsr.engines.targets import target_from_name
 from intsr.errors import UsageError
 from intsr.export.onnx_export import OnnxExport, load_export
-from intsr.files import check_writable_folder
+from intsr.files import check_output_file
 from intsr.types import Manifest, NetworkEntry
 
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
@@ -46,9 +46,10 @@ def compile_engine(
             f"{target.lowering} for target {target.name}",
             f"export again with --target {target.name}",
         )
-    check_writable_folder(output.parent)
+    check_output_file(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
     reports: dict[str, BuildReport] = {}
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as folder:
         members, entries = {}, []
         for entry in export.networks:
             on_network(entry.name)

@@ -7,9 +7,8 @@ weights (even where cross-attention's K and V are constants) and are marked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx
 
@@ -34,46 +33,6 @@ class OnnxLayer:
     op_type: str
     macs: int = 0
     attention: bool = False
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file; external weights are checked, not loaded.
-
-    Raises BuildError for anything that is not an ONNX model, or whose external data is missing or lies outside its
-    folder.
-    """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        if not model.graph.node:
-            raise ValueError("it has no nodes")
-    # protobuf's own exception classes differ between its implementations.
-    except Exception as error:
-        raise BuildError(path, f"not an ONNX model ({error})", "a file that intsr export wrote") from error
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(path, tensor)
-    return model
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _tensors(attribute.g)
-
-
-def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
-    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-    file = path.parent / location
-    inside = bool(location) and file.resolve().is_relative_to(path.parent.resolve())
-    if not inside or Path(location).is_absolute() or file.is_symlink():
-        got = f"external data {location!r} of {tensor.name!r} is outside the model's folder"
-        raise BuildError(path, got, "a plain file beside the model", "export the model again")
-    if not file.is_file():
-        raise BuildError(path, f"external data {location!r} is missing", fix="keep it beside the model")
 
 
 def layers_from_onnx(model: onnx.ModelProto) -> tuple[OnnxLayer, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from intsr.console import Stopwatch
 from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.onnx_layers import layers_from_onnx, read_onnx
+from intsr.engines.onnx_layers import layers_from_onnx
+from intsr.export.onnx_file import read_onnx
 from intsr.loading import require
 from intsr.runtime.openvino_member import pack_member
 
@@ -20,7 +20,7 @@ GEMM_KINDS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttent
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
-    """Convert one graph; weights keep their type (int8 stays int8). Runs in the child process.
+    """Convert one graph; weights keep their type (int8 stays int8). `peak_bytes` is left 0.
 
     Raises OpenVINO's own errors for a graph that its ONNX frontend cannot read.
     """
@@ -36,7 +36,7 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     return BuildReport(
         seconds=seconds,
         plan_bytes=plan_path.stat().st_size,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=0,
         library="openvino",
         library_version=openvino.__version__,
         plan=plan,

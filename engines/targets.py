@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intsr.errors import UsageError
+from intsr.export.lowering import LOWERING_OF_TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,16 +16,19 @@ class Target:
 
     name: str
     module: str
-    lowering: str
     suffix: str
     precision: str
 
+    @property
+    def lowering(self) -> str:
+        return LOWERING_OF_TARGET[self.name]
+
 
 TARGETS = (
-    Target("cpu", "intsr.engines.openvino", "asymmetric", "ir", "auto"),
-    Target("onnxruntime", "intsr.engines.onnxruntime", "asymmetric", "onnx", "f32"),
-    Target("tensorrt", "intsr.engines.tensorrt", "symmetric", "plan", "f16"),
-    Target("tensorrt-rtx", "intsr.engines.tensorrt_rtx", "symmetric", "plan", "f16"),
+    Target("cpu", "intsr.engines.openvino", "ir", "auto"),
+    Target("onnxruntime", "intsr.engines.onnxruntime", "onnx", "f32"),
+    Target("tensorrt", "intsr.engines.tensorrt", "plan", "f16"),
+    Target("tensorrt-rtx", "intsr.engines.tensorrt_rtx", "plan", "f16"),
 )
 TARGET_NAMES = tuple(target.name for target in TARGETS)
 

@@ -13,9 +13,10 @@ from types import ModuleType
 from typing import Any
 
 from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.onnx_layers import layers_from_onnx, read_onnx
+from intsr.engines.onnx_layers import layers_from_onnx
 from intsr.engines.plan_log import summarize_plan
 from intsr.errors import BuildError
+from intsr.export.onnx_file import read_onnx
 from intsr.files import atomic_path
 
 # First four bytes of a plan, little-endian: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX.
@@ -62,7 +63,7 @@ def make_logger(trt: ModuleType) -> tuple[Any, BuilderLog]:
 def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
     """Build `onnx_path` into `plan_path`; nothing is written unless it succeeds. `peak_bytes` is left 0.
 
-    Raises BuildError with every parser error in one line.
+    Raises BuildError with every parser error in one line, ExportError for what is no ONNX file of ours.
     """
     layers = layers_from_onnx(read_onnx(onnx_path))
     start = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from intsr.errors import VerificationError
+from intsr.errors import UsageError, VerificationError
 from intsr.runtime.networks import Network
 from intsr.types import NETWORKS
 
@@ -81,8 +81,10 @@ def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple
     """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
 
     A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
-    when it is written. Raises VerificationError for an output that is not finite, or no input at all.
+    when it is written. Raises VerificationError for an output that is not finite, or no input at all, UsageError
+    where the two are not of one model.
     """
+    _check_shapes(engine, reference)
     errors = {name: _Errors(PICTURE_PEAK if name == "decoder" else None) for name in NETWORKS}
     total, per_image = _Errors(PICTURE_PEAK), {}
     for label, x in inputs:
@@ -99,6 +101,14 @@ def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple
     return Verification(
         tuple(errors[name].agreement(name) for name in NETWORKS), total.agreement("end_to_end"), per_image
     )
+
+
+def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:
+    for name in NETWORKS:
+        got, expected = ((n.input.shape, n.output.shape) for n in (engine.network(name), reference.network(name)))
+        if got != expected:
+            fix = "compare it with the model that it was made from"
+            raise UsageError("--against", f"{name} of the engine has shapes {got}", f"the model's {expected}", fix)
 
 
 def _output(networks: RunsNetworks, name: str, x: F32) -> F32:

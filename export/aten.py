@@ -46,7 +46,7 @@ def conv2d(net: NetworkLowering, node: fx.Node) -> Value:
     if layer is None:
         kernel = net.builder.constant(f"{site}.weight", net.parameter(weight))
     else:
-        value, shift, padded = net.activations.write(value, layer.activation, pads, site)
+        value, shift, padded = net.activations.write(value, layer, pads)
         kernel = write_weight(net.builder, layer.weight_codes, layer.weight_scale, 0, site)
         bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
         pads = (0, 0, 0, 0) if padded else pads
@@ -66,7 +66,7 @@ def linear(net: NetworkLowering, node: fx.Node) -> Value:
     if layer is None:
         matrix = net.builder.constant(f"{site}.weight", net.parameter(weight).T)
     else:
-        value, shift, _ = net.activations.write(value, layer.activation, (0, 0, 0, 0), site)
+        value, shift, _ = net.activations.write(value, layer, (0, 0, 0, 0))
         matrix = write_weight(net.builder, layer.weight_codes.T, layer.weight_scale, 1, site)
         bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
     product = net.builder.op("MatMul", [value, matrix], site)

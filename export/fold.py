@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from intsr.errors import CalibrationError
+from intsr.export.fold_let import Let, fuse_let
 from intsr.kernels.quantizer import QuantParams, quantize_weight
 from intsr.types import NETWORKS, Bits, ModelSpec
 
@@ -32,13 +34,16 @@ class FoldedLayer:
     """One Conv2d or Linear in integers; its float bias stays in the module.
 
     weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
-    activation: the grid of the layer's input.
+    activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
+    (Cin,): then weights and bias are already those that belong to x~ (see `fold_let`).
     """
 
     site: str
     weight_codes: NDArray[np.int8]
     weight_scale: NDArray[np.float32]
     activation: QuantParams
+    let_scale: NDArray[np.float32] | None = None
+    let_shift: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +87,51 @@ def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedMode
     networks = []
     for name, module in model.networks().items():
         quantized = ("unet" if name == "unet" else "vae") in calibration.parts
+        integer = {
+            site: layer
+            for site, layer in layer_modules(module).items()
+            if quantized and min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
+        }
+        lets = _lets_of_sites(integer, calibration, model.spec)
+        module, explicit = fuse_let(module, lets)
+        modules = layer_modules(module)
         layers = {}
-        for site, layer in layer_modules(module).items() if quantized else ():
-            if min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS:
-                layers[site] = _fold_layer(site, layer, calibration, model.spec)
+        for site in integer:
+            let = lets[site] if site in explicit else None
+            layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let)
         networks.append(FoldedNetwork(name, module, MappingProxyType(layers)))
     return FoldedModel(
         model.spec, tuple(networks), calibration.method, calibration.bits, calibration.parts, calibration.digest()
     )
 
 
-def _fold_layer(site: str, layer: nn.Conv2d | nn.Linear, calibration: Calibration, spec: ModelSpec) -> FoldedLayer:
-    quantizer = calibration.sites.get(site)
-    if quantizer is None:
-        raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
+def _lets_of_sites(
+    layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration, spec: ModelSpec
+) -> dict[str, Let]:
+    lets = {}
+    for site, layer in layers.items():
+        quantizer = calibration.sites.get(site)
+        if quantizer is None:
+            raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
+        if quantizer.let_scale:
+            if len(quantizer.let_scale) != layer.weight.shape[1]:
+                got = f"LET of {len(quantizer.let_scale)} channels for {site}"
+                raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
+            factor = spec.latent_scaling_factor if site == POST_QUANT_CONV else 1.0
+            s, d = (torch.tensor(values) * factor for values in (quantizer.let_scale, quantizer.let_shift))
+            lets[site] = Let(s, d)
+    return lets
+
+
+def _fold_layer(
+    site: str, layer: nn.Conv2d | nn.Linear, calibration: Calibration, spec: ModelSpec, let: Let | None
+) -> FoldedLayer:
+    quantizer = calibration.sites[site]
     activation = quantizer.activation_params()
-    if site == POST_QUANT_CONV:
+    if site == POST_QUANT_CONV and not quantizer.let_scale:
         activation = activation.rescaled(spec.latent_scaling_factor)
     codes, scale = quantize_weight(layer.weight.detach().numpy(), quantizer.weight_bits)
-    return FoldedLayer(site, codes, scale, activation)
+    if let is None:
+        return FoldedLayer(site, codes, scale, activation)
+    shift = let.d.numpy() if let.d.any() else None
+    return FoldedLayer(site, codes, scale, activation, let.s.numpy(), shift)

@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from intsr.errors import ExportError
 from intsr.export.lowering import Lowering
 from intsr.types import TensorInfo
 
@@ -33,10 +34,17 @@ class GraphBuilder:
         return candidate
 
     def constant(self, name: str, value: NDArray[Any] | np.floating[Any] | float | list[int]) -> str:
-        """Add an initializer and return its name. Floats take the lowering's dtype, lists become int64."""
+        """Add an initializer and return its name. Floats take the lowering's dtype, lists become int64.
+
+        Raises ExportError where that dtype cannot hold a value.
+        """
         array = np.asarray(value, np.int64) if isinstance(value, list) else np.asarray(value)
         if np.issubdtype(array.dtype, np.floating):
-            array = array.astype(self.float_dtype)
+            with np.errstate(over="ignore"):  # said below, by name
+                array = array.astype(self.float_dtype)
+            if not np.isfinite(array).all():
+                got = f"a constant of {np.abs(value).max():g}"
+                raise ExportError(name, got, f"what {self.float_dtype} can hold", "use --target cpu")
         unique = self._unique(name)
         self._initializers[unique] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), unique)
         return unique
@@ -53,7 +61,7 @@ class GraphBuilder:
         return self.node(op_type, inputs, name, **attributes)[0]
 
     def model(self, graph_name: str, value_in: TensorInfo, source: str, value_out: TensorInfo) -> onnx.ModelProto:
-        """The finished model. `source` is the value that becomes the output. Raises onnx.checker.ValidationError."""
+        """The finished model. `source` is the value that becomes the output."""
         self._nodes.append(helper.make_node("Identity", [source], [value_out.name], name=value_out.name))
         infos = [
             helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), v.shape)

@@ -47,5 +47,5 @@ def lowering_from_name(name: str) -> Lowering:
     """By its own name or that of a target. Raises UsageError."""
     lowering = LOWERINGS.get(LOWERING_OF_TARGET.get(name, name))
     if lowering is None:
-        raise UsageError("--lowering", repr(name), f"one of {', '.join([*LOWERINGS, *LOWERING_OF_TARGET])}")
+        raise UsageError("--target", repr(name), f"one of {', '.join([*LOWERINGS, *LOWERING_OF_TARGET])}")
     return lowering

@@ -14,6 +14,7 @@ from intsr.errors import ExportError, UsageError
 from intsr.export.fold import FoldedModel, FoldedNetwork
 from intsr.export.lowering import LOWERINGS, Lowering
 from intsr.export.network_lowering import NetworkLowering
+from intsr.export.onnx_file import read_onnx
 from intsr.files import atomic_folder
 from intsr.types import NETWORKS, NetworkEntry, TensorInfo, dataclass_from_mapping
 
@@ -84,7 +85,7 @@ def export_onnx(
             licence=spec.licence,
             networks=tuple(entries),
         )
-        (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n")
+        (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
     return export
 
 
@@ -108,14 +109,16 @@ def _write_network(network: FoldedNetwork, lowering: Lowering, shape: tuple[int,
 def load_export(folder: Path) -> OnnxExport:
     """Read `export.json` and check that every graph is there and keeps its data inside the folder.
 
-    Raises ExportError for a file missing, unknown keys, or external data that points elsewhere.
+    Raises ExportError for a file missing, unknown keys, or members and external data that lie elsewhere.
     """
     path = folder / EXPORT_NAME
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExportError(path, f"cannot be read ({error})", "a folder that intsr export wrote") from error
-    if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in LOWERINGS:
+    if not isinstance(values, dict):
+        raise ExportError(path, f"a JSON {type(values).__name__}", "an object", "export again")
+    if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in [*LOWERINGS]:
         raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
     try:
         networks = []
@@ -128,24 +131,7 @@ def load_export(folder: Path) -> OnnxExport:
     if tuple(entry.name for entry in export.networks) != NETWORKS:
         raise ExportError(path, f"networks {[e.name for e in export.networks]}", ", ".join(NETWORKS))
     for entry in export.networks:
-        check_graph_file(folder / entry.member)
+        if Path(entry.member).name != entry.member:
+            raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
+        read_onnx(folder / entry.member)
     return export
-
-
-def check_graph_file(path: Path) -> None:
-    """Raises ExportError where an ONNX file is broken or names external data outside its own folder."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's and onnx's errors share no base class
-        raise ExportError(path, f"cannot be read ({error})", "an ONNX file", "export again") from error
-    root = path.parent.resolve()
-    for tensor in model.graph.initializer:
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        location = next((item.value for item in tensor.external_data if item.key == "location"), "")
-        target = path.parent / location
-        inside = location and not Path(location).is_absolute() and target.resolve().is_relative_to(root)
-        if not inside or target.is_symlink() or not target.is_file():
-            raise ExportError(
-                path, f"external data at {location!r}", "a plain file in the same folder", "export the model again"
-            )

@@ -7,6 +7,8 @@ Algebra of the symmetric lowering (METHODS section 5.2), with D the scale, z the
 
 q' = clamp(R((x - c) / D), -2**(b-1), 2**(b-1) - 1) has zero-point 0. A zero-padded convolution adds real zeros,
 that is q' D = -c: so pad x with 0 before the shift, and run the convolution without padding.
+
+A LET that found no norm or row to go into is x / s - (d / s + c) in front of Q; a padded 0 becomes -d / s - c.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.errors import ExportError
+from intsr.export.fold import FoldedLayer
 from intsr.export.graph_builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams
 
@@ -66,31 +69,40 @@ class ActivationWriter:
     """Writes Q/DQ pairs; one pair serves every consumer of the same value on the same grid with the same padding."""
 
     builder: GraphBuilder
-    _pairs: dict[tuple[str, QuantParams, tuple[int, ...]], str] = field(default_factory=dict)
+    _pairs: dict[tuple[str, QuantParams, tuple[int, ...], bytes], str] = field(default_factory=dict)
 
-    def write(self, value: str, params: QuantParams, pads: tuple[int, ...], site: str) -> tuple[str, float, bool]:
-        """Returns (dequantized value, shift, whether `pads` is already applied).
+    def write(self, value: str, layer: FoldedLayer, pads: tuple[int, ...]) -> tuple[str, float, bool]:
+        """Returns (dequantized value, shift c, whether `pads` is already applied).
 
         pads: the convolution's (top, left, bottom, right), all zero for none. Raises ExportError where padding
         meets a grid without 0.
         """
+        params = layer.activation
         plan = plan_grid(params, self.builder.lowering.activation)
-        padded = any(pads)
-        if padded and not 0 <= params.zero_point <= params.qmax:
-            raise ExportError(site, f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input")
-        pad_first = padded and plan.shift != 0.0
-        key = (value, params, pads if pad_first else ())
+        pad_first = any(pads) and (plan.shift != 0.0 or layer.let_shift is not None)
+        if any(pads) and layer.let_shift is None and not 0 <= params.zero_point <= params.qmax:
+            got = f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input"
+            raise ExportError(layer.site, got)
+        let = b"".join(a.tobytes() for a in (layer.let_scale, layer.let_shift) if a is not None)
+        key = (value, params, pads if pad_first else (), let)
         if key not in self._pairs:
-            self._pairs[key] = self._write_pair(value, params, plan, pads if pad_first else (), site)
+            self._pairs[key] = self._write_pair(value, layer, plan, pads if pad_first else ())
         return self._pairs[key], plan.shift, pad_first
 
-    def _write_pair(self, value: str, params: QuantParams, plan: GridPlan, pads: tuple[int, ...], site: str) -> str:
-        b = self.builder
+    def _write_pair(self, value: str, layer: FoldedLayer, plan: GridPlan, pads: tuple[int, ...]) -> str:
+        b, params, site = self.builder, layer.activation, layer.site
         if pads:
             full = [0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]]
             value = b.op("Pad", [value, b.constant(f"{site}.pads", full)], f"{site}.pad", mode="constant")
-        if plan.shift != 0.0:
-            value = b.op("Sub", [value, b.constant(f"{site}.shift", np.float32(plan.shift))], f"{site}.shifted")
+        channels = (1, -1, 1, 1) if layer.weight_codes.ndim == 4 else (-1,)
+        offset = np.float32(plan.shift)
+        if layer.let_scale is not None:
+            inverse = (1 / layer.let_scale).reshape(channels)
+            value = b.op("Mul", [value, b.constant(f"{site}.let_inverse", inverse)], f"{site}.let")
+            if layer.let_shift is not None:
+                offset = (layer.let_shift / layer.let_scale).reshape(channels) + offset
+        if np.any(offset):
+            value = b.op("Sub", [value, b.constant(f"{site}.shift", offset)], f"{site}.shifted")
         if plan.clip is not None:
             ends = [b.constant(f"{site}.{n}", np.float32(v)) for n, v in zip(("low", "high"), plan.clip, strict=True)]
             value = b.op("Clip", [value, *ends], f"{site}.clipped")

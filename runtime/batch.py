@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intsr.errors import UsageError
-from intsr.files import check_writable_folder
+from intsr.files import check_writable_place
 
 # The suffixes that a folder is searched for; a file that is named itself is tried whatever it is called.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+# Pictures to everyone, which this version cannot write: never the name of a folder.
+UNWRITABLE_SUFFIXES = (".gif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg")
 SAME_FORMAT = "same"
 OUTPUT_FORMATS = (SAME_FORMAT, "png", "jpg", "webp", "tif", "bmp")
 
@@ -44,6 +46,8 @@ def plan_jobs(inputs: Sequence[Path], output: Path, recursive: bool, naming: Nam
     the tree of each input folder is repeated. Raises UsageError: nothing to do, two pictures for one output, an
     output that is an input.
     """
+    if output.suffix.lower() in UNWRITABLE_SUFFIXES and not output.is_dir():
+        raise UsageError("-o", f"{output}", f"a folder, or a name with {' '.join(PICTURE_SUFFIXES)}")
     is_file = output.suffix.lower() in PICTURE_SUFFIXES and not output.is_dir()
     if is_file and len(inputs) == 1 and not inputs[0].is_dir():
         jobs = [Job(inputs[0], output)]
@@ -94,7 +98,5 @@ def check_outputs(jobs: Sequence[Job], skip_existing: bool, overwrite: bool) -> 
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UsageError(existing[0], f"already exists{more}", fix="give --skip-existing or --overwrite")
     for folder in {job.output.parent for job in jobs}:
-        # The nearest folder that is there: nothing is created for a batch that then fails.
-        while not folder.exists():
-            folder = folder.parent
-        check_writable_folder(folder)
+        # Nothing is created for a batch that then fails.
+        check_writable_place(folder)

@@ -90,6 +90,13 @@ def check_alpha_fits(alpha: Array | None, output: Path) -> None:
         raise ImageError(output, "the picture is transparent", f"an opaque one in {target.pillow}", "write a .png")
 
 
+def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
+    """What of the metadata the format of `output` cannot hold, for people."""
+    if format_from_path(output).pillow != "BMP" or metadata == ImageMetadata():
+        return ()
+    return ("EXIF, XMP and ICC were dropped: BMP holds none of them",)
+
+
 def enlarge_alpha(alpha: Array, upscale_factor: int) -> Array:
     """(H, W) uint8 -> (H f, W f) uint8, by Lanczos, apart from the colours; constant alpha stays what it is."""
     height_px, width_px = (side * upscale_factor for side in alpha.shape)

@@ -9,7 +9,13 @@ from typing import Any
 from intsr.errors import IntsrError, OutOfMemoryError
 from intsr.runtime.batch import Job
 from intsr.runtime.image_io import read_image, read_info
-from intsr.runtime.image_write import check_alpha_fits, check_output_fits, enlarge_alpha, write_image
+from intsr.runtime.image_write import (
+    check_alpha_fits,
+    check_output_fits,
+    enlarge_alpha,
+    notes_for_output,
+    write_image,
+)
 from intsr.runtime.upscaler import TileProgress, Upscaler
 
 
@@ -71,7 +77,7 @@ def upscale_file(
     write_image(job.output, pixels, alpha, loaded.metadata)
     height, width = pixels.shape[:2]
     ms = (time.perf_counter() - start) * 1e3
-    notes = loaded.notes
+    notes = (*loaded.notes, *notes_for_output(loaded.metadata, job.output))
     return FileReport(
         str(job.source), str(job.output), "ok", width, height, upscaler.tile_px, round(ms, 1), notes=notes
     )

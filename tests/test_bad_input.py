@@ -179,6 +179,33 @@ def test_bits_that_do_not_exist(bench_top: Path, tiny_folder: Path, bits: str) -
     assert not (bench_top / "c").exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "arguments", "words"),
+    [
+        ("onnx", ("--bits", "w4a4"), ["--bits", "export folder"]),
+        ("onnx", ("--tile", "64"), ["--tile", "export folder"]),
+        ("onnx", ("--images", "pictures"), ["--images", "export folder"]),
+        ("demo", ("--calibration", "calibration", "--parts", "unet"), ["--parts", "--calibration"]),
+        ("onnx", ("--workspace", "5"), ["--workspace", "--target cpu"]),
+        ("onnx", ("--target", "tensorrt-rtx", "--precision", "bf16"), ["--precision", "--target tensorrt-rtx"]),
+        ("onnx", ("--target", "tpu"), ["tpu", "tensorrt-rtx"]),
+    ],
+)
+def test_options_that_would_change_nothing(
+    bench_top: Path, source: str, arguments: tuple[str, ...], words: list[str]
+) -> None:
+    given = [bench_top / value if (bench_top / value).exists() else value for value in (source, *arguments)]
+    assert_one_line(intsr("compile", *given, "-o", bench_top / "new" / "x.engine"), 2, *words)
+    assert not (bench_top / "new").exists()
+
+
+def test_a_verification_that_fails_says_so_however_quiet(bench_top: Path, tiny_folder: Path) -> None:
+    arguments = ("--against", tiny_folder, "--images", bench_top / "pictures", "--min-psnr", 150, "-q", "--json")
+    result = intsr("verify", bench_top / "tiny.engine", *arguments)
+    assert_one_line(result, 1, "tiny.engine", "at least 150")
+    assert json.loads(result.stdout)["passed"] is False
+
+
 @pytest.mark.parametrize("command", ["upscale", "calibrate", "compile", "export"])
 def test_an_unwritable_output_folder(bench_top: Path, tiny_folder: Path, command: str) -> None:
     (bench_top / "file").write_text("in the way")

@@ -16,7 +16,14 @@ from intsr.console import common_options, emit_json, progress, say
 @click.option("--method", default="maxmin", show_default=True, help="maxmin: smallest and largest value seen.")
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
-@click.option("--tile", "tile_px", default=128, show_default=True, help="Side of the low-resolution tiles.")
+@click.option(
+    "--tile",
+    "tile_px",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Side of the low-resolution tiles.",
+)
 @click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
 @common_options
@@ -41,13 +48,13 @@ def calibrate(
     from intsr.calib.calibration import JSON_NAME, save_calibration
     from intsr.calib.model import load_model
     from intsr.calib.pictures import list_pictures
-    from intsr.files import check_replaceable_folder, check_writable_folder
+    from intsr.files import check_replaceable_folder, check_writable_place
     from intsr.types import Bits
 
     recipe = Recipe(method, Bits.parse(bits), parse_parts(parts), tile_px)
     pictures = list_pictures(images)[:limit]
     check_replaceable_folder(output, marker=JSON_NAME)
-    check_writable_folder(output.parent)
+    check_writable_place(output.parent)
     loaded = load_model(model, context)
     calibration = run(loaded, pictures, recipe, lambda batches: progress(batches, "calibrating", total=len(pictures)))
     save_calibration(calibration, output)

@@ -40,8 +40,9 @@ def info(
     for library in ("torch", "diffusers"):
         require(library, "intsr info")
     from intsr.calib import info as counting
+    from intsr.calib.calibrate import parse_parts
 
-    parts = counting.parse_parts(parts_text)
+    parts = parse_parts(parts_text)
     architecture = counting.architecture_from_name(model, arch)
     costs = counting.costs_from_architecture(architecture, size_px)
     quantized = counting.quantize_cost(costs, bits, parts) if bits else None

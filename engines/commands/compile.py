@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from intsr.console import Stopwatch, common_options, emit_json, progress, say
 from intsr.errors import UsageError
@@ -14,6 +15,14 @@ from intsr.errors import UsageError
 if TYPE_CHECKING:
     from intsr.calib.calibration import Calibration
     from intsr.calib.model import SRModel
+
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+TARGETS_OF_OPTION = {
+    "precision": ("cpu",),
+    "workspace_mib": TENSORRT,
+    "hardware_compatibility": TENSORRT,
+    "timing_cache": TENSORRT,
+}
 
 
 @click.command(
@@ -28,7 +37,14 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these pictures first (MaxMin).")
 @click.option("--bits", default="w8a8", show_default=True, help="With --images: wXaY; fp for full precision.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
-@click.option("--tile", "tile_px", default=128, show_default=True, help="Side of the low-resolution tile.")
+@click.option(
+    "--tile",
+    "tile_px",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Side of the low-resolution tile.",
+)
 @click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), help="cpu: of what is not integer.")
 @click.option("--workspace", "workspace_mib", type=click.IntRange(1), help="TensorRT: scratch memory, MiB.")
@@ -64,26 +80,24 @@ def compile_command(
     """
     from intsr.engines.build_types import BuildOptions
     from intsr.engines.compiler import compile_engine
-    from intsr.engines.targets import target_from_name
-    from intsr.files import check_writable_folder
+    from intsr.export.onnx_export import EXPORT_NAME
+    from intsr.files import check_output_file
 
     watch = Stopwatch()
-    if target_from_name(target).precision != "auto" and precision:
-        raise UsageError("--precision", precision, "no precision: only target cpu takes one")
+    is_export = (Path(source) / EXPORT_NAME).is_file()
+    _check_options(target, is_export, calibration is not None)
     options = BuildOptions(
         target=target,
         workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
         hardware_compatibility=hardware_compatibility,
         timing_cache=timing_cache,
     )
-    check_writable_folder(output.parent)
+    check_output_file(output)
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         export_folder = Path(source)
-        if not (export_folder / "export.json").is_file():
+        if not is_export:
             export_folder = Path(folder) / "onnx"
             _export(source, target, calibration, images, bits, parts, tile_px, context, export_folder)
-        elif calibration or images:
-            raise UsageError(source, "an export folder with --calibration or --images", "one of the two")
         manifest = compile_engine(
             export_folder, output, options, precision, lambda name: say(f"building {name} for {target}")
         )
@@ -103,6 +117,27 @@ def compile_command(
         emit_json(report)
 
 
+def _check_options(target: str, is_export: bool, is_calibrated: bool) -> None:
+    """What was given and would change nothing is an error, not ignored. Raises UsageError."""
+    from intsr.engines.targets import target_from_name
+
+    found, context = target_from_name(target), click.get_current_context()
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
+    for name in ("bits", "parts") if is_calibrated else ():
+        if name in given:
+            raise UsageError(given[name], "together with --calibration", "one of them: a calibration has its own")
+    for name in ("calibration", "images", "bits", "parts", "tile_px", "context") if is_export else ():
+        if name in given:
+            raise UsageError(given[name], "together with an export folder", "a model", "give it to intsr export")
+    for name, targets in TARGETS_OF_OPTION.items():
+        if name in given and found.name not in targets:
+            raise UsageError(given[name], f"together with --target {target}", f"target {' or '.join(targets)}")
+
+
 def _export(
     model_name: str,
     target: str,
@@ -117,6 +152,7 @@ def _export(
     from intsr.calib.model import load_model
     from intsr.engines.targets import target_from_name
     from intsr.export.lowering import lowering_from_name
+    from intsr.export.onnx_export import check_tile
     from intsr.export.pipeline import export_model
     from intsr.types import Bits
 
@@ -125,6 +161,8 @@ def _export(
             model_name, "no single source of ranges", "one of --calibration DIR, --images DIR, --bits fp"
         )
     model = load_model(model_name, context)
+    # Before calibrating, which takes longer.
+    check_tile(tile_px, model.spec.upscale_factor, model.spec.size_multiple_px)
     ranges = _ranges(model, calibration, images, bits, parts, tile_px)
     lowering = lowering_from_name(target_from_name(target).lowering)
     export_model(model, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"))

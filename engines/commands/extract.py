@@ -30,12 +30,29 @@ def extract(engine: Path, output: Path, as_json: bool) -> None:
     from intsr.bundle import MANIFEST_NAME, Bundle
     from intsr.files import atomic_folder
 
+    _check_replaceable(output / MANIFEST_NAME)
     with Bundle(engine) as bundle, atomic_folder(output, marker=MANIFEST_NAME) as folder:
         files = _write_members(bundle, folder)
     if as_json:
         emit_json({"folder": str(output), "files": files})
     for file in files:
         say(f"{output / str(file['name'])}: {file['size_bytes']:,} bytes")
+
+
+def _check_replaceable(manifest_path: Path) -> None:
+    """Web pages and browser extensions have a manifest.json too. Raises UsageError for one that is not ours."""
+    import json
+
+    from intsr.bundle import manifest_from_mapping
+    from intsr.errors import BundleError, UsageError
+
+    if not manifest_path.is_file():
+        return
+    try:
+        manifest_from_mapping(json.loads(manifest_path.read_text(encoding="utf-8")), str(manifest_path))
+    except (OSError, ValueError, BundleError) as error:
+        expected, fix = "the manifest of an engine", "choose another output"
+        raise UsageError(manifest_path, "something else's manifest", expected, fix) from error
 
 
 def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:

@@ -38,7 +38,7 @@ def verify(
     from intsr.calib.pictures import calibration_inputs, list_pictures
     from intsr.calib.torch_engine import reference_for_verification
     from intsr.engines.verify import verify as run
-    from intsr.errors import EXIT_SOME_FAILED
+    from intsr.errors import VerificationError
     from intsr.runtime.engine import open_engine
 
     pictures = list_pictures(images)[:limit]
@@ -52,7 +52,8 @@ def verify(
         say(f"{item.name:<10} {item.psnr_db:7.2f} dB   max abs error {item.max_abs_error:.3g}")
     worst = min(result.per_image_db, key=lambda name: result.per_image_db[name])
     say(f"worst picture: {worst}, {result.per_image_db[worst]:.2f} dB")
-    say(f"{'passed' if passed else 'FAILED'}: {result.end_to_end.psnr_db:.2f} dB, at least {min_psnr_db:g} wanted")
+    if passed:
+        say(f"passed: {result.end_to_end.psnr_db:.2f} dB, at least {min_psnr_db:g} wanted")
     if as_json:
         emit_json(
             {
@@ -64,4 +65,5 @@ def verify(
             }
         )
     if not passed:
-        raise click.exceptions.Exit(EXIT_SOME_FAILED)
+        got = f"{result.end_to_end.psnr_db:.2f} dB end to end against {against}"
+        raise VerificationError(engine, got, f"at least {min_psnr_db:g}", "look at each network, or lower --min-psnr")

@@ -19,7 +19,6 @@ import click
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from PIL import Image
 from pictures import (
     KODAK_HELD_OUT,
     load_training_pictures,
@@ -28,6 +27,7 @@ from pictures import (
     random_batch,
     tensor_from_array,
 )
+from PIL import Image
 from safetensors.torch import save_file
 
 TIMESTEP = 104  # alpha-bar = 0.89 on SD 2.1's schedule: e is amplified by sqrt(0.11 / 0.89), not by 14.6

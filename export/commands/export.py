@@ -15,7 +15,14 @@ from intsr.console import common_options, detail, emit_json, say
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder; full precision without.")
 @click.option("--target", default="cpu", show_default=True, help="Target, or lowering, that the graphs are for.")
-@click.option("--tile", "tile_px", default=128, show_default=True, help="Side of the low-resolution tile.")
+@click.option(
+    "--tile",
+    "tile_px",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Side of the low-resolution tile.",
+)
 @click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
 @common_options
 def export(
@@ -36,11 +43,11 @@ def export(
     from intsr.export.lowering import lowering_from_name
     from intsr.export.onnx_export import EXPORT_NAME
     from intsr.export.pipeline import export_model
-    from intsr.files import check_replaceable_folder, check_writable_folder
+    from intsr.files import check_replaceable_folder, check_writable_place
 
     lowering = lowering_from_name(target)
     check_replaceable_folder(output, marker=EXPORT_NAME)
-    check_writable_folder(output.parent)
+    check_writable_place(output.parent)
     ranges = load_calibration(calibration) if calibration else None
     written = export_model(load_model(model, context), ranges, lowering, tile_px, output, detail)
     say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {tile_px}")

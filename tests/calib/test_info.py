@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from intsr.calib.calibrate import parse_parts
 from intsr.calib.commands.info import info
 from intsr.calib.info import (
     SD21,
@@ -20,7 +21,6 @@ from intsr.calib.info import (
     architecture_from_folder,
     architecture_from_name,
     costs_from_architecture,
-    parse_parts,
     quantize_cost,
     total_from_costs,
 )

@@ -141,6 +141,36 @@ def test_unknown_setting(folder: Path) -> None:
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_train_timesteps": None}, "scheduler_config"),
+        ({"trained_betas": [0.1] * 1000}, "trained_betas is set"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
+        ({"beta_start": "small"}, "scheduler_config"),
+    ],
+)
+def test_a_schedule_that_would_give_another_alpha_is_refused(
+    folder: Path, changes: dict[str, object], message: str
+) -> None:
+    edit_json(folder / "scheduler" / "scheduler_config.json", **changes)
+    with pytest.raises(ModelError, match=message) as error:
+        load_model(str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_a_schedule_without_its_numbers(folder: Path) -> None:
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
+    with pytest.raises(ModelError, match="no 'num_train_timesteps'"):
+        load_model(str(folder))
+
+
+def test_a_timestep_that_is_no_number(folder: Path) -> None:
+    edit_json(folder / "intsr_model.json", timestep="999")
+    with pytest.raises(ModelError, match="timestep '999'; expected 0 to 999"):
+        load_model(str(folder))
+
+
 def test_context_of_the_wrong_width(folder: Path) -> None:
     save_file({"context": torch.zeros(1, 7, 8)}, folder / "context.safetensors")
     with pytest.raises(ModelError, match="width 8; expected 24"):

@@ -42,6 +42,9 @@ def test_folders_without_pictures(tmp_path: Path) -> None:
         list_pictures(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         list_pictures(tmp_path / "none")
+    (tmp_path / "._a.png").write_text("what other systems leave behind")
+    with pytest.raises(UsageError, match="no picture"):
+        list_pictures(tmp_path)
 
 
 def test_a_broken_picture_is_named(tiny_model: SRModel, tmp_path: Path) -> None:

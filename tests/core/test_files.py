@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from intsr import files
 from intsr.errors import UsageError
-from intsr.files import atomic_folder, atomic_path, check_replaceable_folder, check_writable_folder, sha256_from_path
+from intsr.files import (
+    atomic_folder,
+    atomic_path,
+    check_output_file,
+    check_replaceable_folder,
+    check_writable_folder,
+    sha256_from_path,
+)
 
 
 def _tree(folder: Path) -> dict[str, bytes | None]:
@@ -111,6 +118,20 @@ def test_checking_creates_the_folder_and_leaves_nothing_in_it(tmp_path):
     assert _tree(tmp_path) == {"a": None, "a/b": None}
 
 
+def test_an_output_is_checked_without_creating_anything(tmp_path):
+    check_output_file(tmp_path / "a" / "b" / "c.engine")
+    assert _tree(tmp_path) == {}
+    (tmp_path / "file").write_bytes(b"")
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "a" / "b.engine", "cannot write here"),
+        (tmp_path / ("n" * 256) / "a" / "b.engine", "cannot write here"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_output_file(path)
+    assert _tree(tmp_path) == {"file": b""}
+
+
 def test_folder_appears_on_success_only(tmp_path):
     path = tmp_path / "new" / "out"
     with atomic_folder(path) as temporary:
@@ -178,6 +199,9 @@ def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
     (tmp_path / "empty").mkdir()
     check_replaceable_folder(tmp_path / "empty", marker="manifest")
     check_replaceable_folder(tmp_path / "nothing", marker="manifest")
+    (path / "pictures").mkdir()
+    with pytest.raises(UsageError, match="already holds the folder pictures"):
+        check_replaceable_folder(path, marker="manifest")
 
 
 @pytest.mark.parametrize("output", [".", "..", "../here"])

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intsr.engines.build_types import HARDWARE_COMPATIBILITY, PRECISIONS, BuildOptions, BuildReport
+from intsr.engines.build_types import HARDWARE_COMPATIBILITY, BuildOptions, BuildReport
 from intsr.errors import UsageError
 
 OPTIONS = st.builds(
     BuildOptions,
     target=st.sampled_from(["cpu", "tensorrt-rtx"]),
-    precision=st.sampled_from(PRECISIONS),
     workspace_bytes=st.none() | st.integers(1, 1 << 40),
     hardware_compatibility=st.sampled_from(HARDWARE_COMPATIBILITY),
     compute_capabilities=st.lists(st.integers(75, 120)).map(tuple),
@@ -37,7 +36,6 @@ def test_report_survives_json() -> None:
     ("values", "message"),
     [
         ({"target": "cpu", "speed": 3}, "unknown keys speed"),
-        ({"target": "cpu", "precision": "int8"}, "precision is 'int8'"),
         ({"target": "cpu", "hardware_compatibility": "all"}, "hardware_compatibility is 'all'"),
         ({"target": "cpu", "workspace_bytes": 0}, "workspace_bytes is 0"),
     ],

@@ -178,6 +178,10 @@ def test_verification_needs_pictures_and_finite_numbers(tiny_model: SRModel) -> 
     same = verify(reference, reference, inputs(1))
     assert same.end_to_end.psnr_db == 200 and same.end_to_end.max_abs_error == 0
 
+    larger = TorchReference(torch_networks(reference_networks(tiny_model), tiny_model, TILE_PX * 2))
+    with pytest.raises(UsageError, match="encoder of the engine has shapes"):
+        verify(reference, larger, inputs(1))
+
     class Broken(TorchReference):
         def network(self, name: str):  # type: ignore[no-untyped-def]
             network = super().network(name)

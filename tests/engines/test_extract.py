@@ -61,6 +61,19 @@ def test_an_earlier_extraction_is_replaced_and_other_folders_are_not(engine, tmp
     assert [path.name for path in (tmp_path / "photographs").iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize("content", ['{"name": "extension"}', "[]", "not JSON"])
+def test_a_folder_with_another_kind_of_manifest_is_not_replaced(engine, tmp_path, content):
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    for name in ("manifest.json", "background.js"):
+        (folder / name).write_text(content)
+    with pytest.raises(UsageError, match="something else's manifest"):
+        _run(engine, "-o", folder)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
+        ("manifest.json", "background.js"), content
+    )
+
+
 @pytest.mark.parametrize("name", ["../outside.plan", "/tmp/outside.plan", "a/b.plan", "..", "c:d", "a\\b"])
 def test_names_that_lead_outside_write_nothing(engine, tmp_path, name):
     with zipfile.ZipFile(engine) as archive:

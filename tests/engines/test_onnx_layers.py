@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from intsr.engines.onnx_layers import OnnxLayer, layers_from_onnx, read_onnx
+from intsr.engines.onnx_layers import OnnxLayer, layers_from_onnx
 from intsr.errors import BuildError
 
 
@@ -67,40 +66,3 @@ def test_an_unknown_shape_is_an_error_not_a_gap(graphs: ModuleType) -> None:
     graph.output(graph.conv(x, 4, 4), "y", None)
     with pytest.raises(BuildError, match=r"conv_\d+: the shape of .* is not known; expected static shapes"):
         layers_from_onnx(graph.model())
-
-
-@pytest.mark.parametrize("content", [b"", b"hello this is not onnx" * 10, b"\x08\x07" * 3])
-def test_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "junk.onnx"
-    path.write_bytes(content)
-    with pytest.raises(BuildError, match="not an ONNX model") as caught:
-        read_onnx(path)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("location", ["../outside.bin", "/etc/hostname", "link.bin", ""])
-def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (tmp_path / "outside.bin").write_bytes(bytes(1024))
-    (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
-    model = _model("MatMul", [(1, 7, 5), (5, 3)], (1, 7, 3))
-    assert isinstance(model, onnx.ModelProto)
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=location)
-    path = folder / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    with pytest.raises(BuildError, match="outside the model's folder"):
-        read_onnx(path)
-
-
-def test_external_data_beside_the_model_is_fine_and_missing_data_is_named(tmp_path: Path) -> None:
-    model = _model("MatMul", [(1, 70, 50), (50, 30)], (1, 70, 30))
-    path = tmp_path / "model.onnx"
-    onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
-    assert [layer.macs for layer in layers_from_onnx(read_onnx(path))] == [70 * 50 * 30]
-    (tmp_path / "weights.bin").unlink()
-    with pytest.raises(BuildError, match=r"external data 'weights\.bin' is missing"):
-        read_onnx(path)

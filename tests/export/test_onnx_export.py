@@ -88,7 +88,7 @@ def test_external_data_pointing_elsewhere_is_refused(exported: Path, location: s
     for key, value in (("location", location), ("offset", "0"), ("length", str(size))):
         tensor.external_data.add(key=key, value=value)
     (exported / "unet.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(ExportError, match="external data at"):
+    with pytest.raises(ExportError, match=r"external data .* is outside"):
         load_export(exported)
 
 
@@ -96,6 +96,14 @@ def test_unknown_keys_and_missing_graphs(exported: Path) -> None:
     values = json.loads((exported / "export.json").read_text())
     (exported / "export.json").write_text(json.dumps(values | {"extra": 1}))
     with pytest.raises(ExportError, match="extra"):
+        load_export(exported)
+    for broken in ([values], values | {"lowering": ["asymmetric"]}):
+        (exported / "export.json").write_text(json.dumps(broken))
+        with pytest.raises(ExportError, match="export again"):
+            load_export(exported)
+    elsewhere = [values["networks"][0] | {"member": "../encoder.onnx"}, *values["networks"][1:]]
+    (exported / "export.json").write_text(json.dumps(values | {"networks": elsewhere}))
+    with pytest.raises(ExportError, match="expected plain file names"):
         load_export(exported)
     (exported / "export.json").write_text(json.dumps(values))
     (exported / "unet.onnx").unlink()

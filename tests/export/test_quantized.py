@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from intsr.errors import ExportError
+from intsr.export.fold import FoldedLayer
 from intsr.export.graph_builder import GraphBuilder
 from intsr.export.lowering import LOWERINGS
 from intsr.export.quantized import ActivationWriter, plan_grid, shifted_bias
@@ -87,17 +90,25 @@ def test_the_bias_repays_the_shift(zero_point: int, bits: int) -> None:
     np.testing.assert_allclose(integer, direct, rtol=1e-5, atol=1e-5)
 
 
+def layer(site: str, params: QuantParams) -> FoldedLayer:
+    codes, scale = quantize_weight(np.ones((16, 16), np.float32), 8)
+    return FoldedLayer(site, codes, scale, params)
+
+
 def test_padding_where_the_range_lacks_zero_is_refused() -> None:
     writer = ActivationWriter(GraphBuilder(LOWERINGS["asymmetric"]))
     with pytest.raises(ExportError, match="without 0 on a padded input"):
-        writer.write("x", QuantParams(0.1, -5, 8), (1, 1, 1, 1), "site")
+        writer.write("x", layer("site", QuantParams(0.1, -5, 8)), (1, 1, 1, 1))
 
 
 def test_one_pair_serves_all_consumers_of_one_value() -> None:
     builder = GraphBuilder(LOWERINGS["symmetric"])
     writer, params = ActivationWriter(builder), QuantParams(0.1, 20, 8)
-    nowhere = (0, 0, 0, 0)
-    assert writer.write("x", params, nowhere, "to_q")[0] == writer.write("x", params, nowhere, "to_k")[0]
-    assert writer.write("x", params, nowhere, "to_q")[0] != writer.write("y", params, nowhere, "to_v")[0]
-    # A shifted, padded pair is another tensor than the unpadded one.
-    assert writer.write("x", params, (1, 1, 1, 1), "conv")[0] != writer.write("x", params, nowhere, "to_q")[0]
+    nowhere, around = (0, 0, 0, 0), (1, 1, 1, 1)
+    to_q = writer.write("x", layer("to_q", params), nowhere)[0]
+    assert to_q == writer.write("x", layer("to_k", params), nowhere)[0]
+    assert to_q != writer.write("y", layer("to_v", params), nowhere)[0]
+    # A shifted, padded pair is another tensor than the unpadded one, and so is one behind a LET.
+    assert to_q != writer.write("x", layer("conv", params), around)[0]
+    let = replace(layer("other", params), let_scale=np.full(16, 2, np.float32))
+    assert to_q != writer.write("x", let, nowhere)[0]

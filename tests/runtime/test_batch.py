@@ -36,6 +36,13 @@ def test_a_folder_whose_name_looks_like_a_picture(tmp_path: Path) -> None:
     assert job.output == tmp_path / "out.png" / "a.jpg"
 
 
+def test_a_picture_that_cannot_be_written_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a\.GIF; expected a folder, or a name with \.png"):
+        plan_jobs([tmp_path / "a.jpg"], tmp_path / "a.GIF", False, Naming())
+    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "v1.2", False, Naming())
+    assert job.output == tmp_path / "v1.2" / "a.jpg"
+
+
 def test_folders_are_mirrored(tmp_path: Path) -> None:
     _touch(
         tmp_path / "in/b.PNG", tmp_path / "in/sub/a.webp", tmp_path / "in/notes.txt", tmp_path / "in/.hidden/c.png"

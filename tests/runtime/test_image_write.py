@@ -12,7 +12,7 @@ from intsr.errors import ImageError, OutOfMemoryError
 from intsr.runtime import image_write
 from intsr.runtime.image_io import ImageInfo, read_image
 from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_write import check_output_fits, enlarge_alpha, write_image
+from intsr.runtime.image_write import check_output_fits, enlarge_alpha, notes_for_output, write_image
 
 NOTHING = ImageMetadata()
 ARTIST = 0x013B
@@ -39,6 +39,11 @@ def test_every_format_reads_back(tmp_path: Path, photo: np.ndarray, suffix: str)
         assert read.metadata.icc_profile == _metadata().icc_profile
         assert read.metadata.xmp == _metadata().xmp
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_bmp_drops_is_said() -> None:
+    assert notes_for_output(_metadata(), Path("a.bmp")) == ("EXIF, XMP and ICC were dropped: BMP holds none of them",)
+    assert notes_for_output(_metadata(), Path("a.png")) == notes_for_output(NOTHING, Path("a.bmp")) == ()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])

@@ -270,3 +270,20 @@ def test_help_shows_an_example(intsr: Run) -> None:
     code, out, _ = intsr("upscale", "--help")
     assert code == 0
     assert "Example: intsr upscale" in out
+
+
+def test_a_cpu_engine_upscales_where_the_compiler_is_not_installed(
+    make_engine: Callable[..., Path], photo_path: Path, tmp_path: Path
+) -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "diffusers", "transformers", "onnx", "onnxruntime", "safetensors")))
+from intsr.cli import main
+main()
+"""
+    output = tmp_path / "out.png"
+    arguments = ["upscale", make_engine("cpu"), photo_path, "-o", output]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert output.is_file()
