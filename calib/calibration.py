@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from intsr.errors import CalibrationError
 from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
-from intsr.types import Bits
+from intsr.types import MAX_BITS, MIN_BITS, Bits
 
 SCHEMA_VERSION = 1
 JSON_NAME, TENSORS_NAME = "calibration.json", "ranges.safetensors"
@@ -59,8 +60,17 @@ class SiteQuantizer:
     let_shift: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.let_scale) != len(self.let_shift) or not all(value > 0 for value in self.let_scale):
-            raise ValueError("let_scale and let_shift must be of one length, and let_scale positive")
+        for name in ("activation_bits", "weight_bits"):
+            bits = getattr(self, name)
+            if not (isinstance(bits, int) and MIN_BITS <= bits <= MAX_BITS):
+                raise ValueError(f"{name} is {bits!r}, expected {MIN_BITS} to {MAX_BITS}")
+        if not (math.isfinite(self.x_min) and math.isfinite(self.x_max) and self.x_min <= self.x_max):
+            raise ValueError(f"range [{self.x_min}, {self.x_max}] is not finite and ordered")
+        let = (*self.let_scale, *self.let_shift)
+        if len(self.let_scale) != len(self.let_shift) or not all(math.isfinite(value) for value in let):
+            raise ValueError("let_scale and let_shift must be finite and of one length")
+        if not all(value > 0 for value in self.let_scale):
+            raise ValueError("let_scale must be positive")
 
     def activation_params(self) -> QuantParams:
         return QuantParams.from_range(self.x_min, self.x_max, self.activation_bits)
@@ -158,22 +168,29 @@ def load_calibration(folder: Path) -> Calibration:
     if set(values) != KEYS:
         difference = sorted(set(values) ^ KEYS)
         raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
+    if not isinstance(values["sites"], dict):
+        raise CalibrationError(folder / JSON_NAME, "sites is no object", fix="calibrate again")
     expected = {f"{site}.{end}" for site in values["sites"] for end in ("x_min", "x_max")}
     expected |= {f"{site}.{name}" for site in values["sites"] for name in LET_NAMES if f"{site}.let_scale" in tensors}
     if set(tensors) != expected:
         difference = sorted(set(tensors) ^ expected)
         raise CalibrationError(folder / TENSORS_NAME, f"tensors unknown or missing: {', '.join(difference[:3])}")
-    sites = {}
-    for site, entry in values["sites"].items():
-        if set(entry) != SITE_KEYS:
-            raise CalibrationError(folder / JSON_NAME, f"keys {sorted(entry)} of {site}", f"{sorted(SITE_KEYS)}")
-        ends = [float(tensors[f"{site}.{end}"]) for end in ("x_min", "x_max")]
-        if not (np.isfinite(ends).all() and ends[0] <= ends[1]):
-            raise CalibrationError(folder / TENSORS_NAME, f"range {ends} of {site}", "finite and ordered ends")
-        let = [tuple(map(float, tensors.get(f"{site}.{name}", ()))) for name in LET_NAMES]
-        try:
-            sites[site] = SiteQuantizer(*ends, entry["activation_bits"], entry["weight_bits"], *let)
-        except ValueError as error:
-            raise CalibrationError(folder / TENSORS_NAME, f"{error} ({site})") from error
+    sites = {site: _site_from_mapping(site, entry, tensors, folder) for site, entry in values["sites"].items()}
     plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
     return Calibration(bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, **plain)
+
+
+def _site_from_mapping(site: str, entry: Any, tensors: Mapping[str, Any], folder: Path) -> SiteQuantizer:
+    if not isinstance(entry, dict) or set(entry) != SITE_KEYS:
+        raise CalibrationError(folder / JSON_NAME, f"{entry!r} for {site}", f"{sorted(SITE_KEYS)}")
+    try:
+        return SiteQuantizer(
+            x_min=float(tensors[f"{site}.x_min"]),
+            x_max=float(tensors[f"{site}.x_max"]),
+            activation_bits=entry["activation_bits"],
+            weight_bits=entry["weight_bits"],
+            let_scale=tuple(map(float, tensors.get(f"{site}.let_scale", ()))),
+            let_shift=tuple(map(float, tensors.get(f"{site}.let_shift", ()))),
+        )
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(folder, f"{site}: {error}", fix="calibrate again") from error

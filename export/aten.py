@@ -213,7 +213,6 @@ def upsample_nearest(net: NetworkLowering, node: fx.Node) -> Value:
     if any(new % old for old, new in zip(before, after, strict=True)):
         raise ExportError(node.name, f"resize {before} to {after}", "a whole factor")
     factors = np.array([new / old for old, new in zip(before, after, strict=True)], np.float32)
-    # Resize's factors are float32 in every lowering: added past the builder's cast.
     sizes = net.builder.constant(f"{node.name}.sizes", [int(f * old) for f, old in zip(factors, before, strict=True)])
     return net.builder.op(
         "Resize",

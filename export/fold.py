@@ -14,7 +14,7 @@ from torch import nn
 
 from intsr.errors import CalibrationError
 from intsr.export.fold_let import Let, fuse_let
-from intsr.kernels.quantizer import QuantParams, quantize_weight
+from intsr.kernels.quantizer import QuantParams, quantize_weight, round_scale
 from intsr.types import NETWORKS, Bits, ModelSpec
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def _lets_of_sites(
                 raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
             factor = spec.latent_scaling_factor if site == POST_QUANT_CONV else 1.0
             s, d = (torch.tensor(values) * factor for values in (quantizer.let_scale, quantizer.let_shift))
-            lets[site] = Let(s, d)
+            # 1 / s is what an fp16 graph holds: exact there, so that weights and activations use the same s.
+            lets[site] = Let(1 / torch.from_numpy(round_scale((1 / s).numpy())), d)
     return lets
 
 
@@ -129,6 +130,7 @@ def _fold_layer(
     quantizer = calibration.sites[site]
     activation = quantizer.activation_params()
     if site == POST_QUANT_CONV and not quantizer.let_scale:
+        # Only a VAE of 16 latent channels or more has this layer in integers.
         activation = activation.rescaled(spec.latent_scaling_factor)
     codes, scale = quantize_weight(layer.weight.detach().numpy(), quantizer.weight_bits)
     if let is None:

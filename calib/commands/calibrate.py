@@ -13,7 +13,12 @@ from intsr.console import common_options, emit_json, progress, say
 @click.argument("model")
 @click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of low-resolution pictures.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Calibration folder to write.")
-@click.option("--method", default="maxmin", show_default=True, help="maxmin: smallest and largest value seen.")
+@click.option(
+    "--method",
+    default="maxmin",
+    show_default=True,
+    help="maxmin: smallest and largest value seen; maxmin+let: channels equalized first.",
+)
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
 @click.option(

@@ -83,6 +83,21 @@ def test_a_tensor_missing_or_broken(calibration: Calibration, tmp_path: Path) ->
         load_calibration(tmp_path / "c")
 
 
+@pytest.mark.parametrize("bits", [9, 1, "8", None])
+def test_bits_out_of_range(calibration: Calibration, tmp_path: Path, bits: object) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    path = tmp_path / "c" / "calibration.json"
+    values = json.loads(path.read_text())
+    values["sites"]["unet.conv_in"]["weight_bits"] = bits
+    path.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match=r"unet\.conv_in: weight_bits"):
+        load_calibration(tmp_path / "c")
+    values["sites"] = [1]
+    path.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match="sites"):
+        load_calibration(tmp_path / "c")
+
+
 def test_no_calibration_there(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="intsr calibrate MODEL"):
         load_calibration(tmp_path)
