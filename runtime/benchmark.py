@@ -107,7 +107,9 @@ def measure(
 ) -> list[Measurement]:
     """Warm every entry up, then run A B C A B C ... until each has `min_runs` and `min_seconds` of measured time.
 
-    on_round: told the share done, 0 to 1.
+    Where there are several, every measured run follows an unmeasured one of the same entry: caches are then its own,
+    and the threads of the one before, which spin for a while after their work, sleep. on_round: told the share done,
+    0 to 1.
     """
     for entry in entries:
         warmed_ms = 0.0
@@ -116,6 +118,8 @@ def measure(
     share = 0.0
     while share < 1:
         for entry in entries:
+            if len(entries) > 1:
+                entry.upscaler.upscale_with_timings(picture)
             result = entry.upscaler.upscale_with_timings(picture)
             entry.total_ms.append(result.total_ms)
             entry.stages_ms.append(result.stages_ms)

@@ -2,9 +2,8 @@
 
     python examples/demo_model/train.py --kodak DIR --work build/demo_model --export core/models/demo
 
-Three phases. First the VAE alone (the UNet contributes e = 0), then everything, with the UNet's last layer
-at zero so that the second phase starts where the first one ended, then the UNet alone behind a frozen VAE, at a
-higher rate: left to itself the VAE does nearly all of the work. L1 loss, AdamW, a rate that falls along a
+Two phases. First the VAE alone (the UNet contributes e = 0), then everything, with the UNet's last layer
+at zero so that the second phase starts where the first one ended. L1 loss, AdamW, a rate that falls along a
 cosine over the time given, an exponential moving average of the weights. Interrupt and start again: it goes
 on from the last checkpoint in --work.
 """
@@ -130,10 +129,9 @@ def export_model(model: DemoModel, folder: Path) -> None:
 class Trainer:
     """What a checkpoint holds, and one training step."""
 
-    def __init__(self, checkpoint: Path, vae_minutes: float, minutes: float, unet_minutes: float) -> None:
+    def __init__(self, checkpoint: Path, vae_minutes: float, minutes: float) -> None:
         self.checkpoint = checkpoint
-        self.vae_seconds, self.joint_seconds = vae_minutes * 60, minutes * 60
-        self.seconds = self.joint_seconds + unet_minutes * 60
+        self.vae_seconds, self.seconds = vae_minutes * 60, minutes * 60
         self.model = DemoModel().to(memory_format=torch.channels_last)
         self.ema = DemoModel().to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -151,29 +149,19 @@ class Trainer:
     def with_unet(self) -> bool:
         return self.elapsed_s > self.vae_seconds
 
-    @property
-    def unet_alone(self) -> bool:
-        return self.elapsed_s > self.joint_seconds
-
     def learning_rate(self) -> float:
-        """1e-3 for the VAE alone; then 6e-4, and 1.5e-3 for the UNet alone, each falling to a hundredth along a cosine
-        after a warm-up of a minute.
-        """
+        """1e-3 for the VAE alone; then 6e-4 falling to 6e-6 along a cosine, after a warm-up of a minute."""
         if not self.with_unet:
             return 1e-3
-        highest, start, end = 6e-4, self.vae_seconds, self.joint_seconds
-        if self.unet_alone:
-            highest, start, end = 1.5e-3, self.joint_seconds, self.seconds
-        since = self.elapsed_s - start
-        progress = min(since / (end - start), 1.0)
-        return highest * min(since / 60, 1.0) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+        since = self.elapsed_s - self.vae_seconds
+        progress = min(since / (self.seconds - self.vae_seconds), 1.0)
+        return 6e-4 * min(since / 60, 1.0) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
 
     def train_step(self, inputs: torch.Tensor, originals: torch.Tensor) -> float:
         start = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.vae.requires_grad_(not self.unet_alone)
         with torch.autocast("cpu", torch.bfloat16):
             outputs = self.model(inputs.to(memory_format=torch.channels_last), self.with_unet)
         loss = (outputs.float() - originals).abs().mean()
@@ -208,23 +196,15 @@ class Trainer:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the checkpoint.")
 @click.option("--export", "export_folder", type=click.Path(path_type=Path), required=True)
 @click.option("--vae-minutes", type=float, default=6.0, show_default=True)
-@click.option("--minutes", type=float, default=63.0, show_default=True, help="The first two phases together.")
-@click.option("--unet-minutes", type=float, default=12.0, show_default=True, help="The UNet alone, after that.")
+@click.option("--minutes", type=float, default=63.0, show_default=True, help="Both phases together.")
 @click.option("--batch", type=int, default=16, show_default=True)
 @click.option("--patch", "patch_px", type=int, default=64, show_default=True)
 def main(
-    kodak: Path,
-    work: Path,
-    export_folder: Path,
-    vae_minutes: float,
-    minutes: float,
-    unet_minutes: float,
-    batch: int,
-    patch_px: int,
+    kodak: Path, work: Path, export_folder: Path, vae_minutes: float, minutes: float, batch: int, patch_px: int
 ) -> None:
     """Train, resume, export."""
     work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(work / "checkpoint.pt", vae_minutes, minutes, unet_minutes)
+    trainer = Trainer(work / "checkpoint.pt", vae_minutes, minutes)
     pairs = pairs_from_pictures(load_training_pictures(kodak))
     # Seeded by the step, so that a resumed run does not see the same crops again.
     rng = np.random.default_rng([17, trainer.step])
