@@ -8,7 +8,16 @@ from importlib import import_module
 
 import click
 
-from intsr.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE, IntsrError
+from intsr.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_SOME_FAILED,
+    EXIT_USAGE,
+    IntsrError,
+    MissingLibraryError,
+)
+from intsr.loading import EXTRAS
 
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -83,6 +92,14 @@ def main() -> None:
             raise error.__cause__ from None
         click.echo("intsr: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        # A stage whose optional libraries are missing is a matter of installation; a module of our own is a bug.
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        missing = MissingLibraryError(library, EXTRAS[library], "this command")
+        click.echo(f"intsr: error: {missing}", err=True)
+        sys.exit(missing.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

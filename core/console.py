@@ -17,10 +17,14 @@ T = TypeVar("T")
 _verbosity = 1
 
 
-def _set_verbosity(_: click.Context, parameter: click.Parameter, value: bool) -> None:
+def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     global _verbosity
+    # Called for both options of every command, given or not: what an earlier command of this process set is over.
     if value:
         _verbosity = 0 if parameter.name == "quiet" else 2
+        context.meta[__name__] = True
+    elif not context.meta.get(__name__):
+        _verbosity = 1
 
 
 def common_options(function: F) -> F:

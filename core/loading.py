@@ -14,6 +14,7 @@ EXTRAS = {
     "onnx": "compile",
     "onnx_ir": "compile",
     "safetensors": "compile",
+    "transformers": "compile",
     "skimage": "compile",
     "polygraphy": "compile",
     "onnxruntime": "compile",

@@ -86,6 +86,7 @@ def test_every_error_is_one_line_with_its_code(run_command, cls):
         (errors.MissingLibraryError("torch", "compile", "this"), 2, "intsr: error: this: torch is not installed"),
         (MemoryError(), 4, "intsr: error: out of memory"),
         (OSError(errno.ENOSPC, "full", "a.engine"), 1, "intsr: error: a.engine: no space left on the device"),
+        (ModuleNotFoundError("no", name="torch.nn"), 2, "intsr: error: this command: torch is not installed"),
         (KeyboardInterrupt(), 130, "intsr: interrupted"),
         (click.Abort(), 130, "intsr: interrupted"),
         (click.UsageError("several\nlines."), 2, "intsr: error: several lines"),

@@ -54,3 +54,15 @@ def test_stopwatch_runs_forward():
     watch = Stopwatch()
     first = watch.seconds
     assert 0 <= first <= watch.seconds < 60
+
+
+def test_quiet_lasts_for_one_command_only():
+    @click.command()
+    @console.common_options
+    def speak(as_json):
+        console.say("hello")
+
+    runner = CliRunner()
+    assert runner.invoke(speak, ["-q"]).stderr == ""
+    assert runner.invoke(speak, []).stderr == "hello\n"
+    assert runner.invoke(speak, ["-v", "-q"]).stderr == ""
