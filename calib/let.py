@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration import SiteQuantizer
-from intsr.calib.reference import reference_networks
+from intsr.calib.observe import run_observed
 from intsr.calib.sites import bits_of_site, input_groups, sites_of_model
 from intsr.errors import CalibrationError
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.model import SRModel
@@ -45,7 +45,6 @@ class ChannelObserver:
         self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
 
 
-@torch.no_grad()
 def observe_let(
     model: SRModel, batches: Iterable[torch.Tensor], bits: Bits, parts: tuple[str, ...]
 ) -> dict[str, SiteQuantizer]:
@@ -58,15 +57,7 @@ def observe_let(
     for site, module in modules.items():
         axis = 1 if isinstance(module, nn.Conv2d) else -1
         observers[site] = ChannelObserver(site, module.weight.shape[1], axis)
-    handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
-    networks = reference_networks(model)
-    try:
-        for x in batches:
-            for name in NETWORKS:
-                x = networks[name](x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_observed(model, batches, modules, observers)
     quantizers: dict[str, SiteQuantizer] = {}
     for group in input_groups(modules):
         quantizers |= _equalized_group(group, modules, observers, bits)

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration import SiteQuantizer
-from intsr.calib.reference import reference_networks
+from intsr.calib.observe import run_observed
 from intsr.calib.sites import bits_of_site, sites_of_model
 from intsr.errors import CalibrationError
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.model import SRModel
@@ -35,7 +35,6 @@ class RangeObserver:
         self.x_min, self.x_max = min(self.x_min, low), max(self.x_max, high)
 
 
-@torch.no_grad()
 def observe_maxmin(
     model: SRModel, batches: Iterable[torch.Tensor], bits: Bits, parts: tuple[str, ...]
 ) -> dict[str, SiteQuantizer]:
@@ -43,17 +42,9 @@ def observe_maxmin(
 
     Raises CalibrationError for activations that are not finite.
     """
-    observers = {site: RangeObserver(site) for site in sites_of_model(model, parts)}
     modules = sites_of_model(model, parts)
-    handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
-    networks = reference_networks(model)
-    try:
-        for x in batches:
-            for name in NETWORKS:
-                x = networks[name](x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observers = {site: RangeObserver(site) for site in modules}
+    run_observed(model, batches, modules, observers)
     quantizers = {}
     for site, observer in observers.items():
         weight_bits, activation_bits = bits_of_site(site, bits)

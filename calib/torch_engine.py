@@ -14,7 +14,7 @@ from torch import nn
 from intsr.calib.calibration import JSON_NAME, load_calibration
 from intsr.calib.model import SRModel, load_model
 from intsr.calib.reference import reference_networks
-from intsr.errors import UsageError
+from intsr.errors import CalibrationError, UsageError
 from intsr.types import NETWORKS, ModelSpec, TensorInfo
 
 if TYPE_CHECKING:
@@ -80,10 +80,11 @@ def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscal
 
 
 def reference_for_verification(
-    against: str, model_name: str | None, context: Path | None, tile_px: int
+    against: str, model_name: str | None, context: Path | None, tile_px: int, calibration_digest: str
 ) -> tuple[TorchReference, ModelSpec]:
     """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
 
+    calibration_digest: the engine's; another calibration's numbers would say nothing about it.
     Raises UsageError, ModelError, CalibrationError.
     """
     if not (Path(against) / JSON_NAME).is_file():
@@ -95,7 +96,13 @@ def reference_for_verification(
     from intsr.export.fake_quant import fake_quantized
     from intsr.export.pipeline import folded_from_model
 
+    calibration = load_calibration(Path(against))
+    if calibration.digest() != calibration_digest:
+        built = f"digest {calibration_digest[:12]}" if calibration_digest else "none (full precision)"
+        raise CalibrationError(
+            against, f"digest {calibration.digest()[:12]}", f"the one that the engine was made with, {built}"
+        )
     model = load_model(model_name, context)
-    folded = folded_from_model(model, load_calibration(Path(against)))
+    folded = folded_from_model(model, calibration)
     modules = {network.name: fake_quantized(network) for network in folded.networks}
     return TorchReference(torch_networks(modules, model, tile_px)), model.spec

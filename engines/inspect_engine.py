@@ -30,7 +30,8 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
     if layers:
         networks = [{"name": name, **plan} for name, plan in plans.items() if plan]
         report["networks"] = networks
-        report["total"] = total_of_plans(networks)
+        # A target that compiles when the engine is opened has no plan, and so no total either.
+        report["total"] = total_of_plans(networks) if networks else None
     return report
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,18 @@ def test_a_calibration_of_another_model(bench_top: Path, tiny_folder: Path) -> N
     )
     assert_one_line(result, 2, "digest", "intsr calibrate")
     assert not (bench_top / "x.engine").exists()
+
+
+def test_an_engine_is_not_verified_against_another_calibration(
+    bench_top: Path, tiny_folder: Path, tiny_calibration: Calibration
+) -> None:
+    save_calibration(replace(tiny_calibration, method="other"), bench_top / "other")
+    arguments = ("--model", tiny_folder, "--images", bench_top / "pictures", "--min-psnr", 1, "--limit", 1)
+    good = intsr("verify", bench_top / "tiny.engine", "--against", bench_top / "calibration", *arguments, "--json")
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["passed"] is True
+    result = intsr("verify", bench_top / "tiny.engine", "--against", bench_top / "other", *arguments)
+    assert_one_line(result, 2, "digest")
 
 
 def test_an_onnx_whose_data_lies_outside_its_folder(bench_top: Path) -> None:

@@ -44,7 +44,8 @@ def verify(
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision) as opened:
         tile_px = opened.manifest.tile_px
-        reference, spec = reference_for_verification(against, model, context, tile_px)
+        digest = opened.manifest.calibration_digest
+        reference, spec = reference_for_verification(against, model, context, tile_px, digest)
         inputs = calibration_inputs(progress(pictures, "verifying"), spec, tile_px)
         result = run(opened, reference, inputs)
     passed = result.end_to_end.psnr_db >= min_psnr_db
