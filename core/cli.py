@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 
 import click
 
@@ -71,8 +73,14 @@ def _one_line(error: click.ClickException) -> str:
     return f"{message.rstrip('.')}; see {context.command_path} --help" if context else message
 
 
+def _terminate(number: int, _: FrameType | None) -> None:
+    # An exception, so that temporary files are removed on the way out; 128 + the signal, as shells report it.
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point: user errors are one line, bugs keep their traceback."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
         code = cli.main(prog_name="intsr", standalone_mode=False)

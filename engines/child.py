@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def _run(job: Path, log: Path) -> int:
         try:
             return child.wait()
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            # It may have ended by itself in this very moment.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             raise
 

@@ -234,8 +234,11 @@ def test_an_unwritable_output_folder(bench_top: Path, tiny_folder: Path, command
     assert (bench_top / "file").read_text() == "in the way"
 
 
-@pytest.mark.parametrize("command", ["compile", "upscale"])
-def test_ctrl_c_in_the_middle(bench_top: Path, tiny_folder: Path, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [("compile", signal.SIGINT, 130), ("upscale", signal.SIGINT, 130), ("upscale", signal.SIGTERM, 143)],
+)
+def test_interrupted_in_the_middle(bench_top: Path, command: str, number: signal.Signals, code: int) -> None:
     out = bench_top / "out"
     out.mkdir()
     if command == "compile":
@@ -252,9 +255,9 @@ def test_ctrl_c_in_the_middle(bench_top: Path, tiny_folder: Path, command: str) 
     )
     time.sleep(2.0)
     assert process.poll() is None, "it ended before it could be interrupted"
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     assert not list(out.iterdir()) and not hidden_files(out)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from intsr.engines import child
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.child import BuildOutOfMemoryError, build_in_child
 from intsr.errors import EXIT_OUT_OF_MEMORY, BuildError, UsageError
@@ -119,6 +120,7 @@ time.sleep(60)"""
 PARENT = """
 import sys
 from pathlib import Path
+from intsr.engines import child
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.child import build_in_child
 build_in_child("fake_builder", Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions("cpu"))
@@ -152,3 +154,25 @@ def _wait_until(condition, seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_an_interrupt_as_the_child_ends_by_itself_is_only_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndedChild:
+        """A child that is gone, and reaped, when Ctrl-C arrives."""
+
+        pid = 2**22 + 1  # above the kernel's largest process id: no such process
+
+        def __init__(self, *_: object, **__: object) -> None:
+            self.waits = 0
+
+        def wait(self) -> int:
+            self.waits += 1
+            if self.waits == 1:
+                raise KeyboardInterrupt
+            return 0
+
+    monkeypatch.setattr(child.subprocess, "Popen", EndedChild)
+    with pytest.raises(KeyboardInterrupt):
+        child._run(tmp_path / "job.json", tmp_path / "log")
