@@ -17,7 +17,7 @@ from typing import Any
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
-from intsr.types import Manifest, NetworkEntry, TensorInfo, dataclass_from_mapping
+from intsr.types import Manifest, dataclass_from_mapping, network_entries_from_list
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -56,10 +56,7 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
             where, f"schema version {version}", f"{SCHEMA_VERSION}", "compile the model again with this intsr"
         )
     try:
-        networks = []
-        for entry in values["networks"]:
-            tensors = {key: dataclass_from_mapping(TensorInfo, entry[key], where) for key in ("input", "output")}
-            networks.append(dataclass_from_mapping(NetworkEntry, {**entry, **tensors}, where))
+        networks = network_entries_from_list(values["networks"], where)
         manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks}, where)
         if not isinstance(manifest.sha256, dict):
             raise TypeError("sha256 is not an object")

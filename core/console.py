@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -33,6 +34,25 @@ def common_options(function: F) -> F:
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."),
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors only."),
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity, help="Details."),
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def model_options(function: F) -> F:
+    """--tile (`tile_px`) and --context, wherever a model is turned into something."""
+    context_path = click.Path(path_type=Path)
+    decorators = (
+        click.option(
+            "--tile",
+            "tile_px",
+            type=click.IntRange(1),
+            default=128,
+            show_default=True,
+            help="Side of the low-resolution tile.",
+        ),
+        click.option("--context", type=context_path, help="Prompt context, safetensors with `context`."),
     )
     for decorator in reversed(decorators):
         function = decorator(function)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -111,6 +111,15 @@ class NetworkEntry:
     member: str
     input: TensorInfo
     output: TensorInfo
+
+
+def network_entries_from_list(values: Sequence[Mapping[str, Any]], where: str) -> tuple[NetworkEntry, ...]:
+    """The `networks` of a manifest or an export, from JSON. Raises UsageError, KeyError, TypeError."""
+    entries = []
+    for value in values:
+        tensors = {key: dataclass_from_mapping(TensorInfo, value[key], where) for key in ("input", "output")}
+        entries.append(dataclass_from_mapping(NetworkEntry, {**value, **tensors}, where))
+    return tuple(entries)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,29 +11,25 @@ from intsr.errors import UsageError
 class Lowering:
     """activation: `uint8` takes asymmetric grids as they are; `int8` is symmetric with zero-point 0, reached by an
     exact shift (METHODS section 5). float_dtype: of everything that is not integer, inputs and outputs included.
-    group_norm: `instance_norm` (reshape, InstanceNormalization, affine) or `group_norm` (the op of opset 21).
     """
 
     name: str
     activation: str
     float_dtype: str
     opset: int
-    group_norm: str
 
     def __post_init__(self) -> None:
         if self.activation not in ("uint8", "int8") or self.float_dtype not in ("float32", "float16"):
             raise ValueError(f"activation {self.activation!r} or float_dtype {self.float_dtype!r} is not known")
-        if self.group_norm == "group_norm" and self.opset < 21:
-            raise ValueError(f"group_norm as one op needs opset 21, not {self.opset}")
 
 
 # Opset 20 is the safest for int8 in TensorRT and ONNX Runtime; GroupNorm has no op there. In OpenVINO both forms take
 # the same time, and in ONNX Runtime the InstanceNormalization form is the more exact one (133 against 118 dB).
 LOWERINGS = {
-    "asymmetric": Lowering("asymmetric", "uint8", "float32", 20, "instance_norm"),
-    "symmetric": Lowering("symmetric", "int8", "float16", 20, "instance_norm"),
+    "asymmetric": Lowering("asymmetric", "uint8", "float32", 20),
+    "symmetric": Lowering("symmetric", "int8", "float16", 20),
     # The same integers with float32 around them: what a test can compare to the last digits.
-    "symmetric-f32": Lowering("symmetric-f32", "int8", "float32", 20, "instance_norm"),
+    "symmetric-f32": Lowering("symmetric-f32", "int8", "float32", 20),
 }
 LOWERING_OF_TARGET = {
     "cpu": "asymmetric",

@@ -16,7 +16,7 @@ from intsr.export.lowering import LOWERINGS, Lowering
 from intsr.export.network_lowering import NetworkLowering
 from intsr.export.onnx_file import read_onnx
 from intsr.files import atomic_folder
-from intsr.types import NETWORKS, NetworkEntry, TensorInfo, dataclass_from_mapping
+from intsr.types import NETWORKS, NetworkEntry, dataclass_from_mapping, network_entries_from_list
 
 SCHEMA_VERSION = 1
 EXPORT_NAME = "export.json"
@@ -121,10 +121,7 @@ def load_export(folder: Path) -> OnnxExport:
     if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in [*LOWERINGS]:
         raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
     try:
-        networks = []
-        for entry in values["networks"]:
-            tensors = {key: dataclass_from_mapping(TensorInfo, entry[key], str(path)) for key in ("input", "output")}
-            networks.append(dataclass_from_mapping(NetworkEntry, {**entry, **tensors}, str(path)))
+        networks = network_entries_from_list(values["networks"], str(path))
         export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks}, str(path))
     except (KeyError, TypeError, UsageError) as error:
         raise ExportError(path, f"is not valid ({error})", fix="export again") from error

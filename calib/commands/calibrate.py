@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, progress, say
+from intsr.console import common_options, emit_json, model_options, progress, say
 
 
 @click.command(epilog="Example: intsr calibrate demo --images photos/ -o demo-w8a8")
@@ -21,15 +21,7 @@ from intsr.console import common_options, emit_json, progress, say
 )
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
-@click.option(
-    "--tile",
-    "tile_px",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Side of the low-resolution tiles.",
-)
-@click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
+@model_options
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
 @common_options
 def calibrate(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, common_options, emit_json, progress, say
+from intsr.console import Stopwatch, common_options, emit_json, model_options, progress, say
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,15 +37,7 @@ TARGETS_OF_OPTION = {
 @click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these pictures first (MaxMin).")
 @click.option("--bits", default="w8a8", show_default=True, help="With --images: wXaY; fp for full precision.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
-@click.option(
-    "--tile",
-    "tile_px",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Side of the low-resolution tile.",
-)
-@click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
+@model_options
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), help="cpu: of what is not integer.")
 @click.option("--workspace", "workspace_mib", type=click.IntRange(1), help="TensorRT: scratch memory, MiB.")
 @click.option(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, detail, emit_json, say
+from intsr.console import common_options, detail, emit_json, model_options, say
 
 
 @click.command(epilog="Example: intsr export demo --calibration demo-w8a8 --target cpu -o demo-onnx")
@@ -15,15 +15,7 @@ from intsr.console import common_options, detail, emit_json, say
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder; full precision without.")
 @click.option("--target", default="cpu", show_default=True, help="Target, or lowering, that the graphs are for.")
-@click.option(
-    "--tile",
-    "tile_px",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Side of the low-resolution tile.",
-)
-@click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
+@model_options
 @common_options
 def export(
     model: str,
