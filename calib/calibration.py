@@ -1,4 +1,4 @@
-"""A calibration: numbers only, by site, on disk as a folder of `calibration.json` and `ranges.safetensors`.
+"""A calibration: numbers only, by site, on disk as `calibration.json`, `ranges.safetensors` and `curves.json`.
 
 A site is a Conv2d or Linear by its diffusers name below `unet.` or `vae.`, for example
 `unet.down_blocks.0.resnets.0.conv1`.
@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -24,8 +25,8 @@ from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
 from intsr.types import MAX_BITS, MIN_BITS, Bits
 
-SCHEMA_VERSION = 1
-JSON_NAME, TENSORS_NAME = "calibration.json", "ranges.safetensors"
+SCHEMA_VERSION = 2
+JSON_NAME, TENSORS_NAME, CURVES_NAME = "calibration.json", "ranges.safetensors", "curves.json"
 PARTS = ("unet", "vae")
 KEYS = {
     "schema_version",
@@ -40,24 +41,42 @@ KEYS = {
     "peak_bytes",
     "sites",
 }
-LET_NAMES = ("let_scale", "let_shift")
+END_NAMES = ("x_min", "x_max")
+# Optional tensors of a site, with their dtypes: a pair is there whole or not at all.
+ARRAY_DTYPES: dict[str, type[np.generic]] = {
+    "let_scale": np.float32,
+    "let_shift": np.float32,
+    "weight_low": np.float32,
+    "weight_high": np.float32,
+    "weight_codes": np.int8,
+    "weight_scale": np.float32,
+}
+ARRAY_PAIRS = (("let_scale", "let_shift"), ("weight_low", "weight_high"), ("weight_codes", "weight_scale"))
 SITE_KEYS = {"weight_bits", "activation_bits"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SiteQuantizer:
     """What calibration learned of one layer: its input's range [x_min, x_max] and the bits of input and weights.
 
-    let_scale, let_shift: s > 0 and d of LET, one float32 value an input channel, or empty for none. The range is then
-    that of x~ = (x - d) / s.
+    let_scale, let_shift: s > 0 and d of LET, float32 (Cin,), or None for none. The range is then that of
+    x~ = (x - d) / s, and everything said of weights is of W~ = s W.
+    weight_low, weight_high: learned range of each output channel's weights, float32 (Cout,), or None: each channel's
+    own smallest and largest.
+    weight_codes, weight_scale: weights already rounded, int8 in W's shape and float32 (Cout,), W~ = codes * scale, or
+    None. Methods that learn how to round, or change the weights, give these.
     """
 
     x_min: float
     x_max: float
     activation_bits: int
     weight_bits: int
-    let_scale: tuple[float, ...] = ()
-    let_shift: tuple[float, ...] = ()
+    let_scale: NDArray[np.float32] | None = None
+    let_shift: NDArray[np.float32] | None = None
+    weight_low: NDArray[np.float32] | None = None
+    weight_high: NDArray[np.float32] | None = None
+    weight_codes: NDArray[np.int8] | None = None
+    weight_scale: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("activation_bits", "weight_bits"):
@@ -66,11 +85,49 @@ class SiteQuantizer:
                 raise ValueError(f"{name} is {bits!r}, expected {MIN_BITS} to {MAX_BITS}")
         if not (math.isfinite(self.x_min) and math.isfinite(self.x_max) and self.x_min <= self.x_max):
             raise ValueError(f"range [{self.x_min}, {self.x_max}] is not finite and ordered")
-        let = (*self.let_scale, *self.let_shift)
-        if len(self.let_scale) != len(self.let_shift) or not all(math.isfinite(value) for value in let):
-            raise ValueError("let_scale and let_shift must be finite and of one length")
-        if not all(value > 0 for value in self.let_scale):
+        for pair in ARRAY_PAIRS:
+            self._check_pair(*pair)
+        if self.let_scale is not None and not np.all(self.let_scale > 0):
             raise ValueError("let_scale must be positive")
+        if (
+            self.weight_low is not None
+            and self.weight_high is not None
+            and np.any(self.weight_low > self.weight_high)
+        ):
+            raise ValueError("weight_low must not be above weight_high")
+        if self.weight_codes is not None:
+            reach = 127 if self.weight_bits == MAX_BITS else 2**self.weight_bits - 1
+            if self.weight_low is not None or np.abs(self.weight_codes.astype(np.int16)).max(initial=0) > reach:
+                raise ValueError(f"weight_codes must lie within {reach} and exclude a learned weight range")
+
+    def _check_pair(self, first_name: str, second_name: str) -> None:
+        first, second = getattr(self, first_name), getattr(self, second_name)
+        if (first is None) != (second is None):
+            raise ValueError(f"{first_name} and {second_name} belong together")
+        if first is None or second is None:
+            return
+        for name, value in ((first_name, first), (second_name, second)):
+            if value.dtype != ARRAY_DTYPES[name] or not np.all(np.isfinite(value)):
+                raise ValueError(f"{name} must be finite {np.dtype(ARRAY_DTYPES[name]).name}")
+            value.flags.writeable = False
+        if second.ndim != 1 or len(first) != len(second):
+            raise ValueError(f"{first_name} and {second_name} must be of one length")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The tensors that are there, by name."""
+        return {name: value for name in ARRAY_DTYPES if (value := getattr(self, name)) is not None}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SiteQuantizer) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[Any, ...]:
+        arrays = [
+            (name, value.shape, hashlib.sha256(value.tobytes()).digest()) for name, value in self.arrays().items()
+        ]
+        return (self.x_min, self.x_max, self.activation_bits, self.weight_bits, *arrays)
 
     def activation_params(self) -> QuantParams:
         return QuantParams.from_range(self.x_min, self.x_max, self.activation_bits)
@@ -81,6 +138,7 @@ class Calibration:
     """Ranges of every layer of `parts` of the model whose digest is `model_digest`.
 
     seconds and peak_bytes: what calibrating took. pictures: how many. tile_px: side of the low-resolution tiles.
+    curves: learning curves, phase -> [[step, loss], ...]; a number after "held out" is that of held-out pictures.
     """
 
     method: str
@@ -93,6 +151,7 @@ class Calibration:
     seconds: float
     peak_bytes: int
     sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
+    curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.parts or not set(self.parts) <= set(PARTS):
@@ -102,11 +161,12 @@ class Calibration:
     def digest(self) -> str:
         """SHA-256 over everything that changes an engine; how long calibrating took does not."""
         facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
-        sites = [
-            [site, *map(repr, (q.x_min, q.x_max, q.let_scale, q.let_shift)), q.activation_bits, q.weight_bits]
-            for site, q in self.sites.items()
-        ]
-        return hashlib.sha256(json.dumps([facts, sites]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(facts).encode())
+        for site, q in self.sites.items():
+            digest.update(json.dumps([site, repr(q.x_min), repr(q.x_max), q.activation_bits, q.weight_bits]).encode())
+            for name, array in q.arrays().items():
+                digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
     def check_model(self, digest: str, name: str) -> None:
         """Raises CalibrationError where this calibration belongs to another model."""
@@ -124,7 +184,6 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
 
     Raises UsageError where the folder holds something else.
     """
-    order = list(calibration.sites)
     values: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "method": calibration.method,
@@ -142,17 +201,14 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
         },
     }
     with atomic_folder(folder, marker=JSON_NAME) as temporary:
-        tensors = {
-            f"{site}.{end}": np.array(getattr(calibration.sites[site], end), np.float64)
-            for site in order
-            for end in ("x_min", "x_max")
-        }
-        for site in order:
-            if calibration.sites[site].let_scale:
-                for name in LET_NAMES:
-                    tensors[f"{site}.{name}"] = np.array(getattr(calibration.sites[site], name), np.float32)
+        tensors: dict[str, NDArray[Any]] = {}
+        for site, quantizer in calibration.sites.items():
+            tensors |= {f"{site}.{end}": np.array(getattr(quantizer, end), np.float64) for end in END_NAMES}
+            tensors |= {f"{site}.{name}": array for name, array in quantizer.arrays().items()}
         save_file(tensors, temporary / TENSORS_NAME)
         (temporary / JSON_NAME).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        if calibration.curves:
+            (temporary / CURVES_NAME).write_text(json.dumps(dict(calibration.curves)) + "\n", encoding="utf-8")
 
 
 def load_calibration(folder: Path) -> Calibration:
@@ -160,6 +216,8 @@ def load_calibration(folder: Path) -> Calibration:
     try:
         values = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         tensors = load_file(folder / TENSORS_NAME)
+        curves_path = folder / CURVES_NAME
+        curves = json.loads(curves_path.read_text(encoding="utf-8")) if curves_path.exists() else {}
     except (OSError, ValueError, SafetensorError) as error:
         fix = "make one with: intsr calibrate MODEL --images DIR -o DIR"
         raise CalibrationError(folder, f"cannot be read ({error})", "a calibration folder", fix) from error
@@ -170,14 +228,17 @@ def load_calibration(folder: Path) -> Calibration:
         raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
     if not isinstance(values["sites"], dict):
         raise CalibrationError(folder / JSON_NAME, "sites is no object", fix="calibrate again")
-    expected = {f"{site}.{end}" for site in values["sites"] for end in ("x_min", "x_max")}
-    expected |= {f"{site}.{name}" for site in values["sites"] for name in LET_NAMES if f"{site}.let_scale" in tensors}
-    if set(tensors) != expected:
+    expected = {f"{site}.{end}" for site in values["sites"] for end in END_NAMES}
+    optional = {f"{site}.{name}" for site in values["sites"] for name in ARRAY_DTYPES}
+    if not expected <= set(tensors) <= expected | optional:
+        expected |= set(tensors) & optional
         difference = sorted(set(tensors) ^ expected)
         raise CalibrationError(folder / TENSORS_NAME, f"tensors unknown or missing: {', '.join(difference[:3])}")
     sites = {site: _site_from_mapping(site, entry, tensors, folder) for site, entry in values["sites"].items()}
     plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
-    return Calibration(bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, **plain)
+    return Calibration(
+        bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, curves=curves, **plain
+    )
 
 
 def _site_from_mapping(site: str, entry: Any, tensors: Mapping[str, Any], folder: Path) -> SiteQuantizer:
@@ -189,8 +250,7 @@ def _site_from_mapping(site: str, entry: Any, tensors: Mapping[str, Any], folder
             x_max=float(tensors[f"{site}.x_max"]),
             activation_bits=entry["activation_bits"],
             weight_bits=entry["weight_bits"],
-            let_scale=tuple(map(float, tensors.get(f"{site}.let_scale", ()))),
-            let_shift=tuple(map(float, tensors.get(f"{site}.let_shift", ()))),
+            **{name: tensors.get(f"{site}.{name}") for name in ARRAY_DTYPES},
         )
     except (TypeError, ValueError) as error:
         raise CalibrationError(folder, f"{site}: {error}", fix="calibrate again") from error

@@ -79,8 +79,8 @@ def _equalized_group(
     result = {}
     for site in group:
         weight_bits, activation_bits = bits_of_site(site, bits)
-        shift = (0.0,) * len(s)
-        result[site] = SiteQuantizer(x_min, x_max, activation_bits, weight_bits, tuple(map(float, s)), shift)
+        let = s.numpy(), torch.zeros_like(s).numpy()
+        result[site] = SiteQuantizer(x_min, x_max, activation_bits, weight_bits, *let)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -23,6 +23,53 @@ EIGHT_BIT_SITES = frozenset(
         "vae.decoder.conv_out",
     )
 )
+
+# Layers with fewer input or output channels stay float in every engine. They are under 2 % of the operations, an
+# integer kernel pads their channels and gains nothing, and the picture's own 8-bit levels lie half-way between the
+# codes of any grid on [-1, 1] that holds 0, so that quantizing the first layer's input would round every pixel.
+MIN_INTEGER_CHANNELS = 16
+
+
+def runs_in_integers(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Whether engines run this layer, once calibrated, on integers."""
+    return min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
+
+
+def is_constant(site: str) -> bool:
+    """Whether the fixed timestep or context makes the layer a constant that no engine computes."""
+    owner, _, name = site.rpartition(".")
+    if site.startswith("unet.time_embedding.") or name == "time_emb_proj":
+        return True
+    return owner.endswith(".attn2") and name in ("to_k", "to_v")
+
+
+def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The sites of `sites_of_model` that engines run on integers: what training is about."""
+    return {
+        site: layer
+        for site, layer in sites_of_model(model, parts).items()
+        if runs_in_integers(layer) and not is_constant(site)
+    }
+
+
+def concat_boundaries(unet: nn.Module) -> dict[str, int]:
+    """Sites whose input starts with a skip concatenation -> channels in front of the seam.
+
+    Up blocks take their skips from the end of: conv_in, then each down block's layers and its downsampler.
+    """
+    parts: Any = unet
+    skips = [parts.conv_in.out_channels]
+    for block in parts.down_blocks:
+        skips += [resnet.out_channels for resnet in block.resnets]
+        skips += [sampler.out_channels for sampler in block.downsamplers or ()]
+    boundaries = {}
+    for i, block in enumerate(parts.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            boundary = resnet.in_channels - skips.pop()
+            for name in ("conv1", "conv_shortcut"):
+                if getattr(resnet, name) is not None:
+                    boundaries[f"unet.up_blocks.{i}.resnets.{j}.{name}"] = boundary
+    return boundaries
 
 
 def sites_of_model(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:

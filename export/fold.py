@@ -12,21 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from intsr.calib.sites import runs_in_integers
 from intsr.errors import CalibrationError
 from intsr.export.fold_let import Let, fuse_let
-from intsr.kernels.quantizer import QuantParams, quantize_weight, round_scale
+from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, round_scale
 from intsr.types import NETWORKS, Bits, ModelSpec
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration import Calibration, SiteQuantizer
     from intsr.export.specialize import SpecializedModel
 
 # Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
 POST_QUANT_CONV = "vae.post_quant_conv"
-# Layers with fewer input or output channels stay float in every engine. They are under 2 % of the operations, an
-# integer kernel pads their channels and gains nothing, and the picture's own 8-bit levels lie half-way between the
-# codes of any grid on [-1, 1] that holds 0, so that quantizing the first layer's input would round every pixel.
-MIN_INTEGER_CHANNELS = 16
+QUANT_CONV = "vae.quant_conv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +86,17 @@ def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedMode
     for name, module in model.networks().items():
         quantized = ("unet" if name == "unet" else "vae") in calibration.parts
         integer = {
-            site: layer
-            for site, layer in layer_modules(module).items()
-            if quantized and min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
+            site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)
         }
         lets = _lets_of_sites(integer, calibration, model.spec)
-        module, explicit = fuse_let(module, lets)
-        modules = layer_modules(module)
+        fused = fuse_let(module, lets)
+        modules = layer_modules(fused.module)
         layers = {}
         for site in integer:
-            let = lets[site] if site in explicit else None
-            layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let)
-        networks.append(FoldedNetwork(name, module, MappingProxyType(layers)))
+            let = lets[site] if site in fused.explicit else None
+            rows = _row_factors(site, modules[site], model.row_factors.get(site, 1.0), fused.row_factors.get(site))
+            layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let, rows)
+        networks.append(FoldedNetwork(name, fused.module, MappingProxyType(layers)))
     return FoldedModel(
         model.spec, tuple(networks), calibration.method, calibration.bits, calibration.parts, calibration.digest()
     )
@@ -113,27 +110,66 @@ def _lets_of_sites(
         quantizer = calibration.sites.get(site)
         if quantizer is None:
             raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
-        if quantizer.let_scale:
+        if quantizer.let_scale is not None and quantizer.let_shift is not None:
             if len(quantizer.let_scale) != layer.weight.shape[1]:
                 got = f"LET of {len(quantizer.let_scale)} channels for {site}"
                 raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
             factor = spec.latent_scaling_factor if site == POST_QUANT_CONV else 1.0
-            s, d = (torch.tensor(values) * factor for values in (quantizer.let_scale, quantizer.let_shift))
+            s, d = (
+                torch.from_numpy(values * np.float32(factor)) for values in (quantizer.let_scale, quantizer.let_shift)
+            )
             # 1 / s is what an fp16 graph holds: exact there, so that weights and activations use the same s.
             lets[site] = Let(1 / torch.from_numpy(round_scale((1 / s).numpy())), d)
     return lets
 
 
+def _row_factors(
+    site: str, layer: nn.Conv2d | nn.Linear, of_specialize: float, of_let: torch.Tensor | None
+) -> NDArray[np.float32]:
+    """What this layer's weights, as calibration saw them, were multiplied by, one factor an output channel."""
+    factors = np.full(layer.weight.shape[0], of_specialize, np.float32)
+    return factors if of_let is None else factors * of_let.numpy()
+
+
 def _fold_layer(
-    site: str, layer: nn.Conv2d | nn.Linear, calibration: Calibration, spec: ModelSpec, let: Let | None
+    site: str,
+    layer: nn.Conv2d | nn.Linear,
+    calibration: Calibration,
+    spec: ModelSpec,
+    let: Let | None,
+    rows: NDArray[np.float32],
 ) -> FoldedLayer:
     quantizer = calibration.sites[site]
     activation = quantizer.activation_params()
-    if site == POST_QUANT_CONV and not quantizer.let_scale:
+    if site == POST_QUANT_CONV and quantizer.let_scale is None:
         # Only a VAE of 16 latent channels or more has this layer in integers.
         activation = activation.rescaled(spec.latent_scaling_factor)
-    codes, scale = quantize_weight(layer.weight.detach().numpy(), quantizer.weight_bits)
+    codes, scale = _folded_weight(site, layer, quantizer, rows)
     if let is None:
         return FoldedLayer(site, codes, scale, activation)
     shift = let.d.numpy() if let.d.any() else None
     return FoldedLayer(site, codes, scale, activation, let.s.numpy(), shift)
+
+
+def _folded_weight(
+    site: str, layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer, rows: NDArray[np.float32]
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integer weights and their scales: codes learned by calibration, its ranges, or each row's own maximum.
+
+    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
+    """
+    weight = layer.weight.detach().numpy()
+    count = len(weight)
+    learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
+    full = count if site != QUANT_CONV else 2 * count
+    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != weight.shape[1:])):
+        raise CalibrationError(
+            site, f"learned weights of shape {learned.shape}", str(weight.shape), "calibrate again"
+        )
+    if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
+        sign = np.sign(rows).astype(np.int8).reshape(-1, *[1] * (weight.ndim - 1))
+        return quantizer.weight_codes[:count] * sign, round_scale(quantizer.weight_scale[:count] * np.abs(rows))
+    if quantizer.weight_low is not None and quantizer.weight_high is not None:
+        ends = np.sort(np.stack([quantizer.weight_low[:count] * rows, quantizer.weight_high[:count] * rows]), axis=0)
+        return quantize_weight_in_range(weight, ends[0], ends[1], quantizer.weight_bits)
+    return quantize_weight(weight, quantizer.weight_bits)

@@ -32,11 +32,24 @@ class Let:
     d: torch.Tensor
 
 
-def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[nn.Module, frozenset[str]]:
-    """A copy of `module` with every LET in weights and biases, and the sites whose x~ still has to be made.
+@dataclass(frozen=True, slots=True)
+class FusedNetwork:
+    """module: a copy with every LET in weights and biases. explicit: sites whose x~ still has to be made.
 
-    The copy computes the same as `module` once those sites' inputs are divided and shifted. Norms whose consumers do
-    not all share one (s, d) are left alone.
+    row_factors: what the rows of a site's weights (its output channels) were multiplied by, float32 (Cout,), for the
+    sites behind which another site's LET went: learned weight ranges must follow.
+    """
+
+    module: nn.Module
+    explicit: frozenset[str]
+    row_factors: Mapping[str, torch.Tensor]
+
+
+def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
+    """Every LET into weights and biases, and into what makes the input where that is exact.
+
+    The copy computes the same as `module` once the explicit sites' inputs are divided and shifted. Norms whose
+    consumers do not all share one (s, d) are left alone.
     """
     fused = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
     for site, let in lets.items():
@@ -48,13 +61,14 @@ def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[nn.Module, fro
             layer.bias = nn.Parameter(bias, requires_grad=False)
         layer.weight = nn.Parameter(layer.weight * let.s.reshape(shape), requires_grad=False)
     free: set[str] = set()
+    row_factors: dict[str, torch.Tensor] = {}
     for name, owner in fused.named_modules():
         prefix = f"{name}." if name else ""
-        free.update(_fuse_owner(owner, prefix, lets))
-    return fused, frozenset(set(lets) - free)
+        free.update(_fuse_owner(owner, prefix, lets, row_factors))
+    return FusedNetwork(fused, frozenset(set(lets) - free), row_factors)
 
 
-def _fuse_owner(owner: Any, prefix: str, lets: Mapping[str, Let]) -> list[str]:
+def _fuse_owner(owner: Any, prefix: str, lets: Mapping[str, Let], row_factors: dict[str, torch.Tensor]) -> list[str]:
     """Fuse what one module contains; returns the sites that are free now."""
     from diffusers.models.attention import BasicTransformerBlock
     from diffusers.models.attention_processor import Attention
@@ -66,7 +80,7 @@ def _fuse_owner(owner: Any, prefix: str, lets: Mapping[str, Let]) -> list[str]:
         done += _fuse_norm(owner.norm1, prefix, qkv, lets)
         done += _fuse_norm(owner.norm2, prefix, ["attn2.to_q"], lets)
         done += _fuse_norm(owner.norm3, prefix, ["ff.net.0.proj"], lets)
-        done += _fuse_rows(owner.ff.net[0].proj, f"{prefix}ff.net.2", lets)
+        done += _fuse_rows(owner.ff.net[0].proj, f"{prefix}ff.net.0.proj", f"{prefix}ff.net.2", lets, row_factors)
     elif isinstance(owner, Transformer2DModel):
         done += _fuse_norm(owner.norm, prefix, ["proj_in"], lets)
     elif isinstance(owner, ConstantContextAttention):
@@ -77,7 +91,7 @@ def _fuse_owner(owner: Any, prefix: str, lets: Mapping[str, Let]) -> list[str]:
     elif isinstance(owner, Attention):
         if owner.group_norm is not None:
             done += _fuse_norm(owner.group_norm, prefix, ["to_q", "to_k", "to_v"], lets)
-        done += _fuse_rows(owner.to_v, f"{prefix}to_out.0", lets)
+        done += _fuse_rows(owner.to_v, f"{prefix}to_v", f"{prefix}to_out.0", lets, row_factors)
     return done
 
 
@@ -94,7 +108,9 @@ def _fuse_norm(norm: Any, prefix: str, consumers: list[str], lets: Mapping[str, 
     return sites
 
 
-def _fuse_rows(producer: Any, site: str, lets: Mapping[str, Let]) -> list[str]:
+def _fuse_rows(
+    producer: Any, producer_site: str, site: str, lets: Mapping[str, Let], row_factors: dict[str, torch.Tensor]
+) -> list[str]:
     """The producer's first rows, one a channel of the site's input, divided by s. A shift cannot follow."""
     let = lets.get(site)
     if let is None or let.d.any():
@@ -104,4 +120,5 @@ def _fuse_rows(producer: Any, site: str, lets: Mapping[str, Let]) -> list[str]:
     producer.weight = nn.Parameter(producer.weight * factors[:, None], requires_grad=False)
     if producer.bias is not None:
         producer.bias = nn.Parameter(producer.bias * factors, requires_grad=False)
+    row_factors[producer_site] = factors
     return [site]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,13 +31,17 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class SpecializedModel:
-    """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`)."""
+    """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`).
+
+    row_factors: site -> what specialization multiplied its weights by; learned weight ranges must follow.
+    """
 
     spec: ModelSpec
     encoder: nn.Module
     unet: nn.Module
     decoder: nn.Module
     digest: str
+    row_factors: Mapping[str, float]
 
     def networks(self) -> dict[str, nn.Module]:
         return {name: getattr(self, name) for name in NETWORKS}
@@ -137,7 +142,12 @@ def specialize(model: SRModel) -> SpecializedModel:
     }
     for network in networks.values():
         network.eval().requires_grad_(False)
-    return SpecializedModel(spec=model.spec, digest=model.digest, **networks)
+    factors = {
+        "unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar),
+        "vae.quant_conv": model.spec.latent_scaling_factor,
+        "vae.post_quant_conv": 1 / model.spec.latent_scaling_factor,
+    }
+    return SpecializedModel(spec=model.spec, digest=model.digest, row_factors=factors, **networks)
 
 
 def _copy_sharing_weights(module: M) -> M:

@@ -104,6 +104,28 @@ def quantize_weight(weight: NDArray[np.floating], bits: int) -> tuple[NDArray[np
     return codes.reshape(weight.shape), scale
 
 
+def quantize_weight_in_range(
+    weight: NDArray[np.floating], low: NDArray[np.floating], high: NDArray[np.floating], bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Per output channel (axis 0) on learned ranges [low, high], float (Cout,): int8 codes, float32 scales (Cout,).
+
+    Up to 7 bits the grid of METHODS section 2 as it is: z = R(low / D), n = clamp(R(w / D), z, z + 2**b - 1). n is a
+    signed integer within 127 as the range holds 0 (it is widened to), so no zero-point is needed. At 8 bits such a
+    grid does not fit int8: symmetric, D = max(-low, high) / 127. Source: METHODS sections 5.1 and 5.5.
+    """
+    low, high = np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32)
+    rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
+    if bits == 8:
+        scale = round_scale(np.maximum(-low, high) / 127)
+        first, last = np.full(len(scale), -127.0, np.float32), np.full(len(scale), 127.0, np.float32)
+    else:
+        scale = round_scale((high - low) / (2**bits - 1))
+        first = np.rint(low / scale)
+        last = first + np.float32(2**bits - 1)
+    codes = np.clip(np.rint(rows / scale[:, None]), first[:, None], last[:, None]).astype(np.int8)
+    return codes.reshape(weight.shape), scale
+
+
 def dequantize_weight(codes: NDArray[np.int8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
     """codes * scale along axis 0, float32."""
     return codes.astype(np.float32) * scale.reshape(-1, *[1] * (codes.ndim - 1))

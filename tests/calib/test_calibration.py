@@ -49,7 +49,7 @@ def test_a_folder_with_something_else_is_kept(calibration: Calibration, tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("change", [{"colour": "red"}, {"schema_version": 2}])
+@pytest.mark.parametrize("change", [{"colour": "red"}, {"schema_version": 3}])
 def test_unknown_keys_and_versions_are_refused(
     calibration: Calibration, tmp_path: Path, change: dict[str, object]
 ) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -45,7 +46,7 @@ def test_groups_share_one_let(tiny_model: SRModel) -> None:
     # Two levels and the middle of the UNet: 1 down, 1 mid, 2 up; and the VAE's two.
     assert len(groups) == 6 and all(len(group) == 3 for group in groups)
     for group in groups:
-        assert len({(sites[s].let_scale, sites[s].x_min, sites[s].x_max) for s in group}) == 1
+        assert len({(sites[s].let_scale.tobytes(), sites[s].x_min, sites[s].x_max) for s in group}) == 1
     assert sorted(site for group in input_groups(sites) for site in group) == sorted(sites)
 
 
@@ -73,20 +74,20 @@ def test_round_trip_and_broken_scales(tiny_model: SRModel, tmp_path: Path) -> No
     save_calibration(calibration, tmp_path / "c")
     assert load_calibration(tmp_path / "c") == calibration
     site = "vae.decoder.conv_in"
-    assert replace(calibration, sites=dict(sites) | {site: replace(sites[site], let_scale=(1.0,) * 4)}).digest() != (
-        calibration.digest()
-    )
+    other = replace(sites[site], let_scale=np.ones_like(sites[site].let_scale))
+    assert replace(calibration, sites=dict(sites) | {site: other}).digest() != calibration.digest()
     with pytest.raises(ValueError, match="one length"):
-        replace(sites[site], let_shift=())
+        replace(sites[site], let_shift=np.zeros(1, np.float32))
     with pytest.raises(ValueError, match="positive"):
-        replace(sites[site], let_scale=(0.0,) * 4)
+        replace(sites[site], let_scale=np.zeros_like(sites[site].let_scale))
 
 
 def test_scales_of_another_width(
     tiny_model: SRModel, tiny_specialized: SpecializedModel, tiny_calibration: Calibration
 ) -> None:
     site = "vae.decoder.mid_block.resnets.0.conv1"
-    broken = replace(tiny_calibration.sites[site], let_scale=(1.0, 1.0), let_shift=(0.0, 0.0))
+    let = {"let_scale": np.ones(2, np.float32), "let_shift": np.zeros(2, np.float32)}
+    broken = replace(tiny_calibration.sites[site], **let)
     with pytest.raises(CalibrationError, match="LET of 2 channels"):
         fold(tiny_specialized, replace(tiny_calibration, sites=dict(tiny_calibration.sites) | {site: broken}))
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from intsr.export.fold import MIN_INTEGER_CHANNELS, layer_modules
+from intsr.calib.sites import MIN_INTEGER_CHANNELS
+from intsr.export.fold import layer_modules
 from intsr.export.fold_let import Let, fuse_let
 from intsr.export.specialize import SpecializedModel
 from intsr.types import NETWORKS
@@ -53,7 +54,8 @@ def random_lets(module: nn.Module, with_shift: bool, shared: bool = True) -> dic
 def test_fused_equals_unfused(tiny_specialized: SpecializedModel, name: str, with_shift: bool, shared: bool) -> None:
     module = copy.deepcopy(tiny_specialized.networks()[name]).double()
     lets = random_lets(module, with_shift, shared)
-    fused, explicit = fuse_let(module, lets)
+    result = fuse_let(module, lets)
+    fused, explicit = result.module, result.explicit
     apply_explicitly(fused, explicit, lets)
     x = torch.randn(1, 3 if name == "encoder" else 4, 16, 16, dtype=torch.float64)
     with torch.no_grad():
@@ -64,7 +66,7 @@ def test_fused_equals_unfused(tiny_specialized: SpecializedModel, name: str, wit
 def test_what_folds_for_free(tiny_specialized: SpecializedModel) -> None:
     module = tiny_specialized.unet
     lets = {site: Let(let.s.float(), let.d.float()) for site, let in random_lets(module, False).items()}
-    _, explicit = fuse_let(module, lets)
+    explicit = fuse_let(module, lets).explicit
     free = set(lets) - explicit
     block = "unet.down_blocks.0.attentions.0"
     inside = f"{block}.transformer_blocks.0"
@@ -77,14 +79,14 @@ def test_what_folds_for_free(tiny_specialized: SpecializedModel) -> None:
 
 def test_a_shift_does_not_go_through_attention_or_geglu(tiny_specialized: SpecializedModel) -> None:
     lets = {site: Let(let.s.float(), let.d.float()) for site, let in random_lets(tiny_specialized.unet, True).items()}
-    _, explicit = fuse_let(tiny_specialized.unet, lets)
+    explicit = fuse_let(tiny_specialized.unet, lets).explicit
     assert {site for site in lets if site.endswith(("to_out.0", "ff.net.2"))} <= explicit
 
 
 def test_q_k_and_v_that_differ_stay_explicit(tiny_specialized: SpecializedModel) -> None:
     lets = random_lets(tiny_specialized.unet, False, shared=False)
     lets = {site: Let(let.s.float(), let.d.float()) for site, let in lets.items()}
-    _, explicit = fuse_let(tiny_specialized.unet, lets)
+    explicit = fuse_let(tiny_specialized.unet, lets).explicit
     assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q" in explicit
 
 
@@ -114,7 +116,8 @@ def test_one_convolution_of_any_shape(
     if zero_channel:
         owner.conv.weight[:, 0] = 0
     lets = {"conv": Let(torch.rand(channels).double() * 9 + 1e-3, torch.randn(channels).double() * 5)}
-    fused, explicit = fuse_let(owner, lets)
+    result = fuse_let(owner, lets)
+    fused, explicit = result.module, result.explicit
     assert explicit == {"conv"}
     apply_explicitly(fused, explicit, lets)
     x = torch.randn(2, channels, 7, 6, dtype=torch.float64)

@@ -177,10 +177,10 @@ def with_random_let(sites: dict[str, SiteQuantizer], model: SpecializedModel) ->
     result = dict(sites)
     for group in input_groups(site for site in sites if site in modules):
         channels = modules[group[0]].weight.shape[1]
-        s = tuple(map(float, rng.uniform(0.6, 1.6, channels).astype(np.float32)))
+        s = rng.uniform(0.6, 1.6, channels).astype(np.float32)
         # A shift has no way through attention and GEGLU: half of the layers have none, these two among them.
         shifted = rng.random() < 0.5 and not group[0].endswith(("to_out.0", "ff.net.2"))
-        d = tuple(map(float, rng.normal(0, 0.1 * shifted, channels).astype(np.float32)))
+        d = rng.normal(0, 0.1 * shifted, channels).astype(np.float32)
         for site in group:
             q = sites[site]
             low, high = min(q.x_min * 1.7, -0.5), max(q.x_max * 1.7, 0.5)

@@ -1,0 +1,76 @@
+"""Learned ranges: quantize and dequantize in torch, with gradients for the input and for both ends of the range.
+
+    D = (high - low) / (2**b - 1),   z = R(low / D),   y = (clamp(R(x / D) - z, 0, 2**b - 1) + z) D
+
+R has the identity's gradient (straight-through). With r = (z - low / D) / (2**b - 1):
+
+    within the range   dy/dx = 1   dy/dD = R(x / D) - x / D,   dD/dhigh = -dD/dlow = 1 / (2**b - 1)
+    above              dy/dx = 0   dy/dhigh = 1 + r            dy/dlow = -r
+    below              dy/dx = 0   dy/dhigh = r                dy/dlow = 1 - r
+
+Source: METHODS section 2, LBQ. D is rounded as in `quantizer.round_scale`: what is trained is what engines hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from intsr.kernels.quantizer import MAX_SCALE, MIN_SCALE
+
+
+def round_scale_torch(scale: torch.Tensor) -> torch.Tensor:
+    """`quantizer.round_scale` in torch: the nearest scale that fp16 holds, float32."""
+    return scale.clamp(MIN_SCALE, MAX_SCALE).half().float()
+
+
+def _sum_to(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Sum over every axis along which `shape` is 1; `shape` has the same rank or none."""
+    return values.sum() if not shape else values.sum_to_size(shape)
+
+
+class _RangeQuantize(Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, steps: int) -> torch.Tensor:
+        scale = round_scale_torch((high - low) / steps)
+        first = (low / scale).round()
+        y = torch.div(x, scale).round_()
+        y = torch.minimum(torch.maximum(y, first), first + steps) if first.ndim else y.clamp_(first, first + steps)
+        y.mul_(scale)
+        ctx.save_for_backward(x, y, low, scale, first)
+        ctx.steps = steps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        x, y, low, scale, first = ctx.saved_tensors
+        steps, shape = ctx.steps, low.shape
+        above = x > (first + steps + 0.5) * scale
+        below = x < (first - 0.5) * scale
+        grad_x = grad.masked_fill(above | below, 0)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
+            return grad_x, None, None, None
+        grad_scale = _sum_to(grad_x * (y - x), shape) / scale
+        grad_above, grad_below = _sum_to(grad * above, shape), _sum_to(grad * below, shape)
+        r = (first - low / scale) / steps
+        grad_high = grad_scale / steps + (1 + r) * grad_above + r * grad_below
+        grad_low = -grad_scale / steps - r * grad_above + (1 - r) * grad_below
+        return grad_x, grad_low, grad_high, None
+
+
+def quantize_in_range(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int) -> torch.Tensor:
+    """y of the algebra above, same shape and dtype as x (float32).
+
+    low, high: scalars for one grid, or of x's rank with 1 along every axis that shares a grid; low < high.
+    """
+    y: torch.Tensor = _RangeQuantize.apply(x, low, high, 2**bits - 1)
+    return y
+
+
+def quantize_symmetric(x: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    """8-bit weights: codes -127 to 127, D = reach / 127; gradients for both. Shapes as in `quantize_in_range`."""
+    y: torch.Tensor = _RangeQuantize.apply(x, -reach, reach, 254)
+    return y

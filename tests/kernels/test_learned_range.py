@@ -1,0 +1,88 @@
+"""The learned quantizer against NumPy's, against torch's own operator, and its gradients against the derivation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric
+from intsr.kernels.quantizer import (
+    QuantParams,
+    dequantize,
+    dequantize_weight,
+    quantize,
+    quantize_weight,
+    quantize_weight_in_range,
+)
+
+ranges = st.tuples(st.floats(-9, 9), st.floats(0.01, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+
+
+@given(ends=ranges, bits=st.integers(2, 8), seed=st.integers(0, 2**20))
+@settings(max_examples=60, deadline=None)
+def test_forward_equals_the_numpy_quantizer(ends, bits, seed):
+    x = np.random.default_rng(seed).normal(0, 6, 500).astype(np.float32)
+    params = QuantParams.from_range(*(float(np.float32(end)) for end in ends), bits)
+    y = quantize_in_range(torch.from_numpy(x), *(torch.tensor(end) for end in ends), bits)
+    np.testing.assert_allclose(y.numpy(), dequantize(quantize(x, params), params), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_equal_torch_s_own_operator(bits):
+    """torch learns scale and zero-point; the chain rule turns those gradients into the ends'."""
+    torch.manual_seed(bits)
+    x = torch.randn(3, 5, 7, requires_grad=True)
+    # A scale that fp16 holds: torch does not round it.
+    scale_value, first = 0.03125 * 2 ** (8 - bits), -(2 ** (bits - 1)) + 1
+    steps = 2**bits - 1
+    low = torch.tensor(scale_value * (first + 0.25), requires_grad=True)
+    high = torch.tensor(float(low.detach()) + scale_value * steps, requires_grad=True)
+    weights = torch.randn(3, 5, 7)
+    (quantize_in_range(x, low, high, bits) * weights).sum().backward()
+    ours = x.grad.clone(), float(low.grad), float(high.grad)
+
+    x.grad = None
+    scale, zero = torch.tensor([scale_value], requires_grad=True), torch.tensor([float(-first)], requires_grad=True)
+    y = torch._fake_quantize_learnable_per_tensor_affine(x, scale, zero, 0, steps, 1.0)
+    (y * weights).sum().backward()
+    # zero = -R(low / D): d/dlow = -1 / D - low / D**2 / steps, d/dhigh = low / D**2 / steps
+    of_scale, of_zero, ratio = float(scale.grad), float(zero.grad), float(low.detach()) / scale_value**2 / steps
+    assert torch.equal(ours[0], x.grad)
+    assert ours[1] == pytest.approx(-of_scale / steps + of_zero * (-1 / scale_value - ratio), rel=1e-4, abs=1e-4)
+    assert ours[2] == pytest.approx(of_scale / steps + of_zero * ratio, rel=1e-4, abs=1e-4)
+
+
+def test_a_value_outside_moves_only_its_own_end():
+    low, high = torch.tensor(-1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    x = torch.tensor([7.0], requires_grad=True)
+    quantize_in_range(x, low, high, 8).sum().backward()
+    assert float(x.grad) == 0
+    r = (np.rint(-1 / (2 / 255)) - -1 / (2 / 255)) / 255
+    assert float(high.grad) == pytest.approx(1 + r, abs=1e-3) and float(low.grad) == pytest.approx(-r, abs=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 7])
+def test_weights_on_asymmetric_grids_fit_int8_and_equal_training(bits):
+    rng = np.random.default_rng(bits)
+    weight = rng.normal(0, 1, (9, 4, 3, 3)).astype(np.float32)
+    weight[1], weight[2] = np.abs(weight[1]), 0.0
+    low, high = weight.min((1, 2, 3)) * 0.9, weight.max((1, 2, 3)) * 0.8
+    codes, scale = quantize_weight_in_range(weight, low, high, bits)
+    assert codes.dtype == np.int8 and codes.min() >= -127
+    assert all(np.ptp(row) <= 2**bits - 1 for row in codes.reshape(9, -1).astype(int))
+    used = [0, 1, 3, 4, 5, 6, 7, 8]
+    ends = [torch.from_numpy(v[used].astype(np.float32)).reshape(-1, 1, 1, 1) for v in (np.minimum(low, 0), high)]
+    trained = quantize_in_range(torch.from_numpy(weight[used]), *ends, bits)
+    np.testing.assert_allclose(dequantize_weight(codes, scale)[used], trained.numpy(), atol=1e-6)
+
+
+def test_eight_bit_weights_are_symmetric_and_equal_training():
+    weight = np.random.default_rng(0).normal(0, 1, (6, 5)).astype(np.float32)
+    reach = np.abs(weight).max(1)
+    codes, scale = quantize_weight_in_range(weight, -reach, reach, 8)
+    plain = quantize_weight(weight, 8)
+    np.testing.assert_array_equal(codes, plain[0])
+    np.testing.assert_array_equal(scale, plain[1])
+    trained = quantize_symmetric(torch.from_numpy(weight), torch.from_numpy(reach).reshape(-1, 1))
+    np.testing.assert_allclose(trained.numpy(), dequantize_weight(codes, scale), atol=1e-6)
