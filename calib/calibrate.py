@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from intsr.calib.calibration import PARTS, Calibration
+from intsr.calib.calibration import PARTS, Calibration, SiteQuantizer
+from intsr.calib.crops import Crops, crops_from_pictures
+from intsr.calib.journal import Journal
+from intsr.calib.learn import Effort, learn
 from intsr.calib.let import observe_let
-from intsr.calib.maxmin import observe_maxmin
+from intsr.calib.maxmin import observe_maxmin, symmetric_range
 from intsr.calib.pictures import calibration_batches
-from intsr.console import Stopwatch
+from intsr.calib.plans import PLANS, plan_of_method
+from intsr.calib.reference import reference_networks
+from intsr.calib.sites import integer_sites, network_of_site
+from intsr.calib.units import units_by_name
 from intsr.errors import UsageError
+from intsr.files import sha256_from_path
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -22,24 +29,46 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 W8A8 = Bits(8, 8)
-METHODS = {"maxmin": observe_maxmin, "maxmin+let": observe_let}
+# One pass over the pictures, nothing trained.
+STATIC_METHODS = {"maxmin": observe_maxmin, "maxmin+let": observe_let}
+METHODS = (*STATIC_METHODS, *PLANS)
+DEVICES = ("cpu", "cuda")
 Progress = Callable[[Iterable["torch.Tensor"]], Iterable["torch.Tensor"]]
+Report = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to calibrate. parts: `unet`, `vae` or both. tile_px: side of the low-resolution tiles looked at."""
+    """How to calibrate.
+
+    parts: `unet`, `vae` or both. tile_px: side of the low-resolution tiles looked at. symmetric: activation grids
+    around 0, which TensorRT takes without a shift. The rest is for methods that train: crop_px and crops: side of the
+    training crops in low-resolution pixels, and how many; effort: how much, see `learn.Effort`; seed: of every random
+    choice; device: `cpu` or `cuda`.
+    """
 
     method: str = "maxmin"
     bits: Bits = W8A8
     parts: tuple[str, ...] = PARTS
     tile_px: int = 128
+    symmetric: bool = False
+    crop_px: int = 32
+    crops: int = 48
+    effort: Effort = Effort()
+    seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError("--method", repr(self.method), f"one of {', '.join(METHODS)}")
         if not self.bits.quantized:
             raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
+        if self.device not in DEVICES:
+            raise UsageError("--device", repr(self.device), f"one of {', '.join(DEVICES)}")
+
+    @property
+    def trains(self) -> bool:
+        return self.method in PLANS
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
@@ -51,12 +80,30 @@ def parse_parts(text: str) -> tuple[str, ...]:
 
 
 def calibrate(
-    model: SRModel, pictures: Sequence[Path], recipe: Recipe, progress: Progress = lambda batches: batches
+    model: SRModel,
+    pictures: Sequence[Path],
+    recipe: Recipe,
+    progress: Progress = lambda batches: batches,
+    report: Report = lambda phase, steps, loss: None,
+    work: Path | None = None,
 ) -> Calibration:
-    """Run the recipe's method over low-resolution `pictures`. Raises ImageError, CalibrationError."""
-    watch = Stopwatch()
-    batches = calibration_batches(pictures, model.spec, recipe.tile_px)
-    sites = METHODS[recipe.method](model, progress(batches), recipe.bits, recipe.parts)
+    """Run the recipe's method over low-resolution `pictures`.
+
+    progress: of methods that look once; report: of methods that train, called with the phase, how many steps were
+    done, and the loss. work: folder from which an interrupted training goes on; the caller removes it once the result
+    is saved. Raises ImageError, UsageError, CalibrationError.
+    """
+    identity = _identity(model, pictures, recipe) if recipe.trains else {}
+    journal = Journal(work if recipe.trains else None, identity)
+    curves: Mapping[str, list[list[float]]] = {}
+    if recipe.trains:
+        crops = crops_of_recipe(model, pictures, recipe)
+        sites, curves = _trained_sites(model, crops, recipe, journal, report)
+    else:
+        batches = calibration_batches(pictures, model.spec, recipe.tile_px)
+        sites = STATIC_METHODS[recipe.method](model, progress(batches), recipe.bits, recipe.parts)
+        if recipe.symmetric:
+            sites = {site: symmetric_range(quantizer) for site, quantizer in sites.items()}
     return Calibration(
         method=recipe.method,
         bits=recipe.bits,
@@ -65,7 +112,68 @@ def calibrate(
         model_digest=model.digest,
         pictures=len(pictures),
         tile_px=recipe.tile_px,
-        seconds=round(watch.seconds, 3),
+        seconds=round(journal.seconds, 3),
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         sites=sites,
+        curves=curves,
     )
+
+
+def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Crops:
+    """The training crops. Raises UsageError, ImageError, CalibrationError."""
+    return crops_from_pictures(
+        pictures, model.spec, recipe.tile_px, recipe.crop_px, recipe.crops, recipe.effort.batch, recipe.seed
+    )
+
+
+def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
+    """Training steps in all, for a progress bar; 0 for methods that do not train."""
+    if not recipe.trains:
+        return 0
+    plan = plan_of_method(recipe.method, recipe.symmetric)
+    sites = integer_sites(model, recipe.parts)
+    networks = reference_networks(model)
+    of_network = {name: [site for site in sites if network_of_site(site) == name] for name in networks}
+    units = sum(len(units_by_name(networks[name], own)) for name, own in of_network.items())
+    trained = sum(bool(own) for own in of_network.values())
+    block = sum(round(recipe.effort.block_steps * stage.share) for stage in plan.block)
+    joint = sum(round(recipe.effort.joint_steps * stage.share) for stage in plan.joint)
+    return units * block + trained * joint
+
+
+def _trained_sites(
+    model: SRModel, crops: Crops, recipe: Recipe, journal: Journal, report: Report
+) -> tuple[dict[str, SiteQuantizer], dict[str, list[list[float]]]]:
+    """Learned numbers for what runs in integers, MaxMin's for every other site of the parts."""
+    if recipe.device == "cuda":
+        _check_cuda()
+    sites = observe_maxmin(model, crops.train, recipe.bits, recipe.parts)
+    plan = plan_of_method(recipe.method, recipe.symmetric)
+    layers, curves = learn(
+        model, plan, recipe.bits, recipe.parts, crops, recipe.effort, recipe.seed, journal, report, recipe.device
+    )
+    learned = {site: layer.site_quantizer() for site, layer in layers.items()}
+    return {site: learned.get(site, quantizer) for site, quantizer in sites.items()}, curves
+
+
+def _check_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("--device", "cuda", "a GPU that torch can use", "install torch with CUDA, or --device cpu")
+
+
+def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the result; what only decides how it is reached is left out."""
+    import torch
+
+    effort = asdict(replace(recipe.effort, cache="ram", recompute=False))
+    settings = {key: str(value) for key, value in {**asdict(recipe), **effort}.items() if key != "effort"}
+    return {
+        **settings,
+        "bits": str(recipe.bits),
+        "model": model.digest,
+        "pictures": [sha256_from_path(path) for path in pictures],
+        # The order of a sum depends on how many threads share it.
+        "threads": torch.get_num_threads(),
+    }

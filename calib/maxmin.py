@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,3 +51,10 @@ def observe_maxmin(
         weight_bits, activation_bits = bits_of_site(site, bits)
         quantizers[site] = SiteQuantizer(observer.x_min, observer.x_max, activation_bits, weight_bits)
     return quantizers
+
+
+def symmetric_range(quantizer: SiteQuantizer) -> SiteQuantizer:
+    """The same on a signed grid around 0: codes -2**(b-1) to 2**(b-1) - 1, the larger end at the last one."""
+    half = 2 ** (quantizer.activation_bits - 1)
+    reach = max(-quantizer.x_min, quantizer.x_max)
+    return replace(quantizer, x_min=-reach * half / (half - 1), x_max=reach)

@@ -52,6 +52,13 @@ def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d
     }
 
 
+def network_of_site(site: str) -> str:
+    """encoder, unet or decoder."""
+    if site.startswith("unet."):
+        return "unet"
+    return "encoder" if site.startswith(("vae.encoder.", "vae.quant_conv")) else "decoder"
+
+
 def concat_boundaries(unet: nn.Module) -> dict[str, int]:
     """Sites whose input starts with a skip concatenation -> channels in front of the seam.
 

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("intsr.runtime.commands.bench", "Measure latency and memory of engines, interleaved."),
     "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of a folder of pictures against originals."),
     "info": ("intsr.calib.commands.info", "Parameters and operations of a model, by network."),
+    "compare": ("intsr.engines.commands.compare", "One table of methods and bits, each through its engine."),
     "extract": ("intsr.engines.commands.extract", "Write the raw plans of an .engine file."),
     "demo": ("intsr.engines.commands.demo", "Run everything on the bundled model and real pictures."),
 }

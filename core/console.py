@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,6 +86,25 @@ def progress(items: Iterable[T], description: str, total: int | None = None) -> 
     from rich.progress import track
 
     yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def meter(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar with ETA that is moved by hand: call with how far it got and a word about it.
+
+    On stderr where that is a terminal, silent elsewhere.
+    """
+    if _verbosity < 1 or not sys.stderr.isatty():
+        yield lambda count, note: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    note_column = TextColumn("{task.fields[note]}")
+    with Progress(*columns, note_column, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+        yield lambda count, note: bar.update(task, advance=count, note=note)
 
 
 class Stopwatch:

@@ -31,6 +31,12 @@ def _sum_to(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return values.sum() if not shape else values.sum_to_size(shape)
 
 
+def _sum_of_products(a: torch.Tensor, b: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    if not shape and a.is_contiguous() and b.is_contiguous():
+        return torch.dot(a.flatten(), b.flatten())
+    return _sum_to(a * b, shape)
+
+
 class _RangeQuantize(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, steps: int) -> torch.Tensor:
@@ -48,13 +54,18 @@ class _RangeQuantize(Function):
         (grad,) = grads
         x, y, low, scale, first = ctx.saved_tensors
         steps, shape = ctx.steps, low.shape
-        above = x > (first + steps + 0.5) * scale
-        below = x < (first - 0.5) * scale
-        grad_x = grad.masked_fill(above | below, 0)
+        error = y - x
+        # Within the range nothing is further than half a step from its code.
+        outside = error.abs() > 0.5001 * scale
+        grad_x = grad.masked_fill(outside, 0)
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return grad_x, None, None, None
-        grad_scale = _sum_to(grad_x * (y - x), shape) / scale
-        grad_above, grad_below = _sum_to(grad * above, shape), _sum_to(grad * below, shape)
+        grad_scale = _sum_of_products(grad_x, error, shape) / scale
+        beyond = grad - grad_x
+        both = _sum_to(beyond, shape)
+        # A value above has a negative error, one below a positive one.
+        difference = _sum_of_products(beyond, error.sign_(), shape)
+        grad_above, grad_below = (both - difference) / 2, (both + difference) / 2
         r = (first - low / scale) / steps
         grad_high = grad_scale / steps + (1 + r) * grad_above + r * grad_below
         grad_low = -grad_scale / steps - r * grad_above + (1 - r) * grad_below

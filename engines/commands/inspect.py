@@ -22,15 +22,26 @@ SHOWN = (
 )
 
 
-@click.command(epilog="Example: intsr inspect demo.engine --layers")
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--layers", is_flag=True, help="The finished plan: kernels by kind, int8 share, memory.")
+@click.command(
+    epilog="Example: intsr inspect demo.engine --layers",
+    short_help="What is in an .engine file, down to its kernels, or in a calibration folder.",
+)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--layers", is_flag=True, help="An engine's finished plan, or one line for each calibrated layer.")
 @common_options
-def inspect(engine: Path, layers: bool, as_json: bool) -> None:
-    """Show manifest, sizes and, with --layers, what the builder made of each network."""
+def inspect(path: Path, layers: bool, as_json: bool) -> None:
+    """Show what is in PATH, an .engine file or a calibration folder.
+
+    An engine: manifest, sizes and, with --layers, what the builder made of each network: kernels by kind, int8 share,
+    memory. A calibration: how it was made, and how many of its layers have a LET that folds for free, or learned
+    weights; with --layers, each layer's range.
+    """
+    if path.is_dir():
+        _inspect_calibration(path, layers, as_json)
+        return
     from intsr.engines.inspect_engine import inspect_engine
 
-    report = inspect_engine(engine, layers)
+    report = inspect_engine(path, layers)
     if as_json:
         emit_json(report)
         return
@@ -52,3 +63,47 @@ def _show_plan(plan: dict[str, Any]) -> None:
         f"{'':<8} int8 share of conv and linear MACs {plan['int8_mac_share']:.2%}, fp32 GEMMs {plan['fp32_gemms']}, "
         f"activations {plan['activation_bytes'] / 1e6:.1f} MB, weights {plan['weight_bytes'] / 1e6:.1f} MB"
     )
+
+
+def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
+    from intsr.engines.inspect_calibration import inspect_calibration
+
+    report = inspect_calibration(folder)
+    if as_json:
+        emit_json(report)
+        return
+    facts = report["calibration"]
+    let, weights = facts["let"], facts["weights"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in facts["layers"].items() if count)
+    shown = {key: facts[key] for key in ("method", "bits", "model")} | {
+        "parts": ", ".join(facts["parts"]),
+        "pictures": facts["pictures"],
+        "seconds": f"{facts['seconds']:.1f}",
+        "sites": f"{facts['sites']}: {kinds}",
+        "LET": f"{let['sites']} sites: {let['free']} free, {let['explicit']} with an explicit step, "
+        f"{let['shifted']} with a shift",
+        "learned weights": f"{weights['ranges']} ranges, {weights['codes']} codes",
+    }
+    click.echo("\n".join(f"{key:<18} {value}" for key, value in shown.items()))
+    if facts["layers"]["unknown"]:
+        click.echo("unknown: float where the latents have fewer than 16 channels, which no tensor here shows")
+    if layers:
+        width = max((len(site["site"]) for site in report["sites"]), default=0)
+        for site in report["sites"]:
+            click.echo(f"{site['site']:<{width}}  {_site_line(site)}")
+
+
+def _site_line(site: dict[str, Any]) -> str:
+    words = [
+        f"{site['runs']:<8}",
+        f"w{site['weight_bits']}a{site['activation_bits']}",
+        f"[{site['x_min']:.4g}, {site['x_max']:.4g}]",
+    ]
+    if site["let"]:
+        let = site["let"]
+        words.append(f"s {let['scale_min']:.3g} to {let['scale_max']:.3g} (x{let['scale_spread']:.3g})")
+        words.append(let["placement"] or "left out")
+        words.append("shift" if let["shift"] else "no shift")
+    if site["weights"]:
+        words.append(f"weight {site['weights']}")
+    return "  ".join(words)

@@ -1,0 +1,151 @@
+"""Units: the blocks of a network that are calibrated one after another, and what each is given and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+Output = Callable[[Any], torch.Tensor]
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the unit whose input or output was wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """name: of the module, "" for a whole network. sites: the layers in it that are quantized."""
+
+    name: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Everything but the first argument of a unit's call; tensors in it have a batch axis of 1."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """The unit on x (N, ...): its first output."""
+        extra = [_expanded(value, len(x)) for value in self.args]
+        named = {key: _expanded(value, len(x)) for key, value in self.kwargs.items()}
+        return first_output(module(x, *extra, **named))
+
+
+def _expanded(value: Any, count: int) -> Any:
+    if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+        return value.expand(count, *value.shape[1:])
+    return value
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """The tensor that a block returns, or the first of several."""
+    value = output[0] if isinstance(output, tuple) else output
+    tensor: torch.Tensor = value if isinstance(value, torch.Tensor) else value.sample
+    return tensor
+
+
+def units_by_name(network: nn.Module, sites: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Unit -> its quantized layers: residual and transformer blocks, samplers, attention, and every quantized layer
+    outside of those by itself. Units without a quantized layer are left out."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.downsampling import Downsample2D
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+    from diffusers.models.upsampling import Upsample2D
+
+    kinds = (ResnetBlock2D, Transformer2DModel, Attention, Downsample2D, Upsample2D)
+    blocks: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, kinds) and not any(name.startswith(f"{outer}.") for outer in blocks):
+            blocks.append(name)
+    members: dict[str, tuple[str, ...]] = {}
+    for site in sites:
+        owner = next((block for block in blocks if site.startswith(f"{block}.")), site)
+        members[owner] = (*members.get(owner, ()), site)
+    return members
+
+
+def units_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor) -> list[Unit]:
+    """Units in the order in which `network` runs them on x."""
+    members = units_by_name(network, sites)
+    order: list[str] = []
+    hooks = [
+        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
+        for name in members
+    ]
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Unit(name, members[name]) for name in dict.fromkeys(order)]
+
+
+@torch.no_grad()
+def record_input(network: nn.Module, unit: str, x: torch.Tensor) -> tuple[torch.Tensor, Call]:
+    """What the unit is given when the network runs on x (N, ...): first argument, and the rest for one picture."""
+    found: list[tuple[torch.Tensor, Call]] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rest = dict(kwargs)
+        first = args[0] if args else rest.pop("hidden_states")
+        found.append((first, Call(tuple(map(_one, args[1:])), {key: _one(value) for key, value in rest.items()})))
+        raise _Reached
+
+    handle = network.get_submodule(unit).register_forward_pre_hook(hook, with_kwargs=True)
+    return _until_reached(network, x, handle, found)
+
+
+@torch.no_grad()
+def record_output(network: nn.Module, unit: str, x: torch.Tensor) -> torch.Tensor:
+    """What the unit returns when the network runs on x."""
+    found: list[torch.Tensor] = []
+
+    def hook(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(first_output(output))
+        raise _Reached
+
+    handle = network.get_submodule(unit).register_forward_hook(hook)
+    return _until_reached(network, x, handle, found)
+
+
+def _until_reached(network: nn.Module, x: torch.Tensor, handle: Any, found: list[Any]) -> Any:
+    try:
+        network(x)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    (value,) = found
+    return value
+
+
+def _one(value: Any) -> Any:
+    return value[:1].clone() if isinstance(value, torch.Tensor) and value.ndim else value
+
+
+@torch.no_grad()
+def layer_inputs(
+    run: Callable[[torch.Tensor], Any], layers: Mapping[str, nn.Module], batches: Sequence[torch.Tensor]
+) -> dict[str, list[torch.Tensor]]:
+    """Every layer's input while `run` goes over `batches`."""
+    seen: dict[str, list[torch.Tensor]] = {site: [] for site in layers}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, args, site=site: seen[site].append(args[0].detach()))
+        for site, layer in layers.items()
+    ]
+    try:
+        for batch in batches:
+            run(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen

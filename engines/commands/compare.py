@@ -1,0 +1,212 @@
+"""`intsr compare`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from intsr.calib.commands.calibrate import calibrate
+from intsr.console import common_options, emit_json, model_options, progress, say
+from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
+
+if TYPE_CHECKING:
+    from intsr.engines.compare_types import Comparison
+    from intsr.runtime.metrics import PerceptualScorer
+
+# Options of calibrate, as they are there: for every method, and for those that train.
+SHARED_OPTIONS = ("symmetric",)
+TRAINING_OPTIONS = (
+    "crop_px",
+    "crops",
+    "batch",
+    "block_steps",
+    "joint_steps",
+    "rate",
+    "cache",
+    "recompute",
+    "mixed",
+    "device",
+    "seed",
+)
+DEFAULT_METRICS = ("lpips", "dists", "musiq")
+JSON_NAME, TABLE_NAME = "compare.json", "compare.md"
+COLUMNS = {
+    "psnr_y_db": ("PSNR-Y dB", ".2f"),
+    "psnr_y_loss_db": ("loss dB", ".2f"),
+    "ssim_y": ("SSIM-Y", ".4f"),
+    "psnr_to_fp_db": ("to fp dB", ".2f"),
+}
+COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak GB", ".2f")}
+
+
+@click.command(
+    epilog="Example: intsr compare demo --methods maxmin,passionsr --bits w8a8,w6a6 --calibration photos/ "
+    "--images lr/ --hr originals/ -o comparison/"
+)
+@click.argument("model")
+@click.option("--methods", required=True, help="Methods of intsr calibrate, separated by commas.")
+@click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations: w8a8,w6a6.")
+@click.option(
+    "--parts", multiple=True, default=("unet,vae",), show_default=True, help="What is quantized; may be given again."
+)
+@click.option(
+    "--calibration",
+    "calibration_images",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of low-resolution pictures to calibrate on.",
+)
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of pictures to upscale.")
+@click.option("--hr", type=click.Path(path_type=Path), required=True, help="Folder of their originals.")
+@click.option("--allow-missing", is_flag=True, help="Leave out pictures that only one folder has.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the table and the calibrations.")
+@click.option("--keep-pictures", is_flag=True, help="Keep every row's pictures in FOLDER/pictures.")
+@click.option("--restart", is_flag=True, help="Calibrate anew, whatever is there.")
+@click.option("--limit", type=click.IntRange(1), help="Calibrate on at most so many pictures.")
+@model_options
+@click.option("--color-fix", type=click.Choice(["wavelet", "adain", "none"]), default="none", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "f32", "bf16"]),
+    default="f32",
+    show_default=True,
+    help="Of what is not integer.",
+)
+@click.option(
+    "--metrics",
+    "metrics_text",
+    metavar="NAMES",
+    help=f"As in intsr evaluate. [default: {','.join(DEFAULT_METRICS)} where the extra is installed]",
+)
+@common_options
+def compare(
+    methods: str,
+    bits: str,
+    parts: tuple[str, ...],
+    images: Path,
+    hr: Path,
+    allow_missing: bool,
+    output: Path | None,
+    keep_pictures: bool,
+    metrics_text: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """One table of methods and settings, each upscaling through the engine compiled for the CPU.
+
+    MODEL is a model folder in diffusers' format, or the word demo. Each setting is calibrated in a process of its
+    own. With -o, calibrations (and their logs) stay in FOLDER/calibrations: the same command, started again after an
+    interruption, goes on from there. Pictures and originals are paired as in intsr evaluate. The first rows are
+    bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full precision's; `loss` what
+    is lost of its PSNR-Y.
+    """
+    from intsr.engines.compare import run_comparison
+    from intsr.engines.compare_types import Comparison, Places, settings_from_text
+    from intsr.files import check_writable_folder
+    from intsr.runtime.metrics import pair_folders
+
+    if keep_pictures and output is None:
+        raise UsageError("--keep-pictures", "no -o", "a folder to keep them in", "give -o FOLDER")
+    chosen = settings_from_text(methods, bits, parts)
+    pairing = pair_folders(images, hr, allow_missing)
+    options, training = (
+        _command_line({name: settings.pop(name) for name in names}) for names in (SHARED_OPTIONS, TRAINING_OPTIONS)
+    )
+    job = Comparison(settings=chosen, pairs=pairing.pairs, options=options, training=training, **settings)
+    if output is not None:
+        check_writable_folder(output)
+    scorer = _scorer(metrics_text)
+    with tempfile.TemporaryDirectory(prefix="intsr-compare-") as folder:
+        scratch = Path(folder)
+        places = Places(
+            calibrations=(output or scratch) / "calibrations",
+            pictures=(output if output and keep_pictures else scratch) / "pictures",
+            scratch=scratch,
+        )
+        rows = [row.to_mapping() for row in run_comparison(job, places, scorer, say, _watch)]
+    _finish(_report(job, rows), output, as_json)
+
+
+# Behind the command's own options in --help.
+compare.params += [item for item in calibrate.params if item.name in (*SHARED_OPTIONS, *TRAINING_OPTIONS)]
+
+
+def _watch(items: Sequence[Any], description: str) -> Any:
+    return progress(items, description, len(items))
+
+
+def _command_line(values: Mapping[str, Any]) -> dict[str, str | None]:
+    """Options of calibrate as it is given them: name -> value, None for a flag; without flags that are off."""
+    names = {parameter.name: parameter.opts[0] for parameter in calibrate.params}
+    return {names[key]: None if value is True else str(value) for key, value in values.items() if value is not False}
+
+
+def _scorer(metrics_text: str | None) -> PerceptualScorer:
+    from intsr.runtime.metrics import PerceptualScorer, parse_metrics
+
+    if metrics_text is not None:
+        return PerceptualScorer(parse_metrics(metrics_text))
+    try:
+        return PerceptualScorer(DEFAULT_METRICS)
+    except IntsrError as error:
+        say(f"no columns {', '.join(DEFAULT_METRICS)}: {error}")
+        return PerceptualScorer(())
+
+
+def _report(job: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "model": job.model,
+        "images": len(job.pairs),
+        "tile_px": job.tile_px,
+        "color_fix": job.color_fix,
+        "precision": job.precision,
+        "options": dict(job.options),
+        "training": dict(job.training) if any(setting.trains for setting in job.settings) else {},
+        "rows": rows,
+    }
+
+
+def _finish(report: dict[str, Any], output: Path | None, as_json: bool) -> None:
+    from intsr.files import atomic_path
+
+    table = table_from_rows(report["rows"])
+    if output is not None:
+        for name, text in ((JSON_NAME, json.dumps(report, indent=1, allow_nan=False)), (TABLE_NAME, table)):
+            with atomic_path(output / name) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        emit_json(report)
+    else:
+        click.echo(table)
+    failed = sum(row["error"] is not None for row in report["rows"])
+    if failed:
+        say(f"{failed} of {len(report['rows'])} rows failed")
+        sys.exit(EXIT_SOME_FAILED)
+
+
+def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: `-` where there is no number, `failed` in rows that failed."""
+    known = {"method", "bits", "parts", "error", *COLUMNS, *COST_COLUMNS}
+    perceptual = {name: (name.upper(), ".4f") for name in rows[0] if name not in known}
+    columns = {**COLUMNS, **perceptual, **COST_COLUMNS}
+    headings = ["method", "bits", "parts", *(heading for heading, _ in columns.values())]
+    lines = [headings, ["---"] * 3 + ["---:"] * len(columns)]
+    for row in rows:
+        numbers = [_cell(row, name, form) for name, (_, form) in columns.items()]
+        lines.append([row["method"], row["bits"], ",".join(row["parts"]) or "-", *numbers])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(row: Mapping[str, Any], name: str, form: str) -> str:
+    if row["error"] is not None:
+        return "failed"
+    value = row[name]
+    if name == "peak_bytes" and value is not None:
+        value /= 1e9
+    return "-" if value is None else format(value, form)

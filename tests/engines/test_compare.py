@@ -1,0 +1,323 @@
+"""`intsr compare` on a tiny random model: an interrupted run, then the same command again, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from intsr.calib.calibration import JSON_NAME
+from intsr.calib.commands.calibrate import calibrate
+from intsr.engines import compare as library
+from intsr.engines.commands import compare as commands
+from intsr.engines.compare_types import Comparison, Places, Row, settings_from_text
+from intsr.errors import CalibrationError, ImageError, UsageError
+from intsr.runtime.metrics import PerceptualScorer, Scores, psnr_db, score_pair
+from intsr.runtime.pixels import read_pixels
+
+METHODS = ("maxmin", "maxmin+let")
+KEYS = {"method", "bits", "parts", "psnr_y_db", "ssim_y", "psnr_to_fp_db", "calibration_s", "peak_bytes"}
+run_child = library._run_child
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with lr/, hr/ (two pictures of two sizes) and calibration/."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    for name, size in (("a", (20, 16)), ("b", (16, 24))):
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        large = small.resize((size[0] * 4, size[1] * 4), Image.Resampling.LANCZOS)
+        for kind, picture in (("lr", small), ("hr", large)):
+            (folder / kind).mkdir(exist_ok=True)
+            picture.save(folder / kind / f"{name}.png")
+    (folder / "calibration").mkdir()
+    Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / "calibration" / "c.png")
+    return folder
+
+
+def arguments(model: Path, pictures: Path, *more: object) -> list[str]:
+    given: list[object] = [model, "--calibration", pictures / "calibration", "--images", pictures / "lr"]
+    return [str(item) for item in (*given, "--hr", pictures / "hr", "--tile", 16, *more)]
+
+
+def run(*given: str) -> Result:
+    return CliRunner().invoke(commands.compare, given, catch_exceptions=False)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same command twice, the first time interrupted while the second method calibrated."""
+
+    folder: Path
+    first: Result
+    second: Result
+    calibrated: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("compared")
+    given = arguments(tiny_folder, pictures, "--methods", ",".join(METHODS), "-o", folder, "--keep-pictures")
+    calibrated: list[str] = []
+
+    def watched(command: Sequence[str], log: Path) -> int:
+        calibrated.append(command[command.index("--method") + 1])
+        if calibrated == list(METHODS):
+            raise KeyboardInterrupt
+        if len(calibrated) == 1:
+            return run_child(command, log)
+        # One child is enough to see that children work: another one spends its time on importing torch.
+        return CliRunner().invoke(calibrate, command[4:]).exit_code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "_run_child", watched)
+        first = run(*given)
+        assert not (folder / "compare.json").exists()
+        yield Runs(folder, first, run(*given, "--json"), tuple(calibrated))
+
+
+def rows_of(runs: Runs) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(runs.second.stdout)["rows"]
+    return rows
+
+
+def test_rows_and_keys(runs: Runs) -> None:
+    rows = rows_of(runs)
+    assert runs.second.exit_code == 0 and runs.second.stdout.count("\n") == 1
+    assert all(set(row) >= KEYS and row["error"] is None for row in rows)
+    expected = [("bicubic", "fp", []), ("fp", "fp", [])]
+    expected += [(method, "w8a8", ["unet", "vae"]) for method in METHODS]
+    assert [(row["method"], row["bits"], row["parts"]) for row in rows] == expected
+    answer = json.loads(runs.second.stdout)
+    assert (answer["images"], answer["color_fix"], answer["precision"]) == (2, "none", "f32")
+    assert answer == json.loads((runs.folder / "compare.json").read_text())
+
+
+def test_an_interrupted_comparison_goes_on(runs: Runs) -> None:
+    assert runs.first.exit_code != 0 and runs.first.stdout == ""
+    # Once each, and the one that was interrupted again.
+    assert runs.calibrated == ("maxmin", "maxmin+let", "maxmin+let")
+    assert "maxmin w8a8 unet,vae: calibrated before" in runs.second.stderr
+    assert "maxmin+let w8a8 unet,vae: calibrating\n" in runs.second.stderr
+
+
+def test_costs_are_the_calibrations_own(runs: Runs) -> None:
+    for row in rows_of(runs)[2:]:
+        (folder,) = (runs.folder / "calibrations").glob(f"{row['method']}-w8a8-unet-vae-????????")
+        stored = json.loads((folder / JSON_NAME).read_text())
+        assert (row["calibration_s"], row["peak_bytes"]) == (stored["seconds"], stored["peak_bytes"])
+        assert row["peak_bytes"] > 50e6 and row["calibration_s"] > 0
+        line = f"{row['method']} w8a8 unet,vae: {row['calibration_s']:.1f} s, {row['psnr_to_fp_db']:.2f} dB to full"
+        assert line in runs.second.stderr
+
+
+def test_numbers_are_those_of_the_pictures(runs: Runs, pictures: Path) -> None:
+    rows, kept = rows_of(runs), runs.folder / "pictures"
+    folders = [next(kept.glob(f"{name}*")) for name in ("bicubic", "fp", "maxmin-", "maxmin+let-")]
+    exact = [read_pixels(kept / "fp" / f"{name}.png") for name in "ab"]
+    for row, folder in zip(rows, folders, strict=True):
+        scores = [score_pair(folder / f"{name}.png", pictures / "hr" / f"{name}.png") for name in "ab"]
+        assert row["psnr_y_db"] == pytest.approx(np.mean([score.psnr_y_db for score in scores]))
+        assert row["ssim_y"] == pytest.approx(np.mean([score.ssim_y for score in scores]))
+        assert row["psnr_y_loss_db"] == pytest.approx(rows[1]["psnr_y_db"] - row["psnr_y_db"])
+        to_fp = [psnr_db(read_pixels(folder / f"{name}.png"), exact[i]) for i, name in enumerate("ab")]
+        assert row["psnr_to_fp_db"] == (None if row["method"] == "fp" else pytest.approx(np.mean(to_fp)))
+    # Quantized, so not equal, and far nearer than anything else would be.
+    assert all(30 < row["psnr_to_fp_db"] < 60 for row in rows[2:])
+    small = Image.open(pictures / "lr" / "a.png")
+    bicubic = small.resize((small.width * 4, small.height * 4), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(Image.open(kept / "bicubic" / "a.png")), np.asarray(bicubic))
+
+
+def test_table(runs: Runs) -> None:
+    lines = (runs.folder / "compare.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [line[0] for line in cells] == ["method", "---", "bicubic", "fp", *METHODS]
+    assert len({len(line) for line in cells}) == 1
+    row = rows_of(runs)[2]
+    numbers = [f"{row['psnr_y_db']:.2f}", f"{row['psnr_y_loss_db']:.2f}", f"{row['ssim_y']:.4f}"]
+    costs = [f"{row['psnr_to_fp_db']:.2f}", f"{row['calibration_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"]
+    assert cells[4] == ["maxmin", "w8a8", "unet,vae", *numbers, *costs]
+    assert cells[3][6:] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "maxmin,magic"], "--methods: 'magic'; expected some of maxmin, "),
+        (["--methods", "maxmin,maxmin"], "--methods: 'maxmin,maxmin'; expected each once"),
+        (["--methods", "maxmin", "--bits", "w8a8,w9a9"], "--bits: 'w9a9'"),
+        (["--methods", "maxmin", "--bits", "fp"], "--bits: fp"),
+        (["--methods", "maxmin", "--parts", "unet,vae", "--parts", "vae,unet"], "--parts: the same twice"),
+        (["--methods", "maxmin", "--keep-pictures"], "--keep-pictures: no -o"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(
+    tiny_folder: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
+) -> None:
+    monkeypatch.setattr(library, "_run_child", lambda command, log: pytest.fail("calibrated"))
+    with pytest.raises(UsageError) as raised:
+        run(*arguments(tiny_folder, pictures, *more))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_pictures_that_do_not_fit(
+    tiny_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "_run_child", lambda command, log: pytest.fail("calibrated"))
+    given = arguments(tiny_folder, pictures, "--methods", "maxmin", "--hr", tmp_path)
+    Image.open(pictures / "hr" / "a.png").save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="no picture named b"):
+        run(*given)
+    Image.new("RGB", (64, 95)).save(tmp_path / "b.png")
+    with pytest.raises(ImageError, match="64x95 pixels; expected 64x96, 4 times"):
+        run(*given)
+
+
+@pytest.fixture
+def job(tiny_folder: Path, pictures: Path) -> Comparison:
+    pairs = tuple((pictures / "lr" / f"{name}.png", pictures / "hr" / f"{name}.png") for name in "ab")
+    settings = settings_from_text("maxmin,lbq", "w8a8,w6a6", ["unet"])
+    return Comparison(str(tiny_folder), None, 16, settings, pictures / "calibration", None, pairs)
+
+
+def test_calibrate_is_given_what_was_asked_for(job: Comparison, tmp_path: Path, monkeypatch: Any) -> None:
+    """Through calibrate's own parser; options of training go to methods that train alone."""
+    parsed: list[dict[str, Any]] = []
+
+    def child(command: Sequence[str], log: Path) -> int:
+        assert command[:4] == [sys.executable, "-m", "intsr", "calibrate"]
+        parsed.append(calibrate.make_context("calibrate", list(command[4:])).params)
+        return 0
+
+    monkeypatch.setattr(library, "_run_child", child)
+    values = {"seed": 7, "block_steps": 3, "recompute": True, "mixed": False}
+    training = commands._command_line(values)
+    assert training == {"--seed": "7", "--block-steps": "3", "--recompute": None}
+    asked = replace(job, limit=1, options={"--symmetric": None}, training=training, restart=True)
+    library.calibrate_settings(asked, tmp_path, "digest", lambda line: None, lambda items, _: items)
+    assert [(p["method"], p["bits"], p["parts"]) for p in parsed] == [
+        (method, bits, "unet") for bits in ("w8a8", "w6a6") for method in ("maxmin", "lbq")
+    ]
+    assert all(
+        (p["tile_px"], p["limit"], p["symmetric"], p["images"]) == (16, 1, True, job.calibration_images)
+        for p in parsed
+    )
+    assert [(p["seed"], p["block_steps"], p["recompute"], p["restart"]) for p in parsed[:2]] == [
+        (0, 40, False, False),
+        (7, 3, True, True),
+    ]
+    assert len({p["output"] for p in parsed}) == 4
+
+
+def test_every_option_passed_on_is_one_of_calibrate(job: Comparison) -> None:
+    known = {parameter.name for parameter in calibrate.params}
+    assert {*commands.SHARED_OPTIONS, *commands.TRAINING_OPTIONS} <= known
+    options = {option for parameter in calibrate.params for option in parameter.opts}
+    assert set(library.WITHOUT_EFFECT_ON_RESULT) <= options
+
+
+def test_a_calibration_is_used_again_only_for_the_same_result(job: Comparison) -> None:
+    maxmin, lbq = job.settings[:2]
+    base = replace(job, training={"--seed": "0", "--cache": "ram"})
+
+    def name(changed: Comparison, setting: Any = lbq, digest: str = "m", hashes: Sequence[str] = ("p",)) -> str:
+        return library._calibration_name(changed, setting, digest, hashes)
+
+    seeded = replace(job, training={"--seed": "1", "--cache": "ram"})
+    assert name(replace(job, training={"--seed": "0", "--cache": "disk"})) == name(base)
+    assert name(seeded, maxmin) == name(base, maxmin)
+    different = [
+        name(base),
+        name(seeded),
+        name(base, maxmin),
+        name(base, job.settings[3]),
+        name(base, digest="other"),
+        name(base, hashes=("p", "q")),
+        name(replace(base, tile_px=8)),
+        name(replace(base, options={"--symmetric": None})),
+    ]
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "said", "reason"),
+    [
+        (2, "model loaded\nintsr: error: x.png: file is empty", "x.png: file is empty"),
+        (-signal.SIGKILL, "half a li", "killed (SIGKILL)"),
+        (-signal.SIGSEGV, "", "crashed (SIGSEGV)"),
+        (1, "", "ended with code 1"),
+    ],
+)
+def test_a_calibration_that_fails_costs_its_row_alone(
+    job: Comparison, tmp_path: Path, monkeypatch: Any, exit_code: int, said: str, reason: str
+) -> None:
+    def child(command: Sequence[str], log: Path) -> int:
+        log.write_text(said)
+        return exit_code if "lbq" in command else 0
+
+    monkeypatch.setattr(library, "_run_child", child)
+    lines: list[str] = []
+    made = library.calibrate_settings(job, tmp_path, "digest", lines.append, lambda items, _: items)
+    good, bad = job.settings[:2]
+    failure = made[bad]
+    assert isinstance(made[good], Path) and isinstance(failure, CalibrationError)
+    assert reason in str(failure) and any(line.startswith("lbq w8a8 unet: failed: ") for line in lines)
+    scorer, places = PerceptualScorer(()), Places(tmp_path, tmp_path, tmp_path)
+    row = library._row(None, bad, failure, Scores("mean", 30.0, 0.9), job, places, scorer)  # type: ignore[arg-type]
+    values = row.to_mapping()
+    assert reason in values["error"] and values["psnr_y_db"] is None and values["peak_bytes"] is None
+
+
+def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = Scores("mean", math.inf, 1.0, {"lpips": 0.25})
+    rows = [Row("fp", "fp", (), scores, math.inf, 0.0), Row("lbq", "w4a4", ("unet",), error="killed")]
+    report = {"rows": [row.to_mapping() for row in rows]}
+    with pytest.raises(SystemExit) as ended:
+        commands._finish(report, None, as_json=False)
+    captured = capsys.readouterr()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in captured.out.splitlines()]
+    assert ended.value.code == 1 and "1 of 2 rows failed" in captured.err
+    assert table[0][7:] == ["LPIPS", "calibration s", "peak GB"]
+    assert table[2][3:8] == ["-", "0.00", "1.0000", "-", "0.2500"]
+    assert table[3] == ["lbq", "w4a4", "unet", *["failed"] * 7]
+    json.dumps(report, allow_nan=False)
+
+
+def test_the_child_ends_with_its_parent_and_says_into_its_log(tmp_path: Path, monkeypatch: Any) -> None:
+    log = tmp_path / "log"
+    assert run_child([sys.executable, "-c", "import sys; print('out'); sys.exit('bad')"], log) == 1
+    assert sorted(log.read_text().split()) == ["bad", "out"]
+    started: list[Any] = []
+
+    class Interrupted(library.subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            started.append(self)
+            if len(started) == 1:
+                raise SystemExit(143)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(library.subprocess, "Popen", Interrupted)
+    with pytest.raises(SystemExit):
+        run_child([sys.executable, "-c", "import time; time.sleep(600)"], log)
+    assert started[0].returncode == -signal.SIGTERM
+
+
+def test_metrics_that_are_not_installed_are_said_once(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    assert commands._scorer(None).score(Path("a"), Path("b")) == {}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "lpips, dists, musiq" in said and "intsr[metrics]" in said
+    with pytest.raises(Exception, match="pyiqa is not installed"):
+        commands._scorer("musiq")
