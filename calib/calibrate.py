@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from intsr.calib.sites import integer_sites, network_of_site
 from intsr.calib.units import units_by_name
 from intsr.errors import UsageError
 from intsr.files import sha256_from_path
+from intsr.memory import peak_resident_bytes
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 W8A8 = Bits(8, 8)
+DEFAULT_EFFORT = Effort()
 # One pass over the pictures, nothing trained.
 STATIC_METHODS = {"maxmin": observe_maxmin, "maxmin+let": observe_let}
 METHODS = (*STATIC_METHODS, *PLANS)
@@ -54,7 +55,7 @@ class Recipe:
     symmetric: bool = False
     crop_px: int = 32
     crops: int = 48
-    effort: Effort = Effort()
+    effort: Effort = DEFAULT_EFFORT
     seed: int = 0
     device: str = "cpu"
 
@@ -113,7 +114,7 @@ def calibrate(
         pictures=len(pictures),
         tile_px=recipe.tile_px,
         seconds=round(journal.seconds, 3),
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_bytes=peak_resident_bytes(),
         sites=sites,
         curves=curves,
     )

@@ -65,7 +65,7 @@ def search_weight_range(
     """(low, high), (Cout,) each, of the grids with the least error over each output channel's weights.
 
     importance: (Cin,), what an error in a weight counts, the mean square of its input; all the same by default. At 8
-    bits the range is symmetric.
+    bits the range is symmetric. Below, both ends are shrunk together, then each by itself.
     """
     rows = weight.flatten(1)
     counts = torch.ones_like(weight[0]) if importance is None else _expanded(importance, weight)
@@ -73,22 +73,23 @@ def search_weight_range(
     if bits == 8:
         high = torch.maximum(-low, high)
         low = -high
-    best = torch.full_like(low, float("inf"))
-    best_low, best_high = low.clone(), high.clone()
-    for factor in _factors(factors_tried):
-        ends = low * factor, high * factor
-        columns = [end[:, None] for end in ends]
+
+    def loss(low_end: torch.Tensor, high_end: torch.Tensor) -> torch.Tensor:
+        columns = low_end[:, None], high_end[:, None]
         y = (
             quantize_symmetric(rows, columns[1])
             if bits == 8
             else quantize_in_range(rows, columns[0], columns[1], bits)
         )
-        error = _powered(y.sub_(rows), power) @ counts.flatten()
-        better = error < best
-        best, best_low, best_high = (
-            torch.where(better, new, old) for new, old in ((error, best), (ends[0], best_low), (ends[1], best_high))
-        )
-    return best_low, best_high
+        return _powered(y.sub_(rows), power) @ counts.flatten()
+
+    factors = torch.tensor(_factors(factors_tried))
+    both = factors[torch.stack([loss(low * f, high * f) for f in factors]).argmin(0)]
+    if bits == 8:
+        return low * both, high * both
+    of_low = factors[torch.stack([loss(low * f, high * both) for f in factors]).argmin(0)]
+    of_high = factors[torch.stack([loss(low * of_low, high * f) for f in factors]).argmin(0)]
+    return low * of_low, high * of_high
 
 
 def _factors(count: int) -> list[float]:

@@ -7,7 +7,6 @@ the memory the process has reached, are taken from there; the rest is arithmetic
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from intsr.calib.stages import prepare, rates_of, set_dynamic
 from intsr.calib.training import Phase, train
 from intsr.calib.units import Unit, layer_inputs, record_input, units_of_network
 from intsr.errors import UsageError
+from intsr.memory import peak_resident_bytes
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
@@ -71,8 +71,8 @@ class Estimate:
         return [
             f"measured: all {self.units} blocks once, {self.forward_s:.2f} s forward on one crop in all",
             *told,
-            f"estimated: {self.seconds / 60:.1f} min, {self.block_s / 60:.1f} of blocks and {self.joint_s / 60:.1f} of "
-            f"joint training; {self.peak_bytes / 1e9:.1f} GB, {self.cache_bytes / 1e9:.2f} GB of it a block's "
+            f"estimated: {self.seconds / 60:.1f} min, {self.block_s / 60:.1f} of blocks and {self.joint_s / 60:.1f} "
+            f"of joint training; {self.peak_bytes / 1e9:.1f} GB, {self.cache_bytes / 1e9:.2f} GB of it a block's "
             f"inputs and targets with --cache {self.cache}",
             "how: steps of the recipe x forward time of each block x the ratio of training step to forward pass that "
             "the blocks above showed; peak: what this process reached, plus the cache",
@@ -148,7 +148,7 @@ def _added_up(
         joint_s += joint_steps * total * ratio * (1.3 if effort.recompute else 1.0)
         forward_s += total
     cache_bytes = max(unit.pair_bytes for unit in measured) * crops
-    reached_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    reached_bytes = peak_resident_bytes()
     return Estimate(
         seconds=block_s + joint_s,
         block_s=block_s,

@@ -183,7 +183,7 @@ def _equalize_parts(grid: InputGrid, seen: Sequence[torch.Tensor]) -> None:
 def _search_let(
     group: Sequence[QuantizedLayer], seen: Sequence[torch.Tensor], start: Start, generator: torch.Generator
 ) -> None:
-    """The exponent and the shift whose quantized products differ least from the exact ones, on the first of what is seen."""
+    """The exponent and the shift whose quantized products differ least from the exact ones, on the first inputs."""
     grid = group[0].grid
     low, high = _channel_ends(grid, seen)
     reach = (high - low).clamp_min(1e-6)

@@ -27,9 +27,10 @@ class Journal:
     """folder: where to keep it, or None to keep nothing. identity: settings that a resumed run must share."""
 
     def __init__(
-        self, folder: Path | None, identity: Mapping[str, Any], checkpoint_seconds: float = CHECKPOINT_SECONDS
+        self, folder: Path | None, identity: Mapping[str, Any], checkpoint_seconds: float | None = None
     ) -> None:
-        self.folder, self.checkpoint_seconds = folder, checkpoint_seconds
+        self.folder = folder
+        self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self._start = self._last_checkpoint = time.monotonic()
         self._seconds_before = 0.0
         if folder is None:

@@ -85,7 +85,9 @@ def run_comparison(
     ]
     for setting in watch(job.settings, "comparing"):
         row = _row(model, setting, calibrations[setting], exact, job, places, scorer)
-        say(_line(setting, row))
+        # Why a calibration failed was said when it did.
+        if not isinstance(calibrations[setting], IntsrError):
+            say(_line(setting, row))
         rows.append(row)
     return tuple(rows)
 
@@ -136,7 +138,7 @@ def calibrate_settings(
             made[setting] = output
         except CalibrationError as error:
             made[setting] = error
-            say(f"{setting}: failed: {error}")
+            say(f"failed: {error}")
     return made
 
 

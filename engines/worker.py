@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import resource
 import signal
 import sys
 import traceback
@@ -19,6 +18,7 @@ from typing import Any
 
 from intsr.engines.build_types import BuildOptions, BuildReport
 from intsr.errors import IntsrError
+from intsr.memory import peak_resident_bytes
 
 _PR_SET_PDEATHSIG = 1
 
@@ -46,18 +46,6 @@ def _error(error: BaseException) -> dict[str, Any]:
         return {**parts, "exit_code": error.exit_code, "out_of_memory": False}
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return {"got": text, "out_of_memory": isinstance(error, MemoryError)}
-
-
-def peak_resident_bytes() -> int:
-    """Most memory that this process has had resident."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # ru_maxrss would also count the parent's pages from before exec.
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _die_with_parent(parent: int) -> None:

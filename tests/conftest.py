@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,3 +88,22 @@ def demo_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("demo-picture") / "astronaut.png"
     Image.fromarray(data.astronaut()).resize((128, 128), Image.Resampling.BICUBIC).save(path)
     return path
+
+
+@pytest.fixture
+def intsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """intsr("upscale", ...) -> (exit code, stdout, stderr), through the real entry point, in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from intsr.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["intsr", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

@@ -37,8 +37,8 @@ TRAINING_OPTIONS = (
 DEFAULT_METRICS = ("lpips", "dists", "musiq")
 JSON_NAME, TABLE_NAME = "compare.json", "compare.md"
 COLUMNS = {
-    "psnr_y_db": ("PSNR-Y dB", ".2f"),
-    "psnr_y_loss_db": ("loss dB", ".2f"),
+    "psnr_y_db": ("PSNR-Y dB", ".3f"),
+    "psnr_y_loss_db": ("loss dB", ".3f"),
     "ssim_y": ("SSIM-Y", ".4f"),
     "psnr_to_fp_db": ("to fp dB", ".2f"),
 }
@@ -106,8 +106,7 @@ def compare(
     bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full precision's; `loss` what
     is lost of its PSNR-Y.
     """
-    from intsr.engines.compare import run_comparison
-    from intsr.engines.compare_types import Comparison, Places, settings_from_text
+    from intsr.engines.compare_types import Comparison, settings_from_text
     from intsr.files import check_writable_folder
     from intsr.runtime.metrics import pair_folders
 
@@ -121,20 +120,25 @@ def compare(
     job = Comparison(settings=chosen, pairs=pairing.pairs, options=options, training=training, **settings)
     if output is not None:
         check_writable_folder(output)
-    scorer = _scorer(metrics_text)
-    with tempfile.TemporaryDirectory(prefix="intsr-compare-") as folder:
-        scratch = Path(folder)
-        places = Places(
-            calibrations=(output or scratch) / "calibrations",
-            pictures=(output if output and keep_pictures else scratch) / "pictures",
-            scratch=scratch,
-        )
-        rows = [row.to_mapping() for row in run_comparison(job, places, scorer, say, _watch)]
+    rows = _rows(job, output, keep_pictures, _scorer(metrics_text))
     _finish(_report(job, rows), output, as_json)
 
 
 # Behind the command's own options in --help.
 compare.params += [item for item in calibrate.params if item.name in (*SHARED_OPTIONS, *TRAINING_OPTIONS)]
+
+
+def _rows(
+    job: Comparison, output: Path | None, keep_pictures: bool, scorer: PerceptualScorer
+) -> list[dict[str, Any]]:
+    from intsr.engines.compare import run_comparison
+    from intsr.engines.compare_types import Places
+
+    with tempfile.TemporaryDirectory(prefix="intsr-compare-") as folder:
+        scratch = Path(folder)
+        kept = output or scratch
+        places = Places(kept / "calibrations", (kept if keep_pictures else scratch) / "pictures", scratch)
+        return [row.to_mapping() for row in run_comparison(job, places, scorer, say, _watch)]
 
 
 def _watch(items: Sequence[Any], description: str) -> Any:

@@ -145,7 +145,7 @@ def test_table(runs: Runs) -> None:
     assert [line[0] for line in cells] == ["method", "---", "bicubic", "fp", *METHODS]
     assert len({len(line) for line in cells}) == 1
     row = rows_of(runs)[2]
-    numbers = [f"{row['psnr_y_db']:.2f}", f"{row['psnr_y_loss_db']:.2f}", f"{row['ssim_y']:.4f}"]
+    numbers = [f"{row['psnr_y_db']:.3f}", f"{row['psnr_y_loss_db']:.3f}", f"{row['ssim_y']:.4f}"]
     costs = [f"{row['psnr_to_fp_db']:.2f}", f"{row['calibration_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"]
     assert cells[4] == ["maxmin", "w8a8", "unet,vae", *numbers, *costs]
     assert cells[3][6:] == ["-", "-", "-"]
@@ -273,7 +273,7 @@ def test_a_calibration_that_fails_costs_its_row_alone(
     good, bad = job.settings[:2]
     failure = made[bad]
     assert isinstance(made[good], Path) and isinstance(failure, CalibrationError)
-    assert reason in str(failure) and any(line.startswith("lbq w8a8 unet: failed: ") for line in lines)
+    assert reason in str(failure) and any(line.startswith("failed: calibrating lbq w8a8 unet: ") for line in lines)
     scorer, places = PerceptualScorer(()), Places(tmp_path, tmp_path, tmp_path)
     row = library._row(None, bad, failure, Scores("mean", 30.0, 0.9), job, places, scorer)  # type: ignore[arg-type]
     values = row.to_mapping()

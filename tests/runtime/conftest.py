@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,22 +154,3 @@ def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def intsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """intsr("upscale", ...) -> (exit code, stdout, stderr), through the real entry point, in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        from intsr.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["intsr", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit_:
-            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run

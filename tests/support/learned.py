@@ -18,7 +18,7 @@ from torch import nn
 from intsr.calib.calibration import Calibration
 from intsr.calib.model import SRModel
 from intsr.calib.reference import reference_networks
-from intsr.calib.simulate import QuantizedLayer, quantized_layers
+from intsr.calib.simulate import GridSpec, QuantizedLayer, quantized_layers
 from intsr.calib.sites import network_of_site
 from intsr.types import Bits
 
@@ -100,7 +100,7 @@ def _set_let(layer: QuantizedLayer, rng: np.random.Generator, exact: bool) -> No
 
 
 def _on_scale(low: torch.Tensor, high: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ends a little nearer to each other or further apart, whose D fp16 holds: float32 and float64 then agree on it."""
+    """Ends a little nearer or further apart, such that fp16 holds D: float32 and float64 then agree on it."""
     return low, low + steps * ((high - low) / steps).half().double()
 
 
@@ -113,20 +113,23 @@ def _set_input_ranges(model: SRModel, layers: dict[str, QuantizedLayer]) -> None
             if network_of_site(site) == name:
 
                 def observe(_: nn.Module, inputs: tuple[torch.Tensor], layer: QuantizedLayer = layer) -> None:
-                    seen, spec = layer.input_seen(inputs[0]), layer.grid.spec
-                    low, high = (0.9 * end.double() for end in (seen.min(), seen.max()))
-                    if spec.symmetric:
-                        # One code less above 0 than below.
-                        high = torch.maximum(-low, high)
-                        low = -high * 2 ** (spec.bits - 1) / (2 ** (spec.bits - 1) - 1)
-                    elif spec.holds_zero:
-                        low, high = low.clamp_max(0), high.clamp_min(0)
-                    layer.grid.set_range(*map(float, _on_scale(low, high, 2**spec.bits - 1)))
+                    layer.grid.set_range(*map(float, _clipped_range(layer.grid.spec, layer.input_seen(inputs[0]))))
 
                 handles.append(network.get_submodule(site).register_forward_pre_hook(observe))
         network(network_input(name))
         for handle in handles:
             handle.remove()
+
+
+def _clipped_range(spec: GridSpec, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = (0.9 * end.double() for end in (seen.min(), seen.max()))
+    if spec.symmetric:
+        half = 2 ** (spec.bits - 1)
+        scale = (torch.maximum(-low, high) / (half - 1)).half().double()
+        return -half * scale, (half - 1) * scale
+    if spec.holds_zero:
+        low, high = low.clamp_max(0), high.clamp_min(0)
+    return _on_scale(low, high, 2**spec.bits - 1)
 
 
 def _move_off_midpoints(layer: QuantizedLayer) -> None:

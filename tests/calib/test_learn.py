@@ -1,0 +1,219 @@
+"""Learned calibration on a tiny model: it helps, it is what the fold computes, and a kill changes nothing."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from intsr.calib.calibrate import METHODS, Recipe, calibrate
+from intsr.calib.calibration import load_calibration
+from intsr.calib.journal import Journal
+from intsr.calib.learn import Effort
+from intsr.calib.plans import PLANS
+from intsr.calib.reference import reference_networks
+from intsr.calib.training import Phase, train
+from intsr.errors import CalibrationError, UsageError
+from intsr.export.fake_quant import fake_quantized
+from intsr.export.fold import fold
+from intsr.types import Bits
+
+SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, effort=Effort(4, 6, 2))
+OPTIONS = (
+    "--parts",
+    "vae",
+    "--tile",
+    16,
+    "--crop",
+    8,
+    "--crops",
+    6,
+    "--batch",
+    2,
+    "--block-steps",
+    4,
+    "--joint-steps",
+    6,
+)
+
+# Kills the process by the signal that nothing can catch, at the n-th time that the journal writes.
+KILLED_AT = """
+import os, signal, sys
+import intsr.calib.journal as journal
+journal.CHECKPOINT_SECONDS = 0.0
+left = [int(sys.argv[1])]
+write = journal.Journal._write
+def counted(self, path, state):
+    write(self, path, state)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal._write = counted
+from intsr.calib.commands.calibrate import calibrate
+calibrate(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    paths = []
+    for index in range(4):
+        coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((24, 20), Image.Resampling.BICUBIC)
+        paths.append(folder / f"{index}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+@torch.no_grad()
+def distance(model, calibration, specialized) -> float:
+    """Mean square difference to full precision, end to end, on a picture of its own."""
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(9)) * 1.2 - 0.6
+    exact = value = x
+    for network, reference in zip(
+        fold(specialized, calibration).networks, reference_networks(model).values(), strict=True
+    ):
+        value, exact = fake_quantized(network)(value), reference(exact)
+    return float((value - exact).square().mean())
+
+
+@pytest.mark.parametrize("method", PLANS)
+def test_every_method_trains_and_folds(tiny_model, tiny_specialized, pictures, method):
+    calibration = calibrate(tiny_model, pictures, replace(SMALL, method=method))
+    assert calibration.method == method and len(calibration.curves) > 2
+    for name, curve in calibration.curves.items():
+        assert all(np.isfinite(value) for row in curve for value in row), name
+        # The best parameters by the held-out pictures are kept: never worse than where the phase began.
+        assert min(row[2] for row in curve) <= curve[0][2]
+    assert np.isfinite(distance(tiny_model, calibration, tiny_specialized))
+
+
+def test_learned_ranges_beat_maxmin_at_four_bits(tiny_model, tiny_specialized, pictures):
+    plain = calibrate(tiny_model, pictures, replace(SMALL, method="maxmin", bits=Bits(4, 4)))
+    learned = calibrate(tiny_model, pictures, replace(SMALL, method="passionsr", bits=Bits(4, 4)))
+    before, after = (distance(tiny_model, c, tiny_specialized) for c in (plain, learned))
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_caches_do_not_change_the_result(tiny_model, pictures, cache):
+    few = replace(SMALL, method="lbq", parts=("unet",), effort=Effort(2, 0, 2))
+    kept = calibrate(tiny_model, pictures, few)
+    other = calibrate(tiny_model, pictures, replace(few, effort=Effort(2, 0, 2, cache=cache)))
+    for site, quantizer in kept.sites.items():
+        assert other.sites[site].x_min == pytest.approx(quantizer.x_min, rel=1e-3, abs=1e-4), site
+        assert other.sites[site].x_max == pytest.approx(quantizer.x_max, rel=1e-3, abs=1e-4), site
+
+
+def test_recomputed_activations_do_not_change_the_result(tiny_model, pictures):
+    few = replace(SMALL, method="lbq", parts=("vae",), effort=Effort(0, 3, 2))
+    kept = calibrate(tiny_model, pictures, few)
+    other = calibrate(tiny_model, pictures, replace(few, effort=Effort(0, 3, 2, recompute=True)))
+    for site, quantizer in kept.sites.items():
+        assert other.sites[site].x_max == pytest.approx(quantizer.x_max, rel=1e-4, abs=1e-5), site
+
+
+def test_symmetric_grids_are_symmetric(tiny_model, pictures):
+    calibration = calibrate(tiny_model, pictures, replace(SMALL, symmetric=True, effort=Effort(1, 1, 2)))
+    for method in ("maxmin", "maxmin+let"):
+        static = calibrate(tiny_model, pictures, replace(SMALL, method=method, symmetric=True))
+        for each in (calibration, static):
+            learned = [q for site, q in each.sites.items() if q.let_scale is not None or each is static]
+            assert all(
+                q.activation_params().zero_point == 2 ** (q.activation_bits - 1) for q in learned if q.x_max > 0
+            )
+
+
+def test_let_has_shifts_where_they_are_free_or_needed(tiny_model, pictures):
+    sites = calibrate(tiny_model, pictures, replace(SMALL, effort=Effort(2, 0, 2))).sites
+    shifted = {site for site, q in sites.items() if q.let_shift is not None and q.let_shift.any()}
+    assert any(site.endswith("proj_in") for site in shifted) and any(site.endswith("to_q") for site in shifted)
+    assert not any(site.endswith(("to_out.0", "ff.net.2", "conv1", "conv2")) for site in shifted)
+
+
+def killed_run(writes: int, arguments: list[object]) -> int:
+    command = [sys.executable, "-c", KILLED_AT, str(writes), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
+
+
+@pytest.mark.parametrize("writes", [2, 40, 90])
+def test_killed_and_started_again_it_ends_the_same(tiny_folder, pictures, tmp_path, intsr, writes):
+    arguments = [tiny_folder, "--images", pictures[0].parent, "--bits", "w6a6", *OPTIONS]
+    assert intsr("calibrate", *arguments, "-o", tmp_path / "whole")[0] == 0
+    assert killed_run(writes, [*arguments, "-o", tmp_path / "broken"]) == -signal.SIGKILL
+    assert (tmp_path / "broken.work").is_dir() and not (tmp_path / "broken").exists()
+    assert intsr("calibrate", *arguments, "-o", tmp_path / "broken")[0] == 0
+    assert not (tmp_path / "broken.work").exists()
+    names = ("ranges.safetensors", "curves.json")
+    for name in names:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert load_calibration(tmp_path / "broken").digest() == load_calibration(tmp_path / "whole").digest()
+
+
+def test_other_settings_do_not_resume(tiny_folder, pictures, tmp_path, intsr):
+    arguments = [tiny_folder, "--images", pictures[0].parent, *OPTIONS, "-o", tmp_path / "c"]
+    assert killed_run(2, [*arguments, "--bits", "w6a6"]) == -signal.SIGKILL
+    code, _, err = intsr("calibrate", *arguments, "--bits", "w4a6")
+    assert code == 2 and "--restart" in err and "w4a6" in err
+    assert len([line for line in err.splitlines() if "error" in line]) == 1 and "Traceback" not in err
+    assert intsr("calibrate", *arguments, "--bits", "w4a6", "--restart")[0] == 0
+
+
+def test_a_broken_work_folder_is_one_line(tmp_path):
+    Journal(tmp_path / "w", {"a": 1})
+    (tmp_path / "w" / "run.json").write_text("{")
+    with pytest.raises(CalibrationError, match="remove"):
+        Journal(tmp_path / "w", {"a": 1})
+    (tmp_path / "w" / "run.json").write_text(json.dumps({"a": 1}))
+    (tmp_path / "w" / "current.pt").write_bytes(b"nothing")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        Journal(tmp_path / "w", {"a": 1}).in_progress("x")
+
+
+def test_too_few_flat_and_unfitting_pictures(tiny_model, pictures, tmp_path):
+    with pytest.raises(UsageError, match="at least 2 pictures"):
+        calibrate(tiny_model, pictures[:1], SMALL)
+    with pytest.raises(UsageError, match="as many as a batch"):
+        calibrate(tiny_model, pictures, replace(SMALL, effort=Effort(1, 1, 9)))
+    with pytest.raises(UsageError, match="--crop"):
+        calibrate(tiny_model, pictures, replace(SMALL, crop_px=20))
+    black = [tmp_path / f"{index}.png" for index in range(2)]
+    for path in black:
+        Image.new("RGB", (20, 20)).save(path)
+    with pytest.raises(CalibrationError, match="one flat colour"):
+        calibrate(tiny_model, black, SMALL)
+    with pytest.raises(UsageError, match="--method"):
+        Recipe(method="magic")
+
+
+def test_a_loss_that_is_not_finite_ends_training():
+    value = torch.nn.Parameter(torch.zeros(()))
+    phase = Phase("decoder: ranges", (), (((value,), 1.0),), 3, lambda *_: value * float("nan"), lambda: 1.0)
+    with pytest.raises(CalibrationError, match=r"decoder: ranges.*finite"):
+        train(phase, Journal(None, {}), 0, 4, 2, lambda *_: None)
+
+
+def test_dry_run_measures_and_writes_nothing(tiny_folder, pictures, tmp_path, intsr):
+    arguments = [tiny_folder, "--images", pictures[0].parent, *OPTIONS, "-o", tmp_path / "c", "--dry-run", "--json"]
+    code, out, err = intsr("calibrate", *arguments)
+    assert code == 0
+    values = json.loads(out)
+    assert values["seconds"] > 0 and values["peak_bytes"] > 1e8 and values["blocks"] > 10
+    assert values["measured"][0]["step_s"] > 0
+    kinds = {unit["name"].rpartition(".")[0].rpartition(".")[2] for unit in values["measured"]}
+    assert "resnets" in kinds
+    assert "how:" in err and not list(tmp_path.iterdir())
+    code, _, err = intsr("calibrate", *arguments, "--method", "maxmin")
+    assert code == 2 and "one pass" in err
+
+
+def test_methods_are_listed_once():
+    assert len(set(METHODS)) == len(METHODS) == 8

@@ -1,0 +1,90 @@
+"""Units: every quantized layer in exactly one, in order of execution; recorded calls repeat what the network did."""
+
+import pytest
+import torch
+
+from intsr.calib.reference import reference_networks
+from intsr.calib.sites import concat_boundaries, integer_sites, network_of_site
+from intsr.calib.unit_data import CACHES, Recomputed, cached
+from intsr.calib.units import record_input, record_output, units_of_network
+
+SHAPES = {"encoder": (1, 3, 32, 32), "unet": (1, 4, 16, 16), "decoder": (1, 4, 16, 16)}
+
+
+def picture(name: str, seed: int = 0) -> torch.Tensor:
+    return torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def networks(tiny_model):
+    return reference_networks(tiny_model)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_layer_is_in_one_unit(tiny_model, networks, name):
+    sites = [site for site in integer_sites(tiny_model, ("unet", "vae")) if network_of_site(site) == name]
+    units = units_of_network(networks[name], sites, picture(name))
+    assert sorted(site for unit in units for site in unit.sites) == sorted(sites)
+    if name == "unet":
+        names = [unit.name for unit in units]
+        # Modules list up_blocks before mid_block; execution does not.
+        assert names.index("unet.mid_block.resnets.0") < names.index("unet.up_blocks.0.resnets.0")
+        assert names.index("unet.down_blocks.0.resnets.0") < names.index("unet.down_blocks.0.attentions.0")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_recorded_call_repeats_the_unit(tiny_model, networks, name):
+    sites = [site for site in integer_sites(tiny_model, ("unet", "vae")) if network_of_site(site) == name]
+    network = networks[name]
+    for unit in units_of_network(network, sites, picture(name)):
+        x, call = record_input(network, unit.name, picture(name))
+        y = record_output(network, unit.name, picture(name))
+        with torch.no_grad():
+            torch.testing.assert_close(call.run(network.get_submodule(unit.name), x), y)
+            two = call.run(network.get_submodule(unit.name), torch.cat([x, x]))
+        torch.testing.assert_close(two[1:], y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_caches_give_the_same_pairs(networks, kind, tmp_path):
+    network, unit = networks["unet"], "unet.mid_block.resnets.0"
+    inputs = [picture("unet", seed) for seed in range(5)]
+    exact = [value + 0.1 for value in inputs]
+    source = Recomputed(network, network, unit, inputs, exact)
+    x, y = cached(source, kind, len(inputs), 2, tmp_path).batch([3, 1])
+    torch.testing.assert_close(x, torch.cat([record_input(network, unit, inputs[i])[0] for i in (3, 1)]))
+    torch.testing.assert_close(y, torch.cat([record_output(network, unit, exact[i]) for i in (3, 1)]))
+    if kind == "none":
+        assert not list(tmp_path.iterdir())
+
+
+def test_concat_boundaries_are_where_the_network_joins(tiny_model, networks):
+    """The channels in front of each seam are the hidden state's, as a hook on the up block sees them."""
+    boundaries = concat_boundaries(tiny_model.unet)
+    seen: dict[str, int] = {}
+    handles = []
+    for i, block in enumerate(tiny_model.unet.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+
+            def hook(_, args, i=i, j=j):
+                seen[f"{i}.{j}"] = args[0].shape[1]
+
+            handles.append(resnet.register_forward_pre_hook(hook))
+    skips: list[int] = []
+    original = torch.cat
+
+    def watched(tensors, dim=0, **rest):
+        if dim == 1 and len(tensors) == 2 and tensors[0].ndim == 4:
+            skips.append(tensors[0].shape[1])
+        return original(tensors, dim=dim, **rest)
+
+    torch.cat = watched
+    try:
+        with torch.no_grad():
+            networks["unet"](picture("unet"))
+    finally:
+        torch.cat = original
+        for handle in handles:
+            handle.remove()
+    expected = [boundaries[f"unet.up_blocks.{key.split('.')[0]}.resnets.{key.split('.')[1]}.conv1"] for key in seen]
+    assert skips == expected and len(skips) == 4
