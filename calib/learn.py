@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 CHUNK = 4
-PROBE_CROPS = 12
+PROBE_CROPS = 24
 Curves = dict[str, list[list[float]]]
 
 
@@ -41,8 +41,8 @@ class Effort:
     of kept. mixed: bfloat16 where autocast says so.
     """
 
-    block_steps: int = 40
-    joint_steps: int = 150
+    block_steps: int = 12
+    joint_steps: int = 120
     batch: int = 4
     rate: float = 1.0
     cache: str = "ram"

@@ -96,7 +96,8 @@ class InputGrid(nn.Module):
     def _admissible(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.spec.symmetric:
             half = 2 ** (self.spec.bits - 1)
-            reach = torch.maximum(-low, high).clamp_min(MIN_WIDTH)
+            # Of a range that is already symmetric the low end is one step further out: no wider for that.
+            reach = torch.maximum(-low * ((half - 1) / half), high).clamp_min(MIN_WIDTH)
             return -reach * (half / (half - 1)), reach
         if self.spec.holds_zero:
             low, high = low.clamp_max(0), high.clamp_min(0)
@@ -291,7 +292,7 @@ def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symm
     segments: tuple[int, ...] | None = None
     if let == "channel":
         segments = tuple(range(channels))
-    elif seam and not symmetric:
+    elif let == "part" and seam and not symmetric:
         segments = (0,) * seam + (1,) * (channels - seam)
     padded = isinstance(layer, nn.Conv2d) and any(layer.padding if isinstance(layer.padding, tuple) else ())
     shifts = segments is not None and may_shift(site) and not symmetric

@@ -30,9 +30,14 @@ EIGHT_BIT_SITES = frozenset(
 MIN_INTEGER_CHANNELS = 16
 
 
-def runs_in_integers(layer: nn.Conv2d | nn.Linear) -> bool:
-    """Whether engines run this layer, once calibrated, on integers."""
-    return min(layer.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
+# Engines keep the posterior's mean alone: half of this layer's outputs.
+HALVED_SITE = "vae.quant_conv"
+
+
+def runs_in_integers(layer: nn.Conv2d | nn.Linear, site: str = "") -> bool:
+    """Whether engines run this layer, once calibrated, on integers. site: for a layer that is not specialized yet."""
+    rows, columns = layer.weight.shape[:2]
+    return min(rows // 2 if site == HALVED_SITE else rows, columns) >= MIN_INTEGER_CHANNELS
 
 
 def is_constant(site: str) -> bool:
@@ -48,7 +53,7 @@ def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d
     return {
         site: layer
         for site, layer in sites_of_model(model, parts).items()
-        if runs_in_integers(layer) and not is_constant(site)
+        if runs_in_integers(layer, site) and not is_constant(site)
     }
 
 

@@ -26,7 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("intsr.calib.commands.calibrate", "Learn activation ranges from a folder of pictures."),
     "export": ("intsr.export.commands.export", "Write the three networks as QDQ ONNX."),
     "compile": ("intsr.engines.commands.compile", "Build an .engine file, walking the whole way if need be."),
-    "inspect": ("intsr.engines.commands.inspect", "Show what is in an .engine file, down to its kernels."),
+    "inspect": (
+        "intsr.engines.commands.inspect",
+        "Show what is in an .engine file, down to its kernels, or in a calibration.",
+    ),
     "verify": ("intsr.engines.commands.verify", "Compare an engine with the torch reference, in decibels."),
     "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures with an engine."),
     "bench": ("intsr.runtime.commands.bench", "Measure latency and memory of engines, interleaved."),

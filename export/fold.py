@@ -94,7 +94,10 @@ def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedMode
         layers = {}
         for site in integer:
             let = lets[site] if site in fused.explicit else None
-            rows = _row_factors(site, modules[site], model.row_factors.get(site, 1.0), fused.row_factors.get(site))
+            # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
+            cancelled = site == POST_QUANT_CONV and site in lets
+            specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
+            rows = _row_factors(site, modules[site], specialized, fused.row_factors.get(site))
             layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let, rows)
         networks.append(FoldedNetwork(name, fused.module, MappingProxyType(layers)))
     return FoldedModel(
@@ -147,7 +150,9 @@ def _fold_layer(
     codes, scale = _folded_weight(site, layer, quantizer, rows)
     if let is None:
         return FoldedLayer(site, codes, scale, activation)
-    shift = let.d.numpy() if let.d.any() else None
+    # A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
+    padded_first = bool(let.d.any()) or not 0 <= activation.zero_point <= activation.qmax
+    shift = let.d.numpy() if padded_first else None
     return FoldedLayer(site, codes, scale, activation, let.s.numpy(), shift)
 
 

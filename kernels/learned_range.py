@@ -83,5 +83,6 @@ def quantize_in_range(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bi
 
 def quantize_symmetric(x: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     """8-bit weights: codes -127 to 127, D = reach / 127; gradients for both. Shapes as in `quantize_in_range`."""
+    reach = reach.clamp_min(127 * MIN_SCALE)  # below, a rounded-up scale would leave the codes off centre
     y: torch.Tensor = _RangeQuantize.apply(x, -reach, reach, 254)
     return y

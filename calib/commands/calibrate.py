@@ -27,9 +27,9 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--crops", type=click.IntRange(1), default=48, show_default=True, help="Crops to train on."),
         click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops a step."),
-        click.option("--block-steps", type=click.IntRange(0), default=40, show_default=True, help="Steps a block."),
+        click.option("--block-steps", type=click.IntRange(0), default=12, show_default=True, help="Steps a block."),
         click.option(
-            "--joint-steps", type=click.IntRange(0), default=150, show_default=True, help="Steps a network."
+            "--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."
         ),
         click.option("--rate", type=click.FloatRange(0, 100, True, True), default=1.0, help="Factor on all rates."),
         click.option(

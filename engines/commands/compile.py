@@ -34,7 +34,7 @@ TARGETS_OF_OPTION = {
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .engine file to write.")
 @click.option("--target", default="cpu", show_default=True, help="cpu, onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder.")
-@click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these pictures first (maxmin+let: one pass).")
+@click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these first, in one pass.")
 @click.option("--bits", default="w8a8", show_default=True, help="With --images: wXaY; fp for full precision.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
 @model_options

@@ -24,7 +24,7 @@ from intsr.export.fake_quant import fake_quantized
 from intsr.export.fold import fold
 from intsr.types import Bits
 
-SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, effort=Effort(4, 6, 2))
+SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, effort=Effort(2, 4, 2))
 OPTIONS = (
     "--parts",
     "vae",

@@ -111,7 +111,6 @@ def test_every_integer_layer_and_what_its_grid_may_do(tiny_model: SRModel) -> No
     assert not any(layer.grid.spec.may_shift for layer in symmetric.values())
 
 
-@pytest.mark.xfail(reason="grid_spec gives both sides of a seam their s and d whatever `let` says", strict=True)
 def test_no_let_is_none_anywhere(tiny_model: SRModel) -> None:
     layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False)
     assert not any(layer.grid.has_let for layer in layers.values())

@@ -72,10 +72,6 @@ def test_learned_ends_stay_admissible(a: float, b: float, low: float, high: floa
             assert params.zero_point == 2 ** (bits - 1)
 
 
-@pytest.mark.xfail(
-    reason="a symmetric grid's low end, one code further out than its high end, is taken for its reach again",
-    strict=True,
-)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_symmetric_range_is_the_one_asked_for(bits: int) -> None:
     """(-r, r) as the search gives it, and the ends of such a grid as LSQ's rule gives them: r is the last code."""
@@ -113,10 +109,6 @@ def test_weights_are_those_that_folding_makes(bits: int, seed: int) -> None:
         np.testing.assert_array_equal(layer.quantized_weight().numpy(), held)
 
 
-@pytest.mark.xfail(
-    reason="below fp16's smallest scale quantize_symmetric clips at codes -R(reach / D) and 254 - R(reach / D)",
-    strict=True,
-)
 def test_a_row_of_tiny_weights_is_symmetric_too() -> None:
     """A learned reach so small that D is fp16's smallest: codes -127 to 127 in training as in engines."""
     weight = torch.tensor([-0.006, 0.006, 0.001, -0.001]).reshape(1, 1, 2, 2)

@@ -93,10 +93,6 @@ def test_what_training_held_is_what_engines_hold(tiny_model: SRModel, bits: Bits
     assert rows and all((set(factors[site]) == {1}) == (let == "none") for site in rows)
 
 
-@pytest.mark.xfail(
-    reason="fold multiplies post_quant_conv's learned weights by 1 / f also where its LET has taken f back",
-    strict=True,
-)
 @pytest.mark.usefixtures("few_channels")
 @pytest.mark.parametrize("weights", ["ranges", "rounding"])
 def test_weights_behind_the_latents_factor_and_a_let(tiny_model: SRModel, weights: str) -> None:

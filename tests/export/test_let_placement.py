@@ -33,7 +33,7 @@ def random_lets(module: torch.nn.Module, seed: int, shift_share: float, left_out
         sharer = lets.get(f"{site.rpartition('.')[0]}.to_q")
         if site.endswith(("to_k", "to_v")) and sharer is not None and rng.random() < 0.7:
             # Nearer than fp16 can tell apart, at times: engines then hold one and the same scale.
-            s, d = sharer[0] * np.float32(1 + 1e-6 * rng.integers(0, 2)), sharer[1]
+            s, d = sharer[0] * np.float32(1 + 1e-6 * rng.integers(0, 2)), d if rng.random() < 0.2 else sharer[1]
         if runs_in_integers(layer) and rng.random() >= left_out:
             lets[site] = (s, d)
     return lets

@@ -73,7 +73,7 @@ def random_layers(
             layer.hard_rounding = True
         layer.double().requires_grad_(False)
         if exact:
-            _move_off_midpoints(layer)
+            move_off_midpoints(layer)
     return layers
 
 
@@ -132,7 +132,7 @@ def _clipped_range(spec: GridSpec, seen: torch.Tensor) -> tuple[torch.Tensor, to
     return _on_scale(low, high, 2**spec.bits - 1)
 
 
-def _move_off_midpoints(layer: QuantizedLayer) -> None:
+def move_off_midpoints(layer: QuantizedLayer) -> None:
     ends = (end.reshape(layer.channel_shape) for end in layer.weight_ends())
     scale, _, _ = layer.weight_grid(*ends)
     steps = layer.scaled_weight() / scale
