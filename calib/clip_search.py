@@ -40,7 +40,7 @@ def search_activation_range(
     def loss(low: float, high: float) -> float:
         if high - low <= 0:
             return float("inf")
-        y = quantize_in_range(values, torch.tensor(low), torch.tensor(high), bits)
+        y = quantize_in_range(values, values.new_tensor(low), values.new_tensor(high), bits)
         return float(_powered(y.sub_(values), power).mean())
 
     if smallest == largest:
@@ -83,7 +83,7 @@ def search_weight_range(
         )
         return _powered(y.sub_(rows), power) @ counts.flatten()
 
-    factors = torch.tensor(_factors(factors_tried))
+    factors = torch.tensor(_factors(factors_tried), device=rows.device)
     both = factors[torch.stack([loss(low * f, high * f) for f in factors]).argmin(0)]
     if bits == 8:
         return low * both, high * both

@@ -83,7 +83,7 @@ class Journal:
         if not path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CalibrationError(path, f"cannot be read ({error})", fix=f"remove {self.folder}") from error
         self._seconds_before = max(self._seconds_before, float(state.pop("seconds")))

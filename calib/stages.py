@@ -74,9 +74,8 @@ def hard(layers: Sequence[QuantizedLayer]) -> Iterator[None]:
 
 def rounding_penalty(layers: Sequence[QuantizedLayer], done: float) -> torch.Tensor:
     """What pushes h to 0 or 1: mean of 1 - |2h - 1|**power, none in the first fifth. Source: AdaRound."""
-    total = torch.zeros(())
     if done < ROUND_WARM_UP:
-        return total
+        return torch.zeros((), device=layers[0].layer.weight.device)
     share = (done - ROUND_WARM_UP) / (1 - ROUND_WARM_UP)
     power = ROUND_LAST_POWER + (ROUND_FIRST_POWER - ROUND_LAST_POWER) * 0.5 * (1 + math.cos(math.pi * share))
     means = [(1 - (2 * layer.soft_rounding() - 1).abs().pow(power)).mean() for layer in layers]
