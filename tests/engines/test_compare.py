@@ -215,7 +215,7 @@ def test_calibrate_is_given_what_was_asked_for(job: Comparison, tmp_path: Path, 
         for p in parsed
     )
     assert [(p["seed"], p["block_steps"], p["recompute"], p["restart"]) for p in parsed[:2]] == [
-        (0, 40, False, False),
+        (0, 12, False, False),
         (7, 3, True, True),
     ]
     assert len({p["output"] for p in parsed}) == 4
@@ -290,7 +290,7 @@ def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in captured.out.splitlines()]
     assert ended.value.code == 1 and "1 of 2 rows failed" in captured.err
     assert table[0][7:] == ["LPIPS", "calibration s", "peak GB"]
-    assert table[2][3:8] == ["-", "0.00", "1.0000", "-", "0.2500"]
+    assert table[2][3:8] == ["-", "0.000", "1.0000", "-", "0.2500"]
     assert table[3] == ["lbq", "w4a4", "unet", *["failed"] * 7]
     json.dumps(report, allow_nan=False)
 
