@@ -138,7 +138,7 @@ class Calibration:
     """Ranges of every layer of `parts` of the model whose digest is `model_digest`.
 
     seconds and peak_bytes: what calibrating took. pictures: how many. tile_px: side of the low-resolution tiles.
-    curves: learning curves, phase -> [[step, loss], ...]; a number after "held out" is that of held-out pictures.
+    curves: learning curves, phase -> [[step, loss, loss on held-out pictures], ...].
     """
 
     method: str

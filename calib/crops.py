@@ -1,4 +1,4 @@
-"""Training crops of the calibration pictures: a fixed set, the last pictures held out."""
+"""Training crops of the calibration pictures: a fixed set, one picture in five held out."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from intsr.calib.initialize import group_layers, initialize, set_ranges
 from intsr.calib.journal import Journal
 from intsr.calib.plans import Plan, Stage
 from intsr.calib.reference import reference_networks
-from intsr.calib.simulate import QuantizedLayer, quantized_layers, with_layers
+from intsr.calib.simulate import QuantizedLayer, put_layers, quantized_layers, with_layers
 from intsr.calib.sites import network_of_site
 from intsr.calib.stages import conclude, hard, prepare, rates_of, recomputed, rounding_penalty, set_dynamic
 from intsr.calib.training import Phase, Report, learned_state, restore_state, train
@@ -176,9 +176,7 @@ class _NetworkWalk:
         return cached(recomputed, self.effort.cache, count, CHUNK, self.journal.folder)
 
     def _install(self, unit: Unit) -> None:
-        for site in unit.sites:
-            parent, _, name = site.rpartition(".")
-            setattr(self.quantized.get_submodule(parent), name, self.layers[site])
+        put_layers(self.quantized, {site: self.layers[site] for site in unit.sites})
 
     def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
         probes = [torch.cat([inputs[i] for i in chunk]) for chunk in self._probes()]

@@ -319,7 +319,12 @@ def quantized_layers(
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a reference network, sharing its parameters, in which `layers` take their sites' places."""
     module = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    put_layers(module, layers)
+    return module
+
+
+def put_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Replace what is at each site of `module`."""
     for site, layer in layers.items():
         parent, _, name = site.rpartition(".")
         setattr(module.get_submodule(parent), name, layer)
-    return module

@@ -21,7 +21,7 @@ from intsr.errors import CalibrationError
 
 EVALUATIONS = 4
 LAST_RATE = 0.05
-OWN_PREFIX = "layer."
+MODEL_PREFIX = "layer."  # of a QuantizedLayer's tensors: the model's weight and bias
 
 Report = Callable[[str, int, float], None]
 
@@ -41,25 +41,25 @@ class Phase:
     held_out_loss: Callable[[], float]
 
 
-def learned_state(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
-    """Everything of the layers that calibration set, copied; not the model's own weights."""
+def _own_tensors(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
+    """What calibration set, in place; not the model's own weights."""
     return {
-        f"{layer.site}:{name}": value.detach().clone()
+        f"{layer.site}:{name}": value
         for layer in layers
         for name, value in layer.state_dict().items()
-        if not name.startswith(OWN_PREFIX)
+        if not name.startswith(MODEL_PREFIX)
     }
+
+
+def learned_state(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
+    """Everything of the layers that calibration set, copied."""
+    return {key: value.detach().clone() for key, value in _own_tensors(layers).items()}
 
 
 @torch.no_grad()
 def restore_state(layers: Sequence[QuantizedLayer], state: dict[str, torch.Tensor]) -> None:
     """The inverse of `learned_state`. Raises CalibrationError where the tensors are not those of the layers."""
-    own = {
-        f"{layer.site}:{name}": value
-        for layer in layers
-        for name, value in layer.state_dict().items()
-        if not name.startswith(OWN_PREFIX)
-    }
+    own = _own_tensors(layers)
     if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
         raise CalibrationError("resuming a calibration", "other tensors than this run's", fix="start with --restart")
     for key, value in own.items():
