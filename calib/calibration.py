@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from intsr.calib.official_folder import OFFICIAL_KEY, Official, official_facts, official_tensors, take_official
+from intsr.calib.official_types import OfficialAttention, OfficialLayer
 from intsr.errors import CalibrationError
 from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
@@ -139,6 +141,8 @@ class Calibration:
 
     seconds and peak_bytes: what calibrating took. pictures: how many. tile_px: side of the low-resolution tiles.
     curves: learning curves, phase -> [[step, loss, loss on held-out pictures], ...].
+    official_layers, official_attentions: by site, of an imported calibration alone: engines then compute with these,
+    and `sites` is their summary, each layer on one grid.
     """
 
     method: str
@@ -152,11 +156,18 @@ class Calibration:
     peak_bytes: int
     sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    official_layers: Mapping[str, OfficialLayer] = field(default_factory=dict)
+    official_attentions: Mapping[str, OfficialAttention] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.parts or not set(self.parts) <= set(PARTS):
             raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS}")
-        object.__setattr__(self, "sites", MappingProxyType(dict(self.sites)))
+        for name in ("sites", "official_layers", "official_attentions"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    def official(self) -> Official:
+        """Both kinds of imported quantizers, as a folder names them."""
+        return {"layers": self.official_layers, "attentions": self.official_attentions}
 
     def digest(self) -> str:
         """SHA-256 over everything that changes an engine; how long calibrating took does not."""
@@ -166,6 +177,9 @@ class Calibration:
             digest.update(json.dumps([site, repr(q.x_min), repr(q.x_max), q.activation_bits, q.weight_bits]).encode())
             for name, array in q.arrays().items():
                 digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+        for kind, quantizers in self.official().items():
+            for site, quantizer in quantizers.items():
+                digest.update(f"{kind} {site} {quantizer.digest()}".encode())
         return digest.hexdigest()
 
     def check_model(self, digest: str, name: str) -> None:
@@ -200,11 +214,14 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             for site, q in calibration.sites.items()
         },
     }
+    if calibration.official_layers:
+        values[OFFICIAL_KEY] = official_facts(calibration.official())
     with atomic_folder(folder, marker=JSON_NAME) as temporary:
         tensors: dict[str, NDArray[Any]] = {}
         for site, quantizer in calibration.sites.items():
             tensors |= {f"{site}.{end}": np.array(getattr(quantizer, end), np.float64) for end in END_NAMES}
             tensors |= {f"{site}.{name}": array for name, array in quantizer.arrays().items()}
+        tensors |= official_tensors(calibration.official())
         save_file(tensors, temporary / TENSORS_NAME)
         (temporary / JSON_NAME).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         if calibration.curves:
@@ -223,11 +240,12 @@ def load_calibration(folder: Path) -> Calibration:
         raise CalibrationError(folder, f"cannot be read ({error})", "a calibration folder", fix) from error
     if not isinstance(values, dict) or values.get("schema_version") != SCHEMA_VERSION:
         raise CalibrationError(folder, "another schema version", str(SCHEMA_VERSION), "calibrate again")
-    if set(values) != KEYS:
-        difference = sorted(set(values) ^ KEYS)
+    if set(values) - {OFFICIAL_KEY} != KEYS:
+        difference = sorted((set(values) - {OFFICIAL_KEY}) ^ KEYS)
         raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
     if not isinstance(values["sites"], dict):
         raise CalibrationError(folder / JSON_NAME, "sites is no object", fix="calibrate again")
+    official = take_official(values.get(OFFICIAL_KEY), tensors, folder)
     expected = {f"{site}.{end}" for site in values["sites"] for end in END_NAMES}
     optional = {f"{site}.{name}" for site in values["sites"] for name in ARRAY_DTYPES}
     if not expected <= set(tensors) <= expected | optional:
@@ -237,7 +255,13 @@ def load_calibration(folder: Path) -> Calibration:
     sites = {site: _site_from_mapping(site, entry, tensors, folder) for site, entry in values["sites"].items()}
     plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
     return Calibration(
-        bits=Bits.parse(values["bits"]), parts=tuple(values["parts"]), sites=sites, curves=curves, **plain
+        bits=Bits.parse(values["bits"]),
+        parts=tuple(values["parts"]),
+        sites=sites,
+        curves=curves,
+        official_layers=official.get("layers", {}),
+        official_attentions=official.get("attentions", {}),
+        **plain,
     )
 
 

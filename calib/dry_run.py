@@ -18,7 +18,7 @@ from torch import nn
 
 from intsr.calib.initialize import initialize
 from intsr.calib.journal import Journal
-from intsr.calib.learn import PROBE_CROPS
+from intsr.calib.learn import probe_chunks
 from intsr.calib.plans import Plan, plan_of_method
 from intsr.calib.reference import reference_networks
 from intsr.calib.simulate import quantized_layers, with_layers
@@ -113,8 +113,12 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         1, 3, *[recipe.crop_px * model.spec.upscale_factor] * 2, generator=torch.Generator().manual_seed(0)
     )
     x = x * 2 - 1
+    left = {network_of_site(site) for site in layers}
     for name, network in reference_networks(model).items():
         own = [site for site in layers if network_of_site(site) == name]
+        if not left:
+            break
+        left.discard(name)
         if own:
             found = units_of_network(network, own, x)
             units |= {unit.name: unit for unit in found}
@@ -205,9 +209,13 @@ def _measure(
     with torch.no_grad():
         target = call.run(module, value)
     start = time.perf_counter()
-    probes = [value] * PROBE_CROPS
+    probes, passing = probe_chunks(recipe.crops, x.shape[-1])
+    kept = [value.expand(len(chunk), *value.shape[1:]) for chunk in probes]
     plain = {site: network.get_submodule(site) for site in unit.sites}
-    initialize(tuple(layers.values()), layer_inputs(lambda v: call.run(module, v), plain, probes), plan.start, 0)
+    # What only passes by costs a forward pass each; here all are the same.
+    seen = layer_inputs(lambda v: call.run(module, v), plain, kept, [kept[0] for _ in passing])
+    initialize(tuple(layers.values()), seen, plan.start, 0)
+    del seen, kept
     initialized = time.perf_counter()
     trained = with_layers(network, layers).get_submodule(unit.name)
     stages = plan.block or plan.joint

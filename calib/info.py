@@ -7,7 +7,7 @@ as in the literature's compression tables. Source: METHODS section 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,60 +16,17 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
-from intsr.calib.model import SPEC_NAME, model_folder, read_json
+from intsr.calib.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
+from intsr.calib.checkpoint import read_checkpoint
+from intsr.calib.ldm import configs_from_ldm, without_wrapper
+from intsr.calib.networks import CLASSES, check_config
+from intsr.calib.settings import SPEC_NAME, read_json
+from intsr.calib.sources import find_model
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 
 FULL_PRECISION_BITS = 32
 DEFAULT_SIZE_PX = 512
-# CLIP's prompt length, of every model that brings no context of its own.
-PROMPT_TOKENS = 77
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """What decides the counts. unet and vae: diffusers' configurations, as in their config.json."""
-
-    name: str
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    context_tokens: int = PROMPT_TOKENS
-
-
-# Stable Diffusion 2.1 (base): what OSEDiff, PassionSR and their kin are made from.
-SD21 = Architecture(
-    name="sd21",
-    unet={
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": 64,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-        "block_out_channels": [320, 640, 1280, 1280],
-        "layers_per_block": 2,
-        "attention_head_dim": [5, 10, 20, 20],  # diffusers' name for the number of heads: 64 channels each
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-        "norm_num_groups": 32,
-        "norm_eps": 1e-5,
-        "act_fn": "silu",
-    },
-    vae={
-        "_class_name": "AutoencoderKL",
-        "sample_size": 768,
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "latent_channels": 4,
-        "norm_num_groups": 32,
-        "act_fn": "silu",
-    },
-)
-ARCHITECTURES = {SD21.name: SD21}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +58,25 @@ class QuantizedCost:
     ratio_gops: float
 
 
-def architecture_from_folder(folder: Path) -> Architecture:
+def architecture_from_folder(folder: Path, name: str | None = None) -> Architecture:
     """Read unet/config.json, vae/config.json and, where there is one, intsr_model.json. Raises ModelError."""
     configs = {}
-    for part, class_name in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
+    for part in CLASSES:
         path = folder / part / "config.json"
         configs[part] = read_json(path)
-        if configs[part].get("_class_name", class_name) != class_name:
-            raise ModelError(path, f"class {configs[part]['_class_name']}", class_name)
+        check_config(part, configs[part], path)
     settings = read_json(folder / SPEC_NAME) if (folder / SPEC_NAME).is_file() else {}
     tokens = _tokens_from_context(folder / str(settings["context"])) if settings.get("context") else PROMPT_TOKENS
-    return Architecture(settings.get("name", folder.resolve().name), configs["unet"], configs["vae"], tokens)
+    called = settings.get("name", name or folder.resolve().name)
+    return Architecture(called, configs["unet"], configs["vae"], tokens, bool(settings.get("synthetic")))
+
+
+def architecture_from_file(path: Path) -> Architecture:
+    """Of a single file in ldm's format, by the shapes of its tensors. Raises ModelError."""
+    checkpoint = read_checkpoint(path)
+    tensors = without_wrapper(checkpoint.tensors)
+    unet, vae = configs_from_ldm({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    return Architecture(path.stem, unet, vae)
 
 
 def _tokens_from_context(path: Path) -> int:
@@ -126,7 +91,7 @@ def _tokens_from_context(path: Path) -> int:
 
 
 def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
-    """The architecture of a model folder (`demo` is the bundled one) or of a known name, exactly one of both."""
+    """The architecture of a model, as every command finds it, or of a known name, exactly one of both."""
     if (name is None) == (arch is None):
         raise UsageError(
             "info", "neither or both of MODEL and --arch", "one of them", "for example intsr info --arch sd21"
@@ -134,7 +99,8 @@ def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
     if arch is not None:
         return ARCHITECTURES[arch]
     assert name is not None
-    return architecture_from_folder(model_folder(name))
+    place = find_model(name, with_weights=False)
+    return architecture_from_file(place.path) if place.is_file else architecture_from_folder(place.path, place.name)
 
 
 def costs_from_architecture(architecture: Architecture, size_px: int = DEFAULT_SIZE_PX) -> tuple[NetworkCost, ...]:

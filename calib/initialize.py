@@ -22,6 +22,7 @@ from intsr.calib.clip_search import (
 )
 from intsr.calib.let import let_scale_from_maxima
 from intsr.calib.simulate import InputGrid, QuantizedLayer
+from intsr.calib.units import Seen, seen_of
 from intsr.errors import CalibrationError
 
 # Exponents of s = max|x_c|**a / max|W_c|**a that are tried; PassionSR starts at 0.3.
@@ -54,17 +55,15 @@ def group_layers(layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]
 
 
 @torch.no_grad()
-def initialize(
-    layers: Sequence[QuantizedLayer], inputs: Mapping[str, Sequence[torch.Tensor]], start: Start, seed: int
-) -> None:
-    """Set every base of the layers' grids. inputs: site -> what that layer is given, batch by batch.
+def initialize(layers: Sequence[QuantizedLayer], inputs: Mapping[str, Seen], start: Start, seed: int) -> None:
+    """Set every base of the layers' grids. inputs: site -> what that layer is given.
 
     Raises CalibrationError for inputs that are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     for group in group_layers(layers):
-        seen = list(inputs[group[0].site])
-        if not all(bool(torch.isfinite(x).all()) for x in seen):
+        seen = inputs[group[0].site]
+        if not bool(torch.isfinite(torch.cat([seen.low, seen.high])).all()):
             raise CalibrationError(group[0].site, "NaN or infinity in its input", "finite activations")
         if start.let:
             _search_let(group, seen, start, generator)
@@ -76,17 +75,18 @@ def initialize(
 @torch.no_grad()
 def set_ranges(
     group: Sequence[QuantizedLayer],
-    seen: Sequence[torch.Tensor],
+    seen: Seen,
     start: Start,
     generator: torch.Generator,
     rough: bool = False,
 ) -> None:
     """Ranges of one grid, and of its layers' weights, with s and d as they are. rough: enough to compare two LETs."""
     grid = group[0].grid
-    transformed = [group[0].input_seen(x) for x in seen]
+    transformed = [group[0].input_seen(x) for x in seen.values]
+    ends = _ends_seen(group[0], seen)
     if start.rule == "output":
-        grid.set_range(*_range_by_output(group, transformed, rough))
-        importance = _mean_squares(grid, seen)
+        grid.set_range(*_range_by_output(group, transformed, ends, rough))
+        importance = _mean_squares(grid, seen.values)
         for layer in group:
             layer.set_weight_range(*_weight_range_by_output(layer, transformed, importance, rough))
         return
@@ -96,22 +96,24 @@ def set_ranges(
         for layer in group:
             layer.set_weight_range(*lsq_weight_range(layer.scaled_weight(), layer.weight_bits))
         return
+    # What only passed by, where it reached further.
+    beyond = [end for end in ends if not values.min() <= end <= values.max()]
+    values = torch.cat([values, values.new_tensor(beyond)])
     grid.set_range(*search_activation_range(values, grid.spec.bits, grid.spec.symmetric, start.power))
     for layer in group:
         layer.set_weight_range(*search_weight_range(layer.scaled_weight(), layer.weight_bits, None, start.power))
 
 
 def _range_by_output(
-    group: Sequence[QuantizedLayer], transformed: Sequence[torch.Tensor], rough: bool
+    group: Sequence[QuantizedLayer], transformed: Sequence[torch.Tensor], ends: tuple[float, float], rough: bool
 ) -> tuple[float, float]:
-    """The range whose rounding and clipping error, seen behind the layers, is least.
+    """The range within `ends`, and 0, whose rounding and clipping error, seen behind the layers, is least.
 
     Behind the layers and not in the input itself: clipped values all err in one direction, and what a sum over
     hundreds of channels and taps makes of that is far more than of rounding errors of the same size.
     """
     grid = group[0].grid
-    low = min(0.0, *(float(x.min()) for x in transformed))
-    high = max(0.0, *(float(x.max()) for x in transformed))
+    low, high = min(0.0, ends[0]), max(0.0, ends[1])
     weights = [layer.scaled_weight() for layer in group]
 
     def error(low_factor: float, high_factor: float) -> float:
@@ -157,19 +159,23 @@ def _mean_squares(grid: InputGrid, seen: Sequence[torch.Tensor]) -> torch.Tensor
     return torch.stack(sums).mean(0)
 
 
-def _channel_ends(grid: InputGrid, seen: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    columns = [x.movedim(grid.spec.axis, 0).flatten(1) for x in seen]
-    low = torch.stack([c.amin(1) for c in columns]).amin(0)
-    high = torch.stack([c.amax(1) for c in columns]).amax(0)
-    return low, high
+def _ends_seen(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
+    """The least and greatest value of all that the grid was given, transformed; of its padding too."""
+    shape = [1] * 4 if layer.grid.spec.axis == 1 else [1, 1]
+    shape[layer.grid.spec.axis] = -1
+    low, high = seen.low, seen.high
+    if any(layer.padding):
+        low, high = low.clamp_max(0), high.clamp_min(0)
+    low, high = (layer.grid.transform(end.reshape(shape)) for end in (low, high))
+    return float(low.min()), float(high.max())
 
 
-def _equalize_parts(grid: InputGrid, seen: Sequence[torch.Tensor]) -> None:
+def _equalize_parts(grid: InputGrid, seen: Seen) -> None:
     """Each side of a concatenation onto a common grid: s from the ratio of their widths, d from their middles.
 
     Half of the ratio (in logarithms): the weights, multiplied by s, share one grid too and pay for it.
     """
-    low, high = _channel_ends(grid, seen)
+    low, high = seen.low, seen.high
     ends = torch.zeros(2, int(grid.index.max()) + 1)
     for part in range(ends.shape[1]):
         chosen = grid.index == part
@@ -180,15 +186,13 @@ def _equalize_parts(grid: InputGrid, seen: Sequence[torch.Tensor]) -> None:
     grid.set_let(scale[grid.index], middle[grid.index], width[grid.index])
 
 
-def _search_let(
-    group: Sequence[QuantizedLayer], seen: Sequence[torch.Tensor], start: Start, generator: torch.Generator
-) -> None:
+def _search_let(group: Sequence[QuantizedLayer], seen: Seen, start: Start, generator: torch.Generator) -> None:
     """The exponent and the shift whose quantized products differ least from the exact ones, on the first inputs."""
     grid = group[0].grid
-    low, high = _channel_ends(grid, seen)
+    low, high = seen.low, seen.high
     reach = (high - low).clamp_min(1e-6)
-    probes = list(seen[:1])
-    exact = [[layer.layer(x) for x in probes] for layer in group]
+    tried = seen_of(seen.values[:1])
+    exact = [[layer.layer(x) for x in tried.values] for layer in group]
     weight = torch.stack([layer.layer.weight.abs().transpose(0, 1).flatten(1).amax(1) for layer in group]).amax(0)
     best: tuple[float, torch.Tensor, torch.Tensor] | None = None
     for share in LET_SHIFTS if grid.spec.may_shift else (0.0,):
@@ -197,11 +201,11 @@ def _search_let(
         for exponent in LET_EXPONENTS:
             scale = let_scale_from_maxima(magnitude, weight, exponent)
             grid.set_let(scale, shift, reach)
-            set_ranges(group, probes, start, generator, rough=True)
+            set_ranges(group, tried, start, generator, rough=True)
             error = sum(
                 float((layer(x) - y).square().mean() / y.square().mean().clamp_min(1e-12))
                 for layer, outputs in zip(group, exact, strict=True)
-                for x, y in zip(probes, outputs, strict=True)
+                for x, y in zip(tried.values, outputs, strict=True)
             )
             if best is None or error < best[0]:
                 best = error, scale, shift

@@ -22,7 +22,7 @@ from intsr.calib.sites import network_of_site
 from intsr.calib.stages import conclude, hard, prepare, rates_of, recomputed, rounding_penalty, set_dynamic
 from intsr.calib.training import Phase, Report, learned_state, restore_state, train
 from intsr.calib.unit_data import CACHES, KnownPairs, PairSource, Recomputed, cached
-from intsr.calib.units import Call, Unit, layer_inputs, units_of_network
+from intsr.calib.units import Call, Seen, Unit, layer_inputs, units_of_network
 from intsr.errors import UsageError
 from intsr.types import NETWORKS, Bits
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 CHUNK = 4
-PROBE_CROPS = 24
+# Initialization looks at so many crops, and tries every range on as many of them as have so many pixels in all
+# (enlarged): all 24 of 128x128. Of the others it takes the ends only.
+PROBE_CROPS, PROBE_PX, PROBES_TRIED = 24, 24 * 128 * 128, 2
 Curves = dict[str, list[list[float]]]
 
 
@@ -80,13 +82,28 @@ def learn(
         own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
         targets = _outputs(references[name], exact)
         if own:
-            walk = _NetworkWalk(references[name], own, plan, effort, seed, journal, report, len(crops.train))
+            walk = _NetworkWalk(references[name], own, plan, effort, seed, journal, report, crops)
             curves |= walk.run(name, values, exact, targets)
             values = _outputs(walk.quantized, values)
         else:
             values = _outputs(references[name], values)
         exact = targets
     return layers, curves
+
+
+def probe_chunks(count: int, side_px: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Crops that initialization looks at, in chunks: those it tries ranges on, and those it takes the ends of.
+
+    count: crops to train on, side_px: of the enlarged ones. Spread over the pictures: a range must hold all.
+    """
+    looked_at = min(PROBE_CROPS, count)
+    tried = min(looked_at, max(PROBES_TRIED, PROBE_PX // side_px**2))
+    chosen = [i * count // looked_at for i in range(looked_at)]
+    kept = {chosen[i * looked_at // tried] for i in range(tried)}
+    groups = ([i for i in chosen if i in kept], [i for i in chosen if i not in kept])
+    size = min(CHUNK, tried)
+    first, second = ([group[i : i + size] for i in range(0, len(group), size)] for group in groups)
+    return first, second
 
 
 @torch.no_grad()
@@ -106,10 +123,11 @@ class _NetworkWalk:
         seed: int,
         journal: Journal,
         report: Report,
-        train_count: int,
+        crops: Crops,
     ) -> None:
         self.reference, self.layers, self.plan, self.effort = reference, layers, plan, effort
-        self.seed, self.journal, self.report, self.train_count = seed, journal, report, train_count
+        self.seed, self.journal, self.report, self.train_count = seed, journal, report, len(crops.train)
+        self.probes = probe_chunks(self.train_count, crops.train[0].shape[-1])
         # Layers take their places as their units are done.
         self.quantized = with_layers(reference, {})
 
@@ -156,10 +174,10 @@ class _NetworkWalk:
             return curves
         recomputed = Recomputed(self.quantized, self.reference, unit.name, inputs, exact)
         call, source = recomputed.call(), self._source(recomputed, len(inputs))
-        probes = [source.batch(chunk)[0] for chunk in self._probes()]
+        kept, passing = ((source.batch(chunk)[0] for chunk in chunks) for chunks in self.probes)
         module = self.reference.get_submodule(unit.name)
         plain = {site: self.reference.get_submodule(site) for site in unit.sites}
-        seen = layer_inputs(lambda x: call.run(module, x), plain, probes)
+        seen = layer_inputs(lambda x: call.run(module, x), plain, kept, passing)
         initialize(layers, seen, self.plan.start, self.seed)
         self._install(unit)
         trained = self.quantized.get_submodule(unit.name)
@@ -178,15 +196,9 @@ class _NetworkWalk:
     def _install(self, unit: Unit) -> None:
         put_layers(self.quantized, {site: self.layers[site] for site in unit.sites})
 
-    def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        probes = [torch.cat([inputs[i] for i in chunk]) for chunk in self._probes()]
-        return layer_inputs(self.quantized, self.layers, probes)
-
-    def _probes(self) -> list[list[int]]:
-        """Chunks of crops that initialization looks at, spread over the pictures: a range must hold all of theirs."""
-        count = min(PROBE_CROPS, self.train_count)
-        chosen = [i * self.train_count // count for i in range(count)]
-        return [chosen[i : i + CHUNK] for i in range(0, count, CHUNK)]
+    def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, Seen]:
+        kept, passing = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
+        return layer_inputs(self.quantized, self.layers, kept, passing)
 
     def _stage(
         self,
@@ -196,7 +208,7 @@ class _NetworkWalk:
         module: nn.Module,
         call: Call,
         source: PairSource,
-        seen: Mapping[str, Sequence[torch.Tensor]],
+        seen: Mapping[str, Seen],
         steps: int,
         count: int,
     ) -> Curves:

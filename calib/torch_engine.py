@@ -76,11 +76,17 @@ def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscal
         upscale_factor=model.spec.upscale_factor,
         resize_filter=model.spec.resize_filter,
         color_fix="wavelet",
+        synthetic=model.spec.synthetic,
     )
 
 
 def reference_for_verification(
-    against: str, model_name: str | None, context: Path | None, tile_px: int, calibration_digest: str
+    against: str,
+    model_name: str | None,
+    context: Path | None,
+    lora: Path | None,
+    tile_px: int,
+    calibration_digest: str,
 ) -> tuple[TorchReference, ModelSpec]:
     """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
 
@@ -88,7 +94,7 @@ def reference_for_verification(
     Raises UsageError, ModelError, CalibrationError.
     """
     if not (Path(against) / JSON_NAME).is_file():
-        model = load_model(against, context)
+        model = load_model(against, context, lora)
         return TorchReference(torch_networks(reference_networks(model), model, tile_px)), model.spec
     if model_name is None:
         raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
@@ -102,7 +108,13 @@ def reference_for_verification(
         raise CalibrationError(
             against, f"digest {calibration.digest()[:12]}", f"the one that the engine was made with, {built}"
         )
-    model = load_model(model_name, context)
+    model = load_model(model_name, context, lora)
+    if calibration.official_layers:
+        from intsr.calib.official_forward import official_model
+
+        # Not the folded form, but what the official code computes.
+        official = official_model(model, calibration.official_layers, calibration.official_attentions)
+        return TorchReference(torch_networks(reference_networks(official), model, tile_px)), model.spec
     folded = folded_from_model(model, calibration)
     modules = {network.name: fake_quantized(network) for network in folded.networks}
     return TorchReference(torch_networks(modules, model, tile_px)), model.spec

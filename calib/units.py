@@ -132,20 +132,70 @@ def _one(value: Any) -> Any:
     return value[:1].clone() if isinstance(value, torch.Tensor) and value.ndim else value
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a layer was given. values: inputs kept whole, (N, ...) each. low, high: (C,), the least and greatest value
+    of every channel, in these inputs and in those that only passed by."""
+
+    values: tuple[torch.Tensor, ...]
+    low: torch.Tensor
+    high: torch.Tensor
+
+
+def seen_of(values: Sequence[torch.Tensor]) -> Seen:
+    """Inputs that were all kept."""
+    low, high = (torch.stack(of_side) for of_side in zip(*map(_channel_ends, values), strict=True))
+    return Seen(tuple(values), low.amin(0), high.amax(0))
+
+
+def _channel_ends(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    axis = 1 if x.ndim == 4 else x.ndim - 1
+    others = [i for i in range(x.ndim) if i != axis]
+    return x.amin(others), x.amax(others)
+
+
+class _Watch:
+    """Forward pre-hook of one layer."""
+
+    def __init__(self) -> None:
+        self.keeps = True
+        self.values: list[torch.Tensor] = []
+        self.ends: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        low, high = _channel_ends(x)
+        if self.ends is None:
+            self.ends = low, high
+        # In place: small tensors that outlive large ones keep the allocator from giving memory back.
+        torch.minimum(self.ends[0], low, out=self.ends[0])
+        torch.maximum(self.ends[1], high, out=self.ends[1])
+        if self.keeps:
+            self.values.append(x)
+
+    def seen(self) -> Seen:
+        assert self.ends is not None
+        return Seen(tuple(self.values), *self.ends)
+
+
 @torch.no_grad()
 def layer_inputs(
-    run: Callable[[torch.Tensor], Any], layers: Mapping[str, nn.Module], batches: Sequence[torch.Tensor]
-) -> dict[str, list[torch.Tensor]]:
-    """Every layer's input while `run` goes over `batches`."""
-    seen: dict[str, list[torch.Tensor]] = {site: [] for site in layers}
-    handles = [
-        layer.register_forward_pre_hook(lambda _, args, site=site: seen[site].append(args[0].detach()))
-        for site, layer in layers.items()
-    ]
-    try:
+    run: Callable[[torch.Tensor], Any],
+    layers: Mapping[str, nn.Module],
+    kept: Iterable[torch.Tensor],
+    passing: Iterable[torch.Tensor] = (),
+) -> dict[str, Seen]:
+    """Every layer's input while `run` goes over the batches: of `kept` all of it, of `passing` only the ends."""
+    watches = {site: _Watch() for site in layers}
+    for keeps, batches in ((True, kept), (False, passing)):
+        for watch in watches.values():
+            watch.keeps = keeps
         for batch in batches:
-            run(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+            # Not before: a batch that is computed as it is asked for may go through the same layers.
+            handles = [layer.register_forward_pre_hook(watches[site]) for site, layer in layers.items()]
+            try:
+                run(batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
+    return {site: watch.seen() for site, watch in watches.items()}

@@ -42,8 +42,7 @@ def common_options(function: F) -> F:
 
 
 def model_options(function: F) -> F:
-    """--tile (`tile_px`) and --context, wherever a model is turned into something."""
-    context_path = click.Path(path_type=Path)
+    """--tile (`tile_px`), and `weight_options`, wherever a model is turned into something."""
     decorators = (
         click.option(
             "--tile",
@@ -53,7 +52,19 @@ def model_options(function: F) -> F:
             show_default=True,
             help="Side of the low-resolution tile.",
         ),
-        click.option("--context", type=context_path, help="Prompt context, safetensors with `context`."),
+        weight_options,
+    )
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function
+
+
+def weight_options(function: F) -> F:
+    """--context and --lora: what a model takes from other files."""
+    path = click.Path(path_type=Path)
+    decorators = (
+        click.option("--context", type=path, help="Prompt context, safetensors with `context`."),
+        click.option("--lora", type=path, help="OSEDiff's LoRA (.pkl or .safetensors), merged into the weights."),
     )
     for decorator in reversed(decorators):
         function = decorator(function)

@@ -50,6 +50,20 @@ def check_writable_place(folder: Path) -> None:
     check_writable_folder(nearest)
 
 
+def check_free_space(folder: Path, needed_bytes: int) -> None:
+    """Before long work: raises UsageError where the disk below `folder`, there or not yet, has no room for it."""
+    nearest = folder.absolute()
+    try:
+        while not nearest.is_dir() and nearest != nearest.parent:
+            nearest = nearest.parent
+        free_bytes = shutil.disk_usage(nearest).free
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    if free_bytes < needed_bytes:
+        got = f"{free_bytes / 1e9:.2f} GB free on its disk"
+        raise UsageError(folder, got, f"about {needed_bytes / 1e9:.2f} GB", "free some, or choose another output")
+
+
 def check_output_file(path: Path) -> None:
     """Before long work, what `atomic_path` would find after it. Creates nothing. Raises UsageError."""
     _check_no_folder(path)
@@ -79,7 +93,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(file_mode())
         _fsync_path(temporary)
         temporary.replace(path)
         _fsync_path(path.parent)
@@ -142,6 +156,11 @@ def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "
 def _temporary_prefix(path: Path) -> str:
     # Cut short: with what mkstemp adds, a name of the permitted 255 bytes would be too long.
     return f".{path.name[:_PREFIX_CHARACTERS]}."
+
+
+def file_mode() -> int:
+    """Permissions of an ordinary new file."""
+    return 0o666 & ~_umask()
 
 
 def _umask() -> int:

@@ -13,6 +13,7 @@ NETWORKS = ("encoder", "unet", "decoder")
 COLOR_FIXES = ("wavelet", "adain", "none")
 RESIZE_FILTERS = ("bicubic", "lanczos")
 MIN_BITS, MAX_BITS = 2, 8
+SYNTHETIC_NOTE = "random weights: for measuring speed and memory only"
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class ModelSpec:
     timestep: index into the scheduler's betas. alpha_bar: cumulative product of alphas there, in (0, 1).
     latent_scaling_factor: the VAE's. upscale_factor: output side over input side.
     resize_filter: how the input is brought to the output's size first. size_multiple_px: the output's sides must be
-    whole multiples of this for all three networks.
+    whole multiples of this for all three networks. synthetic: random weights, good for speed and memory alone.
     """
 
     name: str
@@ -77,6 +78,8 @@ class ModelSpec:
     resize_filter: str
     size_multiple_px: int
     licence: str = ""
+    # Not in repr(), of which digests are made: those of older calibrations must stay.
+    synthetic: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha_bar < 1:
@@ -130,6 +133,7 @@ class Manifest:
     tile_px * upscale_factor. overlap_px: default overlap of neighbouring tiles, in low-resolution pixels.
     library: what built it. gpu_architecture: for example `sm86+`, empty where none. precision: of what is not
     integer. sha256: of every member but the manifest. build: numbers of the build (sizes, seconds), free form.
+    synthetic: of random weights; bundles older than this key have none.
     """
 
     schema_version: int
@@ -152,6 +156,7 @@ class Manifest:
     calibration_digest: str
     licence: str
     build: dict[str, Any] = field(default_factory=dict)
+    synthetic: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))

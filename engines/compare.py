@@ -23,7 +23,7 @@ import numpy as np
 
 import intsr
 from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
-from intsr.calib.model import SRModel, load_model
+from intsr.calib.model import SRModel, load_model, open_model
 from intsr.calib.pictures import list_pictures
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.compare_types import BICUBIC, FULL_PRECISION, Comparison, Places, Row, Setting
@@ -74,7 +74,7 @@ def run_comparison(
     bicubic_scores = _scores(bicubic, job.pairs, scorer)
     calibrations = calibrate_settings(job, places.calibrations, digest, say, watch)
 
-    model = load_model(job.model, job.context)
+    model = load_model(job.model, job.context, job.lora)
     say("full precision: compiling and upscaling")
     _upscale_all(model, None, job, fp, places.scratch)
     exact = _scores(fp, job.pairs, scorer)
@@ -99,9 +99,9 @@ def _line(setting: Setting, row: Row) -> str:
 
 
 def _model_facts(job: Comparison) -> tuple[ModelSpec, str]:
-    """Its spec and digest; the model itself is let go, calibrations need the memory."""
-    model = load_model(job.model, job.context)
-    return model.spec, model.digest
+    """Its spec and digest, without its weights: calibrations need the memory."""
+    source = open_model(job.model, job.context, job.lora)
+    return source.spec, source.digest
 
 
 def _check_sizes(pairs: Pairs, factor: int) -> None:
@@ -155,6 +155,7 @@ def _calibrate(job: Comparison, setting: Setting, output: Path) -> None:
     arguments += ["--method", setting.method, "--bits", setting.bits, "--parts", ",".join(setting.parts)]
     arguments += ["--limit", job.limit] if job.limit is not None else []
     arguments += ["--context", job.context] if job.context is not None else []
+    arguments += ["--lora", job.lora] if job.lora is not None else []
     arguments += ["--restart"] if job.restart and setting.trains else []
     for name, value in job.options_of(setting).items():
         arguments += [name] if value is None else [name, value]

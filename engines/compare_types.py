@@ -36,8 +36,8 @@ class Setting:
 class Comparison:
     """What is compared, and on what.
 
-    model, context, tile_px: as `intsr calibrate` takes them. calibration_images: folder of low-resolution pictures,
-    the first `limit` of which are used, None for all. pairs: low-resolution pictures and their originals.
+    model, context, lora, tile_px: as `intsr calibrate` takes them. calibration_images: folder of low-resolution
+    pictures, the first `limit` of which are used, None for all. pairs: low-resolution pictures and their originals.
     color_fix, precision: of every engine. options: further options of calibrate and their values, None for flags;
     training: more of them, for the methods that train. restart: calibrate anew whatever is there.
     """
@@ -54,6 +54,7 @@ class Comparison:
     options: Mapping[str, str | None] = field(default_factory=dict)
     training: Mapping[str, str | None] = field(default_factory=dict)
     restart: bool = False
+    lora: Path | None = None
 
     def options_of(self, setting: Setting) -> dict[str, str | None]:
         return {**self.options, **(self.training if setting.trains else {})}

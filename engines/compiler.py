@@ -15,7 +15,7 @@ from intsr.engines.child import build_in_child
 from intsr.engines.targets import target_from_name
 from intsr.errors import UsageError
 from intsr.export.onnx_export import OnnxExport, load_export
-from intsr.files import check_output_file
+from intsr.files import check_free_space, check_output_file
 from intsr.types import Manifest, NetworkEntry
 
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
@@ -23,6 +23,8 @@ OVERLAP_SHARE = 4
 DEFAULT_COLOR_FIX = "wavelet"
 # Every kernel of every plan, for those who look closer: beside the networks, so that the manifest stays readable.
 KERNELS_MEMBER = "kernels.json"
+# Each network as it is built, then all of them in the bundle; about as large as the graphs they are made of.
+COPIES_ON_DISK = 2
 
 
 def compile_engine(
@@ -39,7 +41,7 @@ def compile_engine(
     """
     target = target_from_name(options.target)
     export = load_export(export_folder)
-    if export.lowering != target.lowering:
+    if not target.takes(export.lowering):
         raise UsageError(
             export_folder,
             f"lowered as {export.lowering}",
@@ -47,6 +49,7 @@ def compile_engine(
             f"export again with --target {target.name}",
         )
     check_output_file(output)
+    check_free_space(output.parent, COPIES_ON_DISK * sum(path.stat().st_size for path in export_folder.iterdir()))
     output.parent.mkdir(parents=True, exist_ok=True)
     reports: dict[str, BuildReport] = {}
     with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as folder:
@@ -106,4 +109,5 @@ def _manifest(
         calibration_digest=export.calibration_digest,
         licence=export.licence,
         build=build,
+        synthetic=export.synthetic,
     )

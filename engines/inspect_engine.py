@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from intsr.bundle import Bundle
+from intsr.errors import UsageError
+from intsr.types import SYNTHETIC_NOTE
 
-SUMMED = ("kernels", "fp32_gemms", "weight_bytes", "macs")
+SUMMED = ("kernels", "quantize_kernels", "reformat_kernels", "fp32_gemms", "weight_bytes", "macs")
+SHARES = ("int8_mac_share", "int8_weight_share")
+COMPARED = ("kernels", "activation_bytes", "weight_bytes")
 
 
 def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
-    """`manifest`, `members`, and with `layers` the finished plans by network and in total.
+    """`manifest`, `members`, a `note` on random weights, with `layers` the finished plans by network and in total.
 
     Plans are as the builder saw them when the engine was made; activation_bytes of the total is the largest, as the
     networks run one after the other. Raises BundleError, UsageError.
@@ -27,6 +31,8 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
     values = asdict(manifest)
     values["build"] = {key: value for key, value in manifest.build.items() if key != "plans"}
     report: dict[str, Any] = {"manifest": values, "members": members}
+    if manifest.synthetic:
+        report["note"] = SYNTHETIC_NOTE
     if layers:
         networks = [{"name": name, **plan} for name, plan in plans.items() if plan]
         report["networks"] = networks
@@ -36,14 +42,38 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
 
 
 def total_of_plans(networks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The networks' plans in one; int8_mac_share is weighted by MACs."""
-    total: dict[str, Any] = {key: sum(plan[key] for plan in networks) for key in SUMMED}
+    """The networks' plans in one; shares are weighted by MACs."""
+    total: dict[str, Any] = {key: sum(plan[key] for plan in networks) for key in _told_by_all(SUMMED, networks)}
     kinds: dict[str, int] = {}
     for plan in networks:
         for kind, count in plan["kernels_by_kind"].items():
             kinds[kind] = kinds.get(kind, 0) + count
     total["kernels_by_kind"] = dict(sorted(kinds.items(), key=lambda item: -item[1]))
     total["activation_bytes"] = max((plan["activation_bytes"] for plan in networks), default=0)
-    integer = sum(plan["int8_mac_share"] * plan["macs"] for plan in networks)
-    total["int8_mac_share"] = integer / total["macs"] if total["macs"] else 0.0
+    for share in _told_by_all(SHARES, networks):
+        integer = sum(plan[share] * plan["macs"] for plan in networks)
+        total[share] = integer / total["macs"] if total["macs"] else 0.0
     return total
+
+
+def _told_by_all(keys: tuple[str, ...], networks: list[dict[str, Any]]) -> list[str]:
+    """TensorRT's plans say more than others."""
+    return [key for key in keys if all(key in plan for plan in networks)]
+
+
+def compare_plans(report: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """`name` and what of COMPARED is how many times that of the engine at `path`, by network and in total.
+
+    report: of `inspect_engine` with layers. Raises UsageError where one of the engines has no plan.
+    """
+    other = inspect_engine(path, layers=True)
+    for found in (report, other):
+        if not found["networks"]:
+            manifest = found["manifest"]
+            raise UsageError("--against", f"no plan was recorded for target {manifest['target']}", "TensorRT engines")
+    plans = [{"name": "total", **values["total"]} for values in (report, other)]
+    pairs = zip([*report["networks"], plans[0]], [*other["networks"], plans[1]], strict=True)
+    return [
+        {"name": plan["name"], **{key: plan[key] / base[key] for key in COMPARED if base[key]}}
+        for plan, base in pairs
+    ]

@@ -26,13 +26,14 @@ Step = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
 class OnnxLayer:
     """One node of the graph. `macs` is 0 for everything but Conv, ConvTranspose, Gemm and MatMul.
 
-    attention: a MatMul beside a Softmax, not a linear layer.
+    attention: a MatMul beside a Softmax, not a linear layer. integer_weight: its weights are stored as integers.
     """
 
     name: str
     op_type: str
     macs: int = 0
     attention: bool = False
+    integer_weight: bool = False
 
 
 def layers_from_onnx(model: onnx.ModelProto) -> tuple[OnnxLayer, ...]:
@@ -44,13 +45,16 @@ def layers_from_onnx(model: onnx.ModelProto) -> tuple[OnnxLayer, ...]:
     shapes = _shapes(model)
     constants = _constants(model.graph)
     attention = _attention_matmuls(model.graph)
+    integer = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
     layers = []
     for node in model.graph.node:
         name = node.name or f"node_of_{node.output[0]}"
         is_attention = node.output[0] in attention
         is_linear = node.op_type in ("MatMul", "Gemm") and any(value in constants for value in node.input[:2])
         counted = is_attention or is_linear or node.op_type in ("Conv", "ConvTranspose")
-        layers.append(OnnxLayer(name, node.op_type, _macs(node, name, shapes) if counted else 0, is_attention))
+        macs = _macs(node, name, shapes) if counted else 0
+        has_integers = counted and any(value in integer for value in node.input)
+        layers.append(OnnxLayer(name, node.op_type, macs, is_attention, has_integers))
     return tuple(layers)
 
 

@@ -6,10 +6,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from intsr.console import Stopwatch
 from intsr.engines.build_types import BuildOptions, BuildReport
 from intsr.engines.onnx_layers import layers_from_onnx
+from intsr.export.norms import STATISTICS
 from intsr.export.onnx_file import read_onnx
 from intsr.loading import require
 from intsr.runtime.openvino_member import pack_member
@@ -30,6 +32,7 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     with tempfile.TemporaryDirectory(dir=plan_path.parent) as folder:
         xml_path = Path(folder) / "model.xml"
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+        keep_precise(xml_path)
         pack_member(xml_path, xml_path.with_suffix(".bin"), plan_path)
     seconds = watch.seconds
     plan = plan_from_model(openvino, model, _macs_by_layer(onnx_path)) if options.detailed else {}
@@ -41,6 +44,25 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
         library_version=openvino.__version__,
         plan=plan,
     )
+
+
+def keep_precise(xml_path: Path) -> None:
+    """Have GroupNorm's statistics computed in float32 also where INFERENCE_PRECISION_HINT says bf16.
+
+    They are vectors, so that it costs nothing, and E[x^2] - E[x]^2 of bf16's eight bits would be useless. The
+    attribute is the IR's own, which OpenVINO's own passes write; its Python API has no name for it.
+    """
+    tree = ElementTree.parse(xml_path)
+    layers = tree.getroot().find("layers")
+    assert layers is not None
+    for layer in layers:
+        if STATISTICS in layer.get("name", "") and layer.get("type") != "Const":
+            info = layer.find("rt_info")
+            if info is None:
+                info = ElementTree.Element("rt_info")
+                layer.insert(0 if layer.find("data") is None else 1, info)
+            ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+    tree.write(xml_path)
 
 
 def _macs_by_layer(onnx_path: Path) -> dict[str, int]:

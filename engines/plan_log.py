@@ -35,6 +35,8 @@ _POINTWISE_KINDS = {"kgen", "signal", "wait", "runtime_function", "reformat", "m
 _SYNCHRONIZATION_KINDS = {"signal", "wait"}
 _MULTIPLIES = re.compile(r"gemm|gemv|mha", re.IGNORECASE)
 _FLOAT32, _INT8 = "Float", "Int8"
+# What `PlanSummary.to_mapping` says beside the fields.
+DERIVED = ("kernels_by_kind", "int8_mac_share", "int8_weight_share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class PlanSummary:
     """What a finished plan does.
 
     macs: multiply-accumulates of all conv and linear layers of the ONNX graph; int8_macs: those that run on int8
-    inputs and int8 weights; unmatched_macs: those of layers that no kernel names, counted as not int8.
+    inputs and int8 weights; int8_weight_macs: those whose weights are stored in int8, whatever they run on;
+    unmatched_macs: those of layers that no kernel names, counted as not int8.
     attention_macs: of attention's own MatMuls, in none of the others. fp32_gemms: GEMM and attention kernels with a
     float32 input. quantize_kernels: kernels that do nothing but quantize or dequantize; reformat_kernels: kernels
     that carry out no ONNX layer at all (copies, casts, layout changes).
@@ -114,6 +117,7 @@ class PlanSummary:
     kernels: tuple[Kernel, ...]
     macs: int
     int8_macs: int
+    int8_weight_macs: int
     unmatched_macs: int
     attention_macs: int
     fp32_gemms: int
@@ -135,6 +139,11 @@ class PlanSummary:
         return self.int8_macs / self.macs if self.macs else 0.0
 
     @property
+    def int8_weight_share(self) -> float:
+        """Share of conv and linear MACs whose weights are stored in int8, in [0, 1]."""
+        return self.int8_weight_macs / self.macs if self.macs else 0.0
+
+    @property
     def kernels_by_kind(self) -> dict[str, int]:
         """Kind -> number of kernels, most frequent first; fused attention is its own kind."""
         return dict(Counter("mha" if "mha" in k.name else k.kind for k in self.kernels).most_common())
@@ -144,15 +153,13 @@ class PlanSummary:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["kernels"] = len(self.kernels)
         values["float_layers"] = [asdict(layer) for layer in self.float_layers]
-        derived = {"kernels_by_kind": self.kernels_by_kind, "int8_mac_share": self.int8_mac_share}
+        derived = {name: getattr(self, name) for name in DERIVED}
         return {**values, **derived, "layers": [kernel.to_mapping() for kernel in self.kernels]}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "plan") -> PlanSummary:
         """Raises UsageError for unknown keys."""
-        rest = {
-            k: v for k, v in values.items() if k not in ("kernels", "kernels_by_kind", "int8_mac_share", "layers")
-        }
+        rest = {k: v for k, v in values.items() if k not in ("kernels", "layers", *DERIVED)}
         return dataclass_from_mapping(cls, {**rest, "kernels": values.get("layers", ())}, where)
 
 
@@ -191,6 +198,7 @@ def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> Plan
     return PlanSummary(
         kernels=kernels,
         macs=sum(layer.macs for layer in weighted),
+        int8_weight_macs=sum(layer.macs for layer in weighted if layer.integer_weight),
         int8_macs=sum(layer.macs for layer in weighted if layer.name in int8),
         unmatched_macs=sum(layer.macs for layer in weighted if not matched[layer.name]),
         attention_macs=sum(layer.macs for layer in layers if layer.attention),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intsr.errors import UsageError
-from intsr.export.lowering import LOWERING_OF_TARGET
+from intsr.export.lowering import LOWERING_OF_TARGET, OTHERS_OF_TARGET, WEIGHT_ONLY_OF_TARGET
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,15 @@ class Target:
     @property
     def lowering(self) -> str:
         return LOWERING_OF_TARGET[self.name]
+
+    @property
+    def weight_only_lowering(self) -> str | None:
+        """For integer weights and float activations; None where the target has no use for it."""
+        return WEIGHT_ONLY_OF_TARGET.get(self.name)
+
+    def takes(self, lowering: str) -> bool:
+        """Whether graphs of that lowering can be built."""
+        return lowering in (self.lowering, self.weight_only_lowering, *OTHERS_OF_TARGET.get(self.name, ()))
 
 
 TARGETS = (

@@ -118,6 +118,8 @@ def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     if options.detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # One stream: these networks are chains of kernels, and further streams add little but events to wait for.
+    config.max_aux_streams = 0
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.hardware_compatibility != "none":

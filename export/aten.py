@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import fx
 
 from intsr.errors import ExportError
-from intsr.export.quantized import shifted_bias, write_weight
+from intsr.export.borders import Window
+from intsr.export.layers import merged_bias, merged_layer, write_convolution, write_linear
+from intsr.export.norms import GroupNorm, write_group_norm
 
 if TYPE_CHECKING:
     from intsr.export.network_lowering import NetworkLowering
@@ -41,57 +44,50 @@ def conv2d(net: NetworkLowering, node: fx.Node) -> Value:
         _pair(_argument(node, 3 + i, key, default))
         for i, (key, default) in enumerate((("stride", 1), ("padding", 0), ("dilation", 1)))
     )
-    pads = (*padding, *padding)
+    groups, (height, width) = int(_argument(node, 6, "groups", 1)), _shape(weight)[2:]
     value, bias, layer = net.value(x), net.bias_of(site), net.layers.get(site)
-    if layer is None:
-        kernel = net.builder.constant(f"{site}.weight", net.parameter(weight))
-    else:
-        value, shift, padded = net.activations.write(value, layer, pads)
-        kernel = write_weight(net.builder, layer.weight_codes, layer.weight_scale, 0, site)
-        bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
-        pads = (0, 0, 0, 0) if padded else pads
+    if layer is not None:
+        before = net.patterns.pads.get(x, (0, 0, 0, 0))
+        top, left, bottom, right = (a + b for a, b in zip(before, (*padding, *padding), strict=True))
+        window = Window(
+            (height, width), (stride[0], stride[1]), (dilation[0], dilation[1]), (top, left, bottom, right)
+        )
+        rows, columns = _shape(x)[2:]
+        size = (rows - before[0] - before[2], columns - before[1] - before[3])
+        return write_convolution(net, value, layer, window, size, bias, groups)
+    kernel = net.builder.constant(f"{site}.weight", net.parameter(weight))
     inputs = [value, kernel] + ([] if bias is None else [net.builder.constant(f"{site}.bias", bias)])
-    groups = int(_argument(node, 6, "groups", 1))
-    kernel_shape = _shape(weight)[2:]
     return net.builder.op(
-        "Conv", inputs, site, kernel_shape=kernel_shape, strides=stride, pads=pads, dilations=dilation, group=groups
+        "Conv",
+        inputs,
+        site,
+        kernel_shape=[height, width],
+        strides=stride,
+        pads=(*padding, *padding),
+        dilations=dilation,
+        group=groups,
     )
 
 
 def linear(net: NetworkLowering, node: fx.Node) -> Value:
-    """x W^T + bias as MatMul with W stored (in, out): the form whose per-channel scale TensorRT takes on axis 1."""
+    """x W^T + bias."""
     x, weight = node.args[0], node.args[1]
     site = net.site_of(weight)
-    value, bias, layer = net.value(x), net.bias_of(site), net.layers.get(site)
-    if layer is None:
-        matrix = net.builder.constant(f"{site}.weight", net.parameter(weight).T)
-    else:
-        value, shift, _ = net.activations.write(value, layer, (0, 0, 0, 0))
-        matrix = write_weight(net.builder, layer.weight_codes.T, layer.weight_scale, 1, site)
-        bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
-    product = net.builder.op("MatMul", [value, matrix], site)
+    bias, layer = net.bias_of(site), net.layers.get(site)
+    if layer is not None:
+        return write_linear(net, net.value(x), layer, bias)
+    matrix = net.builder.constant(f"{site}.weight", net.parameter(weight).T)
+    product = net.builder.op("MatMul", [net.value(x), matrix], site)
     if bias is None:
         return product
     return net.builder.op("Add", [product, net.builder.constant(f"{site}.bias", bias)], f"{site}.add_bias")
 
 
 def group_norm(net: NetworkLowering, node: fx.Node) -> Value:
-    """Reshape, InstanceNormalization, affine: opset 20 has no op of its own, and the engines know this form."""
     x, groups, weight, bias = node.args[:4]
-    epsilon = float(_argument(node, 4, "eps", 1e-5))
-    name, b, shape = net.site_of(weight), net.builder, _shape(node)
-    gamma, beta = net.parameter(weight), net.parameter(bias)
-    grouped = b.op(
-        "Reshape", [net.value(x), b.constant(f"{name}.grouped", [shape[0], int(groups), -1])], f"{name}.in"
-    )
-    ones, zeros = (
-        b.constant(f"{name}.{n}", np.full(int(groups), v, np.float32)) for n, v in (("one", 1), ("zero", 0))
-    )
-    normed = b.op("InstanceNormalization", [grouped, ones, zeros], name, epsilon=epsilon)
-    back = b.op("Reshape", [normed, b.constant(f"{name}.shape", shape)], f"{name}.out")
-    channels = (1, -1, *[1] * (len(shape) - 2))  # the VAE's attention normalizes (N, C, tokens)
-    scaled = b.op("Mul", [back, b.constant(f"{name}.weight", gamma.reshape(channels))], f"{name}.mul")
-    return b.op("Add", [scaled, b.constant(f"{name}.bias", beta.reshape(channels))], f"{name}.add")
+    epsilon, gamma, beta = float(_argument(node, 4, "eps", 1e-5)), net.parameter(weight), net.parameter(bias)
+    norm = GroupNorm(net.site_of(weight), tuple(_shape(node)), int(groups), gamma, beta, epsilon)
+    return write_group_norm(net.builder, net.value(x), norm)
 
 
 def layer_norm(net: NetworkLowering, node: fx.Node) -> Value:
@@ -116,18 +112,39 @@ def gelu(net: NetworkLowering, node: fx.Node) -> Value:
 
 def attention(net: NetworkLowering, node: fx.Node) -> Value:
     """softmax(q k^T / sqrt(d)) v, (N, heads, tokens, d), no mask: the pattern that engines fuse."""
-    query, key, value = node.args[:3]
+    query, key, value = _attention_inputs(net, node)
     if len(node.args) > 3 and any(node.args[3:]):
         raise ExportError(node.name, "attention with a mask, dropout or causality", "plain attention")
-    scale = node.kwargs.get("scale") or 1 / math.sqrt(_shape(query)[-1])
+    scale = node.kwargs.get("scale") or 1 / math.sqrt(_shape(node.args[0])[-1])
     b = net.builder
     # A constant key is transposed in the graph too: TensorRT fuses attention only in that form (docs/tensorrt.md).
-    transposed = b.op("Transpose", [net.value(key)], f"{node.name}.key", perm=[0, 1, 3, 2])
+    transposed = b.op("Transpose", [key], f"{node.name}.key", perm=[0, 1, 3, 2])
     factor = b.constant(f"{node.name}.factor", np.float32(scale))
-    scaled = b.op("Mul", [net.value(query), factor], f"{node.name}.query")
+    scaled = b.op("Mul", [query, factor], f"{node.name}.query")
     scores = b.op("MatMul", [scaled, transposed], f"{node.name}.scores")
     weights = b.op("Softmax", [scores], f"{node.name}.softmax", axis=-1)
-    return b.op("MatMul", [weights, net.value(value)], node.name)
+    return b.op("MatMul", [weights, value], node.name)
+
+
+def _attention_inputs(net: NetworkLowering, node: fx.Node) -> tuple[str, ...]:
+    """Query, key and value, (N, heads, tokens, d) each; one product and one Split where they share their input."""
+    linears = net.patterns.projections.get(node)
+    if linears is None:
+        return tuple(net.value(argument) for argument in node.args[:3])
+    sites = [net.site_of(linear.args[1]) for linear in linears]
+    site = f"{sites[0]}kv"
+    layer = replace(merged_layer([net.layers[s] for s in sites]), site=site)
+    merged = write_linear(
+        net, net.value(linears[0].args[0]), layer, merged_bias([net.bias_of(s) for s in sites], layer)
+    )
+    count, heads, tokens, width = _shape(node)
+    b = net.builder
+    shape = b.constant(f"{site}.shape", [count, tokens, 3 * heads, width])
+    split = b.op(
+        "Transpose", [b.op("Reshape", [merged, shape], f"{site}.heads")], f"{site}.permute", perm=[0, 2, 1, 3]
+    )
+    sizes = b.constant(f"{site}.sizes", [heads] * 3)
+    return tuple(b.node("Split", [split, sizes], f"{site}.split", outputs=3, axis=1))
 
 
 def _binary(op_type: str, neutral: float | None) -> Handler:
@@ -181,10 +198,23 @@ def concatenate(net: NetworkLowering, node: fx.Node) -> Value:
 
 
 def chunk(net: NetworkLowering, node: fx.Node) -> Value:
+    if node in net.patterns.halves:
+        return _halves(net, net.patterns.halves[node])
     axis = int(_argument(node, 2, "dim", 0))
     sizes = [int(part.shape[axis]) for part in node.meta["val"]]
     inputs = [net.value(node.args[0]), net.builder.constant(f"{node.name}.sizes", sizes)]
     return tuple(net.builder.node("Split", inputs, node.name, outputs=len(sizes), axis=axis))
+
+
+def _halves(net: NetworkLowering, linear: fx.Node) -> Value:
+    site = net.site_of(linear.args[1])
+    layer, bias = net.layers[site], net.bias_of(site)
+    half = len(layer.weight_codes) // 2
+    parts = []
+    for rows in (slice(half), slice(half, None)):
+        part = replace(layer, weight_codes=layer.weight_codes[rows], weight_scale=layer.weight_scale[rows])
+        parts.append(write_linear(net, net.value(linear.args[0]), part, None if bias is None else bias[rows]))
+    return tuple(parts)
 
 
 def get_item(net: NetworkLowering, node: fx.Node) -> Value:
@@ -194,6 +224,8 @@ def get_item(net: NetworkLowering, node: fx.Node) -> Value:
 
 def pad(net: NetworkLowering, node: fx.Node) -> Value:
     mode, fill = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None) or 0.0
+    if node in net.patterns.pads:
+        return net.value(node.args[0])
     if mode != "constant" or fill != 0.0:
         raise ExportError(node.name, f"padding with mode {mode!r} and {fill}", "zeros")
     amounts = [int(v) for v in node.args[1]]

@@ -19,11 +19,12 @@ class FakeQuantLayer(nn.Module):
     """A Conv2d or Linear whose input and weights lie on their grids: y = layer(Q(x~); Q(W~)) + bias~.
 
     x~ = (x - d) / s where a LET is left in front of the quantizer, else x. A convolution's zero padding is of x:
-    with a shift d it is applied before it.
+    with a shift d it is applied before it. weight_only: Q(x~) is x~ itself.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, folded: FoldedLayer) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only: bool = False) -> None:
         super().__init__()
+        self.weight_only = weight_only
         self.activation = folded.activation
         self.layer = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
         weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
@@ -47,17 +48,23 @@ class FakeQuantLayer(nn.Module):
         return x if self.let_scale is None else x / self.let_scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.layer(fake_quantize_torch(self.transformed(x), self.activation))
+        if self.activation is not None:
+            x = self.transformed(x)
+            x = x if self.weight_only else fake_quantize_torch(x, self.activation)
+        y: torch.Tensor = self.layer(x)
         return y
 
 
-def fake_quantized(network: FoldedNetwork) -> nn.Module:
-    """A copy of the network with every folded layer replaced; float parameters are shared with the original."""
+def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:
+    """A copy of the network with every folded layer replaced; float parameters are shared with the original.
+
+    weight_only: activations stay as they are.
+    """
     module = copy.deepcopy(network.module, {id(p): p for p in network.module.parameters()})
     for site, folded in network.layers.items():
         parent, _, name = site.rpartition(".")
         owner = module.get_submodule(parent)
         layer = owner.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        setattr(owner, name, FakeQuantLayer(layer, folded))
+        setattr(owner, name, FakeQuantLayer(layer, folded, weight_only))
     return module.eval()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from intsr.calib.sites import runs_in_integers
 from intsr.errors import CalibrationError
-from intsr.export.fold_let import Let, fuse_let
+from intsr.export.fold_let import FusedNetwork, Let, fuse_let, fuse_let_in_place
 from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, round_scale
 from intsr.types import NETWORKS, Bits, ModelSpec
 
@@ -33,13 +33,14 @@ class FoldedLayer:
 
     weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
     activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
-    (Cin,): then weights and bias are already those that belong to x~ (see `fold_let`).
+    (Cin,): then weights and bias are already those that belong to x~ (see `fold_let`). None: the input is quantized
+    by an operation of its own (see `split_layers`).
     """
 
     site: str
     weight_codes: NDArray[np.int8]
     weight_scale: NDArray[np.float32]
-    activation: QuantParams
+    activation: QuantParams | None
     let_scale: NDArray[np.float32] | None = None
     let_shift: NDArray[np.float32] | None = None
 
@@ -78,31 +79,58 @@ def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedMode
 
     Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
     """
+    facts = folded_facts(model.spec, model.digest, calibration)
+    networks = [
+        _fold_network(name, module, model, calibration, fuse_let) for name, module in model.networks().items()
+    ]
+    return replace(facts, networks=tuple(networks))
+
+
+def folded_facts(spec: ModelSpec, digest: str, calibration: Calibration | None) -> FoldedModel:
+    """All but the networks. Raises CalibrationError where the calibration is of another model."""
     if calibration is None:
-        networks = [FoldedNetwork(name, module, MappingProxyType({})) for name, module in model.networks().items()]
-        return FoldedModel(model.spec, tuple(networks), "none", Bits(None, None), (), "")
-    calibration.check_model(model.digest, model.spec.name)
-    networks = []
-    for name, module in model.networks().items():
-        quantized = ("unet" if name == "unet" else "vae") in calibration.parts
-        integer = {
-            site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)
-        }
-        lets = _lets_of_sites(integer, calibration, model.spec)
-        fused = fuse_let(module, lets)
-        modules = layer_modules(fused.module)
-        layers = {}
-        for site in integer:
-            let = lets[site] if site in fused.explicit else None
-            # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
-            cancelled = site == POST_QUANT_CONV and site in lets
-            specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
-            rows = _row_factors(site, modules[site], specialized, fused.row_factors.get(site))
-            layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let, rows)
-        networks.append(FoldedNetwork(name, fused.module, MappingProxyType(layers)))
-    return FoldedModel(
-        model.spec, tuple(networks), calibration.method, calibration.bits, calibration.parts, calibration.digest()
-    )
+        return FoldedModel(spec, (), "none", Bits(None, None), (), "")
+    calibration.check_model(digest, spec.name)
+    return FoldedModel(spec, (), calibration.method, calibration.bits, calibration.parts, calibration.digest())
+
+
+def fold_and_release(name: str, model: SpecializedModel, calibration: Calibration | None) -> FoldedNetwork:
+    """One network as `fold` makes it, without keeping float weights beside the codes that are made of them.
+
+    `model` is used up: nothing else may hold its modules. Raises CalibrationError.
+    """
+    network = _fold_network(name, model.networks()[name], model, calibration, fuse_let_in_place)
+    modules = layer_modules(network.module)
+    for site in network.layers:
+        # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
+        shape = modules[site].weight.shape
+        modules[site].weight = nn.Parameter(torch.full((1,), torch.nan).expand(shape), requires_grad=False)
+    return network
+
+
+def _fold_network(
+    name: str,
+    module: nn.Module,
+    model: SpecializedModel,
+    calibration: Calibration | None,
+    fuse: Callable[[nn.Module, Mapping[str, Let]], FusedNetwork],
+) -> FoldedNetwork:
+    if calibration is None:
+        return FoldedNetwork(name, module, MappingProxyType({}))
+    quantized = ("unet" if name == "unet" else "vae") in calibration.parts
+    integer = {site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)}
+    lets = _lets_of_sites(integer, calibration, model.spec)
+    fused = fuse(module, lets)
+    modules = layer_modules(fused.module)
+    layers = {}
+    for site in integer:
+        let = lets[site] if site in fused.explicit else None
+        # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
+        cancelled = site == POST_QUANT_CONV and site in lets
+        specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
+        rows = _row_factors(site, modules[site], specialized, fused.row_factors.get(site))
+        layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let, rows)
+    return FoldedNetwork(name, fused.module, MappingProxyType(layers))
 
 
 def _lets_of_sites(

@@ -34,7 +34,7 @@ class Let:
 
 @dataclass(frozen=True, slots=True)
 class FusedNetwork:
-    """module: a copy with every LET in weights and biases. explicit: sites whose x~ still has to be made.
+    """module: with every LET in weights and biases. explicit: sites whose x~ still has to be made.
 
     row_factors: what the rows of a site's weights (its output channels) were multiplied by, float32 (Cout,), for the
     sites behind which another site's LET went: learned weight ranges must follow.
@@ -51,7 +51,11 @@ def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
     The copy computes the same as `module` once the explicit sites' inputs are divided and shifted. Norms whose
     consumers do not all share one (s, d) are left alone.
     """
-    fused = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    return fuse_let_in_place(copy.deepcopy(module, {id(p): p for p in module.parameters()}), lets)
+
+
+def fuse_let_in_place(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
+    """As `fuse_let`, and the module itself is changed: what a weight was before is gone, one by one."""
     for site, let in lets.items():
         layer: Any = fused.get_submodule(site)
         shape = (1, -1, *[1] * (layer.weight.ndim - 2))

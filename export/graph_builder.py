@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,49 @@ from intsr.export.lowering import Lowering
 from intsr.types import TensorInfo
 
 IR_VERSION = 10
+# Smaller constants stay in the model. What lies outside can be mapped by pages of this alignment.
+EXTERNAL_BYTES, ALIGNMENT_BYTES = 1024, 4096
+
+
+class ExternalData:
+    """A file beside the model that constants are written to as they are added. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> ExternalData:
+        self._file = self.path.open("wb")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
+        """Write the array; returns the tensor that points at it."""
+        offset = -(-self._file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        self._file.seek(offset)
+        array.tofile(self._file)
+        tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", self.path.name), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
 
 class GraphBuilder:
-    """Append-only. Float constants are cast to the lowering's dtype as they are added."""
+    """Append-only. Float constants are cast to the lowering's dtype as they are added.
 
-    def __init__(self, lowering: Lowering) -> None:
-        self.lowering = lowering
+    data: takes the large ones, where there is one.
+    """
+
+    def __init__(self, lowering: Lowering, data: ExternalData | None = None) -> None:
+        self.lowering, self._data = lowering, data
         self.float_dtype = np.dtype(lowering.float_dtype)
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
         self._names: set[str] = set()
+        # Codes (kept, so that their memory is not another's) and the value that was made of them.
+        self.weights_of_site: dict[str, list[tuple[NDArray[np.int8], str]]] = {}
 
     def _unique(self, name: str) -> str:
         candidate, count = name, 1
@@ -46,7 +79,11 @@ class GraphBuilder:
                 got = f"a constant of {np.abs(value).max():g}"
                 raise ExportError(name, got, f"what {self.float_dtype} can hold", "use --target cpu")
         unique = self._unique(name)
-        self._initializers[unique] = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), unique)
+        whole = np.ascontiguousarray(array).reshape(array.shape)
+        if self._data is not None and whole.nbytes >= EXTERNAL_BYTES:
+            self._initializers[unique] = self._data.add(unique, whole)
+        else:
+            self._initializers[unique] = numpy_helper.from_array(whole, unique)
         return unique
 
     def node(self, op_type: str, inputs: list[str], name: str, outputs: int = 1, **attributes: Any) -> list[str]:

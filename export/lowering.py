@@ -10,33 +10,73 @@ from intsr.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class Lowering:
     """activation: `uint8` takes asymmetric grids as they are; `int8` is symmetric with zero-point 0, reached by an
-    exact shift (METHODS section 5). float_dtype: of everything that is not integer, inputs and outputs included.
+    exact shift (METHODS section 5); `float` leaves activations alone, weights only are integers. float_dtype: of
+    everything that is not integer, inputs and outputs included.
+
+    borders: how a shifted grid meets zero padding, exactly either way. `pad`: x is padded in front of the shift, and
+    the convolution runs VALID. `bias`: the convolution pads, and what the border then lacks is in its bias.
+    weight_scale: of the DequantizeLinear. `channel`: one scale an output channel. `tensor`: one power of two, and the
+    channels' own factors behind the product.
+    merge_projections: q, k and v of one input as one product. split_halves: a product whose output is cut in two, as
+    GEGLU's, as two products.
+    group_norm: `instance` or `statistics`, see `norms`. split_rows: integer convolutions with longer rows, and more
+    than layers.SPLIT_CHANNELS output channels, are written as several, joined again; 0 for never.
     """
 
     name: str
     activation: str
     float_dtype: str
     opset: int
+    borders: str = "pad"
+    weight_scale: str = "channel"
+    merge_projections: bool = False
+    split_halves: bool = False
+    group_norm: str = "instance"
+    split_rows: int = 0
 
     def __post_init__(self) -> None:
-        if self.activation not in ("uint8", "int8") or self.float_dtype not in ("float32", "float16"):
-            raise ValueError(f"activation {self.activation!r} or float_dtype {self.float_dtype!r} is not known")
+        choices = {
+            "activation": ("uint8", "int8", "float"),
+            "float_dtype": ("float32", "float16"),
+            "borders": ("pad", "bias"),
+            "weight_scale": ("channel", "tensor"),
+            "group_norm": ("instance", "statistics"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
 
 
-# Opset 20 is the safest for int8 in TensorRT and ONNX Runtime; GroupNorm has no op there. In OpenVINO both forms take
-# the same time, and in ONNX Runtime the InstanceNormalization form is the more exact one (133 against 118 dB).
+def _rtx(name: str, float_dtype: str) -> Lowering:
+    """What the plans of TensorRT-RTX are best from: docs/tensorrt.md has the measurements."""
+    return Lowering(name, "int8", float_dtype, 20, borders="bias", weight_scale="tensor", merge_projections=True)
+
+
+# Opset 20 is the safest for int8 in TensorRT and ONNX Runtime; GroupNorm has no op there.
 LOWERINGS = {
     "asymmetric": Lowering("asymmetric", "uint8", "float32", 20),
+    # The same integers, in the form that OpenVINO runs fastest: docs/performance.md.
+    "asymmetric-cpu": Lowering(
+        "asymmetric-cpu", "uint8", "float32", 20, split_halves=True, group_norm="statistics", split_rows=128
+    ),
     "symmetric": Lowering("symmetric", "int8", "float16", 20),
+    "symmetric-rtx": _rtx("symmetric-rtx", "float16"),
+    "weight-only": Lowering("weight-only", "float", "float16", 20, borders="bias"),
     # The same integers with float32 around them: what a test can compare to the last digits.
     "symmetric-f32": Lowering("symmetric-f32", "int8", "float32", 20),
+    "symmetric-rtx-f32": _rtx("symmetric-rtx-f32", "float32"),
+    "weight-only-f32": Lowering("weight-only-f32", "float", "float32", 20, borders="bias"),
 }
 LOWERING_OF_TARGET = {
-    "cpu": "asymmetric",
+    "cpu": "asymmetric-cpu",
     "onnxruntime": "asymmetric",
     "tensorrt": "symmetric",
-    "tensorrt-rtx": "symmetric",
+    "tensorrt-rtx": "symmetric-rtx",
 }
+# What a target takes beside its own: the same integers in another form.
+OTHERS_OF_TARGET = {"cpu": ("asymmetric",), "onnxruntime": ("asymmetric-cpu",)}
+# Targets that take weight-only graphs, too.
+WEIGHT_ONLY_OF_TARGET = {"tensorrt": "weight-only", "tensorrt-rtx": "weight-only"}
 
 
 def lowering_from_name(name: str) -> Lowering:

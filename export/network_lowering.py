@@ -12,9 +12,11 @@ from torch import fx, nn
 
 from intsr.errors import ExportError
 from intsr.export.aten import HANDLERS, Value
-from intsr.export.fold import FoldedNetwork
-from intsr.export.graph_builder import GraphBuilder
+from intsr.export.aten_split import SPLIT_HANDLERS
+from intsr.export.fold import FoldedLayer, FoldedNetwork
+from intsr.export.graph_builder import ExternalData, GraphBuilder
 from intsr.export.lowering import Lowering
+from intsr.export.patterns import find_patterns
 from intsr.export.quantized import ActivationWriter
 from intsr.types import TensorInfo
 
@@ -25,8 +27,15 @@ TENSOR_NAMES = {"encoder": ("x", "latent"), "unet": ("latent", "denoised"), "dec
 class NetworkLowering:
     """The state of one walk: which ONNX value stands for which traced node."""
 
-    def __init__(self, network: FoldedNetwork, lowering: Lowering, input_shape: tuple[int, ...]) -> None:
-        self.builder = GraphBuilder(lowering)
+    def __init__(
+        self,
+        network: FoldedNetwork,
+        lowering: Lowering,
+        input_shape: tuple[int, ...],
+        data: ExternalData | None = None,
+    ) -> None:
+        """data: where large constants go, so that none is held; None for all in the model."""
+        self.builder = GraphBuilder(lowering, data)
         self.activations = ActivationWriter(self.builder)
         self.layers = network.layers
         self._name, self._input_shape = network.name, input_shape
@@ -35,6 +44,12 @@ class NetworkLowering:
         signature = self._program.graph_signature
         self._attributes = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self._values: dict[fx.Node, Value] = {}
+        self.patterns = find_patterns(list(self._program.graph.nodes), self._integer_layers(), lowering)
+
+    def _integer_layers(self) -> dict[fx.Node, FoldedLayer]:
+        nodes = [n for n in self._program.graph.nodes if n.op == "call_function" and len(n.args) > 1]
+        sites = {node: self.site_of(node.args[1]) for node in nodes if self.is_constant(node.args[1])}
+        return {node: self.layers[site] for node, site in sites.items() if site in self.layers}
 
     def values(self, node: Any) -> tuple[str, ...]:
         value = self._values[node]
@@ -70,8 +85,10 @@ class NetworkLowering:
             if node.op == "placeholder":
                 if node.name in user_inputs:
                     self._values[node] = name_in
+            elif node in self.patterns.covered:
+                continue
             elif node.op == "call_function" and str(node.target) not in IGNORED:
-                handler = HANDLERS.get(str(node.target))
+                handler = HANDLERS.get(str(node.target)) or SPLIT_HANDLERS.get(str(node.target))
                 if handler is None:
                     raise ExportError(
                         f"{self._name}: {node.name}", f"no lowering for {node.target}", "SD 2.1's operations"

@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 from intsr.errors import ExportError
 from intsr.export.fold import FoldedLayer
 from intsr.export.graph_builder import GraphBuilder
-from intsr.kernels.quantizer import QuantParams
+from intsr.export.lowering import Lowering
+from intsr.kernels.quantizer import QuantParams, dequantize, quantize
 
 INT8_MIN, INT8_MAX = -128, 127
 UINT8_MAX = 255
+# The container of a lowering that leaves activations alone.
+FLOAT = "float"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,12 @@ class GridPlan:
 
 
 def plan_grid(params: QuantParams, container: str) -> GridPlan:
-    """Exact rewriting of an asymmetric grid for a container of `uint8` (any zero-point) or `int8` (zero-point 0)."""
+    """Exact rewriting of an asymmetric grid for a container of `uint8` (any zero-point) or `int8` (zero-point 0).
+
+    `float` has no grid: nothing is shifted.
+    """
+    if container == FLOAT:
+        return GridPlan(0.0, 0, None)
     if container == "uint8":
         low, high, offset = 0, UINT8_MAX, params.zero_point
         shifted = not 0 <= params.zero_point <= UINT8_MAX
@@ -78,11 +86,11 @@ class ActivationWriter:
         meets a grid without 0.
         """
         params = layer.activation
+        if params is None:
+            return value, 0.0, False
+        check_padding(layer, pads, self.builder.lowering)
         plan = plan_grid(params, self.builder.lowering.activation)
         pad_first = any(pads) and (plan.shift != 0.0 or layer.let_shift is not None)
-        if any(pads) and layer.let_shift is None and not 0 <= params.zero_point <= params.qmax:
-            got = f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input"
-            raise ExportError(layer.site, got)
         let = b"".join(a.tobytes() for a in (layer.let_scale, layer.let_shift) if a is not None)
         key = (value, params, pads if pad_first else (), let)
         if key not in self._pairs:
@@ -91,6 +99,7 @@ class ActivationWriter:
 
     def _write_pair(self, value: str, layer: FoldedLayer, plan: GridPlan, pads: tuple[int, ...]) -> str:
         b, params, site = self.builder, layer.activation, layer.site
+        assert params is not None
         if pads:
             full = [0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]]
             value = b.op("Pad", [value, b.constant(f"{site}.pads", full)], f"{site}.pad", mode="constant")
@@ -103,6 +112,27 @@ class ActivationWriter:
                 offset = (layer.let_shift / layer.let_scale).reshape(channels) + offset
         if np.any(offset):
             value = b.op("Sub", [value, b.constant(f"{site}.shift", offset)], f"{site}.shifted")
+        if b.lowering.activation == FLOAT:
+            return value
+        return self._quantize(value, params, plan, site)
+
+    def write_grid(self, value: str, params: QuantParams, plan: GridPlan, name: str) -> str:
+        """A value on a grid, for whatever reads it: the shift that the container needs is added back.
+
+        Raises ExportError in a weight-only lowering: the methods that ask for it are about activations.
+        """
+        if self.builder.lowering.activation == FLOAT:
+            raise ExportError(name, "quantized attention", "float activations", "leave --activations fp16 out")
+        if not plan.shift:
+            return self._quantize(value, params, plan, name)
+        b, shift = self.builder, np.float32(plan.shift)
+        value = b.op("Sub", [value, b.constant(f"{name}.shift", shift)], f"{name}.shifted")
+        value = self._quantize(value, params, plan, name)
+        return b.op("Add", [value, b.constant(f"{name}.unshift", shift)], f"{name}.unshifted")
+
+    def _quantize(self, value: str, params: QuantParams, plan: GridPlan, site: str) -> str:
+        """Q and DQ, with a Clip in front where the container has codes that the grid has not."""
+        b = self.builder
         if plan.clip is not None:
             ends = [b.constant(f"{site}.{n}", np.float32(v)) for n, v in zip(("low", "high"), plan.clip, strict=True)]
             value = b.op("Clip", [value, *ends], f"{site}.clipped")
@@ -116,13 +146,42 @@ class ActivationWriter:
 def write_weight(
     builder: GraphBuilder, codes: NDArray[np.int8], scale: NDArray[np.float32], axis: int, site: str
 ) -> str:
-    """int8 initializer and its DequantizeLinear along `axis`; returns the dequantized value."""
+    """int8 initializer and its DequantizeLinear along `axis`; returns the dequantized value.
+
+    scale: one an output channel, or of rank 0. A site's codes are written once, however many nodes read them.
+    """
+    for known, name in builder.weights_of_site.get(site, ()):
+        if known.shape == codes.shape and known.ctypes.data == codes.ctypes.data:
+            return name
     inputs = [
         builder.constant(f"{site}.weight", codes),
         builder.constant(f"{site}.weight_scale", scale),
         builder.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8)),
     ]
-    return builder.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", axis=axis)
+    attributes = {"axis": axis} if scale.ndim else {}
+    value = builder.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", **attributes)
+    builder.weights_of_site.setdefault(site, []).append((codes, value))
+    return value
+
+
+def check_padding(layer: FoldedLayer, pads: tuple[int, ...], lowering: Lowering) -> None:
+    """Raises ExportError where a padded zero meets a grid that has none."""
+    params = layer.activation
+    if params is None or lowering.activation == FLOAT or not any(pads) or layer.let_shift is not None:
+        return
+    if not 0 <= params.zero_point <= params.qmax:
+        got = f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input"
+        raise ExportError(layer.site, got)
+
+
+def value_outside(layer: FoldedLayer, lowering: Lowering) -> NDArray[np.float32]:
+    """x0: what the layer reads where x is padded with 0. float32, (Cin,), or (1,) where all channels agree."""
+    value = np.zeros(1, np.float32)
+    if layer.let_scale is not None and layer.let_shift is not None:
+        value = -layer.let_shift / layer.let_scale
+    if layer.activation is None or lowering.activation == FLOAT:
+        return value
+    return dequantize(quantize(value, layer.activation), layer.activation)
 
 
 def shifted_bias(

@@ -33,7 +33,8 @@ M = TypeVar("M", bound=nn.Module)
 class SpecializedModel:
     """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`).
 
-    row_factors: site -> what specialization multiplied its weights by; learned weight ranges must follow.
+    encoder, unet, decoder: None where the model was loaded without that part. row_factors: site -> what
+    specialization multiplied its weights by; learned weight ranges must follow.
     """
 
     spec: ModelSpec
@@ -44,7 +45,8 @@ class SpecializedModel:
     row_factors: Mapping[str, float]
 
     def networks(self) -> dict[str, nn.Module]:
-        return {name: getattr(self, name) for name in NETWORKS}
+        networks = {name: getattr(self, name) for name in NETWORKS}
+        return {name: network for name, network in networks.items() if network is not None}
 
 
 class ConstantContextAttention(nn.Module):
@@ -135,13 +137,14 @@ def specialize(model: SRModel) -> SpecializedModel:
 
     Raises ExportError where the UNet has a part that these rewrites do not cover.
     """
-    networks: dict[str, nn.Module] = {
-        "encoder": SpecializedEncoder(model),
-        "unet": SpecializedUNet(model),
-        "decoder": SpecializedDecoder(model),
-    }
+    networks: dict[str, Any] = dict.fromkeys(NETWORKS)
+    if model.vae is not None:
+        networks |= {"encoder": SpecializedEncoder(model), "decoder": SpecializedDecoder(model)}
+    if model.unet is not None:
+        networks["unet"] = SpecializedUNet(model)
     for network in networks.values():
-        network.eval().requires_grad_(False)
+        if network is not None:
+            network.eval().requires_grad_(False)
     factors = {
         "unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar),
         "vae.quant_conv": model.spec.latent_scaling_factor,

@@ -18,6 +18,7 @@ import numpy as np
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.networks import Array, precision_from_network
 from intsr.runtime.upscaler import STAGES, Upscaler
+from intsr.types import SYNTHETIC_NOTE
 
 # target -> "module:function", function(model, tile_px, threads) -> Upscaler. Not engines: opened only when asked for.
 REFERENCES: dict[str, str] = {"torch": "intsr.calib.torch_engine:open_reference"}
@@ -31,7 +32,7 @@ _LIBRARIES = ("numpy", "pillow", "openvino", "onnxruntime", "torch")
 
 @dataclass(slots=True)
 class Entry:
-    """An upscaler under measurement. bits: `fp` where nothing is quantized."""
+    """An upscaler under measurement. bits: `fp` where nothing is quantized. synthetic: of random weights."""
 
     path: str
     target: str
@@ -39,6 +40,7 @@ class Entry:
     precision: str
     upscaler: Upscaler
     engine_bytes: int | None = None
+    synthetic: bool = False
     total_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
 
@@ -48,6 +50,7 @@ class Measurement:
     """Of one entry, milliseconds a picture. stages_ms: medians by stage. variation_percent: deviation over mean.
 
     images_per_s, output_megapixels_per_s: from the mean. peak_process_bytes: of the whole process, all entries.
+    synthetic: of random weights.
     """
 
     path: str
@@ -69,6 +72,7 @@ class Measurement:
     engine_bytes: int | None
     peak_process_bytes: int
     peak_device_bytes: int | None = None
+    synthetic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,16 +81,16 @@ class Measurement:
 def entry_from_engine(path: Path, threads: int, precision: str) -> Entry:
     """Raises whatever `open_engine` raises."""
     engine: Engine = open_engine(path, threads, precision)
-    return Entry(
-        str(path), engine.manifest.target, engine.manifest.bits, engine.precision, engine, path.stat().st_size
-    )
+    manifest, size_bytes = engine.manifest, path.stat().st_size
+    return Entry(str(path), manifest.target, manifest.bits, engine.precision, engine, size_bytes, manifest.synthetic)
 
 
 def entry_from_reference(model: str, tile_px: int, threads: int) -> Entry:
     """The model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
     module, _, function = REFERENCES["torch"].partition(":")
     upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads)
-    return Entry(model, "torch", "fp", precision_from_network(upscaler.networks[0]), upscaler)
+    precision = precision_from_network(upscaler.networks[0])
+    return Entry(model, "torch", "fp", precision, upscaler, synthetic=upscaler.synthetic)
 
 
 def bench_picture(size_px: int) -> Array:
@@ -155,6 +159,7 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         stages_ms={stage: float(np.median([run[stage] for run in entry.stages_ms])) for stage in STAGES},
         engine_bytes=entry.engine_bytes,
         peak_process_bytes=peak_process_bytes(),
+        synthetic=entry.synthetic,
     )
 
 
@@ -171,7 +176,7 @@ def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any
 
 
 def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
-    """What a reader of the numbers must know: noise, and integers that are slower than full precision."""
+    """What a reader of the numbers must know: noise, integers slower than full precision, random weights."""
     texts = [
         f"{m.path}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
         "close other programs or measure longer"
@@ -185,6 +190,7 @@ def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]
         for full in measurements
         if integer.bits != "fp" and full.bits == "fp" and full.median_ms < integer.median_ms
     ]
+    texts += [f"{m.path}: {SYNTHETIC_NOTE}" for m in measurements if m.synthetic]
     return texts
 
 

@@ -30,6 +30,7 @@ class Engine(Upscaler):
             manifest.upscale_factor,
             manifest.resize_filter,
             manifest.color_fix,
+            manifest.synthetic,
         )
         self.path, self.manifest = path, manifest
         self.precision = precision_from_network(networks[0])

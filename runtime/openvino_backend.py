@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from intsr.types import NetworkEntry
 
 _DEVICE = "CPU"
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 class OpenVINONetwork:
@@ -36,17 +38,27 @@ class OpenVINONetwork:
         self._request = self._compiled = None
 
 
-def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object) -> str:
-    """`f32` or `bf16` for what is not integer.
+def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object, cpu: str = "") -> str:
+    """`f32` or `bf16` for what is not integer. cpu: what the system says of it, see `cpu_description`.
 
-    `auto` takes bf16 for a quantized engine where the CPU has it: attention and other float parts then cost half.
-    A full-precision engine stays in float32, so that its name is true. Raises EngineMismatchError.
+    `auto` takes bf16 for a quantized engine where the CPU has it and is faster with it: attention and other float
+    parts then cost half. Without AMX, Intel's bf16 products are slower than its float32 ones (docs/performance.md). A
+    full-precision engine stays in float32, so that its name is true. Raises EngineMismatchError.
     """
     if requested == "bf16" and "BF16" not in capabilities:
         raise EngineMismatchError(where, "--precision bf16", "a CPU with BF16 instructions", "use --precision f32")
     if requested == "auto":
-        return "bf16" if quantized and "BF16" in capabilities else "f32"
+        slow = "GenuineIntel" in cpu and "amx_bf16" not in cpu
+        return "bf16" if quantized and "BF16" in capabilities and not slow else "f32"
     return requested
+
+
+def cpu_description() -> str:
+    """Linux's own words on the first CPU, vendor and flags among them; "" elsewhere."""
+    try:
+        return CPU_INFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return ""
 
 
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> OpenVINONetwork:
@@ -63,7 +75,9 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": resolve_precision(precision, quantized, capabilities, bundle.path),
+        "INFERENCE_PRECISION_HINT": resolve_precision(
+            precision, quantized, capabilities, bundle.path, cpu_description()
+        ),
     }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads

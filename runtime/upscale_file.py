@@ -17,6 +17,7 @@ from intsr.runtime.image_write import (
     write_image,
 )
 from intsr.runtime.upscaler import TileProgress, Upscaler
+from intsr.types import SYNTHETIC_NOTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def upscale_file(
     height, width = pixels.shape[:2]
     ms = (time.perf_counter() - start) * 1e3
     notes = (*loaded.notes, *notes_for_output(loaded.metadata, job.output))
+    notes += (SYNTHETIC_NOTE,) if upscaler.synthetic else ()
     return FileReport(
         str(job.source), str(job.output), "ok", width, height, upscaler.tile_px, round(ms, 1), notes=notes
     )

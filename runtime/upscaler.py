@@ -58,7 +58,8 @@ class Upscaler:
     """Three networks with the tiling and colour fix around them; close it, or use it as a context manager.
 
     networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
-    neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`.
+    neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random
+    weights.
     """
 
     def __init__(
@@ -69,8 +70,9 @@ class Upscaler:
         upscale_factor: int,
         resize_filter: str,
         color_fix: str,
+        synthetic: bool = False,
     ) -> None:
-        self.networks = networks
+        self.networks, self.synthetic = networks, synthetic
         self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
         self.resize_filter, self.color_fix = resize_filter, color_fix
         side_px = tile_px * upscale_factor

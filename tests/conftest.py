@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
     from intsr.export.fold import FoldedModel
     from intsr.export.specialize import SpecializedModel
+
+# Tensors of tests are small, and threads that wait for each other stall wherever something else runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SUPPORT = Path(__file__).parent / "support"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from intsr.console import common_options, detail, emit_json, meter, model_options, progress, say
+from intsr.errors import UsageError
+from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
@@ -17,6 +20,10 @@ if TYPE_CHECKING:
     from intsr.calib.model import SRModel
 
 WORK_SUFFIX = ".work"
+# Parameters that change something where a checkpoint is imported.
+OF_IMPORT = frozenset(
+    ("model", "output", "bits", "official", "tile_px", "context", "lora", "as_json", "quiet", "verbose")
+)
 
 
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,9 +58,13 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-@click.command(epilog="Example: intsr calibrate demo --images photos/ --bits w6a6 -o demo-w6a6")
+@click.command(
+    cls=SeveralValuesCommand,
+    epilog="Examples: intsr calibrate demo --images photos/ --bits w6a6 -o demo-w6a6; "
+    "intsr calibrate sd21/ --passionsr unet.pth vae.pth -o official-w8a8",
+)
 @click.argument("model")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of low-resolution pictures.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder of low-resolution pictures.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Calibration folder to write.")
 @click.option(
     "--method",
@@ -64,36 +75,44 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
 @click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")
+@passionsr_option
 @model_options
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
 @training_options
 @common_options
 def calibrate(
     model: str,
-    images: Path,
+    images: Path | None,
     output: Path,
+    official: tuple[Path, ...],
     context: Path | None,
+    lora: Path | None,
     limit: int | None,
     restart: bool,
     dry_run: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Learn how to quantize a model from a folder of low-resolution pictures.
+    """Learn how to quantize a model from a folder of low-resolution pictures, or import what PassionSR learned.
 
-    MODEL is a model folder in diffusers' format, or the word demo. Methods that train keep what they have done in
-    OUTPUT.work: started again after an interruption, the same command goes on from there to the same result.
+    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
+    word demo. Methods that train keep what they have done in OUTPUT.work: started again after an interruption, the
+    same command goes on from there to the same result.
     """
     from intsr.calib.calibration import JSON_NAME
     from intsr.calib.model import load_model
     from intsr.calib.pictures import list_pictures
     from intsr.files import check_replaceable_folder, check_writable_place
 
+    _check_source(images, official)
     recipe = _recipe(**settings)
-    pictures = list_pictures(images)[:limit]
+    pictures = list_pictures(images)[:limit] if images is not None else []
     check_replaceable_folder(output, marker=JSON_NAME)
     check_writable_place(output.parent)
-    loaded = load_model(model, context)
+    loaded = load_model(model, context, lora)
+    if official:
+        _emit(_import(loaded, official, recipe, output), output, 0, as_json)
+        return
     if dry_run:
         _dry_run(loaded, pictures, recipe, as_json)
         return
@@ -101,6 +120,10 @@ def calibrate(
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     calibration = _run(loaded, pictures, recipe, work, output)
+    _emit(calibration, output, len(pictures), as_json)
+
+
+def _emit(calibration: Calibration, output: Path, pictures: int, as_json: bool) -> None:
     if as_json:
         emit_json(
             {
@@ -111,9 +134,33 @@ def calibrate(
                 "method": calibration.method,
                 "bits": str(calibration.bits),
                 "parts": list(calibration.parts),
-                "pictures": len(pictures),
+                "pictures": pictures,
             }
         )
+
+
+def _check_source(images: Path | None, official: tuple[Path, ...]) -> None:
+    """Raises UsageError: pictures to learn from, or files to import; with files nothing else is learned."""
+    if (images is None) == (not official):
+        raise UsageError("--images, --passionsr", "both or neither", "one of them")
+    context = click.get_current_context()
+    for parameter in context.command.params if official else ():
+        name = parameter.name or ""
+        if name not in OF_IMPORT and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(parameter.opts[0], "together with --passionsr", "--images: there is nothing to learn")
+
+
+def _import(model: SRModel, files: tuple[Path, ...], recipe: Recipe, output: Path) -> Calibration:
+    from intsr.calib.calibration import save_calibration
+    from intsr.calib.official_calibration import import_official
+
+    calibration = import_official(model, files, recipe.bits, recipe.tile_px)
+    save_calibration(calibration, output)
+    say(
+        f"{output}: {len(calibration.sites)} layers of {', '.join(calibration.parts)}, read as {calibration.bits} "
+        "(the files do not say); linear layers keep the official sign slip they were trained with"
+    )
+    return calibration
 
 
 def _recipe(method: str, bits: str, parts: str, tile_px: int, symmetric: bool, **training: Any) -> Recipe:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.console import common_options, emit_json
-from intsr.types import Bits
+from intsr.types import SYNTHETIC_NOTE, Bits
 
 if TYPE_CHECKING:
     from intsr.calib.info import NetworkCost, QuantizedCost
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 def info(
     model: str | None, arch: str | None, bits_text: str | None, parts_text: str, size_px: int, as_json: bool
 ) -> None:
-    """Parameters and operations of MODEL (a folder, or the word demo), counted without its weights.
+    """Parameters and operations of MODEL, counted without its weights.
+
+    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
+    word demo.
 
     Operations are twice the multiply-accumulates of convolutions and linear layers for one square picture;
     attention's matrix products are not counted. With --bits, quantized parts count in 32-bit equivalents:
@@ -47,10 +50,13 @@ def info(
     costs = counting.costs_from_architecture(architecture, size_px)
     quantized = counting.quantize_cost(costs, bits, parts) if bits else None
     if as_json:
-        emit_json(_json_from_costs(architecture.name, size_px, costs, quantized))
+        note = {"synthetic": True, "note": SYNTHETIC_NOTE} if architecture.synthetic else {}
+        emit_json(_json_from_costs(architecture.name, size_px, costs, quantized) | note)
     else:
         label = f"{bits} on {', '.join(parts)}"
         _print_table(f"{architecture.name}, {size_px} x {size_px} output", costs, quantized, label)
+        if architecture.synthetic:
+            click.echo(SYNTHETIC_NOTE)
 
 
 def _json_from_costs(

@@ -100,7 +100,7 @@ def compare(
 ) -> None:
     """One table of methods and settings, each upscaling through the engine compiled for the CPU.
 
-    MODEL is a model folder in diffusers' format, or the word demo. Each setting is calibrated in a process of its
+    MODEL is as intsr calibrate takes it. Each setting is calibrated in a process of its
     own. With -o, calibrations (and their logs) stay in FOLDER/calibrations: the same command, started again after an
     interruption, goes on from there. Pictures and originals are paired as in intsr evaluate. The first rows are
     bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full precision's; `loss` what

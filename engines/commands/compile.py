@@ -11,13 +11,17 @@ from click.core import ParameterSource
 
 from intsr.console import Stopwatch, common_options, emit_json, model_options, progress, say
 from intsr.errors import UsageError
+from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibration import Calibration
-    from intsr.calib.model import SRModel
+    from intsr.calib.model import ModelSource
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
+# Parameters that an export folder has answered already.
+OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tile_px", "context", "lora")
 TARGETS_OF_OPTION = {
+    "activations": TENSORRT,
     "precision": ("cpu",),
     "workspace_mib": TENSORRT,
     "hardware_compatibility": TENSORRT,
@@ -27,6 +31,7 @@ TARGETS_OF_OPTION = {
 
 @click.command(
     name="compile",
+    cls=SeveralValuesCommand,
     epilog="Examples: intsr compile demo --images photos/ -o demo.engine; "
     "intsr compile demo-onnx/ --target tensorrt-rtx -o demo.rtx.engine",
 )
@@ -35,9 +40,17 @@ TARGETS_OF_OPTION = {
 @click.option("--target", default="cpu", show_default=True, help="cpu, onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder.")
 @click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these first, in one pass.")
-@click.option("--bits", default="w8a8", show_default=True, help="With --images: wXaY; fp for full precision.")
+@click.option("--bits", default="w8a8", show_default=True, help="With --images, --passionsr: wXaY; or fp.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
+@passionsr_option
 @model_options
+@click.option(
+    "--activations",
+    type=click.Choice(["integer", "fp16"]),
+    default="integer",
+    show_default=True,
+    help="tensorrt, tensorrt-rtx: fp16 for integer weights alone; then no calibration is needed.",
+)
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), help="cpu: of what is not integer.")
 @click.option("--workspace", "workspace_mib", type=click.IntRange(1), help="TensorRT: scratch memory, MiB.")
 @click.option(
@@ -57,8 +70,11 @@ def compile_command(
     images: Path | None,
     bits: str,
     parts: str,
+    official: tuple[Path, ...],
     tile_px: int,
     context: Path | None,
+    lora: Path | None,
+    activations: str,
     precision: str | None,
     workspace_mib: int | None,
     hardware_compatibility: str,
@@ -67,8 +83,9 @@ def compile_command(
 ) -> None:
     """Build an .engine file.
 
-    MODEL is a model folder in diffusers' format or the word demo, with --calibration, --images or --bits fp;
-    EXPORT is a folder that `intsr export` wrote for the same target.
+    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
+    word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp; EXPORT is a folder that
+    `intsr export` wrote for the same target.
     """
     from intsr.engines.build_types import BuildOptions
     from intsr.engines.compiler import compile_engine
@@ -77,7 +94,7 @@ def compile_command(
 
     watch = Stopwatch()
     is_export = (Path(source) / EXPORT_NAME).is_file()
-    _check_options(target, is_export, calibration is not None)
+    _check_options(target, is_export, calibration is not None, bool(official))
     options = BuildOptions(
         target=target,
         workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
@@ -89,7 +106,20 @@ def compile_command(
         export_folder = Path(source)
         if not is_export:
             export_folder = Path(folder) / "onnx"
-            _export(source, target, calibration, images, bits, parts, tile_px, context, export_folder)
+            _export(
+                source,
+                target,
+                calibration,
+                images,
+                official,
+                bits,
+                parts,
+                tile_px,
+                context,
+                lora,
+                activations,
+                export_folder,
+            )
         manifest = compile_engine(
             export_folder, output, options, precision, lambda name: say(f"building {name} for {target}")
         )
@@ -109,7 +139,7 @@ def compile_command(
         emit_json(report)
 
 
-def _check_options(target: str, is_export: bool, is_calibrated: bool) -> None:
+def _check_options(target: str, is_export: bool, is_calibrated: bool, is_official: bool) -> None:
     """What was given and would change nothing is an error, not ignored. Raises UsageError."""
     from intsr.engines.targets import target_from_name
 
@@ -122,7 +152,13 @@ def _check_options(target: str, is_export: bool, is_calibrated: bool) -> None:
     for name in ("bits", "parts") if is_calibrated else ():
         if name in given:
             raise UsageError(given[name], "together with --calibration", "one of them: a calibration has its own")
-    for name in ("calibration", "images", "bits", "parts", "tile_px", "context") if is_export else ():
+    if is_official and "parts" in given:
+        raise UsageError(given["parts"], "together with --passionsr", "one of them: the files given say it")
+    for name in (
+        ("calibration", "images", "official", "bits", "parts", "tile_px", "context", "lora", "activations")
+        if is_export
+        else ()
+    ):
         if name in given:
             raise UsageError(given[name], "together with an export folder", "a model", "give it to intsr export")
     for name, targets in TARGETS_OF_OPTION.items():
@@ -135,41 +171,62 @@ def _export(
     target: str,
     calibration: Path | None,
     images: Path | None,
+    official: tuple[Path, ...],
     bits: str,
     parts: str,
     tile_px: int,
     context: Path | None,
+    lora: Path | None,
+    activations: str,
     folder: Path,
 ) -> None:
-    from intsr.calib.model import load_model
+    from intsr.calib.calibrate import parse_parts
+    from intsr.calib.model import open_model
     from intsr.engines.targets import target_from_name
     from intsr.export.lowering import lowering_from_name
     from intsr.export.onnx_export import check_tile
     from intsr.export.pipeline import export_model
+    from intsr.export.weight_only import static_calibration
     from intsr.types import Bits
 
-    if bool(calibration) + bool(images) + (not Bits.parse(bits).quantized) != 1:
+    weight_only = activations == "fp16"
+    sources = bool(calibration) + bool(images) + bool(official) + (not Bits.parse(bits).quantized)
+    if sources != 1 and not (weight_only and sources == 0):
         raise UsageError(
-            model_name, "no single source of ranges", "one of --calibration DIR, --images DIR, --bits fp"
+            model_name,
+            "no single source of ranges",
+            "one of --calibration DIR, --images DIR, --passionsr UNET.pth [VAE.pth], --bits fp",
         )
-    model = load_model(model_name, context)
+    source = open_model(model_name, context, lora)
     # Before calibrating, which takes longer.
-    check_tile(tile_px, model.spec.upscale_factor, model.spec.size_multiple_px)
-    ranges = _ranges(model, calibration, images, bits, parts, tile_px)
-    lowering = lowering_from_name(target_from_name(target).lowering)
-    export_model(model, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"))
+    check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
+    ranges = _ranges(source, calibration, images, official, bits, parts, tile_px)
+    found = target_from_name(target)
+    if weight_only and ranges is None and Bits.parse(bits).quantized:
+        ranges = static_calibration(source, Bits.parse(bits), parse_parts(parts), tile_px)
+    lowering = lowering_from_name((found.weight_only_lowering if weight_only else None) or found.lowering)
+    export_model(source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"))
 
 
 def _ranges(
-    model: SRModel, calibration: Path | None, images: Path | None, bits: str, parts: str, tile_px: int
+    source: ModelSource,
+    calibration: Path | None,
+    images: Path | None,
+    official: tuple[Path, ...],
+    bits: str,
+    parts: str,
+    tile_px: int,
 ) -> Calibration | None:
     from intsr.calib.calibrate import Recipe, calibrate, parse_parts
     from intsr.calib.calibration import load_calibration
+    from intsr.calib.official_calibration import import_official
     from intsr.calib.pictures import list_pictures
     from intsr.types import Bits
 
     if calibration is not None:
         return load_calibration(calibration)
+    if official:
+        return import_official(source.load(), official, Bits.parse(bits), tile_px)
     if images is None:
         return None
     pictures = list_pictures(images)
@@ -178,4 +235,4 @@ def _ranges(
     def show(batches: Any) -> Any:
         return progress(batches, "calibrating", total=len(pictures))
 
-    return calibrate(model, pictures, recipe, show)
+    return calibrate(source.load(), pictures, recipe, show)

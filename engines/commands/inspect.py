@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from intsr.console import common_options, emit_json
+from intsr.types import SYNTHETIC_NOTE
 
+MEMORY = (("activations", "activation"), ("weights", "weight"))
 SHOWN = (
     "model",
     "method",
@@ -28,24 +30,30 @@ SHOWN = (
 )
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--layers", is_flag=True, help="An engine's finished plan, or one line for each calibrated layer.")
+@click.option("--against", type=click.Path(path_type=Path), help="Another engine, to compare the finished plan with.")
 @common_options
-def inspect(path: Path, layers: bool, as_json: bool) -> None:
+def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> None:
     """Show what is in PATH, an .engine file or a calibration folder.
 
-    An engine: manifest, sizes and, with --layers, what the builder made of each network: kernels by kind, int8 share,
-    memory. A calibration: how it was made, and how many of its layers have a LET that folds for free, or learned
-    weights; with --layers, each layer's range.
+    An engine: manifest, sizes and, with --layers, what the builder made of each network: kernels by kind, int8
+    share, memory; with --against, how many times the kernels and the memory of another engine, say the fp one. A
+    calibration: how it was made, and how many of its layers have a LET that folds for free, or learned weights; with
+    --layers, each layer's range.
     """
     if path.is_dir():
         _inspect_calibration(path, layers, as_json)
         return
-    from intsr.engines.inspect_engine import inspect_engine
+    from intsr.engines.inspect_engine import compare_plans, inspect_engine
 
-    report = inspect_engine(path, layers)
+    report = inspect_engine(path, layers or against is not None)
+    if against is not None:
+        report["against"] = {"path": str(against), "ratios": compare_plans(report, against)}
     if as_json:
         emit_json(report)
         return
     manifest = report["manifest"]
+    if manifest["synthetic"]:
+        click.echo(SYNTHETIC_NOTE)
     click.echo("\n".join(f"{key:<18} {manifest[key]}" for key in SHOWN if manifest[key] != ""))
     for member in report["members"]:
         click.echo(f"{member['name']:<18} {member['size_bytes'] / 1e6:9.2f} MB  sha256 {member['sha256'][:12]}")
@@ -54,15 +62,23 @@ def inspect(path: Path, layers: bool, as_json: bool) -> None:
     elif layers:
         for plan in [*report["networks"], {"name": "total", **report["total"]}]:
             _show_plan(plan)
+    for ratio in report["against"]["ratios"] if against is not None else ():
+        parts = ", ".join(f"{key.removesuffix('_bytes')} x {ratio[key]:.2f}" for key in ratio if key != "name")
+        click.echo(f"{ratio['name']:<8} against {against}: {parts}")
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in plan["kernels_by_kind"].items())
+    facts = [f"int8 share of conv and linear MACs {plan['int8_mac_share']:.2%}"]
+    # Targets other than TensorRT do not tell these.
+    if plan.get("int8_weight_share", 0.0) > plan["int8_mac_share"]:
+        facts.append(f"with weight-only layers {plan['int8_weight_share']:.2%}")
+    facts.append(f"fp32 GEMMs {plan['fp32_gemms']}")
+    if "quantize_kernels" in plan:
+        facts.append(f"kernels that only quantize {plan['quantize_kernels']}, reformat {plan['reformat_kernels']}")
+    facts += [f"{part} {plan[f'{key}_bytes'] / 1e6:.1f} MB" for part, key in MEMORY]
     click.echo(f"{plan['name']:<8} {plan['kernels']} kernels: {kinds}")
-    click.echo(
-        f"{'':<8} int8 share of conv and linear MACs {plan['int8_mac_share']:.2%}, fp32 GEMMs {plan['fp32_gemms']}, "
-        f"activations {plan['activation_bytes'] / 1e6:.1f} MB, weights {plan['weight_bytes'] / 1e6:.1f} MB"
-    )
+    click.echo(f"{'':<8} {', '.join(facts)}")
 
 
 def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:

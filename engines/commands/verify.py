@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, progress, say
+from intsr.console import common_options, emit_json, progress, say, weight_options
+from intsr.types import SYNTHETIC_NOTE
 
 
 @click.command(epilog="Example: intsr verify demo.engine --against demo-w8a8 --model demo --images photos/")
@@ -20,7 +21,7 @@ from intsr.console import common_options, emit_json, progress, say
 @click.option("--limit", default=4, show_default=True, type=click.IntRange(1), help="At most so many pictures.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
-@click.option("--context", type=click.Path(path_type=Path), help="Prompt context, safetensors with `context`.")
+@weight_options
 @common_options
 def verify(
     engine: Path,
@@ -32,6 +33,7 @@ def verify(
     precision: str,
     threads: int | None,
     context: Path | None,
+    lora: Path | None,
     as_json: bool,
 ) -> None:
     """Compare an engine with torch: each network on the same input, and all three in a row."""
@@ -43,9 +45,9 @@ def verify(
 
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision) as opened:
-        tile_px = opened.manifest.tile_px
+        tile_px, synthetic = opened.manifest.tile_px, opened.manifest.synthetic
         digest = opened.manifest.calibration_digest
-        reference, spec = reference_for_verification(against, model, context, tile_px, digest)
+        reference, spec = reference_for_verification(against, model, context, lora, tile_px, digest)
         inputs = calibration_inputs(progress(pictures, "verifying"), spec, tile_px)
         result = run(opened, reference, inputs)
     passed = result.end_to_end.psnr_db >= min_psnr_db
@@ -53,6 +55,8 @@ def verify(
         say(f"{item.name:<10} {item.psnr_db:7.2f} dB   max abs error {item.max_abs_error:.3g}")
     worst = min(result.per_image_db, key=lambda name: result.per_image_db[name])
     say(f"worst picture: {worst}, {result.per_image_db[worst]:.2f} dB")
+    if synthetic:
+        say(SYNTHETIC_NOTE)
     if passed:
         say(f"passed: {result.end_to_end.psnr_db:.2f} dB, at least {min_psnr_db:g} wanted")
     if as_json:
@@ -63,6 +67,7 @@ def verify(
                 "per_image_db": {name: round(value, 2) for name, value in result.per_image_db.items()},
                 "min_psnr_db": min_psnr_db,
                 "passed": passed,
+                **({"synthetic": True, "note": SYNTHETIC_NOTE} if synthetic else {}),
             }
         )
     if not passed:

@@ -24,14 +24,16 @@ def export(
     target: str,
     tile_px: int,
     context: Path | None,
+    lora: Path | None,
     as_json: bool,
 ) -> None:
     """Write encoder, UNet and decoder as QDQ ONNX.
 
-    MODEL is a model folder in diffusers' format, or the word demo.
+    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
+    word demo.
     """
     from intsr.calib.calibration import load_calibration
-    from intsr.calib.model import load_model
+    from intsr.calib.model import open_model
     from intsr.export.lowering import lowering_from_name
     from intsr.export.onnx_export import EXPORT_NAME
     from intsr.export.pipeline import export_model
@@ -41,7 +43,7 @@ def export(
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
     ranges = load_calibration(calibration) if calibration else None
-    written = export_model(load_model(model, context), ranges, lowering, tile_px, output, detail)
+    written = export_model(open_model(model, context, lora), ranges, lowering, tile_px, output, detail)
     say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {tile_px}")
     if as_json:
         emit_json({"output": str(output), **asdict(written)})

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from intsr.calib.architecture import SD21, Architecture
 from intsr.calib.calibrate import parse_parts
 from intsr.calib.commands.info import info
 from intsr.calib.info import (
-    SD21,
-    Architecture,
     NetworkCost,
     architecture_from_folder,
     architecture_from_name,

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from intsr.calib.learn import probe_chunks
 from intsr.calib.reference import reference_networks
 from intsr.calib.sites import concat_boundaries, integer_sites, network_of_site
 from intsr.calib.unit_data import CACHES, Recomputed, cached
-from intsr.calib.units import record_input, record_output, units_of_network
+from intsr.calib.units import layer_inputs, record_input, record_output, units_of_network
 
 SHAPES = {"encoder": (1, 3, 32, 32), "unet": (1, 4, 16, 16), "decoder": (1, 4, 16, 16)}
 
@@ -88,3 +89,24 @@ def test_concat_boundaries_are_where_the_network_joins(tiny_model, networks):
             handle.remove()
     expected = [boundaries[f"unet.up_blocks.{key.split('.')[0]}.resnets.{key.split('.')[1]}.conv1"] for key in seen]
     assert skips == expected and len(skips) == 4
+
+
+def test_inputs_that_only_pass_by_count_for_the_ends(networks):
+    network = networks["unet"]
+    sites = {name: network.get_submodule(name) for name in ("unet.conv_in", "unet.mid_block.attentions.0.proj_in")}
+    pictures = [picture("unet", seed) * (seed + 1) for seed in range(4)]
+    everything = layer_inputs(network, sites, pictures)
+    some = layer_inputs(network, sites, pictures[:1], iter(pictures[1:]))
+    for site in sites:
+        assert len(some[site].values) == 1 and len(everything[site].values) == 4
+        torch.testing.assert_close(some[site].low, everything[site].low, rtol=0, atol=0)
+        torch.testing.assert_close(some[site].high, everything[site].high, rtol=0, atol=0)
+        assert not torch.equal(some[site].high, layer_inputs(network, sites, pictures[:1])[site].high)
+
+
+@pytest.mark.parametrize(("side_px", "tried"), [(64, 24), (128, 24), (256, 6), (512, 2), (2048, 2)])
+def test_larger_crops_are_tried_on_fewer(side_px, tried):
+    kept, passing = probe_chunks(48, side_px)
+    assert [i for chunk in kept for i in chunk] == list(range(0, 48, 48 // tried))
+    assert sorted(i for chunk in (*kept, *passing) for i in chunk) == list(range(0, 48, 2))
+    assert probe_chunks(1, side_px) == ([[0]], [])

@@ -14,6 +14,7 @@ from intsr.errors import UsageError
 from intsr.files import (
     atomic_folder,
     atomic_path,
+    check_free_space,
     check_output_file,
     check_replaceable_folder,
     check_writable_folder,
@@ -239,3 +240,23 @@ def test_sha256_whatever_the_chunks(tmp_path_factory, content, chunk_bytes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "HASH_CHUNK_BYTES", chunk_bytes)
         assert sha256_from_path(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> object:
+        asked.append(path)
+        return type("Usage", (), {"free": 3_000_000_000})
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    check_free_space(tmp_path / "not" / "there", 3_000_000_000)
+    assert asked == [tmp_path] and not (tmp_path / "not").exists()
+    with pytest.raises(UsageError, match=r"there: 3\.00 GB free on its disk; expected about 3\.01 GB"):
+        check_free_space(tmp_path / "not" / "there", 3_010_000_000)
+
+
+def test_the_real_disk_has_some_room_and_not_any(tmp_path: Path) -> None:
+    check_free_space(tmp_path, 1)
+    with pytest.raises(UsageError, match="free some"):
+        check_free_space(tmp_path, 1 << 62)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from intsr.calib.reference import reference_networks
 from intsr.calib.torch_engine import TorchReference, torch_networks
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.compiler import KERNELS_MEMBER, compile_engine
-from intsr.engines.inspect_engine import inspect_engine
+from intsr.engines.inspect_engine import compare_plans, inspect_engine
 from intsr.engines.targets import TARGET_NAMES, TARGETS, target_from_name
 from intsr.engines.verify import verify
 from intsr.errors import BuildError, ExportError, UsageError, VerificationError
@@ -37,10 +38,11 @@ def exports(
     tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exports")
-    for name in ("asymmetric", "symmetric"):
+    for name in ("asymmetric", "symmetric-rtx", "weight-only"):
         export_model(tiny_model, tiny_calibration, LOWERINGS[name], TILE_PX, folder / name)
     export_model(tiny_model, None, LOWERINGS["asymmetric"], TILE_PX, folder / "fp")
-    return {name: folder / name for name in ("asymmetric", "symmetric", "fp")}
+    export_model(tiny_model, None, LOWERINGS["symmetric-rtx"], TILE_PX, folder / "fp-rtx")
+    return {path.name: path for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,14 @@ def rtx_engine(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     if find_spec("tensorrt_bindings") is None:
         pytest.skip("the rtx extra is not installed")
     path = tmp_path_factory.mktemp("engine") / "tiny.rtx.engine"
-    compile_engine(exports["symmetric"], path, BuildOptions("tensorrt-rtx"))
+    compile_engine(exports["symmetric-rtx"], path, BuildOptions("tensorrt-rtx"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def fp_rtx_engine(rtx_engine: Path, exports: dict[str, Path]) -> Path:
+    path = rtx_engine.with_name("fp.rtx.engine")
+    compile_engine(exports["fp-rtx"], path, BuildOptions("tensorrt-rtx"))
     return path
 
 
@@ -140,6 +149,42 @@ def test_an_rtx_engine_of_all_three_networks(rtx_engine: Path) -> None:
         with bundle.member(KERNELS_MEMBER) as view:
             kernels = json.loads(bytes(view))
     assert len(kernels["unet"]) == next(p["kernels"] for p in report["networks"] if p["name"] == "unet")
+    # One stream: nothing waits for another.
+    assert not {"signal", "wait"} & set(report["total"]["kernels_by_kind"])
+
+
+def test_int8_takes_few_kernels_more_than_fp16(rtx_engine: Path, fp_rtx_engine: Path) -> None:
+    report = inspect_engine(rtx_engine, layers=True)
+    ratios = {ratio["name"]: ratio for ratio in compare_plans(report, fp_rtx_engine)}
+    assert set(ratios) == {"encoder", "unet", "decoder", "total"}
+    assert all(ratio["kernels"] <= 1.35 for ratio in ratios.values()), ratios
+    # Quantizers sit in the kernels that make their input; one head of attention and networks' inputs are exceptions.
+    assert report["total"]["quantize_kernels"] <= 0.03 * report["total"]["kernels"]
+
+
+def test_weight_only_needs_no_calibration(
+    intsr: Callable[..., tuple[int, str, str]], tiny_folder: Path, rtx_engine: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.engine"
+    given = ("compile", tiny_folder, "--activations", "fp16", "--tile", TILE_PX, "-o", path)
+    code, _, error = intsr(*given, "--target", "cpu")
+    assert code == 2 and "--activations: together with --target cpu" in error
+    code, _, error = intsr(*given, "--target", "tensorrt-rtx")
+    assert code == 0, error
+    manifest = read_manifest(path)
+    assert (manifest.method, manifest.bits) == ("static", "w8a16")
+    code, output, error = intsr("inspect", path, "--layers", "--against", rtx_engine)
+    assert code == 0, error
+    assert "with weight-only layers 9" in output and f"total    against {rtx_engine}: kernels x " in output
+
+
+def test_a_weight_only_engine_says_so(exports: dict[str, Path], rtx_engine: Path, tmp_path: Path) -> None:
+    manifest = compile_engine(exports["weight-only"], tmp_path / "w.engine", BuildOptions("tensorrt-rtx"))
+    assert manifest.bits == "w8a16"
+    report = inspect_engine(tmp_path / "w.engine", layers=True)
+    assert report["total"]["int8_mac_share"] == 0.0 and report["total"]["int8_weight_share"] > 0.95
+    with pytest.raises(UsageError, match="lowered as weight-only"):
+        compile_engine(exports["weight-only"], tmp_path / "x.engine", BuildOptions("cpu"))
 
 
 def test_graphs_of_another_lowering_are_refused(exports: dict[str, Path], tmp_path: Path) -> None:

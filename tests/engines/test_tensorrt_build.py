@@ -96,6 +96,7 @@ def test_hardware_compatibility_reaches_the_builder(level: str, expected: str) -
     assert _config(library, builder, BuildOptions("tensorrt", hardware_compatibility=level)) is config
     assert config.hardware_compatibility_level == expected
     assert config.profiling_verbosity == 2
+    assert config.max_aux_streams == 0
 
 
 def test_refused_compute_capabilities_are_an_error_not_a_build_for_others() -> None:

@@ -19,14 +19,15 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 from intsr.errors import ExportError
+from intsr.export.borders import Window, border_bias
 from intsr.export.fold import FoldedLayer
 from intsr.export.graph_builder import GraphBuilder
 from intsr.export.lowering import LOWERINGS
-from intsr.export.quantized import ActivationWriter, shifted_bias
+from intsr.export.quantized import ActivationWriter, check_padding, shifted_bias, value_outside
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams
 from intsr.types import TensorInfo
 
-CONTAINERS = {"symmetric-f32": (-128, 127), "asymmetric": (0, 255)}
+CONTAINERS = {"symmetric-f32": (-128, 127), "symmetric-rtx-f32": (-128, 127), "asymmetric": (0, 255)}
 SIDE = (6, 5)
 F64 = NDArray[np.float64]
 
@@ -142,6 +143,9 @@ def lowered(case: Case, shape: Convolution, lowering: str) -> tuple[F64, F64]:
     """What the graph computes, and how far its float32 bias is from the exact one, (Cout,)."""
     builder, layer = GraphBuilder(LOWERINGS[lowering]), case.layer
     pads = (*shape.padding, *shape.padding)
+    if LOWERINGS[lowering].borders == "bias":
+        check_padding(layer, pads, LOWERINGS[lowering])
+        pads = (0, 0, 0, 0)
     value, shift, pad_first = ActivationWriter(builder).write("x", layer, pads)
     x = case.x.reshape(len(case.x), -1).T[None] if shape.linear else case.x[None]
     codes, scale, has_pad = run_written(builder, value, x, CONTAINERS[lowering])
@@ -152,6 +156,8 @@ def lowered(case: Case, shape: Convolution, lowering: str) -> tuple[F64, F64]:
     weight = layer.weight_codes.astype(np.int64).reshape(*layer.weight_codes.shape[:2], *shape.kernel)
     sums = convolve(codes, weight, shape)
     assert sums.dtype == np.int64
+    if LOWERINGS[lowering].borders == "bias" and (shift or layer.let_shift is not None) and any(shape.padding):
+        return add_borders(case, shape, sums * (scale * layer.weight_scale.astype(np.float64))[:, None, None], shift)
     bias = shifted_bias(case.bias, layer.weight_codes, layer.weight_scale, shift)
     assert bias is not None and bias.dtype == np.float32
     weight_scale = layer.weight_scale.astype(np.float64)
@@ -160,6 +166,28 @@ def lowered(case: Case, shape: Convolution, lowering: str) -> tuple[F64, F64]:
     assert (bias_error <= 2.0**-24 * np.abs(exact)).all()
     y = sums * (scale * weight_scale)[:, None, None] + bias.astype(np.float64)[:, None, None]
     return y, bias_error
+
+
+def add_borders(case: Case, shape: Convolution, y: F64, shift: float) -> tuple[F64, F64]:
+    """y and its column's bias; against that, the float64 convolution of c inside the picture and x0 around it."""
+    layer, (top, left) = case.layer, shape.padding
+    weight = layer.weight_codes * layer.weight_scale.astype(np.float64)[:, None, None, None]
+    outside = value_outside(layer, LOWERINGS["symmetric-rtx-f32"])
+    field = np.broadcast_to(outside[:, None, None], (weight.shape[1], SIDE[0] + 2 * top, SIDE[1] + 2 * left)).copy()
+    field = field.astype(np.float64)
+    field[:, top : top + SIDE[0], left : left + SIDE[1]] = shift
+    tensors = [torch.from_numpy(a) for a in (field, weight, case.bias.astype(np.float64))]
+    exact = functional.conv2d(*tensors, stride=shape.stride, dilation=shape.dilation).numpy()
+    window = Window(shape.kernel, shape.stride, shape.dilation, (top, left, top, left))
+    columns = border_bias(weight.astype(np.float32), case.bias, shift, outside, window, SIDE)
+    assert np.sum([column.columns for column in columns], axis=0).tolist() == [1] * y.shape[2]
+    for column in columns:
+        assert column.bias.dtype == np.float32
+        y = y + column.bias.astype(np.float64)[:, :, None] * column.columns
+    written = sum(column.bias.astype(np.float64)[:, :, None] * column.columns for column in columns)
+    error = np.abs(written - exact)
+    assert (error <= 2.0**-24 * np.abs(exact) + 1e-12).all()
+    return y, error.max(axis=(1, 2))
 
 
 def without_zero(params: QuantParams) -> bool:

@@ -27,6 +27,20 @@ def test_precision(requested: str, quantized: bool, capabilities: list[str], exp
     assert resolve_precision(requested, quantized, capabilities, "x.engine") == expected
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("GenuineIntel", "avx512_bf16 avx512_vnni", "f32"),
+        ("GenuineIntel", "avx512_bf16 amx_tile amx_bf16", "bf16"),
+        ("AuthenticAMD", "avx512_bf16 avx512_vnni", "bf16"),
+    ],
+)
+def test_precision_by_what_the_cpu_is_fast_at(vendor: str, flags: str, expected: str) -> None:
+    cpu = f"vendor_id\t: {vendor}\nflags\t\t: fpu {flags}"
+    assert resolve_precision("auto", True, ["FP32", "BF16"], "x.engine", cpu) == expected
+    assert resolve_precision("bf16", True, ["FP32", "BF16"], "x.engine", cpu) == "bf16"
+
+
 def test_bf16_where_the_cpu_has_none() -> None:
     with pytest.raises(EngineMismatchError, match="use --precision f32"):
         resolve_precision("bf16", True, ["FP32"], "x.engine")
@@ -41,8 +55,13 @@ def test_the_precision_that_openvino_took_is_told(make_engine) -> None:
     import openvino
 
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    with open_engine(make_engine("cpu", bits="w8a8")) as engine:
-        assert engine.precision == ("bf16" if has_bf16 else "f32")
+    path = make_engine("cpu", bits="w8a8")
+    asked = ("f32", "bf16") if has_bf16 else ("f32",)
+    for precision in asked:
+        with open_engine(path, precision=precision) as engine:
+            assert engine.precision == precision
+    with open_engine(path) as engine:
+        assert engine.precision in asked
 
 
 def test_member_round_trip(tmp_path: Path) -> None:

@@ -1,0 +1,229 @@
+"""Single-file checkpoints: names there and back, and everything that is not SD 2.1."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+
+from intsr.calib.architecture import SD21
+from intsr.calib.context import context_from_ldm
+from intsr.calib.ldm import configs_from_ldm
+from intsr.calib.model import load_model, open_model
+from intsr.errors import ModelError
+
+_spec = importlib.util.spec_from_file_location("intsr_tests_ldm", Path(__file__).parents[1] / "support" / "ldm.py")
+assert _spec is not None and _spec.loader is not None
+ldm = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(ldm)
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    pair: tuple[UNet2DConditionModel, AutoencoderKL] = ldm.small_sd21()
+    return pair
+
+
+@pytest.fixture(scope="module")
+def state(networks: tuple[UNet2DConditionModel, AutoencoderKL]) -> State:
+    return {name: tensor.contiguous() for name, tensor in ldm.ldm_state(*networks).items()}
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("context") / "context.safetensors"
+    save_file({"context": torch.randn(1, 77, ldm.CONTEXT_CHANNELS)}, path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(state: State, tmp_path: Path) -> Path:
+    save_file(state, tmp_path / "base.safetensors")
+    return tmp_path / "base.safetensors"
+
+
+def assert_same(got: torch.nn.Module, expected: torch.nn.Module) -> None:
+    tensors, others = got.state_dict(), expected.state_dict()
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def test_there_and_back_is_bit_for_bit(
+    networks: tuple[UNet2DConditionModel, AutoencoderKL], checkpoint: Path, context: Path
+) -> None:
+    model = load_model(str(checkpoint), context)
+    assert_same(model.unet, networks[0])
+    assert_same(model.vae, networks[1])
+    assert (model.spec.name, model.spec.timestep, model.spec.size_multiple_px) == ("base", 999, 64)
+    assert model.spec.alpha_bar == pytest.approx(0.00466010, rel=1e-5)
+    assert model.spec.latent_scaling_factor == 0.18215
+    latent = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        outputs = [
+            unet(latent, 999, encoder_hidden_states=model.context).sample for unet in (model.unet, networks[0])
+        ]
+    assert torch.equal(*outputs)
+
+
+def test_pickled_checkpoints_with_what_training_leaves_in_them(
+    state: State, checkpoint: Path, context: Path, tmp_path: Path
+) -> None:
+    extra = {"betas": torch.zeros(9), "model_ema.decay": torch.zeros(1), "cond_stage_model.x.y": torch.zeros(1)}
+    path = tmp_path / "full.ckpt"
+    torch.save({"state_dict": state | extra, "global_step": 3, "callbacks": {}}, path)
+    assert_same(*(open_model(str(file), context).load("unet").unet for file in (path, checkpoint)))
+
+
+def test_a_half_precision_file_is_loaded_in_single(state: State, context: Path, tmp_path: Path) -> None:
+    save_file({name: tensor.half() for name, tensor in state.items()}, tmp_path / "half.safetensors")
+    unet = open_model(str(tmp_path / "half.safetensors"), context).load("unet").unet
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+
+
+def full_size_shapes() -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(SD21.unet))
+        vae = AutoencoderKL.from_config(dict(SD21.vae))
+    return {name: tuple(tensor.shape) for name, tensor in ldm.ldm_state(unet, vae).items()}
+
+
+def test_sd21s_configuration_is_read_from_its_shapes() -> None:
+    unet, vae = configs_from_ldm(full_size_shapes(), Path("sd21.safetensors"))
+    assert unet == SD21.unet
+    assert vae == SD21.vae
+
+
+def drop(name: str) -> Callable[[State], State]:
+    return lambda state: {key: tensor for key, tensor in state.items() if name not in key}
+
+
+def add(name: str, *shape: int) -> Callable[[State], State]:
+    return lambda state: state | {name: torch.zeros(shape)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (drop("out_layers.3.bias"), ["missing", "down_blocks.0.resnets.0.conv2.bias", "..."]),
+        (drop("first_stage_model.quant_conv.bias"), ["1 missing (quant_conv.bias)"]),
+        (add("model.diffusion_model.input_blocks.1.0.surplus.weight", 3), ["unknown", "surplus"]),
+        (add("model.diffusion_model.surplus", 3), ["model.diffusion_model.surplus"]),
+        (add("first_stage_model.surplus.weight", 3), ["first_stage_model.surplus.weight"]),
+        (add("control_model.x.weight", 3), ["control_model.x.weight"]),
+        (add("model.diffusion_model.out.0.bias", 5), ["of another shape", "conv_norm_out.bias (5,), not (64,)"]),
+        (add("model.diffusion_model.label_emb.0.0.weight", 3), ["an SDXL checkpoint", "expected SD 2.1"]),
+        (add("conditioner.embedders.1.model.positional_embedding", 3), ["an SDXL checkpoint"]),
+        (add("model.diffusion_model.middle_block.1.proj_in.weight", 128, 128, 1, 1), ["an SD 1.x checkpoint"]),
+        (drop("first_stage_model."), ["no SD 2.1 checkpoint"]),
+        (drop("middle_block.1.transformer_blocks"), ["middle_block.1.transformer_blocks"]),
+        (add("model.diffusion_model.input_blocks.2.0.out_layers.3.weight", 128, 64, 3, 3), ["levels of widths"]),
+    ],
+)
+def test_what_is_not_sd21(
+    state: State, context: Path, tmp_path: Path, change: Callable[[State], State], words: list[str]
+) -> None:
+    path = tmp_path / "changed.safetensors"
+    save_file(change(state), path)
+    with pytest.raises(ModelError) as error:
+        load_model(str(path), context)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_widths_that_leave_the_heads_unknown(state: State, tmp_path: Path) -> None:
+    shapes = {name: tuple(side // 2 if side >= 64 else side for side in t.shape) for name, t in state.items()}
+    with pytest.raises(ModelError, match="multiples of 64"):
+        configs_from_ldm(shapes, tmp_path)
+
+
+def test_a_truncated_file(checkpoint: Path, context: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"base\.safetensors") as error:
+        load_model(str(checkpoint), context)
+    assert "\n" not in str(error.value)
+
+
+def test_no_context_in_the_file(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="give one with --context FILE"):
+        load_model(str(checkpoint))
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"a file \.onnx; expected \.safetensors"):
+        load_model(str(tmp_path / "model.onnx"))
+
+
+class OpenClip(torch.nn.Module):
+    """OpenCLIP's text encoder up to the last block but one, as ldm runs it: written for this test."""
+
+    def __init__(self, tensors: State, layers: int) -> None:
+        super().__init__()
+        self.tensors, self.layers = tensors, layers
+
+    def forward(self, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+        prefix, functional = "cond_stage_model.model.", torch.nn.functional
+
+        def get(name: str) -> torch.Tensor:
+            return self.tensors[prefix + name]
+
+        def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+            return functional.layer_norm(x, x.shape[-1:], get(f"{name}.weight"), get(f"{name}.bias"))
+
+        def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+            return functional.linear(x, get(f"{name}.weight"), get(f"{name}.bias"))
+
+        x = get("token_embedding.weight")[tokens] + get("positional_embedding")
+        for i in range(self.layers):
+            block = f"transformer.resblocks.{i}"
+            h = norm(x, f"{block}.ln_1")
+            packed = functional.linear(h, get(f"{block}.attn.in_proj_weight"), get(f"{block}.attn.in_proj_bias"))
+            q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in packed.chunk(3, -1))
+            mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(-2)
+            x = x + linear(mixed, f"{block}.attn.out_proj")
+            hidden = functional.gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc"))
+            x = x + linear(hidden, f"{block}.mlp.c_proj")
+        return norm(x, "ln_final")
+
+
+def open_clip_state(width: int, blocks: int, vocabulary: int) -> State:
+    torch.manual_seed(5)
+    sizes = {
+        "token_embedding.weight": (vocabulary, width),
+        "positional_embedding": (77, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+        "text_projection": (width, width),
+        "logit_scale": (),
+    }
+    for i in range(blocks):
+        block = f"transformer.resblocks.{i}"
+        sizes |= {f"{block}.{norm}.{kind}": (width,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+        sizes |= {f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)}
+        sizes |= {f"{block}.attn.out_proj.weight": (width, width), f"{block}.attn.out_proj.bias": (width,)}
+        sizes |= {f"{block}.mlp.c_fc.weight": (4 * width, width), f"{block}.mlp.c_fc.bias": (4 * width,)}
+        sizes |= {f"{block}.mlp.c_proj.weight": (width, 4 * width), f"{block}.mlp.c_proj.bias": (width,)}
+    return {f"cond_stage_model.model.{name}": 0.3 * torch.randn(size) for name, size in sizes.items()}
+
+
+def test_the_empty_prompt_through_the_files_own_text_encoder() -> None:
+    tensors = open_clip_state(128, 3, 50)
+    got = context_from_ldm(tensors, Path("x.ckpt"), layers=2)
+    tokens = torch.tensor([[48, 49, *[0] * 75]])
+    expected = OpenClip(tensors, 2)(tokens, heads=2)
+    assert got.shape == (1, 77, 128)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_encoder_with_a_part_missing() -> None:
+    tensors = open_clip_state(64, 2, 50)
+    del tensors["cond_stage_model.model.transformer.resblocks.0.mlp.c_fc.bias"]
+    with pytest.raises(ModelError, match=r"fc1\.bias"):
+        context_from_ldm(tensors, Path("x.ckpt"), layers=1)

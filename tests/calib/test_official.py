@@ -1,0 +1,183 @@
+"""Reading official checkpoints: every key and shape, what is refused, and the checks against the base model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from intsr.calib.calibration import load_calibration, save_calibration
+from intsr.calib.official import PREFIX, expected_shapes, official_bits, read_official
+from intsr.calib.official_calibration import import_official
+from intsr.calib.official_names import official_names
+from intsr.calib.sites import bits_of_site, sites_of_model
+from intsr.errors import CalibrationError, UsageError
+from intsr.several_values import spread_values
+from intsr.types import Bits
+
+REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "passionsr_reference"
+TILE_PX = 8
+W8A8 = Bits.parse("w8a8")
+
+
+def changed(
+    official_files: list[Path], folder: Path, part: int, change: Callable[[dict[str, torch.Tensor]], None]
+) -> list[Path]:
+    """The files, one of them rewritten after `change` to its table."""
+    tensors = torch.load(official_files[part], weights_only=True)
+    change(tensors)
+    path = folder / official_files[part].name
+    torch.save(tensors, path)
+    return [path if i == part else file for i, file in enumerate(official_files)]
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_full_size_keys_and_shapes(part: str, official_support: Any) -> None:
+    path = REFERENCE / f"full_keys_{part}.json"
+    if not path.exists():
+        pytest.skip(f"no {path.name}")
+    model = official_support.sd21_on_meta()
+    shapes = expected_shapes(model, part, official_names(model, part))
+    official = {key: tuple(value["shape"]) for key, value in json.loads(path.read_text())["keys"].items()}
+    assert len(official) == {"unet": 3730, "vae": 680}[part]
+    assert set(shapes) == set(official)
+    assert {key for key, shape in shapes.items() if shape is None} == {k for k in shapes if k.endswith("_vw")}
+    assert {k: v for k, v in shapes.items() if v} == {k: official[k] for k, shape in shapes.items() if shape}
+
+
+def test_eight_bit_layers_are_ours(official_support: Any) -> None:
+    model = official_support.sd21_on_meta()
+    w6a6 = Bits.parse("w6a6")
+    for part in ("unet", "vae"):
+        for site, name in official_names(model, part).layers.items():
+            assert official_bits(name, w6a6) == bits_of_site(site, w6a6), site
+
+
+def test_reads_every_layer(official_files: list[Path], tiny_model: Any) -> None:
+    checkpoint = read_official(official_files[0], official_files[1], tiny_model, W8A8)
+    assert checkpoint.parts == ("unet", "vae")
+    assert set(checkpoint.layers) == set(sites_of_model(tiny_model, ("unet", "vae")))
+    tensors = torch.load(official_files[0], weights_only=True)
+    layer, key = checkpoint.layers["unet.up_blocks.0.resnets.0.conv1"], f"{PREFIX}output_blocks.0.0.in_layers.2"
+    assert layer.convolution and not checkpoint.layers["unet.time_embedding.linear_1"].convolution
+    assert layer.offset.tolist() == tensors[f"{key}.offset"].flatten().tolist()
+    assert layer.weight_high[1].tolist() == tensors[f"{key}.weight_quantizer_1.x_max"].flatten().tolist()
+    assert layer.input_low[1] == tensors[f"{key}.act_quantizer_1.x_min"].double()
+
+
+def test_safetensors_and_the_unet_alone(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+    path = tmp_path / "unet.safetensors"
+    save_file({k: v.contiguous() for k, v in torch.load(official_files[0], weights_only=True).items()}, path)
+    calibration = import_official(tiny_model, [path], W8A8, TILE_PX)
+    assert calibration.parts == ("unet",)
+    assert all(site.startswith("unet.") for site in calibration.sites)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (0, lambda t: t.pop(f"{PREFIX}out.2.offset"), f"1 keys missing ({PREFIX}out.2.offset)"),
+        (1, lambda t: t.update({f"{PREFIX}encoder.extra": torch.ones(1)}), f"unexpected ({PREFIX}encoder.extra)"),
+        (0, lambda t: t.update({f"{PREFIX}out.2.offset": torch.ones(1, 3, 1, 1)}), "of shape (1, 3, 1, 1)"),
+        (0, lambda t: t.update({f"{PREFIX}out.2.offset": t[f"{PREFIX}out.2.offset"] / 0}), "NaN or infinity"),
+        (1, lambda t: t.update({f"{PREFIX}quant_conv.act_quantizer_0.x_max": torch.tensor(-9.0)}), "not below"),
+        (0, lambda t: t[f"{PREFIX}out.0.weight"].add_(0.1), "unet.conv_norm_out.weight differs by 0.1"),
+        (1, lambda t: t[f"{PREFIX}encoder.conv_in.scale_factor"].mul_(-1), "not above 0"),
+        (1, lambda t: t[f"{PREFIX}encoder.conv_in.scale_factor"].mul_(3), "miss the model's weights"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    part: int, change: Any, message: str, official_files: list[Path], tiny_model: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError) as error:
+        import_official(tiny_model, changed(official_files, tmp_path, part, change), W8A8, TILE_PX)
+    assert message in str(error.value)
+
+
+def test_files_the_other_way_round(official_files: list[Path], tiny_model: Any) -> None:
+    with pytest.raises(CalibrationError, match=r"keys missing .* and .* keys unexpected"):
+        import_official(tiny_model, official_files[::-1], W8A8, TILE_PX)
+
+
+def test_a_base_without_the_lora(official_files: list[Path], tiny_model: Any) -> None:
+    """Every UNet weight 5 % of its size away, as where an adapter was not merged."""
+    unet = copy.deepcopy(tiny_model.unet)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in unet.parameters():
+        if parameter.ndim > 1:
+            shaken = parameter * (1 + 0.15 * torch.randn(parameter.shape, generator=generator))
+            parameter.data = shaken
+    with pytest.raises(CalibrationError, match=r"unet by .* with OSEDiff's LoRA merged"):
+        import_official(replace(tiny_model, unet=unet), official_files, W8A8, TILE_PX)
+
+
+class _RunsCode:
+    def __reduce__(self) -> Any:
+        return (print, ("this ran",))
+
+
+def test_a_pickle_that_runs_code_is_refused(
+    official_files: list[Path], tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for writer in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        path = tmp_path / "unet.pth"
+        writer({"a": _RunsCode()}, path)
+        with pytest.raises(CalibrationError, match=r"unet\.pth: a pickle that holds more than tensors"):
+            read_official(path, official_files[1], tiny_model, W8A8)
+    assert "this ran" not in capsys.readouterr().out
+
+
+def test_other_tiles_and_contexts_are_refused(official_files: list[Path], tiny_model: Any) -> None:
+    with pytest.raises(CalibrationError, match="use --tile 8"):
+        import_official(tiny_model, official_files, W8A8, 2 * TILE_PX)
+    longer = replace(tiny_model, context=torch.cat([tiny_model.context] * 2, dim=1))
+    with pytest.raises(CalibrationError, match="give the context with --context"):
+        import_official(longer, official_files, W8A8, TILE_PX)
+    with pytest.raises(UsageError, match="--bits"):
+        import_official(tiny_model, official_files, Bits(None, None), TILE_PX)
+
+
+def test_a_folder_keeps_every_number(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+    calibration = import_official(tiny_model, official_files, W8A8, TILE_PX)
+    save_calibration(calibration, tmp_path / "official")
+    loaded = load_calibration(tmp_path / "official")
+    assert loaded.digest() == calibration.digest()
+    assert set(loaded.official_attentions) == set(calibration.official_attentions)
+    other = dict(calibration.official_layers)
+    layer = other["unet.conv_out"]
+    other["unet.conv_out"] = replace(layer, input_low=layer.input_low - 1e-9)
+    assert replace(calibration, official_layers=other).digest() != calibration.digest()
+
+
+def test_a_folder_with_a_tensor_less_is_refused(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+    from safetensors.numpy import save_file as save
+
+    folder = tmp_path / "official"
+    save_calibration(import_official(tiny_model, official_files, W8A8, TILE_PX), folder)
+    tensors = load_file(folder / "ranges.safetensors")
+    del tensors["unet.conv_out.official.scale"]
+    save(tensors, folder / "ranges.safetensors")
+    with pytest.raises(CalibrationError, match=r"official layers: .*scale"):
+        load_calibration(folder)
+
+
+def test_spread_values() -> None:
+    names = {"--passionsr"}
+    assert spread_values(["m", "--passionsr", "a.pth", "b.pth", "-o", "x"], names) == [
+        *["m", "--passionsr", "a.pth", "--passionsr", "b.pth", "-o", "x"]
+    ]
+    for args in (
+        ["--passionsr", "a.pth", "model"],
+        ["--passionsr", "a.pth", "-o", "x.pth"],
+        ["--other", "a.pth", "b.pth"],
+    ):
+        assert spread_values(args, names) == args

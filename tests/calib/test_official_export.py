@@ -1,0 +1,252 @@
+"""Imported calibrations through folding, ONNX and the CPU engine, against the torch import."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from intsr.calib.official_calibration import import_official
+from intsr.calib.official_forward import OfficialQuantizedLayer, official_model
+from intsr.calib.reference import reference_networks
+from intsr.calib.sites import is_constant, network_of_site
+from intsr.engines.verify import psnr_db
+from intsr.errors import CalibrationError, ExportError
+from intsr.export.fake_quant import fake_quantized
+from intsr.export.fold import FoldedNetwork
+from intsr.export.fold_official import fold_official, fold_official_network
+from intsr.export.lowering import lowering_from_name
+from intsr.export.network_lowering import NetworkLowering
+from intsr.export.split_layers import SplitLayer
+from intsr.types import NETWORKS, Bits
+
+TILE_PX = 8
+# Relative to the output: float rounding, a single flipped code, and what no flipped code explains.
+ROUNDING, FLIPPED = 1e-6, 5e-3
+
+
+class _Alone(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        return y
+
+
+def run_onnx(network: FoldedNetwork, x: torch.Tensor, path: Path, lowering: str = "cpu") -> torch.Tensor:
+    import onnxruntime
+
+    model, _, _ = NetworkLowering(network, lowering_from_name(lowering), tuple(x.shape)).run()
+    onnx.save(model, path)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options)
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def layer_inputs(official: Any, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Site -> (input, output) of every layer of the torch import."""
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    handles = [
+        module.register_forward_hook(lambda _, args, y, site=f"{part}.{name}": seen.update({site: (args[0], y)}))
+        for part in ("unet", "vae")
+        for name, module in getattr(official, part).named_modules()
+        if isinstance(module, OfficialQuantizedLayer)
+    ]
+    with torch.no_grad():
+        for network in reference_networks(official).values():
+            x = network(x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def alone(network: FoldedNetwork, site: str) -> FoldedNetwork:
+    """One layer as a network."""
+    layers = {
+        name.replace(site, "layer"): layer for name, layer in network.layers.items() if name.startswith(f"{site}.")
+    }
+    return FoldedNetwork("unet", _Alone(network.module.get_submodule(site)), layers)
+
+
+def relative_errors(
+    model: Any, calibration: Any, x: torch.Tensor, run: Callable[..., torch.Tensor], every: int
+) -> Any:
+    """rms error of single layers on the torch import's own inputs, relative to their outputs."""
+    official = official_model(model, calibration.official_layers, calibration.official_attentions)
+    seen, errors = layer_inputs(official, x), {}
+    for name in NETWORKS:
+        network = fold_official_network(name, model, calibration)
+        sites = [s for s in calibration.official_layers if network_of_site(s) == name and not is_constant(s)]
+        for site in sites[::every]:
+            layer = network.module.get_submodule(site)
+            assert isinstance(layer, SplitLayer)
+            given, expected = seen[site]
+            y = run(alone(network, site), given * layer.divisor) / layer.factor
+            expected = expected[:, : y.shape[1]] if y.ndim == 4 else expected
+            if name == "unet" and site.endswith(".conv1"):
+                # The time's share of the bias is a constant of each channel.
+                expected = expected + (y - expected).mean((0, 2, 3), keepdim=True)
+            errors[site] = float((y - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return errors
+
+
+@torch.no_grad()
+def run_torch(network: FoldedNetwork, x: torch.Tensor) -> torch.Tensor:
+    y: torch.Tensor = fake_quantized(network)(x)
+    return y
+
+
+@pytest.fixture(scope="module", params=["w8a8", "w6a6", "w4a8"])
+def calibration(request: pytest.FixtureRequest, official_files: list[Path], tiny_model: Any) -> Any:
+    return import_official(tiny_model, official_files, Bits.parse(request.param), TILE_PX)
+
+
+@pytest.fixture(scope="module")
+def picture() -> torch.Tensor:
+    return torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+def test_every_layer_in_torch(tiny_model: Any, calibration: Any, picture: torch.Tensor) -> None:
+    """Same operations up to the product: no code may differ."""
+    errors = relative_errors(tiny_model, calibration, picture, run_torch, every=1)
+    assert len(errors) == len([site for site in calibration.official_layers if not is_constant(site)])
+    assert max(errors.values()) < ROUNDING, max(errors, key=lambda site: errors[site])
+
+
+def test_layers_in_onnx(tiny_model: Any, calibration: Any, picture: torch.Tensor, tmp_path: Path) -> None:
+    errors = relative_errors(
+        tiny_model, calibration, picture, lambda network, x: run_onnx(network, x, tmp_path / "layer.onnx"), every=4
+    )
+    assert np.median(list(errors.values())) < ROUNDING
+    assert max(errors.values()) < FLIPPED
+    assert sum(error > 10 * ROUNDING for error in errors.values()) <= 2
+
+
+@torch.no_grad()
+def test_attention_and_constants_in_torch(tiny_model: Any, calibration: Any, picture: torch.Tensor) -> None:
+    """Whole networks, each on the torch import's input: apart from flipped codes they agree to the last digits."""
+    official = official_model(tiny_model, calibration.official_layers, calibration.official_attentions)
+    folded, x = fold_official(tiny_model, calibration), picture
+    for name, network in reference_networks(official).items():
+        y, expected = fake_quantized(folded.network(name))(x), network(x)
+        span = float(expected.max() - expected.min())
+        assert psnr_db(float((y - expected).square().mean()), span) > 30, name
+        x = expected
+
+
+def test_a_padded_border_is_exact(tiny_model: Any, calibration: Any) -> None:
+    """conv0(o 1, W) differs at the border: a constant bias in its place would be seen there."""
+    network = fold_official_network("decoder", tiny_model, calibration)
+    site = "vae.decoder.conv_in"
+    layer: Any = network.module.get_submodule(site)
+    assert layer.has_border
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    official = OfficialQuantizedLayer(tiny_model.vae.decoder.conv_in, calibration.official_layers[site])
+    difference = run_torch(alone(network, site), x) - official(x)
+    assert difference[..., 0, :].abs().max() < 1e-5 and difference[..., 0, 0].abs().max() < 1e-5
+
+
+def test_other_targets_take_it(tiny_model: Any, calibration: Any, picture: torch.Tensor, tmp_path: Path) -> None:
+    """int8 containers round halves to even and shift: the same grids, so that only flipped codes differ."""
+    network = fold_official_network("encoder", tiny_model, calibration)
+    official = official_model(tiny_model, calibration.official_layers, calibration.official_attentions)
+    with torch.no_grad():
+        expected = reference_networks(official)["encoder"](picture)
+    y = run_onnx(network, picture, tmp_path / "encoder.onnx", "symmetric-f32")
+    assert psnr_db(float((y - expected).square().mean()), float(expected.max() - expected.min())) > 25
+
+
+def test_a_tile_of_other_tokens_cannot_be_exported(tiny_model: Any, calibration: Any) -> None:
+    network = fold_official_network("unet", tiny_model, calibration)
+    with pytest.raises(ExportError, match="tokens"):
+        NetworkLowering(network, lowering_from_name("cpu"), (1, 4, 32, 32)).run()
+
+
+def test_a_layer_without_numbers(tiny_model: Any, calibration: Any) -> None:
+    from dataclasses import replace
+
+    layers = {site: q for site, q in calibration.official_layers.items() if site != "unet.conv_out"}
+    with pytest.raises(CalibrationError, match=r"nothing for unet\.conv_out"):
+        fold_official(tiny_model, replace(calibration, official_layers=layers))
+
+
+def test_reference_layers_in_onnx(reference: Any, tmp_path: Path) -> None:
+    errors = relative_errors(
+        reference.model,
+        reference.calibration,
+        reference.inputs["image"],
+        lambda network, x: run_onnx(network, x, tmp_path / "layer.onnx"),
+        every=5,
+    )
+    assert np.median(list(errors.values())) < ROUNDING
+    assert max(errors.values()) < FLIPPED
+    assert sum(error > 10 * ROUNDING for error in errors.values()) <= 2
+
+
+def test_from_the_command_line(intsr: Any, tiny_folder: Path, official_files: list[Path], tmp_path: Path) -> None:
+    """Import, compile (from the files and from the folder: the same engine), verify."""
+    unet, vae = official_files
+    folder, engine = tmp_path / "official", tmp_path / "official.engine"
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(pictures / "a.png")
+    options = ("--bits", "w6a6", "--tile", TILE_PX)
+    code, out, error = intsr("calibrate", tiny_folder, "--passionsr", unet, vae, *options, "-o", folder, "--json")
+    assert code == 0 and json.loads(out)["method"] == "passionsr-official" and "sign slip" in error
+    code, out, _ = intsr("inspect", folder, "--json")
+    assert code == 0 and json.loads(out)["calibration"]["bits"] == "w6a6"
+    code, out, error = intsr(
+        *("compile", tiny_folder, "--passionsr", unet, vae, *options, "--precision", "f32", "-o", engine, "--json")
+    )
+    assert code == 0, error
+    assert json.loads(out)["networks"]["encoder"]["int8_mac_share"] > 0.9
+    code, out, error = intsr(
+        *("verify", engine, "--against", folder, "--model", tiny_folder, "--images", pictures),
+        *("--precision", "f32", "--min-psnr", 10, "--json"),
+    )
+    assert code == 0, error
+    assert min(network["psnr_db"] for network in json.loads(out)["networks"]) > 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "lsq"), "--method: together with --passionsr"),
+        (("--images", "x"), "both or neither"),
+        (("--bits", "fp"), "--bits"),
+    ],
+)
+def test_what_an_import_does_not_take(
+    arguments: tuple[str, ...],
+    message: str,
+    intsr: Any,
+    tiny_folder: Path,
+    official_files: list[Path],
+    tmp_path: Path,
+) -> None:
+    code, _, error = intsr(
+        *(
+            "calibrate",
+            tiny_folder,
+            "--passionsr",
+            *official_files,
+            "--tile",
+            TILE_PX,
+            *arguments,
+            "-o",
+            tmp_path / "c",
+        )
+    )
+    assert code == 2 and message in error

@@ -1,0 +1,106 @@
+"""GroupNorm in every form, in ONNX Runtime and in OpenVINO, against torch."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from intsr.engines.openvino import keep_precise
+from intsr.export.graph_builder import GraphBuilder
+from intsr.export.lowering import LOWERINGS
+from intsr.export.norms import STATISTICS, GroupNorm, write_group_norm
+from intsr.types import TensorInfo
+
+FORMS = ("asymmetric", "asymmetric-cpu")  # instance, statistics
+
+
+def graph_of(norm: GroupNorm, lowering: str) -> onnx.ModelProto:
+    builder = GraphBuilder(LOWERINGS[lowering])
+    info = TensorInfo("x", norm.shape, "float32")
+    return builder.model("norm", info, write_group_norm(builder, "x", norm), TensorInfo("y", norm.shape, "float32"))
+
+
+def in_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def in_torch(norm: GroupNorm, x: np.ndarray) -> np.ndarray:
+    tensors = (torch.from_numpy(v).double() for v in (x, norm.gamma, norm.beta))
+    value, gamma, beta = tensors
+    return functional.group_norm(value, norm.groups, gamma, beta, norm.epsilon).numpy()
+
+
+def norm_of(rng: np.random.Generator, shape: tuple[int, ...], groups: int) -> GroupNorm:
+    gamma, beta = (rng.normal(size=shape[1]).astype(np.float32) for _ in range(2))
+    return GroupNorm("norm", shape, groups, gamma, beta, 1e-6)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("form", FORMS)
+def test_any_shape(form, groups, of_group, height, width, seed):
+    rng = np.random.default_rng(seed)
+    norm = norm_of(rng, (1, groups * of_group, height, width), groups)
+    # Values that differ within every group: where they do not, 1 / sqrt(eps) enlarges every rounding.
+    x = rng.normal(size=norm.shape).astype(np.float32)
+    x.reshape(1, groups, -1)[:, :, 0] += 3.0
+    if of_group * height * width == 1:
+        return
+    np.testing.assert_allclose(in_onnxruntime(graph_of(norm, form), x), in_torch(norm, x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_far_from_zero_and_of_one_value(form):
+    """E[x^2] - E[x]^2 cancels where the mean is large, and may fall below 0 where nothing varies."""
+    rng = np.random.default_rng(0)
+    norm = norm_of(rng, (1, 8, 32, 32), 4)
+    x = rng.normal(size=norm.shape).astype(np.float32)
+    x[:, :2] += 30.0
+    x[:, 2:4] = 7.3
+    got, expected = in_onnxruntime(graph_of(norm, form), x), in_torch(norm, x)
+    np.testing.assert_allclose(got[:, [0, 1, 4, 5, 6, 7]], expected[:, [0, 1, 4, 5, 6, 7]], rtol=2e-3, atol=2e-3)
+    # What a constant group becomes is beta, give or take its rounding enlarged by 1 / sqrt(eps).
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got[:, 2:4], expected[:, 2:4], atol=2.0)
+
+
+def test_statistics_stay_in_float32_around_bf16(tmp_path: Path) -> None:
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no BF16")
+    rng = np.random.default_rng(1)
+    norm = norm_of(rng, (1, 32, 64, 64), 8)
+    x = rng.normal(size=norm.shape).astype(np.float32)
+    x[:, :4] += 12.0
+    expected = in_torch(norm, x)
+
+    def error(mark: bool) -> float:
+        # A convolution behind: OpenVINO leaves the tail of a graph in float32.
+        model = graph_of(norm, "asymmetric-cpu")
+        model.graph.node[-1].output[0] = "normed"
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.eye(32, dtype=np.float32)[:, :, None, None], "eye")
+        )
+        model.graph.node.append(onnx.helper.make_node("Conv", ["normed", "eye"], ["y"], name="conv"))
+        path = tmp_path / "norm.xml"
+        openvino.save_model(core.read_model(model.SerializeToString()), str(path), compress_to_fp16=False)
+        if mark:
+            keep_precise(path)
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        kinds = set()
+        for operation in compiled.get_runtime_model().get_ops():
+            info = {key: getattr(value, "value", value) for key, value in operation.get_rt_info().items()}
+            if f"{STATISTICS}variance" in str(info["originalLayersNames"]):
+                kinds.add(info["runtimePrecision"])
+        assert kinds == {"f32" if mark else "bf16"}
+        return float(np.abs(compiled({0: x})[0] - expected).mean())
+
+    assert error(True) < 0.01 < 0.05 < error(False)

@@ -1,0 +1,94 @@
+"""Exporting from a source, one network at a time: the same files, and never two networks at once."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intsr.calib.calibration import Calibration
+from intsr.calib.let import observe_let
+from intsr.calib.model import ModelSource, SRModel, open_model
+from intsr.export.fold import fold, fold_and_release, layer_modules
+from intsr.export.lowering import LOWERINGS, lowering_from_name
+from intsr.export.pipeline import export_model
+from intsr.export.specialize import specialize
+from intsr.types import Bits
+
+TILE_PX = 16
+
+
+@pytest.fixture(scope="module")
+def source(tiny_folder: Path) -> ModelSource:
+    return open_model(str(tiny_folder))
+
+
+@pytest.fixture(scope="module")
+def let_calibration(tiny_model: SRModel) -> Calibration:
+    bits = Bits.parse("w8a8")
+    batches = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1]
+    sites = observe_let(tiny_model, batches, bits, ("unet", "vae"))
+    return Calibration("maxmin+let", bits, ("unet", "vae"), "tiny", tiny_model.digest, 1, TILE_PX, 0.0, 0, sites)
+
+
+@pytest.mark.parametrize(("lowering", "calibrated"), [("asymmetric", "fp"), ("symmetric-rtx", "maxmin+let")])
+def test_the_same_files_as_of_a_whole_model(
+    source: ModelSource,
+    tiny_model: SRModel,
+    let_calibration: Calibration,
+    tmp_path: Path,
+    lowering: str,
+    calibrated: str,
+) -> None:
+    calibration = None if calibrated == "fp" else let_calibration
+    for name, model in (("source", source), ("model", tiny_model)):
+        export_model(model, calibration, LOWERINGS[lowering], TILE_PX, tmp_path / name)
+    for path in (tmp_path / "model").iterdir():
+        assert (tmp_path / "source" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_networks_are_loaded_one_after_another(
+    source: ModelSource, tiny_calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intsr.calib import model as module
+
+    load, alive, most = module.load_network, weakref.WeakSet[Any](), []
+
+    def watched(*arguments: Any) -> Any:
+        # A traced module may be part of a cycle.
+        gc.collect()
+        most.append(len(alive))
+        network = load(*arguments)
+        alive.add(network)
+        return network
+
+    monkeypatch.setattr(module, "load_network", watched)
+    export_model(source, tiny_calibration, lowering_from_name("cpu"), TILE_PX, tmp_path / "onnx")
+    assert most == [0, 0, 0]
+
+
+def test_a_released_network_keeps_no_float_weight_beside_its_codes(
+    source: ModelSource, let_calibration: Calibration, tiny_model: SRModel
+) -> None:
+    kept = fold(specialize(tiny_model), let_calibration).network("unet")
+    released = fold_and_release("unet", specialize(source.load("unet")), let_calibration)
+    assert released.layers.keys() == kept.layers.keys() and len(kept.layers) > 30
+    modules, others = layer_modules(released.module), layer_modules(kept.module)
+    for site in modules:
+        weight = modules[site].weight
+        assert weight.shape == others[site].weight.shape
+        if site in released.layers:
+            assert weight.untyped_storage().nbytes() <= 4 and torch.isnan(weight).all()
+        else:
+            assert torch.equal(weight, others[site].weight)
+
+
+def test_a_source_loads_what_is_asked_for(source: ModelSource, tiny_model: SRModel) -> None:
+    only = source.load("vae")
+    assert only.unet is None and only.digest == tiny_model.digest
+    assert set(specialize(only).networks()) == {"encoder", "decoder"}
+    assert set(specialize(source.load()).networks()) == {"encoder", "unet", "decoder"}
