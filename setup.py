@@ -22,6 +22,7 @@ COMPILE = [
     "polygraphy>=0.53.4",
     "scikit-image>=0.26",
 ]
+CUDA = ["cuda-bindings==13.5.0"]
 RTX = ["onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0", "tensorrt-cu13-bindings==11.4.0.106"]
 
 setup(
@@ -37,14 +38,19 @@ setup(
     package_data={
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
         "intsr.engines": ["rtx_shim/*.c"],
+        "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
     },
     install_requires=["numpy>=2", "pillow>=12", "click>=8.3", "rich>=14", "openvino==2026.4.1"],
     extras_require={
         "compile": COMPILE,
-        "rtx": RTX,
-        "tensorrt": ["tensorrt>=10.13", "cuda-python>=13", "polygraphy>=0.53.4"],
+        "rtx": [*RTX, *CUDA],
+        "tensorrt": ["tensorrt>=10.13", *CUDA, "polygraphy>=0.53.4"],
+        "gpu": CUDA,
+        "nvcc": ["nvidia-cuda-nvcc>=13,<14", "nvidia-cuda-cccl>=13,<14"],
+        "triton": ["triton>=3.9,<4"],
         "pycuda": ["pycuda>=2025.1"],
         "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
+        "plot": ["matplotlib>=3.9"],
         "metrics": METRICS,
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
     },

@@ -25,9 +25,9 @@ from intsr.calib.simulate import quantized_layers, with_layers
 from intsr.calib.sites import network_of_site
 from intsr.calib.stages import prepare, rates_of, set_dynamic
 from intsr.calib.training import Phase, train
-from intsr.calib.units import Unit, layer_inputs, record_input, units_of_network
+from intsr.calib.units import Call, Unit, layer_inputs, record_input, units_of_network
 from intsr.errors import UsageError
-from intsr.memory import peak_resident_bytes
+from intsr.memory import peak_resident_bytes, restart_peak
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
@@ -45,6 +45,18 @@ class MeasuredUnit:
     initialize_s: float
     step_s: float
     pair_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One unit to be calibrated: the input that noise gives it, and its output. forward_s: on one crop."""
+
+    network: nn.Module
+    unit: Unit
+    value: torch.Tensor
+    call: Call
+    target: torch.Tensor
+    forward_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Estimate:
             f"of joint training; {self.peak_bytes / 1e9:.1f} GB, {self.cache_bytes / 1e9:.2f} GB of it a block's "
             f"inputs and targets with --cache {self.cache}",
             "how: steps of the recipe x forward time of each block x the ratio of training step to forward pass that "
-            "the blocks above showed; peak: what this process reached, plus the cache",
+            "the blocks above showed; memory: the model, the most that a block above took beside it, and the cache",
         ]
 
     def to_mapping(self) -> dict[str, Any]:
@@ -99,7 +111,10 @@ class Estimate:
 
 
 def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estimate:
-    """Measure and add up. Raises UsageError for a method that does not train."""
+    """Measure and add up. Raises UsageError for a method that does not train.
+
+    The weights of all but the measured units are given up on the way: load the model again for anything else.
+    """
     if not recipe.trains:
         raise UsageError(
             "--dry-run", f"--method {recipe.method}", "a method that trains", "it takes one pass: run it"
@@ -109,10 +124,8 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
     crops = recipe.crops + max(recipe.effort.batch, recipe.crops // 4)
     walks: list[tuple[str, nn.Module, torch.Tensor, dict[str, float]]] = []
     units: dict[str, Unit] = {}
-    x = torch.rand(
-        1, 3, *[recipe.crop_px * model.spec.upscale_factor] * 2, generator=torch.Generator().manual_seed(0)
-    )
-    x = x * 2 - 1
+    side_px = recipe.crop_px * model.spec.upscale_factor
+    x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
     left = {network_of_site(site) for site in layers}
     for name, network in reference_networks(model).items():
         own = [site for site in layers if network_of_site(site) == name]
@@ -125,16 +138,26 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
             walks.append((name, network, x, _forward_seconds(network, [unit.name for unit in found], x)))
         with torch.no_grad():
             x = network(x)
-    measured = [
-        _measure(network, units[unit], layers, x, plan, recipe, seconds[unit])
+    samples = [
+        _sample(network, units[unit], x, seconds[unit])
         for _, network, x, seconds in walks
         for unit in _slowest(network, seconds)
     ]
-    return _added_up(plan, recipe, crops, [seconds for *_, seconds in walks], measured)
+    peak_bytes = peak_resident_bytes()
+    given_up_bytes = _give_up_weights([network for _, network, *_ in walks], samples)
+    restart_peak()
+    measured = [_measure(sample, layers, side_px, plan, recipe) for sample in samples]
+    peak_bytes = max(peak_bytes, peak_resident_bytes() + given_up_bytes)
+    return _added_up(plan, recipe, crops, [seconds for *_, seconds in walks], measured, peak_bytes)
 
 
 def _added_up(
-    plan: Plan, recipe: Recipe, crops: int, seconds: Sequence[dict[str, float]], measured: Sequence[MeasuredUnit]
+    plan: Plan,
+    recipe: Recipe,
+    crops: int,
+    seconds: Sequence[dict[str, float]],
+    measured: Sequence[MeasuredUnit],
+    peak_bytes: int,
 ) -> Estimate:
     ratio = sum(unit.step_s for unit in measured) / sum(unit.forward_s for unit in measured)
     setup = sum(unit.initialize_s for unit in measured) / sum(unit.forward_s for unit in measured)
@@ -152,12 +175,11 @@ def _added_up(
         joint_s += joint_steps * total * ratio * (1.3 if effort.recompute else 1.0)
         forward_s += total
     cache_bytes = max(unit.pair_bytes for unit in measured) * crops
-    reached_bytes = peak_resident_bytes()
     return Estimate(
         seconds=block_s + joint_s,
         block_s=block_s,
         joint_s=joint_s,
-        peak_bytes=reached_bytes + (cache_bytes if effort.cache == "ram" else 0),
+        peak_bytes=peak_bytes + (cache_bytes if effort.cache == "ram" else 0),
         cache_bytes=cache_bytes,
         units=sum(len(of_unit) for of_unit in seconds),
         forward_s=forward_s,
@@ -199,17 +221,31 @@ def _slowest(network: nn.Module, seconds: dict[str, float]) -> list[str]:
     return list(slowest.values()) or [max(seconds, key=lambda name: seconds[name])]
 
 
-def _measure(
-    network: nn.Module, unit: Unit, all_layers: Any, x: torch.Tensor, plan: Plan, recipe: Recipe, forward_s: float
-) -> MeasuredUnit:
-    """Calibrate one unit for a few steps, on the input that noise gives it."""
-    layers = {site: all_layers[site] for site in unit.sites}
+def _sample(network: nn.Module, unit: Unit, x: torch.Tensor, forward_s: float) -> Sample:
     value, call = record_input(network, unit.name, x)
-    module = network.get_submodule(unit.name)
     with torch.no_grad():
-        target = call.run(module, value)
+        target = call.run(network.get_submodule(unit.name), value)
+    return Sample(network, unit, value, call, target, forward_s)
+
+
+def _give_up_weights(networks: Sequence[nn.Module], samples: Sequence[Sample]) -> int:
+    """Free all parameters but those of the samples' units; returns their bytes."""
+    kept = {id(p) for s in samples for p in s.network.get_submodule(s.unit.name).parameters()}
+    freed = 0
+    for parameter in {id(p): p for network in networks for p in network.parameters()}.values():
+        if id(parameter) not in kept:
+            freed += parameter.numel() * parameter.element_size()
+            parameter.data = parameter.data.new_empty(0)
+    return freed
+
+
+def _measure(sample: Sample, all_layers: Any, side_px: int, plan: Plan, recipe: Recipe) -> MeasuredUnit:
+    """Calibrate one unit for a few steps, on the input that noise gives it."""
+    network, unit, value, call, target = sample.network, sample.unit, sample.value, sample.call, sample.target
+    layers = {site: all_layers[site] for site in unit.sites}
+    module = network.get_submodule(unit.name)
     start = time.perf_counter()
-    probes, passing = probe_chunks(recipe.crops, x.shape[-1])
+    probes, passing = probe_chunks(recipe.crops, side_px)
     kept = [value.expand(len(chunk), *value.shape[1:]) for chunk in probes]
     plain = {site: network.get_submodule(site) for site in unit.sites}
     # What only passes by costs a forward pass each; here all are the same.
@@ -237,4 +273,4 @@ def _measure(
         step_s += (time.perf_counter() - begun) / MEASURED_STEPS * stage.share
     set_dynamic(own, False)
     size = sum(tensor.numel() * tensor.element_size() for tensor in (value, target))
-    return MeasuredUnit(unit.name, forward_s, initialized - start, step_s / sum(s.share for s in stages), size)
+    return MeasuredUnit(unit.name, sample.forward_s, initialized - start, step_s / sum(s.share for s in stages), size)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import platform
-import resource
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from intsr.bundle import read_manifest
+from intsr.errors import IntsrError
+from intsr.runtime.benchmark_environment import peak_process_bytes, resident_bytes
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.networks import Array, precision_from_network
-from intsr.runtime.upscaler import STAGES, Upscaler
-from intsr.types import SYNTHETIC_NOTE
+from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
+from intsr.types import NETWORKS, SYNTHETIC_NOTE
 
 # target -> "module:function", function(model, tile_px, threads) -> Upscaler. Not engines: opened only when asked for.
 REFERENCES: dict[str, str] = {"torch": "intsr.calib.torch_engine:open_reference"}
@@ -26,13 +25,15 @@ REFERENCES: dict[str, str] = {"torch": "intsr.calib.torch_engine:open_reference"
 WARM_UP_MS = 200.0
 # Variation above this is noise that comparisons should not be trusted through; trtexec warns at the same.
 VARIATION_LIMIT_PERCENT = 2.5
-INCLUDED = "resize, tiling, three networks, blending and colour fix; no file is read or written"
-_LIBRARIES = ("numpy", "pillow", "openvino", "onnxruntime", "torch")
 
 
 @dataclass(slots=True)
 class Entry:
-    """An upscaler under measurement. bits: `fp` where nothing is quantized. synthetic: of random weights."""
+    """An upscaler under measurement. bits: `fp` where nothing is quantized. synthetic: of random weights.
+
+    device: the GPU, None for the CPU. cuda_graphs: asks whether networks run as such. device_bytes: asks for the GPU
+    memory taken since opening. opened_bytes: what the process has grown by in opening it and running it once.
+    """
 
     path: str
     target: str
@@ -41,16 +42,38 @@ class Entry:
     upscaler: Upscaler
     engine_bytes: int | None = None
     synthetic: bool = False
+    device: str | None = None
+    cuda_graphs: Callable[[], bool] | None = None
+    device_bytes: Callable[[], int] | None = None
+    opened_bytes: int | None = None
+    peak_device_bytes: int | None = None
     total_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
+    transfers_ms: list[float] = field(default_factory=list)
+
+    def run(self, picture: Array) -> UpscaleResult:
+        """Once, unmeasured by anything but the result itself; notes the GPU memory that it took."""
+        result = self.upscaler.upscale_with_timings(picture)
+        if self.device_bytes is not None:
+            self.peak_device_bytes = max(self.peak_device_bytes or 0, self.device_bytes())
+        return result
+
+    def measure(self, picture: Array) -> None:
+        result = self.run(picture)
+        self.total_ms.append(result.total_ms)
+        self.stages_ms.append(result.stages_ms)
+        if result.transfers_ms is not None:
+            self.transfers_ms.append(result.transfers_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """Of one entry, milliseconds a picture. stages_ms: medians by stage. variation_percent: deviation over mean.
 
-    images_per_s, output_megapixels_per_s: from the mean. peak_process_bytes: of the whole process, all entries.
-    synthetic: of random weights.
+    images_per_s, output_megapixels_per_s: from the mean. networks_ms: the three networks alone, on a GPU by its own
+    clock and without copies. transfers_ms: copies to and from a GPU, which run beside the networks. engine_bytes: of
+    the file. opened_bytes: see `Entry`. peak_device_bytes: GPU memory taken since opening. peak_process_bytes: of the
+    whole process, all entries. synthetic: of random weights.
     """
 
     path: str
@@ -69,20 +92,60 @@ class Measurement:
     images_per_s: float
     output_megapixels_per_s: float
     stages_ms: dict[str, float]
+    networks_ms: float
+    transfers_ms: float | None
     engine_bytes: int | None
+    opened_bytes: int | None
     peak_process_bytes: int
     peak_device_bytes: int | None = None
+    device: str | None = None
+    cuda_graphs: bool | None = None
     synthetic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def entry_from_engine(path: Path, threads: int, precision: str) -> Entry:
-    """Raises whatever `open_engine` raises."""
-    engine: Engine = open_engine(path, threads, precision)
-    manifest, size_bytes = engine.manifest, path.stat().st_size
-    return Entry(str(path), manifest.target, manifest.bits, engine.precision, engine, size_bytes, manifest.synthetic)
+def entry_from_engine(
+    path: Path, threads: int, precision: str, device: str | None = None, cuda_backend: str = "cuda-python"
+) -> Entry:
+    """device, cuda_backend: of GPU engines. Raises whatever `open_engine` raises."""
+    before = resident_bytes()
+    engine: Engine = open_engine(path, threads, precision, device, cuda_backend)
+    manifest, network = engine.manifest, engine.networks[0]
+    # One tile: libraries take much of their memory in the first run.
+    engine.run_pipeline(np.zeros(network.input.shape, np.float32))
+    after = resident_bytes()
+    return Entry(
+        str(path),
+        manifest.target,
+        manifest.bits,
+        engine.precision,
+        engine,
+        path.stat().st_size,
+        manifest.synthetic,
+        getattr(network, "device", None),
+        (lambda: all(getattr(n, "graphs", False) for n in engine.networks)) if hasattr(network, "graphs") else None,
+        getattr(network, "device_bytes", None),
+        after - before if before is not None and after is not None else None,
+    )
+
+
+def counterpart_of(path: Path) -> Path | None:
+    """A full-precision engine of the same model, target and tile in the same folder, if there is one.
+
+    Integers are only worth their name where they beat it. Raises BundleError, UsageError for `path` itself.
+    """
+    manifest = read_manifest(path)
+    for other in sorted(path.parent.glob("*.engine")):
+        try:
+            found = read_manifest(other)
+        except (IntsrError, OSError):
+            continue
+        keys = ("model", "target", "tile_px", "upscale_factor")
+        if found.bits == "fp" and all(getattr(found, key) == getattr(manifest, key) for key in keys):
+            return other
+    return None
 
 
 def entry_from_reference(model: str, tile_px: int, threads: int) -> Entry:
@@ -118,15 +181,13 @@ def measure(
     for entry in entries:
         warmed_ms = 0.0
         while warmed_ms < WARM_UP_MS:
-            warmed_ms += entry.upscaler.upscale_with_timings(picture).total_ms
+            warmed_ms += entry.run(picture).total_ms
     share = 0.0
     while share < 1:
         for entry in entries:
             if len(entries) > 1:
-                entry.upscaler.upscale_with_timings(picture)
-            result = entry.upscaler.upscale_with_timings(picture)
-            entry.total_ms.append(result.total_ms)
-            entry.stages_ms.append(result.stages_ms)
+                entry.run(picture)
+            entry.measure(picture)
         shares = [
             min(len(e.total_ms) / max(min_runs, 1), sum(e.total_ms) / max(min_seconds * 1e3, 1e-9)) for e in entries
         ]
@@ -157,16 +218,16 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         images_per_s=1e3 / mean_ms,
         output_megapixels_per_s=output_pixels / mean_ms / 1e3,
         stages_ms={stage: float(np.median([run[stage] for run in entry.stages_ms])) for stage in STAGES},
+        networks_ms=float(np.median([sum(run[name] for name in NETWORKS) for run in entry.stages_ms])),
+        transfers_ms=float(np.median(entry.transfers_ms)) if entry.transfers_ms else None,
         engine_bytes=entry.engine_bytes,
+        opened_bytes=entry.opened_bytes,
         peak_process_bytes=peak_process_bytes(),
+        peak_device_bytes=entry.peak_device_bytes,
+        device=entry.device,
+        cuda_graphs=entry.cuda_graphs() if entry.cuda_graphs is not None else None,
         synthetic=entry.synthetic,
     )
-
-
-def peak_process_bytes() -> int:
-    """The most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
@@ -197,35 +258,3 @@ def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]
 def default_threads() -> int:
     """CPUs that this process may use: every entry gets as many."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def environment(threads: int, size_px: int) -> dict[str, Any]:
-    """Where and when, for the record beside the numbers."""
-    return {
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpu": _cpu_model(),
-        "cpus": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "libraries": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "input_px": [size_px, size_px],
-        "included": INCLUDED,
-    }
-
-
-def _cpu_model() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

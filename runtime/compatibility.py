@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 from intsr.errors import EngineMismatchError
 from intsr.runtime.networks import BACKENDS
 from intsr.types import Manifest
 
+_RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
+
 
 @dataclass(frozen=True, slots=True)
 class TargetLibrary:
-    """The library that runs a target. distributions: the packages that bring `module`, in the order to ask.
-
-    install: the command that brings it.
+    """The library that runs a target. name: in manifests. version: of the installed one, without importing it; None
+    where it is not installed. install: the command that brings it. exact: it reads no other release's engines.
     """
 
-    module: str
-    distributions: tuple[str, ...]
+    name: str
+    version: Callable[[], str | None]
     install: str
-
-
-LIBRARIES: dict[str, TargetLibrary] = {
-    "cpu": TargetLibrary("openvino", ("openvino",), "pip install -U openvino"),
-    "onnxruntime": TargetLibrary(
-        "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), 'pip install -U "intsr[compile]"'
-    ),
-}
-# Targets whose engines this version builds and does not run.
-GPU_TARGETS = ("tensorrt", "tensorrt-rtx")
+    exact: bool = False
 
 
 def release_from_version(version: str) -> tuple[int, ...]:
@@ -40,11 +34,11 @@ def release_from_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
-def installed_version(library: TargetLibrary) -> str | None:
-    """Of the installed package, without importing it; None where it is not installed."""
-    if find_spec(library.module) is None:
+def installed_version(module: str, *distributions: str) -> str | None:
+    """distributions: the packages that bring `module`, in the order to ask."""
+    if find_spec(module) is None:
         return None
-    for distribution in library.distributions:
+    for distribution in distributions:
         try:
             return metadata.version(distribution)
         except metadata.PackageNotFoundError:
@@ -52,20 +46,41 @@ def installed_version(library: TargetLibrary) -> str | None:
     return None
 
 
+def rtx_version() -> str | None:
+    """NVIDIA's own `tensorrt_rtx`, else the library that PyPI's packages carry, by its file's name."""
+    if find_spec("tensorrt_rtx") is not None:
+        return installed_version("tensorrt_rtx", "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
+    spec = find_spec(_RTX_PACKAGE) if find_spec("tensorrt_bindings") is not None else None
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for library in sorted(Path(folder).glob("libtensorrt_rtx.so.*.*.*")):
+            return library.name.removeprefix("libtensorrt_rtx.so.")
+    return None
+
+
+LIBRARIES: dict[str, TargetLibrary] = {
+    "cpu": TargetLibrary("openvino", lambda: installed_version("openvino", "openvino"), "pip install -U openvino"),
+    "onnxruntime": TargetLibrary(
+        "onnxruntime",
+        lambda: installed_version("onnxruntime", "onnxruntime", "onnxruntime-gpu"),
+        'pip install -U "intsr[compile]"',
+    ),
+    "tensorrt": TargetLibrary(
+        "tensorrt",
+        lambda: installed_version("tensorrt", "tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        'pip install "intsr[tensorrt]"',
+        exact=True,
+    ),
+    "tensorrt-rtx": TargetLibrary("tensorrt-rtx", rtx_version, 'pip install "intsr[rtx]"', exact=True),
+}
+
+
 def check_runs_here(manifest: Manifest, where: object) -> None:
     """Raises EngineMismatchError: what was built, what is here, and the command that fixes it."""
-    built = f"built for target {manifest.target} with {manifest.library} {manifest.library_version}"
+    gpu = f" for {manifest.gpu_architecture}" if manifest.gpu_architecture else ""
+    built = f"built for target {manifest.target} with {manifest.library} {manifest.library_version}{gpu}"
     again = f"make an engine that runs here with: intsr compile MODEL --target {manifest.target}"
-    if manifest.target in GPU_TARGETS:
-        gpu = f" for {manifest.gpu_architecture}" if manifest.gpu_architecture else ""
-        raise EngineMismatchError(
-            where,
-            f"{built}{gpu}; this version has no NVIDIA GPU runtime",
-            f"target {' or '.join(BACKENDS)}",
-            "make an engine that runs here with: intsr compile MODEL --target cpu; intsr extract writes the plans "
-            "for trtexec",
-        )
-    if manifest.target not in BACKENDS or manifest.library != LIBRARIES[manifest.target].module:
+    library = LIBRARIES.get(manifest.target)
+    if library is None or manifest.library != library.name:
         raise EngineMismatchError(
             where,
             built,
@@ -73,11 +88,17 @@ def check_runs_here(manifest: Manifest, where: object) -> None:
             "install the intsr that built it, or make an engine that runs here with: "
             "intsr compile MODEL --target cpu",
         )
-    library = LIBRARIES[manifest.target]
-    installed = installed_version(library)
+    installed = library.version()
     if installed is None:
-        raise EngineMismatchError(where, f"{built}; {library.module} is not installed", fix=library.install)
-    # Both libraries read what their older releases wrote, and refuse what newer ones wrote.
-    if release_from_version(installed) < release_from_version(manifest.library_version):
-        fix = f"{library.install}, or {again}"
-        raise EngineMismatchError(where, f"{built}; here is {installed}", "the same version or a newer one", fix)
+        fix = library.install + (", or intsr compile MODEL --target cpu" if library.exact else "")
+        raise EngineMismatchError(where, f"{built}; {library.name} is not installed", fix=fix)
+    here, wanted = release_from_version(installed), release_from_version(manifest.library_version)
+    if library.exact:
+        # To as many numbers as both give: a build number may be missing on one side.
+        count = min(len(here), len(wanted))
+        fits, expected = here[:count] == wanted[:count] and count > 0, "the same version: plans run on no other"
+    else:
+        # These libraries read what their older releases wrote, and refuse what newer ones wrote.
+        fits, expected = here >= wanted, "the same version or a newer one"
+    if not fits:
+        raise EngineMismatchError(where, f"{built}; here is {installed}", expected, f"{library.install}, or {again}")

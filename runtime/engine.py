@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intsr.bundle import Bundle, read_manifest
 from intsr.runtime.compatibility import check_runs_here
-from intsr.runtime.networks import Network, SessionOptions, open_network, precision_from_network
+from intsr.runtime.networks import Network, SessionOptions, open_networks, precision_from_network
 from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
@@ -40,24 +39,28 @@ class Engine(Upscaler):
 
 
 def open_engine(
-    path: str | PathLike[str], threads: int | None = None, precision: str = "auto", device: str | None = None
+    path: str | PathLike[str],
+    threads: int | None = None,
+    precision: str = "auto",
+    device: str | None = None,
+    cuda_backend: str = "cuda-python",
+    profile: bool = False,
 ) -> Engine:
     """Check the bundle, then open its three networks.
 
-    threads: None for the library's own choice. precision: of what is not integer, `auto`, `f32` or `bf16`.
-    Checked in this order, before a library sees a byte: the options, the manifest, target, library, version, the
-    members' hashes. Raises UsageError, BundleError, EngineMismatchError.
+    threads: None for the library's own choice. precision: of what is not integer, `auto`, `f32` or `bf16`. device:
+    for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: `cuda-python` or `pycuda`. profile: see
+    `SessionOptions`. Checked in this order, before a library sees a byte: the options, the manifest, target, library,
+    version, the members' hashes. Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
     path = Path(path)
-    options = SessionOptions(threads, precision, device)
+    options = SessionOptions(threads, precision, device, cuda_backend, profile)
     check_runs_here(read_manifest(path), path)
-    with Bundle(path) as bundle, ExitStack() as opened:
-        networks = []
-        for entry in bundle.manifest.networks:
-            network = open_network(bundle, entry, options)
-            opened.callback(network.close)
-            networks.append(network)
-        encoder, unet, decoder = networks
-        engine = Engine(path, bundle.manifest, (encoder, unet, decoder))
-        opened.pop_all()
-    return engine
+    with Bundle(path) as bundle:
+        networks = open_networks(bundle, options)
+        try:
+            return Engine(path, bundle.manifest, networks)
+        except BaseException:
+            for network in networks:
+                network.close()
+            raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,28 +21,50 @@ Array = NDArray[Any]
 PRECISIONS = ("auto", "f32", "bf16")
 _SHORT_NAMES = {"float32": "f32", "float16": "f16"}
 
-# target -> "module:function", function(bundle, entry, options) -> Network
+# target -> "module:function", function(bundle, options) -> the bundle's networks
 BACKENDS: dict[str, str] = {
-    "cpu": "intsr.runtime.openvino_backend:open_network",
-    "onnxruntime": "intsr.runtime.onnxruntime_backend:open_network",
+    "cpu": "intsr.runtime.openvino_backend:open_networks",
+    "onnxruntime": "intsr.runtime.onnxruntime_backend:open_networks",
+    "tensorrt": "intsr.runtime.tensorrt_backend:open_networks",
+    "tensorrt-rtx": "intsr.runtime.tensorrt_backend:open_networks",
+}
+# name -> module, for GPU engines; the first is the default
+CUDA_BACKENDS: dict[str, str] = {
+    "cuda-python": "intsr.runtime.cuda_python",
+    "pycuda": "intsr.runtime.cuda_pycuda",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How networks run. threads: None for the library's own choice. precision: of what is not integer. device: None
-    for the target's own.
+    """How networks run. threads: None for the library's own choice; a GPU has none. precision: of what is not
+    integer. device: None for the target's own. cuda_backend: who talks to CUDA, of `CUDA_BACKENDS`. profile: measure
+    the time of each layer (`layer_times_ms`), which costs some itself.
     """
 
     threads: int | None = None
     precision: str = "auto"
     device: str | None = None
+    cuda_backend: str = "cuda-python"
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError("--threads", str(self.threads), "1 or more")
         if self.precision not in PRECISIONS:
             raise UsageError("--precision", repr(self.precision), f"one of {', '.join(PRECISIONS)}")
+        if self.cuda_backend not in CUDA_BACKENDS:
+            raise UsageError("--cuda-backend", repr(self.cuda_backend), f"one of {', '.join(CUDA_BACKENDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTime:
+    """Of one run. kind: the layer's type, "" where the library does not say. implementation: what ran it."""
+
+    name: str
+    kind: str
+    implementation: str
+    ms: float
 
 
 class Network(Protocol):
@@ -59,6 +83,14 @@ class Network(Protocol):
     def close(self) -> None: ...
 
 
+class TilePipeline(Protocol):
+    """All networks of an engine over many tiles, copies beside kernels: `network.pipeline` where there is one."""
+
+    def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
+        """Encoder inputs -> decoder outputs, in order. record: told milliseconds by network and of `transfers`."""
+        ...
+
+
 def checked_input(x: Array, info: TensorInfo) -> Array:
     """`x` contiguous and in the dtype that the network takes. Raises ValueError for another shape."""
     if x.shape != info.shape:
@@ -71,8 +103,21 @@ def precision_from_network(network: Network) -> str:
     return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))
 
 
-def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> Network:
-    """Hand one member to its target's library. Check the bundle first (`compatibility.check_runs_here`)."""
+def open_networks(bundle: Bundle, options: SessionOptions) -> tuple[Network, Network, Network]:
+    """Hand the members to their target's library. Check the bundle first (`compatibility.check_runs_here`)."""
     module, _, function = BACKENDS[bundle.manifest.target].partition(":")
-    network: Network = getattr(import_module(module), function)(bundle, entry, options)
-    return network
+    encoder, unet, decoder = getattr(import_module(module), function)(bundle, options)
+    return encoder, unet, decoder
+
+
+def open_each(
+    open_network: Callable[[Bundle, NetworkEntry, SessionOptions], Network], bundle: Bundle, options: SessionOptions
+) -> list[Network]:
+    """One by one; those that are open are closed again where a later one fails."""
+    with ExitStack() as opened:
+        networks = []
+        for entry in bundle.manifest.networks:
+            networks.append(open_network(bundle, entry, options))
+            opened.callback(networks[-1].close)
+        opened.pop_all()
+    return networks

@@ -8,7 +8,7 @@ import numpy as np
 
 from intsr.errors import EngineMismatchError, UsageError
 from intsr.loading import require
-from intsr.runtime.networks import Array, SessionOptions, checked_input
+from intsr.runtime.networks import Array, Network, SessionOptions, checked_input, open_each
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -31,6 +31,11 @@ class ONNXRuntimeNetwork:
 
     def close(self) -> None:
         self._session = None
+
+
+def open_networks(bundle: Bundle, options: SessionOptions) -> list[Network]:
+    """Raises MissingLibraryError, UsageError, EngineMismatchError where ONNX Runtime refuses a graph."""
+    return open_each(open_network, bundle, options)
 
 
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> ONNXRuntimeNetwork:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intsr.errors import EngineMismatchError, UsageError
-from intsr.runtime.networks import Array, SessionOptions, checked_input
+from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
 from intsr.runtime.openvino_member import split_member
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class OpenVINONetwork:
         self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
         # A copy: the next call writes into the same tensor.
         return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+
+    def layer_times_ms(self) -> list[LayerTime]:
+        """Of the last `run`, in execution order, where the network was opened with `profile`."""
+        executed = [info for info in self._request.profiling_info if info.status == info.Status.EXECUTED]
+        return [
+            LayerTime(info.node_name, info.node_type, info.exec_type, info.real_time.total_seconds() * 1e3)
+            for info in executed
+        ]
 
     def close(self) -> None:
         self._request = self._compiled = None
@@ -61,6 +69,11 @@ def cpu_description() -> str:
         return ""
 
 
+def open_networks(bundle: Bundle, options: SessionOptions) -> list[Network]:
+    """Raises EngineMismatchError where this OpenVINO refuses a model, BundleError for a member of another kind."""
+    return open_each(open_network, bundle, options)
+
+
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> OpenVINONetwork:
     """Raises EngineMismatchError where this OpenVINO refuses the model, BundleError for a member of another kind."""
     import openvino
@@ -81,6 +94,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
+    if options.profile:
+        settings["PERF_COUNT"] = True
     with bundle.member(entry.member) as view:
         xml, weights = split_member(view, f"{bundle.path}:{entry.member}")
         with weights:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from intsr.errors import ImageError, UsageError, VerificationError
 from intsr.runtime.color_fix import fix_colors
-from intsr.runtime.networks import Array, Network
+from intsr.runtime.networks import Array, Network, TilePipeline
 from intsr.runtime.resize import enlarge, unit_channels, unit_part
 from intsr.runtime.tiling import Tile, TilePlan, blend_weights, pad_to_square, plan_tiles
 from intsr.types import COLOR_FIXES, NETWORKS
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 TileProgress: TypeAlias = Callable[[Sequence[Tile]], Iterable[Tile]]
 
 STAGES = ("resize", *NETWORKS, "blend", "color_fix")
+TRANSFERS = "transfers"
 # Rec. 601, as Pillow's own RGB to L.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # An input that spans at least this much of its range is not flat.
@@ -35,17 +38,28 @@ _SAME_COLOUR = 0.4 / 255
 
 @dataclass(frozen=True, slots=True)
 class UpscaleResult:
-    """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`. tiles: how many ran."""
+    """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`; of a GPU's networks, its own
+    time. tiles: how many ran. transfers_ms: copies to and from a GPU, beside its work; None where there are none.
+    """
 
     image: Picture
     stages_ms: dict[str, float]
     total_ms: float
     tiles: int
+    transfers_ms: float | None = None
 
 
 @dataclass(slots=True)
 class _StageClock:
     stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    transfers_ms: float | None = None
+
+    def add(self, name: str, ms: float) -> None:
+        """What a device measured itself: of a stage, or of `transfers`."""
+        if name == TRANSFERS:
+            self.transfers_ms = (self.transfers_ms or 0.0) + ms
+        else:
+            self.stages_ms[name] += ms
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -77,15 +91,17 @@ class Upscaler:
         self.resize_filter, self.color_fix = resize_filter, color_fix
         side_px = tile_px * upscale_factor
         for name, info in (("encoder input", networks[0].input), ("decoder output", networks[2].output)):
-            if info.shape != (1, 3, side_px, side_px):
-                raise UsageError(name, f"shape {info.shape}", f"(1, 3, {side_px}, {side_px}) for {tile_px} px tiles")
+            if info.shape != (networks[0].input.shape[0], 3, side_px, side_px):
+                raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
 
     def network(self, name: str) -> Network:
         """By name: `encoder`, `unet` or `decoder`."""
         return self.networks[NETWORKS.index(name)]
 
     def run_pipeline(self, x: Array) -> Array:
-        """One tile: (1, 3, T f, T f) in [-1, 1] -> (1, 3, T f, T f), nominally in [-1, 1], not clamped."""
+        """As many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
+        nominally in [-1, 1], not clamped.
+        """
         for network in self.networks:
             x = network.run(x)
         return x
@@ -124,7 +140,9 @@ class Upscaler:
         with clock.stage("blend"):
             result = _pixels_from_unit(output, pixels)
         total_ms = (time.perf_counter() - start) * 1e3
-        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, len(plan.tiles))
+        return UpscaleResult(
+            _picture_like(image, result), clock.stages_ms, total_ms, len(plan.tiles), clock.transfers_ms
+        )
 
     def _run_tiles(
         self, enlarged: Array, plan: TilePlan, clock: _StageClock, tile_progress: TileProgress | None
@@ -135,20 +153,49 @@ class Upscaler:
         rows = blend_weights(tuple(top * factor for top in plan.tops), side_px, height_px)
         columns = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
         output = np.zeros((3, height_px, width_px), np.float32)
-        for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
-            top, left, height, width = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
-            with clock.stage("resize"):
-                unit = unit_part(enlarged, top, left, height, width)
-                x = pad_to_square(unit, side_px)[None] * np.float32(2) - np.float32(1)
-            for name, network in zip(NETWORKS, self.networks, strict=True):
-                with clock.stage(name):
-                    x = network.run(x)
-            with clock.stage("blend"):
-                unit = x[0, :, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
-                unit *= rows[tile.row][:, None]
-                unit *= columns[tile.column]
-                output[:, top : top + height, left : left + width] += unit
+        inputs = self._tile_inputs(enlarged, plan, clock)
+        # Closed here, not by the garbage collector: after an error a device may still be at work for it.
+        with closing(self._run_networks(inputs, clock)) as images:
+            for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
+                top, left, height, width = (v * factor for v in (tile.top, tile.left, tile.height, tile.width))
+                image = next(images)
+                with clock.stage("blend"):
+                    unit = image[:, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
+                    unit *= rows[tile.row][:, None]
+                    unit *= columns[tile.column]
+                    output[:, top : top + height, left : left + width] += unit
         return output
+
+    def _tile_inputs(self, enlarged: Array, plan: TilePlan, clock: _StageClock) -> Iterator[Array]:
+        """Every tile's (3, T f, T f) in [-1, 1]."""
+        factor = self.upscale_factor
+        for tile in plan.tiles:
+            with clock.stage("resize"):
+                top, left, height, width = (
+                    value * factor for value in (tile.top, tile.left, tile.height, tile.width)
+                )
+                unit = unit_part(enlarged, top, left, height, width)
+                x = pad_to_square(unit, self.tile_px * factor) * np.float32(2) - np.float32(1)
+            yield x
+
+    def _run_networks(self, inputs: Iterator[Array], clock: _StageClock) -> Generator[Array]:
+        """(3, T f, T f) after (3, T f, T f), in order; as many at once as the engine takes."""
+        pipeline: TilePipeline | None = getattr(self.networks[0], "pipeline", None)
+        counts: deque[int] = deque()
+        batches = _batches(inputs, self.networks[0].input.shape[0], counts)
+        if pipeline is not None:
+            outputs = pipeline.run_batches(batches, clock.add)
+        else:
+            outputs = (self._timed_pipeline(batch, clock) for batch in batches)
+        with closing(outputs):
+            for output in outputs:
+                yield from output[: counts.popleft()]
+
+    def _timed_pipeline(self, x: Array, clock: _StageClock) -> Array:
+        for name, network in zip(NETWORKS, self.networks, strict=True):
+            with clock.stage(name):
+                x = network.run(x)
+        return x
 
     def close(self) -> None:
         for network in self.networks:
@@ -159,6 +206,13 @@ class Upscaler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _batches(inputs: Iterator[Array], size: int, counts: deque[int]) -> Iterator[Array]:
+    """(size, 3, H, W) of (3, H, W); the last is filled up with zeros. counts: gets how many of each are inputs."""
+    while batch := list(islice(inputs, size)):
+        counts.append(len(batch))
+        yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))
 
 
 def pixels_from_picture(image: Picture) -> Array:

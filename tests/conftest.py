@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # Tensors of tests are small, and threads that wait for each other stall wherever something else runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts this in its background has Ctrl-C ignored, and every process below would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUPPORT = Path(__file__).parent / "support"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,70 +13,161 @@ import click
 from intsr.console import common_options, detail, emit_json, say
 
 if TYPE_CHECKING:
-    from intsr.runtime.benchmark import Measurement
+    from intsr.runtime.benchmark import Entry, Measurement
 
 _PATH = click.Path(path_type=Path)
-_COLUMNS = ("median_ms", "mean_ms", "p90_ms", "p99_ms", "min_ms", "max_ms", "images_per_s", "output_megapixels_per_s")
 
 
-@click.command(epilog="Example: intsr bench w8a8.engine fp32.engine --reference demo --threads 2")
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What all engines of one call share."""
+
+    threads: int
+    precision: str
+    device: str | None
+    cuda_backend: str
+
+
+@click.command(
+    epilog="Example: intsr bench w8a8.engine --against fp32.engine --reference demo --threads 2 --markdown bench.md"
+)
 @click.argument("engines", type=_PATH, nargs=-1, required=True, metavar="ENGINE...")
+@click.option("--against", type=_PATH, metavar="ENGINE", help="Put first: the others are compared with it.")
+@click.option("--alone", is_flag=True, help="Do not look for a full-precision engine beside integer ones.")
 @click.option("--reference", metavar="MODEL", help="Measure the model in torch beside them: float32, eager.")
 @click.option("--size", "size_px", type=click.IntRange(1, 4096), default=128, show_default=True, help="Input pixels.")
 @click.option("--threads", type=click.IntRange(1), help="For every entry. Default: as many as there are CPUs.")
 @click.option("--min-seconds", type=click.FloatRange(0), default=3.0, show_default=True, help="Measured, each.")
 @click.option("--min-runs", type=click.IntRange(1), default=10, show_default=True, help="Measured, each.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
+@click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option(
+    "--cuda-backend",
+    type=click.Choice(["cuda-python", "pycuda"]),
+    default="cuda-python",
+    help="GPU engines: who talks to CUDA. Default: cuda-python.",
+)
+@click.option("--layers", is_flag=True, help="Time by layer too, measured apart; not for target onnxruntime.")
+@click.option("--csv", "csv_path", type=_PATH, metavar="FILE", help="Write one line an engine.")
+@click.option("--markdown", "markdown_path", type=_PATH, metavar="FILE", help="Write tables.")
+@click.option("--plot", "plot_path", type=_PATH, metavar="FILE", help="Draw stages (.png, .svg, .pdf): intsr[plot].")
 @common_options
 def bench(
     engines: tuple[Path, ...],
+    against: Path | None,
+    alone: bool,
     reference: str | None,
     size_px: int,
     threads: int | None,
     min_seconds: float,
     min_runs: int,
     precision: str,
+    device: str | None,
+    cuda_backend: str,
+    layers: bool,
+    csv_path: Path | None,
+    markdown_path: Path | None,
+    plot_path: Path | None,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of engines, end to end on one picture, interleaved in one process.
 
-    A picture of --size x --size pixels is enlarged again and again: resize, tiles, three networks, blending and
-    colour fix are included, files are not. Everything runs with the same number of threads.
+    A picture of --size x --size pixels is enlarged again and again: resize, tiles, three networks, copies to and from
+    a GPU, blending and colour fix are included, files are not. Everything runs with the same number of threads. Where
+    all engines are integer ones, a full-precision engine of the same model in the same folder is measured too.
     """
-    from intsr.runtime import benchmark
+    from intsr.files import check_writable_place
+    from intsr.runtime import benchmark, benchmark_report
+    from intsr.runtime.benchmark_environment import environment
+    from intsr.runtime.benchmark_layers import check_layers
 
-    threads = threads or benchmark.default_threads()
+    if plot_path is not None:
+        benchmark_report.check_plot(plot_path)
+    for path in filter(None, (csv_path, markdown_path, plot_path)):
+        check_writable_place(path.parent)
+    settings = _Settings(threads or benchmark.default_threads(), precision, device, cuda_backend)
+    paths = _with_counterpart([*([against] if against else []), *engines], alone or against or reference)
+    for path in paths if layers else ():
+        check_layers(path)
     with ExitStack() as opened:
-        entries = []
-        for path in engines:
-            detail(f"opening {path}")
-            entries.append(benchmark.entry_from_engine(path, threads, precision))
-            opened.callback(entries[-1].upscaler.close)
-        if reference is not None:
-            detail(f"opening {reference} in torch")
-            tile_px = entries[0].upscaler.tile_px
-            entries.append(benchmark.entry_from_reference(reference, tile_px, threads))
-            opened.callback(entries[-1].upscaler.close)
+        entries = _open(paths, reference, settings, opened)
         measurements = _measured(entries, size_px, min_runs, min_seconds)
-    environment = benchmark.environment(threads, size_px)
+    around = environment(settings.threads, size_px)
     warnings = benchmark.warnings_from_measurements(measurements)
     relative = benchmark.relative_to_first(measurements)
     for warning in warnings:
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
+    times = _layers(paths, min_runs, settings) if layers else {}
+    rows = benchmark_report.rows_from_measurements(measurements, relative)
+    if csv_path is not None:
+        benchmark_report.write_csv(csv_path, rows)
+    if markdown_path is not None:
+        benchmark_report.write_markdown(markdown_path, rows, around)
+    if plot_path is not None:
+        benchmark_report.write_plot(plot_path, rows)
     if as_json:
-        emit_json(
-            {
-                "engines": [measurement.to_json() for measurement in measurements],
-                "relative_to_first": relative,
-                "environment": environment,
-                "warnings": warnings,
-            }
+        values = [m.to_json() | ({"layers": times[m.path]} if m.path in times else {}) for m in measurements]
+        emit_json({"engines": values, "relative_to_first": relative, "environment": around, "warnings": warnings})
+        return
+    for line in benchmark_report.lines_from_measurements(measurements, relative, around):
+        click.echo(line)
+    for name, layer_rows in times.items():
+        for line in benchmark_report.lines_from_layers(name, layer_rows):
+            click.echo(line)
+
+
+def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
+    """And a full-precision engine behind integer ones, where there is one and nothing else to compare with."""
+    from intsr.bundle import read_manifest
+    from intsr.runtime.benchmark import counterpart_of
+
+    if enough or any(read_manifest(path).bits == "fp" for path in paths):
+        return paths
+    found = counterpart_of(paths[0])
+    if found is None:
+        say(f"no full-precision engine of the same model beside {paths[0]}: make one with intsr compile --bits fp")
+        return paths
+    say(f"measuring {found} beside them: full precision, the same model")
+    return [*paths, found]
+
+
+def _open(paths: Sequence[Path], reference: str | None, settings: _Settings, opened: ExitStack) -> list[Entry]:
+    from intsr.runtime import benchmark
+
+    entries = []
+    for path in paths:
+        detail(f"opening {path}")
+        entry = benchmark.entry_from_engine(
+            path, settings.threads, settings.precision, settings.device, settings.cuda_backend
         )
-    else:
-        _print_table(measurements, relative, environment)
+        opened.callback(entry.upscaler.close)
+        entries.append(entry)
+    if reference is not None:
+        detail(f"opening {reference} in torch")
+        entries.append(benchmark.entry_from_reference(reference, entries[0].upscaler.tile_px, settings.threads))
+        opened.callback(entries[-1].upscaler.close)
+    return entries
 
 
-def _measured(entries: Sequence[Any], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:
+def _layers(paths: Sequence[Path], runs: int, settings: _Settings) -> dict[str, list[dict[str, Any]]]:
+    """By path. Each engine is opened again, alone."""
+    from intsr.runtime.benchmark_layers import layer_times_from_engine
+
+    times = {}
+    for path in dict.fromkeys(paths):
+        say(f"measuring layers of {path}")
+        times[str(path)] = layer_times_from_engine(
+            path,
+            runs,
+            threads=settings.threads,
+            precision=settings.precision,
+            device=settings.device,
+            cuda_backend=settings.cuda_backend,
+        )
+    return times
+
+
+def _measured(entries: Sequence[Entry], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:
     """With a progress bar on stderr where that is a terminal."""
     import sys
 
@@ -91,21 +183,3 @@ def _measured(entries: Sequence[Any], size_px: int, min_runs: int, min_seconds: 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Measuring", total=1.0)
         return measure(entries, picture, min_runs, min_seconds, lambda share: bar.update(task, completed=share))
-
-
-def _print_table(
-    measurements: Sequence[Measurement], relative: Sequence[dict[str, Any]], environment: dict[str, Any]
-) -> None:
-    libraries = ", ".join(f"{name} {version}" for name, version in environment["libraries"].items())
-    click.echo(f"{environment['cpu']}, {environment['threads']} threads; {libraries}")
-    click.echo(f"Included: {environment['included']}.")
-    for measurement, ratio in zip(measurements, relative, strict=True):
-        numbers = measurement.to_json()
-        click.echo(f"\n{measurement.path} ({measurement.target}, {measurement.bits}, {measurement.precision})")
-        click.echo("  " + "  ".join(f"{column} {numbers[column]:.2f}" for column in _COLUMNS))
-        stages = "  ".join(f"{stage} {ms:.2f}" for stage, ms in measurement.stages_ms.items())
-        click.echo(f"  stages_ms: {stages}")
-        click.echo(f"  {measurement.runs} runs, variation {measurement.variation_percent:.1f} %, ", nl=False)
-        click.echo(f"{ratio['speedup']:.2f} times as fast as the first")
-    peak_mib = measurements[-1].peak_process_bytes / 2**20
-    click.echo(f"\nPeak memory of the process, everything open: {peak_mib:.0f} MiB.")

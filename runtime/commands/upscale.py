@@ -33,6 +33,13 @@ _PATH = click.Path(path_type=Path)
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
+@click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option(
+    "--cuda-backend",
+    type=click.Choice(["cuda-python", "pycuda"]),
+    default="cuda-python",
+    help="GPU engines: who talks to CUDA. Default: cuda-python.",
+)
 @click.option("--suffix", "name_suffix", default="", help="Put behind the name of each output, as in _x4.")
 @click.option(
     "--format",
@@ -53,6 +60,8 @@ def upscale(
     overlap_px: int | None,
     threads: int | None,
     precision: str,
+    device: str | None,
+    cuda_backend: str,
     name_suffix: str,
     output_format: str,
     skip_existing: bool,
@@ -73,7 +82,7 @@ def upscale(
     jobs = plan_jobs(inputs, output, recursive, Naming(name_suffix, output_format))
     check_outputs(jobs, skip_existing, overwrite)
     reports = []
-    with open_engine(engine, threads, precision) as opened:
+    with open_engine(engine, threads, precision, device, cuda_backend) as opened:
         _check_overlap(overlap_px, opened.tile_px)
         for job in _pictures(jobs):
             if skip_existing and job.output.exists():

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,3 +158,82 @@ def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def _support(name: str) -> dict[str, Any]:
+    """The public names of a module of tests/support."""
+    spec = importlib.util.spec_from_file_location(
+        f"intsr_tests_{name}", Path(__file__).parents[1] / "support" / f"{name}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == spec.name}
+
+
+class FakeMachine:
+    """A machine with a simulated GPU: `gpu`, its `trt`, and bundles that run there."""
+
+    def __init__(self, support, folder: Path) -> None:
+        self.support, self.folder = support, folder
+        self.gpu = support.Simulator()
+        self.trt = support.FakeTensorRT(self.gpu)
+        self.cuda = support.CudaRuntime(self.gpu)
+        self.pycuda = support.PyCudaDriver(self.gpu)
+
+    def engine(
+        self,
+        target: str = "tensorrt",
+        batch: int = 1,
+        dtype: str = "float32",
+        plan_version: tuple[int, ...] | None = None,
+        plan_target: str | None = None,
+        **changes: object,
+    ) -> Path:
+        """Its three networks are the identity. plan_version, plan_target: the plans' own, else the manifest's."""
+        version = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.7.1"}[target]
+        built = plan_version or tuple(map(int, (version + ".0").split(".")[:4]))
+        networks, members = [], {}
+        for (name, ports), arena_bytes in zip(SHAPES.items(), (1000, 3000, 2000), strict=True):
+            (source, target_info) = (TensorInfo(key, (batch, *shape[1:]), dtype) for key, shape in ports)
+            networks.append(NetworkEntry(name, f"{name}.plan", source, target_info))
+            tensors = [
+                (info.name, info.shape, info.dtype, mode)
+                for info, mode in ((source, "INPUT"), (target_info, "OUTPUT"))
+            ]
+            description = {"name": name, "tensors": tensors, "arena_bytes": arena_bytes, "weights_bytes": 100}
+            members[f"{name}.plan"] = self.folder / f"{name}.plan"
+            members[f"{name}.plan"].write_bytes(self.support.write_plan(plan_target or target, built, description))
+        values = {
+            "library": target,
+            "library_version": version,
+            "gpu_architecture": {"tensorrt": "sm89", "tensorrt-rtx": "sm86+"}[target],
+            "precision": "f16",
+            "networks": tuple(networks),
+        }
+        path = self.folder / f"{target}.engine"
+        write_bundle(
+            path, dataclasses.replace(manifest_for("cpu"), **{"target": target, **values, **changes}), members
+        )
+        return path
+
+    def assert_nothing_is_left(self) -> None:
+        """Of what an engine takes: device and page-locked memory, streams, events, graphs, TensorRT's objects."""
+        gc.collect()
+        assert self.gpu.leftovers() == {}
+        assert not any(self.trt.live.values())
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+    """The runtime finds a simulated GPU, and TensorRT of the version that the bundles are of."""
+    from intsr.runtime import compatibility, cuda_interface, tensorrt_library
+
+    machine = FakeMachine(SimpleNamespace(**_support("fake_gpu"), **_support("fake_tensorrt")), tmp_path)
+    libraries = {"cuda.bindings.runtime": machine.cuda, "pycuda.driver": machine.pycuda}
+    monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
+    monkeypatch.setattr(tensorrt_library, "_import", lambda target, where: machine.trt)
+    for target, version in (("tensorrt", "10.13.0.35"), ("tensorrt-rtx", "1.7.1")):
+        library = dataclasses.replace(compatibility.LIBRARIES[target], version=lambda version=version: version)
+        monkeypatch.setitem(compatibility.LIBRARIES, target, library)
+    return machine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -53,14 +54,37 @@ def test_flipped_byte(any_engine: Path, tmp_path: Path) -> None:
         open_engine(_flip_byte_of_a_member(any_engine, tmp_path / "flipped.engine"))
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
-def test_gpu_engine_says_what_to_do(make_engine, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
+def test_a_gpu_engine_names_the_extra_that_runs_it(
+    make_engine, target: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: None)
     engine = make_engine("onnxruntime")
-    path = _with_manifest(engine, target=target, library="tensorrt", library_version="10.13", gpu_architecture="sm90")
+    path = _with_manifest(engine, target=target, library=target, library_version="10.13", gpu_architecture="sm90")
     with pytest.raises(EngineMismatchError) as caught:
         open_engine(path)
-    for part in (target, "10.13", "sm90", "intsr compile MODEL --target cpu", "intsr extract"):
+    for part in (target, "10.13", "sm90", f"intsr[{extra}]", "intsr compile MODEL --target cpu"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("here", ["10.12.0.36", "10.13.1", "11.0.0"])
+def test_a_plan_runs_on_its_own_version_alone(make_engine, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: object())
+    monkeypatch.setattr(compatibility.metadata, "version", lambda name: here)
+    path = _with_manifest(
+        make_engine("onnxruntime"), target="tensorrt", library="tensorrt", library_version="10.13.0.35"
+    )
+    with pytest.raises(EngineMismatchError, match=f"10.13.0.35; here is {here}; expected the same version"):
+        open_engine(path)
+
+
+def test_rtx_is_found_in_pypis_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "libtensorrt_rtx.so.1.7.1").write_bytes(b"")
+    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: None if name == "tensorrt_rtx" else spec)
+    assert compatibility.rtx_version() == "1.7.1"
+    monkeypatch.setattr(compatibility, "find_spec", lambda name: spec if name.startswith("onnxruntime") else None)
+    assert compatibility.rtx_version() is None, "the library without its bindings"
 
 
 def _with_manifest(engine: Path, **changes: object) -> Path:

@@ -63,6 +63,19 @@ def test_engines_of_every_target_do_too(any_engine: Path, size: tuple[int, int],
         np.testing.assert_array_equal(engine.upscale(pixels, color_fix=color_fix), _bicubic(pixels))
 
 
+@pytest.mark.parametrize("batch", [2, 3, 40])
+def test_networks_that_take_several_tiles(photo: np.ndarray, batch: int) -> None:
+    networks = tuple(FunctionNetwork() for _ in range(3))
+    for network in networks:
+        network.input = network.output = TensorInfo("x", (batch, 3, 32, 32), "float32")
+    output = Upscaler(networks, 16, 4, FACTOR, "bicubic", "none").upscale(photo)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(output, _bicubic(photo))
+    assert {x.shape[0] for x in networks[2].seen} == {batch}
+    assert len(networks[2].seen) == -(-30 // batch)
+    if batch == 40:
+        assert not networks[0].seen[0][30:].any(), "filled up with zeros"
+
+
 def test_grey_stays_grey(photo: np.ndarray) -> None:
     grey = photo[..., 0]
     np.testing.assert_array_equal(_upscaler().upscale(grey), _bicubic(np.ascontiguousarray(grey)))

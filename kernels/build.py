@@ -1,0 +1,127 @@
+"""`python -m intsr.kernels.build`: compile kernels/cuda/*.cu with nvcc, for every GPU generation they are meant for.
+
+One fatbin a source, next to it, with machine code for each architecture and PTX of the last for what comes after.
+Register spills in a kernel are an error: they mean that a tile does not fit, and cost more than they seem to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import util
+from pathlib import Path
+
+from intsr.errors import BuildError, IntsrError
+from intsr.kernels.parameters import SOURCES
+
+CUDA_FOLDER = Path(__file__).parent / "cuda"
+# A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.
+ARCHITECTURES = (80, 86, 89, 90, 120)
+_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "--fatbin")
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)")
+_MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """What ptxas says of one kernel on one architecture; local memory in bytes a thread."""
+
+    kernel: str
+    architecture: int
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def fatbin_path(source: str) -> Path:
+    return CUDA_FOLDER / f"{source}.fatbin"
+
+
+def find_nvcc() -> Path:
+    """$NVCC, else nvcc on PATH, under $CUDA_HOME, or in the PyPI package nvidia-cuda-nvcc. Raises BuildError."""
+    candidates = [os.environ.get("NVCC"), shutil.which("nvcc")]
+    if home := os.environ.get("CUDA_HOME"):
+        candidates.append(str(Path(home) / "bin" / "nvcc"))
+    spec = util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        candidates += [str(path) for path in sorted(Path(folder).glob("*/bin/nvcc"))]
+    for candidate in candidates:
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    fix = "install the CUDA toolkit 12.8 or newer, or set NVCC to its nvcc"
+    raise BuildError("device kernels", "no nvcc", "nvcc on PATH, in $NVCC or under $CUDA_HOME", fix)
+
+
+def parse_reports(output: str) -> tuple[KernelReport, ...]:
+    """The kernels in what `nvcc -Xptxas=-v` prints. Raises BuildError where a kernel's lines are not whole."""
+    entries = list(_ENTRY.finditer(output))
+    reports = []
+    for entry, following in zip(entries, [*entries[1:], None], strict=True):
+        part = output[entry.end() : following.start() if following else len(output)]
+        memory, registers = _MEMORY.search(part), _REGISTERS.search(part)
+        if memory is None or registers is None:
+            raise BuildError(entry[1], f"no registers or spills reported for sm_{entry[2]}", "ptxas -v's lines")
+        stack, stores, loads = (int(value) for value in memory.groups())
+        reports.append(KernelReport(entry[1], int(entry[2]), int(registers[1]), stack, stores + loads))
+    return tuple(reports)
+
+
+def check_reports(source: str, reports: Sequence[KernelReport], architectures: Sequence[int]) -> None:
+    """Raises BuildError for a kernel that spills or keeps arrays in local memory, or an architecture without any."""
+    missing = set(architectures) - {report.architecture for report in reports}
+    if missing:
+        raise BuildError(f"{source}.cu", f"nothing compiled for sm_{min(missing)}")
+    for report in reports:
+        if report.spill_bytes or report.stack_bytes:
+            got = (
+                f"{report.spill_bytes} bytes of spills and {report.stack_bytes} of stack on sm_{report.architecture}"
+            )
+            raise BuildError(report.kernel, got, "none", "make its tile smaller, or its launch bounds wider")
+
+
+def nvcc_command(nvcc: Path, source: str, out: Path, architectures: Sequence[int]) -> list[str]:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+    last = architectures[-1]
+    targets.append(f"-gencode=arch=compute_{last},code=compute_{last}")
+    return [str(nvcc), *_FLAGS, *targets, "-o", str(out), str(CUDA_FOLDER / f"{source}.cu")]
+
+
+def build_source(nvcc: Path, source: str, architectures: Sequence[int] = ARCHITECTURES) -> tuple[KernelReport, ...]:
+    """Compile, check and put the fatbin in place; a failure leaves the old one. Raises BuildError."""
+    with tempfile.TemporaryDirectory(dir=CUDA_FOLDER) as scratch:
+        made = Path(scratch) / f"{source}.fatbin"
+        result = subprocess.run(nvcc_command(nvcc, source, made, architectures), capture_output=True, text=True)
+        output = result.stdout + result.stderr
+        if result.returncode:
+            lines = [line for line in output.splitlines() if "error" in line or "fatal" in line.lower()]
+            raise BuildError(f"{source}.cu", (lines or output.splitlines() or ["nvcc failed"])[0][:300])
+        reports = parse_reports(output)
+        check_reports(source, reports, architectures)
+        made.replace(fatbin_path(source))
+    return reports
+
+
+def main() -> int:
+    try:
+        nvcc = find_nvcc()
+        for source in SOURCES:
+            reports = build_source(nvcc, source)
+            for kernel in dict.fromkeys(report.kernel for report in reports):
+                registers = [f"sm_{r.architecture} {r.registers}" for r in reports if r.kernel == kernel]
+                print(f"{kernel}: registers {', '.join(registers)}; no spills")
+            print(f"{fatbin_path(source).name}: {fatbin_path(source).stat().st_size} bytes")
+    except IntsrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+// What every kernel file uses. fp16 travels as its 16 bits; arithmetic is fp32, rounded as NumPy does where the
+// intrinsics say _rn (no contraction into FMA), so that a kernel and its reference agree to the last bit.
+// The same sources compile for the CPU with -DINTSR_EMULATE (emulate.h), which checks all but the PTX below.
+#pragma once
+
+#include <cstdint>
+
+#ifdef INTSR_EMULATE
+#include "emulate.h"
+#else
+#include <cuda_fp16.h>
+
+// One struct by value is all a kernel takes: the launcher passes one pointer.
+#define INTSR_KERNEL(name, Params, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p)
+// Dynamic shared memory only.
+#define INTSR_SHARED(Type, name)                                   \
+    extern __shared__ __align__(128) unsigned char intsr_shared[]; \
+    Type* name = reinterpret_cast<Type*>(intsr_shared)
+
+__device__ __forceinline__ float float_from_half(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+
+__device__ __forceinline__ uint16_t half_from_float(float value) { return __half_as_ushort(__float2half_rn(value)); }
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory without passing registers; zeros where `valid` is false (nothing is read).
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+// Until at most `pending` of this thread's groups are under way.
+template <int pending>
+__device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements (8 rows of 16 bytes); lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// acc (16x8 int32) += A (16x32 int8, rows) B (32x8 int8, columns). Source: PTX ISA, mma.m16n8k32.
+__device__ __forceinline__ void multiply_add_s8(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Clusters exist from sm_90 on; the launcher never starts a cluster kernel elsewhere.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+__device__ __forceinline__ unsigned cluster_rank() {
+    unsigned rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+
+__device__ __forceinline__ void cluster_sync() {
+    // Not .aligned: a warp may come here in parts, out of a branch.
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+
+// A float at the same place of another block's shared memory.
+__device__ __forceinline__ float cluster_load(const float* shared, unsigned rank) {
+    uint32_t remote;
+    float value;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(shared_address(shared)), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];\n" : "=f"(value) : "r"(remote) : "memory");
+    return value;
+}
+#else
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+__device__ __forceinline__ void cluster_sync() { __trap(); }
+__device__ __forceinline__ float cluster_load(const float*, unsigned) { return 0.0f; }
+#endif
+#endif
+
+constexpr unsigned FULL_WARP = 0xffffffffu;
+
+// Eight fp16 of one 16-byte load.
+__device__ __forceinline__ void floats_from_halves(float (&values)[8], uint4 vector) {
+    const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        values[2 * i] = float_from_half(static_cast<uint16_t>(words[i] & 0xffff));
+        values[2 * i + 1] = float_from_half(static_cast<uint16_t>(words[i] >> 16));
+    }
+}
+
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+    return half_from_float(low) | static_cast<uint32_t>(half_from_float(high)) << 16;
+}
+
+// Sum over aligned runs of `width` lanes (a power of two), the same in each of them; every lane takes part.
+template <int width, typename Number>
+__device__ __forceinline__ Number sum_of_lanes(Number value) {
+#pragma unroll
+    for (int step = width / 2; step > 0; step /= 2) value += __shfl_xor_sync(FULL_WARP, value, step);
+    return value;
+}

@@ -1,0 +1,75 @@
+"""Enlarging 8-bit pictures with Pillow's own integer arithmetic, as a reference for the device kernel.
+
+A pass along an axis is a sum of pixels times weights in steps of 2**-22, plus a half, shifted and clipped to 8 bits;
+x comes before y. Source: Pillow, src/libImaging/Resample.c.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from intsr.kernels.device import Array
+
+_PRECISION_BITS = 32 - 8 - 2
+
+
+def _bicubic(x: float) -> float:
+    a, x = -0.5, abs(x)
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+
+
+def _lanczos(x: float) -> float:
+    def sinc(value: float) -> float:
+        return 1.0 if value == 0 else math.sin(value * math.pi) / (value * math.pi)
+
+    return sinc(x) * sinc(x / 3) if -3 <= x < 3 else 0.0
+
+
+# Filter and half of its width in pixels.
+FILTERS: dict[str, tuple[Callable[[float], float], int]] = {"bicubic": (_bicubic, 2), "lanczos": (_lanczos, 3)}
+
+
+def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> tuple[Array, Array]:
+    """For each output pixel of an axis: its first input pixel int32 (L f,), its weights int32 (L f, taps).
+
+    Weights are in steps of 2**-22; windows that the edge cuts are filled up with zeros.
+    """
+    function, support = FILTERS[resize_filter]
+    first = np.zeros(length_px * upscale_factor, np.int32)
+    weights = np.zeros((len(first), 2 * support), np.int32)
+    for index in range(len(first)):
+        center = (index + 0.5) * (1 / upscale_factor)
+        start = max(int(center - support + 0.5), 0)
+        stop = min(int(center + support + 0.5), length_px)
+        values = [function(position - center + 0.5) for position in range(start, stop)]
+        total = sum(values)
+        scaled = [value / total * (1 << _PRECISION_BITS) for value in values]
+        first[index] = start
+        weights[index, : len(values)] = [int(value + math.copysign(0.5, value)) for value in scaled]
+    return first, weights
+
+
+def _along_rows(pixels: Array, first: Array, weights: Array) -> Array:
+    """(L, ...) uint8 -> (L f, ...) uint8."""
+    sums = np.full((len(first), *pixels.shape[1:]), 1 << (_PRECISION_BITS - 1), np.int64)
+    for tap in range(weights.shape[1]):
+        rows = pixels[np.minimum(first + tap, len(pixels) - 1)].astype(np.int64)
+        sums += rows * weights[:, tap].reshape(-1, *[1] * (pixels.ndim - 1))
+    return np.clip(sums >> _PRECISION_BITS, 0, 255).astype(np.uint8)
+
+
+def enlarge(pixels: Array, upscale_factor: int, resize_filter: str) -> Array:
+    """(H, W, 3) uint8 -> (H f, W f, 3) uint8."""
+    across = _along_rows(pixels.swapaxes(0, 1), *resize_weights(pixels.shape[1], upscale_factor, resize_filter))
+    return _along_rows(across.swapaxes(0, 1), *resize_weights(pixels.shape[0], upscale_factor, resize_filter))
+
+
+def model_input_from_pixels(pixels: Array) -> Array:
+    """(H, W, 3) uint8 -> (3, H, W) float16 in [-1, 1]: 2 (v / 255) - 1 in float32, then rounded."""
+    unit = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return (unit * np.float32(2) - np.float32(1)).astype(np.float16)

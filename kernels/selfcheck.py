@@ -1,0 +1,157 @@
+"""`python -m intsr.kernels.selfcheck`: every kernel against its reference on fresh random inputs, on this GPU.
+
+One line a check: name, shape, largest error, share of numbers that differ, time, rate, share of the peak measured
+here first. Exit codes: 0 all agree, 1 some do not, 3 no usable GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
+from intsr.kernels.checks import Check, Random, full_checks, small_checks
+from intsr.kernels.device import Array, Device, Launch, Plan
+from intsr.kernels.parameters import PeakParams
+
+_COPY_BYTES = 1 << 30
+_PEAK_TURNS, _PEAK_THREADS = 4096, 256
+# Of one turn of a warp in int8_peak: 8 products of 16x32 by 32x8, a multiply-add being two.
+_TURN_OPERATIONS = 8 * 2 * 16 * 32 * 8
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Measured here. copy_gbs: bytes read plus written. int8_tops: of mma.sync out of registers."""
+
+    copy_gbs: float
+    int8_tops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """time_ms and what follows from it are None on an emulated device, whose times mean nothing."""
+
+    name: str
+    shape: str
+    passed: bool
+    max_error: float
+    differing_share: float
+    time_ms: float | None = None
+    gbs: float | None = None
+    tops: float | None = None
+    share_of_peak: float | None = None
+
+    def line(self) -> str:
+        head = f"{'ok  ' if self.passed else 'FAIL'} {self.name:36} {self.shape:40} "
+        error = f"error {self.max_error:.3g} in {self.differing_share:.4%}"
+        if self.time_ms is None or self.share_of_peak is None:
+            return head + error
+        rate = f"{self.gbs:.0f} GB/s" if self.tops is None else f"{self.tops:.1f} TOPS"
+        return f"{head}{error}, {self.time_ms:.4f} ms, {rate}, {self.share_of_peak:.0%} of peak"
+
+
+def measure_peaks(device: Device, repeats: int = 20) -> Peaks:
+    copy_ms = device.copy_milliseconds(_COPY_BYTES, repeats)
+    blocks = device.multiprocessors * 8
+    out = device.empty((blocks * _PEAK_THREADS,), np.int32)
+    launch = Launch("int8_peak", (blocks, 1, 1), _PEAK_THREADS, PeakParams(out=out, turns=_PEAK_TURNS))
+    peak_ms = device.milliseconds(Plan((launch,), out), repeats)
+    operations = blocks * _PEAK_THREADS // 32 * _PEAK_TURNS * _TURN_OPERATIONS
+    return Peaks(2 * _COPY_BYTES / copy_ms / 1e6, operations / peak_ms / 1e9)
+
+
+def compare(got: Array, expected: Array) -> tuple[float, float]:
+    """(largest difference, share of numbers that differ); infinite where one of two is no number."""
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        return float("inf"), 1.0
+    differs = got != expected
+    if not differs.any():
+        return 0.0, 0.0
+    error = np.abs(got[differs].astype(np.float64) - expected[differs].astype(np.float64))
+    return (float(error.max()) if np.isfinite(error).all() else float("inf")), float(differs.mean())
+
+
+def run_check(device: Device, check: Check, peaks: Peaks | None, repeats: int = 20) -> Result:
+    plan = check.plan(device)
+    error, share = compare(device.download(device.run(plan)), check.expected())
+    passed = error <= check.tolerance.max_error and share <= check.tolerance.max_share
+    if peaks is None:
+        return Result(check.name, check.shape, passed, error, share)
+    time_ms = device.milliseconds(plan, repeats)
+    gbs, tops = check.moved_bytes / time_ms / 1e6, check.operations / time_ms / 1e9
+    if not check.operations:
+        return Result(check.name, check.shape, passed, error, share, time_ms, gbs, None, gbs / peaks.copy_gbs)
+    return Result(check.name, check.shape, passed, error, share, time_ms, gbs, tops, tops / peaks.int8_tops)
+
+
+def open_device(emulate: bool) -> Device:
+    """Raises IntsrError where there is no GPU, driver, cuda-python, or compiler to emulate with."""
+    if emulate:
+        from intsr.kernels.emulate import EmulatedDevice
+
+        return EmulatedDevice()
+    from intsr.kernels.launch import CudaDevice
+
+    return CudaDevice()
+
+
+def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:
+    """All checks, saying one line each; a check that cannot run is a failed one."""
+    peaks = None if device.emulated else measure_peaks(device)
+    say(f"{device.name}, compute capability {device.capability[0]}.{device.capability[1]}, seed {seed}")
+    if peaks:
+        say(f"measured peaks: copy {peaks.copy_gbs:.0f} GB/s, int8 mma.sync {peaks.int8_tops:.0f} TOPS")
+    rng: Random = np.random.default_rng(seed)
+    checks = small_checks if device.emulated else full_checks
+    results = []
+    for check in checks(rng, device.capability >= (9, 0)):
+        try:
+            result = run_check(device, check, peaks)
+        except IntsrError as error:
+            say(f"FAIL {check.name} {check.shape}: {error}")
+            results.append(Result(check.name, check.shape, False, float("inf"), 1.0))
+            continue
+        results.append(result)
+        say(result.line())
+    return peaks, results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m intsr.kernels.selfcheck", description="Check the device kernels.")
+    parser.add_argument("--emulate", action="store_true", help="run the kernels' sources on the CPU, small sizes")
+    parser.add_argument("--seed", type=int, default=None, help="of the inputs (default: a new one each time)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, nothing else there")
+    options = parser.parse_args(arguments)
+    seed = options.seed if options.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
+    try:
+        device = open_device(options.emulate)
+    except IntsrError as error:
+        print(error, file=sys.stderr)
+        return EXIT_ENGINE_MISMATCH
+    stream = sys.stderr if options.json else sys.stdout
+    try:
+        peaks, results = run_selfcheck(device, seed, lambda line: print(line, file=stream, flush=True))
+    except IntsrError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    failed = sum(not result.passed for result in results)
+    print(f"{len(results)} checks, {failed} failed", file=stream)
+    if options.json:
+        report = {
+            "device": device.name,
+            "seed": seed,
+            "peaks": asdict(peaks) if peaks else None,
+            "checks": [asdict(result) for result in results],
+        }
+        print(json.dumps(report).replace("Infinity", "null"))
+    return EXIT_SOME_FAILED if failed else EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Where and when a measurement was taken, for the record beside its numbers."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+INCLUDED = (
+    "resize, tiling, three networks, copies to and from a GPU, blending and colour fix; no file is read or written"
+)
+_LIBRARIES = (
+    "numpy",
+    "pillow",
+    "openvino",
+    "onnxruntime",
+    "torch",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tensorrt-cu13-bindings",
+    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "cuda-bindings",
+    "pycuda",
+)
+# nvidia-smi's names -> ours, with units
+_GPU_FIELDS = {
+    "index": "index",
+    "name": "name",
+    "driver_version": "driver_version",
+    "memory.total": "memory_total_mib",
+    "clocks.sm": "clock_sm_mhz",
+    "clocks.max.sm": "clock_sm_max_mhz",
+    "clocks.mem": "clock_memory_mhz",
+    "temperature.gpu": "temperature_c",
+    "power.draw": "power_w",
+    "power.limit": "power_limit_w",
+    "pstate": "performance_state",
+}
+_SMI_TIMEOUT_S = 10
+
+
+def environment(threads: int, size_px: int) -> dict[str, Any]:
+    """Machine, libraries, GPUs with their clocks at this moment, date, and what is measured."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "gpus": gpus_from_nvidia_smi(),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "input_px": [size_px, size_px],
+        "included": INCLUDED,
+    }
+
+
+def gpus_from_nvidia_smi() -> list[dict[str, str]]:
+    """One mapping a GPU, values as nvidia-smi writes them, in the units of the keys; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=_SMI_TIMEOUT_S)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
+    return [dict(zip(_GPU_FIELDS.values(), row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int | None:
+    """What this process holds now; None where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.is_file() else None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,160 @@
+"""Compiling where nvcc is, what a selfcheck says, and the roofline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from intsr.errors import BuildError, MissingLibraryError
+from intsr.kernels import build, checks, launch, roofline, selfcheck
+from intsr.kernels.emulate import CUDA_FOLDER, EmulatedDevice
+from intsr.kernels.parameters import KERNELS, SOURCES
+
+try:
+    NVCC = build.find_nvcc()
+except BuildError:
+    NVCC = None
+
+LINES = """
+ptxas info    : Compiling entry function 'one' for 'sm_90'
+ptxas info    : Function properties for one
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 91 registers, used 1 barriers
+ptxas info    : Compiling entry function 'two' for 'sm_120'
+ptxas info    : Function properties for two
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 456 bytes cmem[0]
+"""
+
+
+def test_ptxas_lines_are_read():
+    one, two = build.parse_reports(LINES)
+    assert one == build.KernelReport("one", 90, 91, 0, 0)
+    assert two == build.KernelReport("two", 120, 255, 16, 20)
+    build.check_reports("x", [one], [90])
+    with pytest.raises(BuildError, match="two: 20 bytes of spills and 16 of stack on sm_120"):
+        build.check_reports("x", [one, two], [90])
+    with pytest.raises(BuildError, match="nothing compiled for sm_86"):
+        build.check_reports("x", [one], [86, 90])
+    with pytest.raises(BuildError, match="no registers or spills reported"):
+        build.parse_reports(LINES.replace("Used 91 registers", ""))
+
+
+def test_every_kernel_is_in_the_source_it_is_said_to_be():
+    for source in SOURCES:
+        text = (CUDA_FOLDER / f"{source}.cu").read_text()
+        named = {line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith("INTSR_KERNEL(")}
+        assert named == {kernel for kernel, (of, _) in KERNELS.items() if of == source}
+
+
+def test_without_nvcc_there_is_one_line():
+    environment = {"PATH": "/nonexistent", "HOME": os.environ.get("HOME", "/")}
+    script = (
+        "import sys; from intsr.kernels import build; "
+        "build.util.find_spec = lambda name: None; sys.exit(build.main())"
+    )
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("device kernels: no nvcc;") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+def test_nvcc_compiles_a_source(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
+    reports = build.build_source(NVCC, "color_fix", (90,))
+    assert {report.kernel for report in reports} == {
+        kernel for kernel, (of, _) in KERNELS.items() if of == "color_fix"
+    }
+    assert (tmp_path / "color_fix.fatbin").read_bytes()[:4] == bytes.fromhex("50ed55ba")
+
+
+@pytest.mark.parametrize("missing", ["library", "driver"])
+def test_without_a_gpu_selfcheck_says_so_and_ends_with_3(missing, monkeypatch, capsys):
+    class NoDriver:
+        @staticmethod
+        def cuInit(flags):
+            raise RuntimeError("libcuda.so.1 not found\nlong story")
+
+    def load():
+        if missing == "driver":
+            return NoDriver
+        raise MissingLibraryError("cuda-python", "gpu", "device kernels")
+
+    monkeypatch.setattr(launch, "load_driver", load)
+    assert selfcheck.main([]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert ("no usable NVIDIA driver" in err) if missing == "driver" else ('pip install "intsr[gpu]"' in err)
+
+
+def test_a_difference_fails_the_check_and_the_command(monkeypatch, capsys):
+    def broken(rng, clusters):
+        check = checks.pixels_check(rng, 9, 7, True)
+        yield check
+        wrong = check.expected().copy()
+        wrong[3, 2, 1] ^= 1
+        yield checks.Check("wrong", "9x7", check.plan, lambda: wrong, checks.EXACT, 1)
+
+    monkeypatch.setattr(selfcheck, "small_checks", broken)
+    assert selfcheck.main(["--emulate", "--json", "--seed", "5"]) == 1
+    out, err = capsys.readouterr()
+    report = json.loads(out)
+    assert [check["passed"] for check in report["checks"]] == [True, False]
+    assert report["seed"] == 5 and report["checks"][1]["max_error"] == 1
+    assert "FAIL wrong" in err and err.endswith("2 checks, 1 failed\n")
+
+
+def test_infinities_and_wrong_types_never_agree():
+    one = np.ones(4, np.float16)
+    assert selfcheck.compare(one, np.array([1, 1, np.inf, 1], np.float16)) == (float("inf"), 0.25)
+    assert selfcheck.compare(one, one.astype(np.float32)) == (float("inf"), 1.0)
+    assert selfcheck.compare(np.array([np.inf], np.float16), np.array([np.inf], np.float16)) == (0.0, 0.0)
+
+
+def test_rates_follow_from_time_and_work():
+    class Timed(EmulatedDevice):
+        def milliseconds(self, plan, repeats):
+            return 2.0
+
+        def copy_milliseconds(self, size_bytes, repeats):
+            return 1.0
+
+    device = Timed()
+    check = checks.pixels_check(np.random.default_rng(0), 8, 8, True)
+    result = selfcheck.run_check(device, check, selfcheck.Peaks(1e-3, 1.0))
+    assert result.gbs == pytest.approx(8 * 8 * 3 * 3 / 2e-3 / 1e9)
+    assert result.share_of_peak == pytest.approx(result.gbs / 1e-3) and "of peak" in result.line()
+    peaks = selfcheck.measure_peaks(device, 1)
+    assert peaks.copy_gbs == pytest.approx(2 * 2**30 / 1e-3 / 1e9)
+    assert peaks.int8_tops == pytest.approx(6 * 8 * 8 * 4096 * 8 * 2 * 16 * 8 * 32 / 2e-3 / 1e12)
+
+
+def test_expected_values_of_the_checks_are_not_constant():
+    """A zero-point that clips everything would check nothing."""
+    for check in checks.small_checks(np.random.default_rng(2), True):
+        expected = check.expected()
+        assert expected.size < 8 or len(np.unique(expected)) > 4, (check.name, check.shape)
+
+
+def test_roofline_by_hand():
+    gpu = roofline.Gpu("g", fp16_tflops=100, int8_tops=200, memory_gbs=1000, source="")
+    bound = roofline.bound_from_work(gpu, 2e12, 1e12, 5e9)
+    assert (bound.compute_ms, bound.memory_ms, bound.least_ms) == pytest.approx((20.0, 5.0, 20.0))
+    cost = roofline.NetworkCost("n", gmacs=50, attention_gmacs=5, parameters=10**9)
+    assert roofline.bound_of_network(gpu, cost, 16).compute_ms == pytest.approx(1.1)
+    assert roofline.bound_of_network(gpu, cost, 8).compute_ms == pytest.approx(0.6)
+    assert roofline.bound_of_network(gpu, cost, 8).least_ms == pytest.approx(1.0)  # 1 GB at 1000 GB/s
+
+
+def test_the_documented_table_is_the_computed_one():
+    document = (build.CUDA_FOLDER.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert roofline.table() in document
+
+
+def test_full_checks_have_work_to_do():
+    rng = np.random.default_rng(0)
+    check = checks.conv_check(rng, (1, 4, 4, 16), 8)
+    assert check.operations == 2 * 4 * 4 * 8 * 16 * 9

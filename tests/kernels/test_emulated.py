@@ -1,0 +1,159 @@
+"""The kernels' CUDA sources, run on the CPU a thread at a time, and launched through a stub of the driver."""
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intsr.errors import BuildError, VerificationError
+from intsr.kernels import emulate
+from intsr.kernels.device import Launch, Plan
+from intsr.kernels.parameters import KERNELS, SOURCES, PeakParams
+
+try:
+    emulate.find_cpp_compiler()
+    NO_COMPILER = ""
+except BuildError as error:
+    NO_COMPILER = str(error)
+pytestmark = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["copies-at-once", "copies-late"])
+def test_every_kernel_agrees_with_its_reference(late):
+    """In a process of its own: a read past an array's end is a segmentation fault there."""
+    environment = os.environ | ({"INTSR_EMULATE_LATE": "1"} if late else {})
+    command = [sys.executable, "-m", "intsr.kernels.selfcheck", "--emulate", "--json", "--seed", str(11 + late)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    checks = json.loads(result.stdout)["checks"]
+    assert len(checks) > 35 and all(check["passed"] for check in checks)
+
+
+def test_every_struct_is_as_large_as_in_its_source():
+    for kernel, (source, params) in KERNELS.items():
+        assert emulate._library(source)[f"{kernel}_params"]() == ctypes.sizeof(params), kernel
+
+
+def changed_device(monkeypatch, tmp_path, source, old, new):
+    folder = tmp_path / "cuda"
+    shutil.copytree(emulate.CUDA_FOLDER, folder)
+    text = (folder / source).read_text()
+    assert text.count(old) >= 1
+    (folder / source).write_text(text.replace(old, new, 1))
+    monkeypatch.setattr(emulate, "CUDA_FOLDER", folder)
+    # Not among the real ones.
+    monkeypatch.setattr(emulate.tempfile, "gettempdir", lambda: str(tmp_path))
+    emulate._library.cache_clear()
+    return emulate.EmulatedDevice()
+
+
+@pytest.fixture(autouse=True)
+def _own_libraries():
+    yield
+    emulate._library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "new", "check"),
+    [
+        ("int8_matmul.cu", "            __syncthreads();\n", "", "gemm"),
+        (
+            "group_norm.cu",
+            "    sync_all<CLUSTER>();\n    if (thread < groups)\n        held",
+            "    if (thread < groups)\n        held",
+            "norm",
+        ),
+    ],
+)
+def test_a_missing_barrier_is_noticed(monkeypatch, tmp_path, source, old, new, check):
+    from intsr.kernels import checks, selfcheck
+
+    device, rng = changed_device(monkeypatch, tmp_path, source, old, new), np.random.default_rng(0)
+    made = {
+        "gemm": lambda: checks.gemm_check(rng, 40, 272, 40, 64),
+        "norm": lambda: checks.norm_check(rng, (1, 9, 5, 64), 32, "cluster", 2),
+    }[check]()
+    assert not selfcheck.run_check(device, made, None).passed
+
+
+def test_a_barrier_that_some_threads_skip_is_an_error(monkeypatch, tmp_path):
+    old, new = "    int sum = 0;\n", "    if (threadIdx.x < 64) __syncthreads();\n    int sum = 0;\n"
+    device = changed_device(monkeypatch, tmp_path, "int8_matmul.cu", old, new)
+    out = device.empty((256,), np.int32)
+    plan = Plan((Launch("int8_peak", (1, 1, 1), 256, PeakParams(out=out, turns=1)),), out)
+    with pytest.raises(VerificationError, match="barrier that some threads never reach"):
+        device.run(plan)
+
+
+def test_the_peak_kernel_multiplies():
+    device = emulate.EmulatedDevice()
+    out = device.empty((256,), np.int32)
+    got = device.download(device.run(Plan((Launch("int8_peak", (1, 1, 1), 256, PeakParams(out=out, turns=2)),), out)))
+    assert np.count_nonzero(got) > 200
+
+
+STUB = Path(__file__).parent / "stub_driver.c"
+SCRIPT = """
+import numpy as np, pathlib, sys
+from intsr.errors import IntsrError
+from intsr.kernels import checks, launch, selfcheck
+image = pathlib.Path(sys.argv[1])
+image.write_bytes(bytes.fromhex("50ed55ba") * 4)
+launch.fatbin_path = lambda source: image
+try:
+    device = launch.CudaDevice()
+except IntsrError as error:
+    sys.exit(str(error))
+made, rng = [], np.random.default_rng(0)
+for check in checks.small_checks(rng, True):
+    result = selfcheck.run_check(device, check, selfcheck.Peaks(100.0, 100.0) if "from" in check.name else None, 1)
+    assert result.passed and result.time_ms in (None, 1.5), result.line()
+    made.append(check.name)
+try:
+    device.empty((1 << 34,), np.uint8)
+except IntsrError as error:
+    print(type(error).__name__)
+image.write_bytes(bytes(16))
+device._modules.clear(); device._functions.clear()
+try:
+    selfcheck.run_check(device, check, None)
+except IntsrError as error:
+    print(error)
+print(device.name, device.capability, len(made))
+"""
+
+
+def run_on_stub(tmp_path, **environment):
+    compiler = emulate.find_cpp_compiler()
+    library = tmp_path / "libcuda.so.1"
+    flags = ["-x", "c", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    subprocess.run([*compiler, *flags, str(STUB), "-o", str(library), "-ldl"], check=True)
+    kernels = ":".join(emulate._library(source)._name for source in SOURCES)
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "INTSR_STUB_KERNELS": kernels} | environment
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "image")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_launches_through_cuda_python(tmp_path):
+    """All checks again, launched by the real cuda-python on a driver library that has no GPU behind it."""
+    result = run_on_stub(tmp_path)
+    assert result.returncode == 0, result.stderr
+    memory, image, device = result.stdout.splitlines()
+    assert memory == "OutOfMemoryError"
+    assert image == "cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"
+    assert device.startswith("stub GPU (9, 0) 3")
+
+
+@pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_an_old_gpu_is_refused(tmp_path):
+    result = run_on_stub(tmp_path, INTSR_STUB_OLD="1")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "GPU: stub GPU of compute capability 7.0; expected 8.0 or newer"

@@ -1,0 +1,119 @@
+"""What the plans refuse, and which kernels they choose."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from intsr.errors import UsageError
+from intsr.kernels import plan_network, plan_picture
+from intsr.kernels.device import DeviceArray, device_array
+from intsr.kernels.emulate import EmulatedDevice
+from intsr.kernels.parameters import PixelsParams
+from intsr.kernels.quantizer import QuantParams
+from intsr.kernels.reference_int8 import int8_product
+from intsr.kernels.reference_norm import NormQuantize
+
+DEVICE = EmulatedDevice()
+
+
+def foreign(array, **changes):
+    """An object of another library over the same memory."""
+    return SimpleNamespace(__cuda_array_interface__=array.__cuda_array_interface__ | changes)
+
+
+def test_arrays_of_other_libraries_are_taken_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    mine = DEVICE.upload(pixels)
+    other = device_array(foreign(mine, strides=(27, 3, 1)))
+    assert (other.pointer, other.shape, other.dtype) == (mine.pointer, (6, 9, 3), np.uint8)
+    plan = plan_picture.plan_extract(DEVICE, foreign(mine), 0, 0, 6, 9, 16)
+    assert plan.output.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strides": (3, 18, 1)}, "expected .27, 3, 1., dense"),
+        ({"typestr": "|i1"}, "pixels: int8"),
+        ({"shape": (6, 27)}, "expected uint8 .any, any, 3"),
+        ({"data": (4096 + 8, False)}, "between 16-byte blocks"),
+        ({"data": (4096, True)}, "read-only"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    array = foreign(DeviceArray(4096, (6, 9, 3), np.dtype(np.uint8)), **change)
+    with pytest.raises(UsageError, match=message):
+        plan_picture.plan_extract(DEVICE, array, 0, 0, 6, 9, 16)
+
+
+def test_an_object_without_device_memory_is_refused():
+    with pytest.raises(UsageError, match="ndarray; expected an object with __cuda_array_interface__"):
+        device_array(np.zeros(3))
+
+
+@pytest.mark.parametrize("place", [(0, 0, 7, 9, 16), (-1, 0, 4, 4, 16), (0, 6, 4, 4, 16), (0, 0, 4, 4, 12)])
+def test_tiles_outside_the_picture_are_refused(place):
+    with pytest.raises(UsageError, match="tile"):
+        plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), *place)
+
+
+def test_a_tile_that_leaves_the_picture_is_not_accumulated():
+    out, tile = DEVICE.empty((3, 20, 20), np.float32), DEVICE.empty((1, 3, 16, 16), np.float16)
+    weights = np.ones(16, np.float32)
+    with pytest.raises(UsageError, match="inside"):
+        plan_picture.plan_accumulate(DEVICE, out, tile, weights, weights, 5, 0)
+
+
+def test_parameters_name_every_field():
+    with pytest.raises(TypeError, match="count"):
+        PixelsParams(planes=0, out=0)
+
+
+@pytest.mark.parametrize(
+    ("shared_bytes", "capability", "expected"),
+    [
+        (99 * 1024, (8, 9), ("two-pass", 1)),
+        (99 * 1024, (12, 0), ("cluster", 4)),
+        (227 * 1024, (9, 0), ("cluster", 2)),
+        (400 * 1024, (8, 0), ("block", 1)),
+    ],
+)
+def test_the_norm_is_held_where_it_fits(shared_bytes, capability, expected):
+    device = EmulatedDevice(capability, shared_bytes)
+    assert plan_network.choose_norm_way(device, 64 * 64, 320, 32) == expected
+
+
+def test_a_norm_that_does_not_fit_a_block_is_refused():
+    norm = NormQuantize(
+        *(np.ones(32, np.float32),) * 2, 4, 1e-5, True, *(np.ones(32, np.float32),) * 2, QuantParams(1, 0, 8)
+    )
+    x = DEVICE.empty((1, 200, 200, 32), np.float16)
+    with pytest.raises(UsageError, match="way: 'block'; expected one of"):
+        plan_network.plan_group_norm_quantize(DEVICE, x, norm, "block")
+
+
+def test_channels_that_no_vector_holds_are_refused():
+    ones = np.ones(20, np.float32)
+    with pytest.raises(UsageError, match="multiple of 8"):
+        NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
+    with pytest.raises(UsageError, match="multiples of 16 and 8; pad the weights"):
+        int8_product(np.ones((8, 20), np.int8), np.ones(8, np.float32), np.ones(8, np.float32), QuantParams(1, 0, 8))
+
+
+def test_large_products_take_large_tiles():
+    product = int8_product(
+        np.ones((256, 64), np.int8), np.ones(256, np.float32), np.ones(256, np.float32), QuantParams(1, 0, 8)
+    )
+    names = [
+        plan_network.plan_int8_gemm(DEVICE, DEVICE.empty((rows, 64), np.int8), product).launches[0].kernel
+        for rows in (16, 4096)
+    ]
+    # The emulated device has six multiprocessors: 2 blocks of 128 leave some without work, 64 do not.
+    assert names == ["int8_gemm_64", "int8_gemm_128"]
+    wide = EmulatedDevice()
+    wide.multiprocessors = 132
+    assert (
+        plan_network.plan_int8_gemm(wide, wide.empty((512, 64), np.int8), product).launches[0].kernel
+        == "int8_gemm_64"
+    )

@@ -1,0 +1,256 @@
+"""The GPU runtime over a simulated GPU: results, order, memory, graphs, arrays of other libraries."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.errors import EngineMismatchError, UsageError
+from intsr.runtime.cuda_array import CudaArray
+from intsr.runtime.cuda_graphs import MAX_GRAPHS
+from intsr.runtime.engine import open_engine
+from intsr.runtime.upscaler import STAGES
+
+BACKENDS = ("cuda-python", "pycuda")
+
+
+def _bicubic(pixels: np.ndarray) -> np.ndarray:
+    size = (pixels.shape[1] * 2, pixels.shape[0] * 2)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_tiles_come_out_right_and_in_order(machine, photo: np.ndarray, target: str, backend: str) -> None:
+    with open_engine(machine.engine(target), cuda_backend=backend) as engine:
+        assert engine.precision == "f16"
+        for _ in range(2):
+            result = engine.upscale_with_timings(photo)
+            np.testing.assert_array_equal(result.image, _bicubic(photo))
+        assert result.tiles == 30
+        assert set(result.stages_ms) == set(STAGES) and result.stages_ms["unet"] >= 30
+        assert result.transfers_ms is not None and result.transfers_ms >= 60
+    machine.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 28), (5, 3), (40, 16)])
+def test_one_tile_two_tiles_odd_numbers(machine, height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    with open_engine(machine.engine()) as engine:
+        np.testing.assert_array_equal(engine.upscale(pixels), _bicubic(pixels))
+
+
+def test_batches_of_tiles_the_last_filled_up(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine(batch=4)) as engine:
+        np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+        assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
+
+
+def test_float16_plans(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine(dtype="float16")) as engine:
+        difference = engine.upscale(photo).astype(int) - _bicubic(photo)
+        assert np.abs(difference).max() <= 1
+
+
+def test_networks_run_in_order_and_copies_come_between(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine()) as engine:
+        engine.upscale(photo)
+        computed = [name.removeprefix("graph ") for name in machine.gpu.log if name not in ("up", "down")]
+        assert computed == ["encoder", "unet", "decoder"] * 30
+        # The next tile comes up before the one before goes down.
+        copies = [name for name in machine.gpu.log if name in ("up", "down")]
+        assert copies == ["up", *["up", "down"] * 29, "down"]
+
+
+def test_one_arena_as_large_as_the_largest_need(machine) -> None:
+    with open_engine(machine.engine()):
+        arenas = {context.name: context.arena for context in machine.trt.contexts}
+        assert set(arenas) == {"encoder", "unet", "decoder"}
+        assert len(set(arenas.values())) == 1
+        address, size_bytes = arenas["encoder"]
+        assert size_bytes == 3000 == len(machine.gpu.device[address])
+
+
+def test_a_graph_is_captured_once_and_replayed(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine()) as engine:
+        engine.upscale(photo)
+        # Two slots of buffers: the encoder's input differs, the UNet's buffers do not, the decoder's output does.
+        captures = {"encoder": 2, "unet": 1, "decoder": 2}
+        assert machine.gpu.calls["cudaStreamBeginCapture"] == sum(captures.values())
+        for name, count in captures.items():
+            assert machine.gpu.log.count(name) == count
+            assert machine.gpu.log.count(f"graph {name}") == 30 - count
+        engine.upscale(photo)
+        assert machine.gpu.calls["cudaStreamBeginCapture"] == sum(captures.values())
+        assert machine.gpu.log.count("graph unet") == 59
+        assert [network.graphs for network in engine.networks] == [True] * 3
+
+
+def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(machine, photo: np.ndarray) -> None:
+    machine.trt.failures["capture"] = "operation not permitted when stream is capturing"
+    with open_engine(machine.engine()) as engine:
+        with pytest.warns(RuntimeWarning, match=r"without a CUDA graph.*operation not permitted") as caught:
+            np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+        assert len(caught) == 3
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+        assert not any(network.graphs for network in engine.networks)
+        assert machine.gpu.capturing == {}
+    machine.assert_nothing_is_left()
+
+
+def test_pycuda_retains_the_primary_context_and_launches_kernels_one_by_one(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine(), cuda_backend="pycuda") as engine:
+        assert machine.gpu.calls["retain_primary_context"] == 1
+        assert len(machine.pycuda.stack) == 1
+        engine.upscale(photo)
+        assert not any(network.graphs for network in engine.networks)
+        assert len(machine.pycuda.stack) == 1, "pushed once a thread, not once a call"
+    assert machine.pycuda.stack == [] and machine.gpu.calls["detach"] == 1
+    assert not any(name.startswith("graph") for name in machine.gpu.log)
+
+
+def test_buffers_are_made_once(machine, photo: np.ndarray) -> None:
+    with open_engine(machine.engine()) as engine:
+        pinned, device = dict(machine.gpu.host_memory), set(machine.gpu.device)
+        assert len(pinned) == 4
+        for _ in range(3):
+            engine.upscale(photo)
+        assert machine.gpu.host_memory.keys() == pinned.keys() and set(machine.gpu.device) == device
+        assert machine.gpu.calls["cudaMallocHost"] == 4
+        before = machine.gpu.calls["cudaMalloc"]
+        engine.upscale(photo)
+        assert machine.gpu.calls["cudaMalloc"] == before
+
+
+def test_single_networks_take_and_give_host_arrays(machine) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32)
+    with open_engine(machine.engine()) as engine:
+        first = engine.run_pipeline(x)
+        np.testing.assert_array_equal(first, x)
+        engine.run_pipeline(np.zeros_like(x))
+        np.testing.assert_array_equal(first, x, "the caller owns it")
+        with pytest.raises(ValueError, match="has shape"):
+            engine.network("unet").run(x)
+        assert machine.gpu.idle()
+
+
+def test_outputs_stay_what_they_were(machine) -> None:
+    """Each is the caller's own, however many come after it."""
+    rng = np.random.default_rng(0)
+    inputs = [rng.uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32) for _ in range(5)]
+    with open_engine(machine.engine()) as engine:
+        outputs = list(engine.networks[0].pipeline.run_batches(iter(inputs), lambda name, ms: None))
+    assert len(outputs) == 5
+    for x, output in zip(inputs, outputs, strict=True):
+        np.testing.assert_array_equal(output, x)
+
+
+def test_device_memory_used(machine) -> None:
+    with open_engine(machine.engine()) as engine:
+        used = sum(map(len, machine.gpu.device.values()))
+        assert engine.networks[0].device_bytes() == used > 3000
+
+
+def _device_array(machine, value: np.ndarray, stream: int = 7) -> CudaArray:
+    machine.gpu.streams.setdefault(stream, deque())
+    address = machine.gpu.alloc(value.nbytes)
+    array = CudaArray(address, value.shape, str(value.dtype), stream)
+    # The other library is still writing it: what reads it must wait for that stream.
+    machine.gpu.put(stream, "", lambda: machine.gpu.tensor(address, value.shape, value.dtype).__setitem__(..., value))
+    return array
+
+
+def test_arrays_of_other_libraries_in_and_out(machine) -> None:
+    latent = np.random.default_rng(0).uniform(-1, 1, (1, 12, 16, 16)).astype(np.float32)
+    with open_engine(machine.engine()) as engine:
+        unet = engine.network("unet")
+        x, out = _device_array(machine, latent), _device_array(machine, np.zeros_like(latent), stream=9)
+        assert unet.run_on_device(x, out) is out
+        unet.synchronize()
+        np.testing.assert_array_equal(machine.gpu.tensor(out.address, latent.shape, "float32"), latent)
+        own = unet.run_on_device(x)
+        interface = own.__cuda_array_interface__
+        assert (interface["shape"], interface["typestr"], interface["version"]) == (latent.shape, "<f4", 3)
+        unet.synchronize()
+        np.testing.assert_array_equal(machine.gpu.tensor(interface["data"][0], latent.shape, "float32"), latent)
+        for address in (x.address, out.address):
+            del machine.gpu.device[address]
+    for stream in (7, 9):
+        del machine.gpu.streams[stream]
+    machine.assert_nothing_is_left()
+
+
+def test_graphs_of_many_addresses_are_bounded(machine) -> None:
+    latent = np.zeros((1, 12, 16, 16), np.float32)
+    with open_engine(machine.engine()) as engine:
+        for _ in range(2 * MAX_GRAPHS):
+            engine.network("unet").run_on_device(_device_array(machine, latent))
+        assert len(machine.gpu.graphs) == MAX_GRAPHS
+
+
+class _Foreign:
+    def __init__(self, **changes: object) -> None:
+        interface = {"shape": (1, 12, 16, 16), "typestr": "<f4", "data": (4096, False), "strides": None, "version": 3}
+        self.__cuda_array_interface__ = {**interface, **changes}
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros(3), "without __cuda_array_interface__"),
+        (_Foreign(shape=(1, 12, 16, 8)), r"\(1, 12, 16, 8\) float32; expected \(1, 12, 16, 16\)"),
+        (_Foreign(typestr="<f2"), "float16; expected"),
+        (_Foreign(strides=(12288, 1024, 4, 64)), "contiguous"),
+    ],
+)
+def test_arrays_that_do_not_fit(machine, array: object, words: str) -> None:
+    with open_engine(machine.engine()) as engine, pytest.raises(UsageError, match=words):
+        engine.network("unet").run_on_device(array)
+
+
+def test_strides_of_single_elements_mean_nothing_and_read_only_is_no_output(machine) -> None:
+    from intsr.runtime.cuda_array import address_and_stream
+
+    with open_engine(machine.engine()) as engine:
+        info = engine.network("unet").input
+    assert address_and_stream(_Foreign(strides=(1, 1024, 64, 4)), info, writable=True) == (4096, None)
+    with pytest.raises(UsageError, match="read-only"):
+        address_and_stream(_Foreign(data=(4096, True)), info, writable=True)
+
+
+def test_layer_times(machine) -> None:
+    x = np.zeros((1, 3, 32, 32), np.float32)
+    with open_engine(machine.engine(), profile=True) as engine:
+        for _ in range(2):
+            engine.run_pipeline(x)
+        times = engine.network("encoder").layer_times_ms()
+        assert [(time.name, time.ms) for time in times] == [("encoder_conv", 1.5), ("encoder_norm", 0.5)]
+        assert machine.gpu.calls["cudaStreamBeginCapture"] == 0
+
+
+# Which GPU
+
+
+@pytest.mark.parametrize("asked", [None, "cuda", "cuda:0", "geforce one"])
+def test_the_first_gpu(machine, asked: str | None) -> None:
+    with open_engine(machine.engine(), device=asked) as engine:
+        assert engine.networks[0].device == "cuda:0 GeForce One (sm89)" and machine.gpu.current == 0
+
+
+@pytest.mark.parametrize("asked", ["cuda:1", "Two"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_another_gpu(machine, asked: str, backend: str) -> None:
+    with open_engine(machine.engine(), device=asked, cuda_backend=backend) as engine:
+        assert engine.networks[0].device.startswith("cuda:1 GeForce Two") and machine.gpu.current == 1
+
+
+@pytest.mark.parametrize("asked", ["cuda:2", "cpu", "Titan"])
+def test_no_such_gpu_lists_those_there(machine, asked: str) -> None:
+    with pytest.raises(EngineMismatchError, match=f"no GPU is '{asked}'.*cuda:0 GeForce One.*cuda:1 GeForce Two"):
+        open_engine(machine.engine(), device=asked)

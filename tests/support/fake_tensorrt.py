@@ -1,0 +1,205 @@
+"""TensorRT as far as the runtime uses it, over the simulated device of `fake_gpu`; names as in the real library."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import Counter
+from types import SimpleNamespace
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class TensorIOMode(enum.Enum):
+    NONE = 0
+    INPUT = 1
+    OUTPUT = 2
+
+
+class DataType(enum.Enum):
+    FLOAT = 0
+    HALF = 1
+
+
+class ErrorSeverity(enum.Enum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    INFO = 3
+
+
+class ILogger:
+    def __init__(self):
+        self.closed = False
+
+    def log(self, severity, msg):
+        raise NotImplementedError
+
+
+class IProfiler:
+    def __init__(self):
+        pass
+
+    def report_layer_time(self, layer_name, ms):
+        raise NotImplementedError
+
+
+HEADER_BYTES = 64
+TAGS = {"tensorrt": 0x74727466, "tensorrt-rtx": 0x74727476}
+
+
+def write_plan(target: str, version: tuple[int, ...], description: dict) -> bytes:
+    """A plan's header as the libraries write it, then what the fake engine is to do."""
+    header = bytearray(HEADER_BYTES)
+    header[:4] = TAGS[target].to_bytes(4, "little")
+    header[24:28] = bytes(version)
+    return bytes(header) + json.dumps(description).encode()
+
+
+class FakeTensorRT:
+    """The `tensorrt` module. failures: `deserialize`, `context`, `address`, `execute`, `capture` -> what it logs."""
+
+    def __init__(self, gpu) -> None:
+        self.gpu, self.failures, self.live = gpu, {}, Counter()
+        self.deserialized, self.contexts, self.host_code_allowed = [], [], False
+        self.ILogger, self.IProfiler = ILogger, IProfiler
+        self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+        self.TensorIOMode = TensorIOMode
+        self.__version__ = "10.13.0.35"
+        module = self
+
+        class BoundRuntime(Runtime):
+            _module = module
+
+        self.Runtime = BoundRuntime
+
+    def fails(self, what: str, logger) -> bool:
+        if what in self.failures:
+            logger.log(ErrorSeverity.INFO, "nothing to see here")
+            logger.log(ErrorSeverity.ERROR, self.failures[what])
+        return what in self.failures
+
+
+class Runtime:
+    _module: FakeTensorRT
+
+    def __init__(self, logger):
+        self._logger = logger
+
+    @property
+    def engine_host_code_allowed(self):
+        return self._module.host_code_allowed
+
+    def deserialize_cuda_engine(self, serialized_engine):
+        self._module.deserialized.append(bytes(serialized_engine))
+        if self._module.fails("deserialize", self._logger):
+            return None
+        description = json.loads(bytes(serialized_engine[HEADER_BYTES:]))
+        weights = self._module.gpu.alloc(description["weights_bytes"])
+        if weights is None:
+            self._logger.log(ErrorSeverity.ERROR, "Error Code 2: OutOfMemory (Requested size was 100 bytes.)")
+            return None
+        return ICudaEngine(self._module, self._logger, description, weights)
+
+
+class ICudaEngine:
+    def __init__(self, module, logger, description, weights):
+        self._module, self._logger, self._description, self._weights = module, logger, description, weights
+        module.live["engine"] += 1
+
+    def __del__(self):
+        self._module.live["engine"] -= 1
+        self._module.gpu.device.pop(self._weights)
+
+    @property
+    def num_io_tensors(self):
+        return len(self._description["tensors"])
+
+    @property
+    def device_memory_size_v2(self):
+        return self._description["arena_bytes"]
+
+    def get_tensor_name(self, index):
+        return self._description["tensors"][index][0]
+
+    def _tensor(self, name):
+        return next(tensor for tensor in self._description["tensors"] if tensor[0] == name)
+
+    def get_tensor_shape(self, name):
+        return self._tensor(name)[1]
+
+    def get_tensor_dtype(self, name):
+        return {"float32": DataType.FLOAT, "float16": DataType.HALF}[self._tensor(name)[2]]
+
+    def get_tensor_mode(self, name):
+        return TensorIOMode[self._tensor(name)[3]]
+
+    def create_execution_context(self, strategy):
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._module.fails("context", self._logger):
+            return None
+        context = IExecutionContext(self)
+        self._module.contexts.append(context._state)
+        return context
+
+
+def space_to_depth(x):
+    n, c, h, w = x.shape
+    return x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+
+
+def depth_to_space(x):
+    n, c, h, w = x.shape
+    return x.reshape(n, 2, 2, c // 4, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+FUNCTIONS = {"encoder": space_to_depth, "unet": lambda x: x, "decoder": depth_to_space}
+
+
+class IExecutionContext:
+    def __init__(self, engine):
+        self._engine, self._module = engine, engine._module
+        self._state = SimpleNamespace(name=engine._description["name"], arena=None, addresses={}, warm=False)
+        self.profiler = None
+        self._module.live["context"] += 1
+
+    def __del__(self):
+        self._module.live["context"] -= 1
+
+    def set_device_memory(self, memory, size):
+        assert size >= self._engine.device_memory_size_v2
+        self._state.arena = (memory, size)
+
+    def set_tensor_address(self, name, memory):
+        if self._module.fails("address", self._engine._logger):
+            return False
+        self._engine._tensor(name)
+        self._state.addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle):
+        gpu, state = self._module.gpu, self._state
+        if self._module.fails("execute", self._engine._logger):
+            return False
+        capturing = stream_handle in gpu.capturing
+        if capturing and (not state.warm or self._module.fails("capture", self._engine._logger)):
+            return False
+        addresses, tensors, arena = dict(state.addresses), self._engine._description["tensors"], state.arena
+        function = FUNCTIONS[state.name]
+
+        def run():
+            x, y = (gpu.tensor(addresses[name], shape, dtype) for name, shape, dtype, _ in tensors)
+            state.warm = True
+            # Scratch memory is written over: two networks at once would spoil each other's.
+            gpu.device[arena[0]][: arena[1]] = len(state.name)
+            y[:] = function(x)
+
+        gpu.put(stream_handle, state.name, run)
+        if self.profiler is not None:
+            assert not capturing, "a graph reports no times"
+            self.profiler.report_layer_time(f"{state.name}_conv", 1.5)
+            self.profiler.report_layer_time(f"{state.name}_norm", 0.5)
+        return True
