@@ -58,7 +58,8 @@ def test_nvidias_own_bindings_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "tensorrt_rtx.py").write_text("__version__ = '1.9.0.1'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     module, version = rtx_bindings.load()
-    monkeypatch.delitem(sys.modules, "tensorrt_rtx")
+    # Not by monkeypatch, which would put it back for every test that follows.
+    del sys.modules["tensorrt_rtx"]
     assert rtx_bindings.is_official(module) and version == "1.9.0.1"
 
 
