@@ -15,7 +15,7 @@ from torch import fx
 
 from intsr.errors import ExportError
 from intsr.export.borders import Window
-from intsr.export.layers import merged_bias, merged_layer, write_convolution, write_linear
+from intsr.export.layers import merged_bias, merged_layer, rows_of, write_convolution, write_linear
 from intsr.export.norms import GroupNorm, write_group_norm
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ def _halves(net: NetworkLowering, linear: fx.Node) -> Value:
     half = len(layer.weight_codes) // 2
     parts = []
     for rows in (slice(half), slice(half, None)):
-        part = replace(layer, weight_codes=layer.weight_codes[rows], weight_scale=layer.weight_scale[rows])
-        parts.append(write_linear(net, net.value(linear.args[0]), part, None if bias is None else bias[rows]))
+        part, own = rows_of(layer, bias, rows)
+        parts.append(write_linear(net, net.value(linear.args[0]), part, own))
     return tuple(parts)
 
 

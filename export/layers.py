@@ -60,9 +60,7 @@ def write_convolution(
         return _write_convolution(net, value, layer, window, size, bias, groups)
     parts = []
     for start in range(0, count, PART_CHANNELS):
-        rows = slice(start, start + PART_CHANNELS)
-        part = replace(layer, weight_codes=layer.weight_codes[rows], weight_scale=layer.weight_scale[rows])
-        own = None if bias is None else bias[rows]
+        part, own = rows_of(layer, bias, slice(start, start + PART_CHANNELS))
         parts.append(_write_convolution(net, value, part, window, size, own, groups))
     return net.builder.op("Concat", parts, f"{layer.site}.joined", axis=1)
 
@@ -150,6 +148,12 @@ def _weight(net: NetworkLowering, layer: FoldedLayer, axis: int) -> tuple[str, F
         return write_weight(net.builder, codes, scale, axis, layer.site), None
     t = tensor_scale(replace(layer, weight_codes=np.moveaxis(codes, axis, 0)))
     return write_weight(net.builder, codes, np.array(t, np.float32), axis, layer.site), scale / np.float32(t)
+
+
+def rows_of(layer: FoldedLayer, bias: F32 | None, rows: slice) -> tuple[FoldedLayer, F32 | None]:
+    """Some output channels of a layer as a layer, and their bias."""
+    part = replace(layer, weight_codes=layer.weight_codes[rows], weight_scale=layer.weight_scale[rows])
+    return part, None if bias is None else bias[rows]
 
 
 def merged_layer(layers: Sequence[FoldedLayer]) -> FoldedLayer:
