@@ -15,14 +15,15 @@ from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_write import check_output_fits, enlarge_alpha, notes_for_output, write_image
 
 NOTHING = ImageMetadata()
+# Made once: a profile carries the second it was made in.
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 ARTIST = 0x013B
 
 
 def _metadata() -> ImageMetadata:
     exif = Image.Exif()
     exif[ARTIST] = "somebody"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return ImageMetadata(exif.tobytes(), profile, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+    return ImageMetadata(exif.tobytes(), PROFILE, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"])
