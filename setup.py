@@ -6,8 +6,10 @@ from setuptools import setup
 
 STAGES = ("runtime", "kernels", "calib", "export", "engines")
 FOLDERS = {"intsr": "core"} | {f"intsr.{stage}": stage for stage in STAGES}
+FOLDERS["intsr.engines.report"] = "engines/report"
 FOLDERS |= {f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()}
 
+PLOT = ["matplotlib>=3.9"]
 METRICS = ["pyiqa==0.1.16"]
 COMPILE = [
     "torch==2.13.0",
@@ -38,6 +40,7 @@ setup(
     package_data={
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
         "intsr.engines": ["rtx_shim/*.c"],
+        "intsr.engines.report": ["templates/*"],
         "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
     },
     install_requires=["numpy>=2", "pillow>=12", "click>=8.3", "rich>=14", "openvino==2026.4.1"],
@@ -50,7 +53,8 @@ setup(
         "triton": ["triton>=3.9,<4"],
         "pycuda": ["pycuda>=2025.1"],
         "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
-        "plot": ["matplotlib>=3.9"],
+        "plot": PLOT,
+        "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,13 +18,15 @@ from typing import Any
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
-from intsr.types import Manifest, dataclass_from_mapping, network_entries_from_list
+from intsr.types import Manifest, dataclass_from_mapping, network_entries_from_list, tile_entries_from_list
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 # What a manifest never reaches: a small file must not unpack into all the memory there is.
 MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
+# Device, inode, size in bytes, time of the last change in ns.
+Identity = tuple[int, int, int, int]
 # A fixed time stamp: the same members give the same bytes.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -57,7 +60,8 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
         )
     try:
         networks = network_entries_from_list(values["networks"], where)
-        manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks}, where)
+        tiles = tile_entries_from_list(values.get("tiles", []), where)
+        manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks, "tiles": tiles}, where)
         if not isinstance(manifest.sha256, dict):
             raise TypeError("sha256 is not an object")
         return manifest
@@ -84,17 +88,22 @@ class Bundle:
     """A bundle opened read-only, memory-mapped, with every hash checked on opening.
 
     Raises BundleError where a member is missing, too many or altered: nothing is handed to an engine library
-    before that. Close it, or use it as a context manager.
+    before that. Close it, or use it as a context manager. manifest: with the default at `tile_px`, where that is
+    given (`Manifest.at_tile`, which raises UsageError). identity: of the file; one that was `checked` before and has
+    not changed since is not read again for its hashes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tile_px: int | None = None, checked: Identity | None = None) -> None:
         self.path = path
-        self.manifest = read_manifest(path)
+        self.manifest = read_manifest(path).at_tile(tile_px)
         self._file = path.open("rb")
+        facts = os.fstat(self._file.fileno())
+        self.identity: Identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
             self._ranges = self._member_ranges()
-            self._check_hashes()
+            if self.identity != checked:
+                self._check_hashes()
         except BaseException:
             self.close()
             raise
@@ -114,7 +123,9 @@ class Bundle:
                 ranges[info.filename] = (start, start + info.file_size)
         if set(ranges) != set(self.manifest.sha256):
             raise BundleError(self.path, f"members {sorted(ranges)}", f"{sorted(self.manifest.sha256)}")
-        missing = [entry.member for entry in self.manifest.networks if entry.member not in ranges]
+        entries = [entry for tile in self.manifest.all_tiles for entry in tile.networks]
+        named = [name for entry in entries for name in (entry.member, entry.weights_member) if name]
+        missing = [name for name in dict.fromkeys(named) if name not in ranges]
         if missing:
             raise BundleError(self.path, f"no member {', '.join(missing)}", "every network of the manifest")
         return ranges

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of a folder of pictures against originals."),
     "info": ("intsr.calib.commands.info", "Parameters and operations of a model, by network."),
     "compare": ("intsr.engines.commands.compare", "One table of methods and bits, each through its engine."),
+    "report": (
+        "intsr.engines.commands.report",
+        "One HTML file: pictures side by side, errors, layers, curves, times.",
+    ),
     "convert": ("intsr.calib.commands.convert", "Rewrite a pickle of weights as safetensors."),
     "synth": ("intsr.calib.commands.synth", "Write a full-size model of random weights, to measure with."),
     "extract": ("intsr.engines.commands.extract", "Write the raw plans of an .engine file."),

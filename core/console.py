@@ -41,6 +41,23 @@ def common_options(function: F) -> F:
     return function
 
 
+class TileSizes(click.ParamType[tuple[int, ...]]):
+    """`128` or `128,64`: sides of low-resolution tiles, each once, in the order given."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        sizes = tuple(int(part) for part in parts if part.strip().isascii() and part.strip().isdigit())
+        if len(sizes) < len(parts) or 0 in sizes or len(set(sizes)) < len(sizes):
+            self.fail(f"{value!r} is not one or more different sizes in pixels, for example 128,64", param, ctx)
+        return sizes
+
+
 def model_options(function: F) -> F:
     """--tile (`tile_px`), and `weight_options`, wherever a model is turned into something."""
     decorators = (

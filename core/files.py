@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from intsr.errors import UsageError
 
 HASH_CHUNK_BYTES = 1 << 22
 _PREFIX_CHARACTERS = 40
+_PART = ".part"
+# What tempfile.mkstemp puts between prefix and suffix.
+_RANDOM_CHARACTERS = 8
 
 
 def _fsync_path(path: Path) -> None:
@@ -84,21 +88,62 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file name in the folder of `path`; on success it is synced and renamed to `path`.
 
     On any exception, Ctrl-C included, the temporary file is removed and `path` is as it was. Raises UsageError
-    where `path` is a folder or cannot be written.
+    where `path` is a folder or cannot be written. What a killed process leaves, `remove_stale_parts` finds.
     """
     _check_no_folder(path)
     check_writable_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=".part", dir=path.parent)
-    os.close(descriptor)
+    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=_PART, dir=path.parent)
     temporary = Path(name)
     try:
+        # Held until the end: a lock tells a file that is being written from one whose writer was killed.
+        _try_lock(descriptor)
         yield temporary
         temporary.chmod(file_mode())
         _fsync_path(temporary)
         temporary.replace(path)
         _fsync_path(path.parent)
     finally:
+        os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale_parts(paths: Iterable[Path]) -> list[Path]:
+    """Remove what killed processes left of `atomic_path` for these paths; files that are being written stay."""
+    wanted: dict[Path, set[str]] = {}
+    for path in paths:
+        wanted.setdefault(path.parent, set()).add(_temporary_prefix(path))
+    removed = []
+    for folder, prefixes in wanted.items():
+        parts = folder.glob(f".*{_PART}") if folder.is_dir() else ()
+        for part in parts:
+            prefix = part.name[: -len(_PART) - _RANDOM_CHARACTERS]
+            if prefix in prefixes and part.is_file() and not part.is_symlink() and _is_stale(part):
+                with contextlib.suppress(OSError):
+                    part.unlink(missing_ok=True)
+                    removed.append(part)
+    return removed
+
+
+def _is_stale(part: Path) -> bool:
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """False where somebody else has it, or the system knows no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 @contextmanager
@@ -112,7 +157,7 @@ def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Itera
     path = path.resolve()
     check_replaceable_folder(path, overwrite, marker)
     check_writable_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(path), suffix=".part", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(path), suffix=_PART, dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())

@@ -22,6 +22,7 @@ EXTRAS = {
     "cuda": "tensorrt",
     "pycuda": "pycuda",
     "matplotlib": "plot",
+    "jinja2": "report",
     "tensorrt_bindings": "rtx",
     "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
     "pyiqa": "metrics",

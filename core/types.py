@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from intsr.errors import UsageError
@@ -104,7 +104,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class NetworkEntry:
-    """One network of a bundle. `member` is its file in the bundle.
+    """One network of a bundle. `member` is its file in the bundle; `weights_member`, where it is not empty, the one
+    that holds its weights, which networks of several tile sizes share.
 
     encoder: x (N, 3, H, W) in [-1, 1] -> latent (N, C, h, w), scaled. unet: latent -> denoised latent, scaled.
     decoder: denoised latent -> image (N, 3, H, W), nominally in [-1, 1], not clamped.
@@ -114,6 +115,7 @@ class NetworkEntry:
     member: str
     input: TensorInfo
     output: TensorInfo
+    weights_member: str = ""
 
 
 def network_entries_from_list(values: Sequence[Mapping[str, Any]], where: str) -> tuple[NetworkEntry, ...]:
@@ -126,6 +128,32 @@ def network_entries_from_list(values: Sequence[Mapping[str, Any]], where: str) -
 
 
 @dataclass(frozen=True, slots=True)
+class TileEntry:
+    """One more tile size of a bundle: the same three networks with other shapes. See `Manifest` for the units."""
+
+    tile_px: int
+    overlap_px: int
+    networks: tuple[NetworkEntry, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "networks", tuple(self.networks))
+        if tuple(entry.name for entry in self.networks) != NETWORKS:
+            raise ValueError(f"networks are {[e.name for e in self.networks]}, expected {list(NETWORKS)}")
+        if not 0 <= self.overlap_px < self.tile_px:
+            raise ValueError(f"overlap_px {self.overlap_px} is not below tile_px {self.tile_px}")
+
+
+def tile_entries_from_list(values: Sequence[Mapping[str, Any]], where: str) -> tuple[TileEntry, ...]:
+    """The `tiles` of a manifest, from JSON. Raises UsageError, KeyError, TypeError."""
+    return tuple(
+        dataclass_from_mapping(
+            TileEntry, {**value, "networks": network_entries_from_list(value["networks"], where)}, where
+        )
+        for value in values
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """`manifest.json` of an `.engine` bundle (schema 1).
 
@@ -133,7 +161,8 @@ class Manifest:
     tile_px * upscale_factor. overlap_px: default overlap of neighbouring tiles, in low-resolution pixels.
     library: what built it. gpu_architecture: for example `sm86+`, empty where none. precision: of what is not
     integer. sha256: of every member but the manifest. build: numbers of the build (sizes, seconds), free form.
-    synthetic: of random weights; bundles older than this key have none.
+    synthetic: of random weights. tiles: further tile sizes that the bundle holds networks for, where tile_px,
+    overlap_px and networks are the default's. Bundles older than these two keys have none.
     """
 
     schema_version: int
@@ -157,13 +186,38 @@ class Manifest:
     licence: str
     build: dict[str, Any] = field(default_factory=dict)
     synthetic: bool = False
+    tiles: tuple[TileEntry, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "networks", tuple(self.networks))
-        if tuple(entry.name for entry in self.networks) != NETWORKS:
-            raise ValueError(f"networks are {[e.name for e in self.networks]}, expected {list(NETWORKS)}")
-        if not 0 <= self.overlap_px < self.tile_px:
-            raise ValueError(f"overlap_px {self.overlap_px} is not below tile_px {self.tile_px}")
+        for name in ("parts", "networks", "tiles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = [entry.tile_px for entry in self.all_tiles]
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f"tiles of {sizes} pixels, one size twice")
         if self.color_fix not in COLOR_FIXES or self.resize_filter not in RESIZE_FILTERS:
             raise ValueError(f"color_fix {self.color_fix!r} or resize_filter {self.resize_filter!r} is not known")
+
+    @property
+    def all_tiles(self) -> tuple[TileEntry, ...]:
+        """Every tile size with its networks, the default first."""
+        return (TileEntry(self.tile_px, self.overlap_px, self.networks), *self.tiles)
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Sides of the tiles that there are networks for, low-resolution pixels, descending."""
+        return tuple(sorted((entry.tile_px for entry in self.all_tiles), reverse=True))
+
+    def at_tile(self, tile_px: int | None) -> Manifest:
+        """The same with that size as the default and the others in `tiles`; None leaves it as it is.
+
+        Raises UsageError for a size that the bundle does not hold.
+        """
+        if tile_px is None or tile_px == self.tile_px:
+            return self
+        chosen = next((entry for entry in self.tiles if entry.tile_px == tile_px), None)
+        if chosen is None:
+            held = " or ".join(map(str, self.tile_sizes))
+            got, expected = f"{tile_px} pixels", f"{held}, which the engine holds"
+            raise UsageError("--tile", got, expected, f"compile it with --tile {tile_px}")
+        others = tuple(entry for entry in self.all_tiles if entry is not chosen)
+        return replace(self, tile_px=tile_px, overlap_px=chosen.overlap_px, networks=chosen.networks, tiles=others)

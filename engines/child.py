@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +28,52 @@ class BuildOutOfMemoryError(BuildError):
     exit_code = EXIT_OUT_OF_MEMORY
 
 
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One graph to be built."""
+
+    onnx_path: Path
+    plan_path: Path
+    options: BuildOptions
+
+    def to_mapping(self, plan_path: Path) -> dict[str, Any]:
+        """plan_path: where the child writes."""
+        paths = {"onnx_path": str(self.onnx_path.resolve()), "plan_path": str(plan_path.resolve())}
+        return {**paths, "options": self.options.to_mapping()}
+
+
 def build_in_child(module: str, onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
     """Run `build(onnx_path, plan_path, options)` of `module` in a process of its own.
 
     The plan appears whole or not at all; Ctrl-C kills the child. With -v, the end of a failed build's log is shown.
     Raises BuildError, UsageError (no such ONNX file).
     """
-    if not onnx_path.is_file():
-        raise UsageError(onnx_path, "no such file", "an ONNX network")
-    with tempfile.TemporaryDirectory(prefix="intsr-build-") as folder, atomic_path(plan_path) as temporary:
+    (report,) = build_each_in_child(module, [Build(onnx_path, plan_path, options)])
+    return report
+
+
+def build_each_in_child(module: str, builds: Sequence[Build]) -> list[BuildReport]:
+    """As `build_in_child`, one after the other in the same process; all plans appear or none."""
+    for build in builds:
+        if not build.onnx_path.is_file():
+            raise UsageError(build.onnx_path, "no such file", "an ONNX network")
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="intsr-build-"))
+        plans = [stack.enter_context(atomic_path(build.plan_path)) for build in builds]
         job, result, log = (Path(folder) / name for name in ("job.json", "result.json", "log.txt"))
         values = {
             "module": module,
-            "onnx_path": str(onnx_path.resolve()),
-            "plan_path": str(temporary.resolve()),
-            "options": options.to_mapping(),
+            "builds": [build.to_mapping(plan) for build, plan in zip(builds, plans, strict=True)],
             "result_path": str(result),
             "parent": os.getpid(),
         }
         job.write_text(json.dumps(values), encoding="utf-8")
         exit_code = _run(job, log)
         try:
-            return _report(exit_code, result, temporary, onnx_path)
+            return _reports(exit_code, result, plans, builds)
         except BuildError:
             tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
-            detail("\n".join([f"end of the log of building {onnx_path.name}:", *tail]))
+            detail("\n".join([f"end of the log of building {builds[0].onnx_path.name}:", *tail]))
             raise
 
 
@@ -75,23 +98,26 @@ def _run(job: Path, log: Path) -> int:
             raise
 
 
-def _report(exit_code: int, result: Path, plan: Path, onnx_path: Path) -> BuildReport:
+def _reports(exit_code: int, result: Path, plans: Sequence[Path], builds: Sequence[Build]) -> list[BuildReport]:
+    values = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    # The graph that was being built when it ended; what was not even begun is the first.
+    onnx_path = builds[min(len(values.get("reports", ())), len(builds) - 1)].onnx_path
     if exit_code < 0:
         name = signal.Signals(-exit_code).name
         if -exit_code == signal.SIGKILL:
             got = f"the builder was killed ({name}), most likely for want of memory"
             raise BuildOutOfMemoryError(onnx_path, got, fix="close other programs, or build a smaller tile")
         raise BuildError(onnx_path, f"the builder crashed ({name})", fix="run again with -v to see its log")
-    values = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
     if "error" in values:
         raise _error(values["error"], onnx_path)
-    if exit_code != 0 or "report" not in values:
+    reports = [BuildReport.from_mapping(report) for report in values.get("reports", ())]
+    if exit_code != 0 or len(reports) != len(builds):
         got = f"the builder ended with code {exit_code} and no report"
         raise BuildError(onnx_path, got, fix="run again with -v to see its log")
-    report = BuildReport.from_mapping(values["report"])
-    if plan.stat().st_size != report.plan_bytes:
-        raise BuildError(onnx_path, f"the plan has {plan.stat().st_size} bytes", f"{report.plan_bytes}")
-    return report
+    for report, plan, build in zip(reports, plans, builds, strict=True):
+        if plan.stat().st_size != report.plan_bytes:
+            raise BuildError(build.onnx_path, f"the plan has {plan.stat().st_size} bytes", f"{report.plan_bytes}")
+    return reports
 
 
 def _error(values: dict[str, Any], onnx_path: Path) -> BuildError:

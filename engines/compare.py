@@ -41,7 +41,7 @@ from intsr.runtime.image_write import enlarge_alpha, write_image
 from intsr.runtime.metrics import PerceptualScorer, Scores, mean_scores, psnr_db, score_pair
 from intsr.runtime.pixels import read_pixels
 from intsr.runtime.resize import enlarge
-from intsr.runtime.upscale_file import upscale_file
+from intsr.runtime.upscale_file import FileOptions, upscale_file
 from intsr.types import ModelSpec
 
 TARGET = "cpu"
@@ -232,7 +232,7 @@ def _upscale_all(
         compile_engine(exported, path, BuildOptions(TARGET, detailed=False))
         with open_engine(path, precision=job.precision) as engine:
             for lr, _ in job.pairs:
-                upscale_file(engine, Job(lr, pictures / _output_name(lr)), job.color_fix)
+                upscale_file(engine, Job(lr, pictures / _output_name(lr)), FileOptions(job.color_fix))
 
 
 def _write_bicubic(source: Path, output: Path, factor: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from intsr.bundle import read_manifest
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration import Calibration, save_calibration
 from intsr.calib.learn import Effort
@@ -24,18 +25,22 @@ from intsr.console import Stopwatch
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.compiler import compile_engine
 from intsr.engines.targets import target_from_name
-from intsr.errors import VerificationError
+from intsr.errors import MissingLibraryError, VerificationError
 from intsr.export.lowering import lowering_from_name
 from intsr.export.pipeline import export_model
 from intsr.files import atomic_path
 from intsr.loading import require
 from intsr.runtime import benchmark
+from intsr.runtime.benchmark_environment import environment
 from intsr.runtime.engine import open_engine
 from intsr.runtime.metrics import luma_from_pixels, psnr_db
 from intsr.types import Bits
 
 PICTURE = "astronaut"
 CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket")
+# The second takes two tiles.
+REPORT_PICTURES = ("astronaut", "coffee")
+REPORT_NAME = "report.html"
 TILE_PX = 128
 # A fifth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
 METHOD, CROPS, EFFORT = "passionsr", 16, Effort(block_steps=6, joint_steps=40)
@@ -53,7 +58,7 @@ class DemoPictures:
 
 
 def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
-    """Fill `output` with pictures, two engines and `summary.json`; returns the summary.
+    """Fill `output` with pictures, engines, `report.html` and `summary.json`; returns the summary.
 
     Raises whatever a stage raises, and VerificationError where the integer picture is no better than bicubic.
     """
@@ -83,7 +88,10 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
             if color_fix == "wavelet":
                 _save(picture, output / f"sr_{kind}.png")
     say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
-    summary |= _timings(engines["int8"], engines["fp32"])
+    measured = _measure(engines["int8"], engines["fp32"])
+    names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")
+    summary |= {name: round(item.median_ms, 2) for name, item in zip(names, measured, strict=True)}
+    summary["report"] = _write_report(output, output / f"calibration-{bits}", engines, measured, say)
     summary |= {
         "engine_bytes": engines["int8"].stat().st_size,
         "rtx_engine_bytes": engines["rtx"].stat().st_size,
@@ -98,17 +106,52 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
     return summary
 
 
-def _timings(int8: Path, fp32: Path) -> dict[str, float]:
-    """Medians in milliseconds, a 128x128 picture end to end, the same threads, in turn."""
+def _measure(int8: Path, fp32: Path) -> list[benchmark.Measurement]:
+    """Of both and of torch: a 128x128 picture end to end, the same threads, in turn."""
     threads = benchmark.default_threads()
     with ExitStack() as opened:
         entries = [benchmark.entry_from_engine(path, threads, "auto") for path in (int8, fp32)]
         entries.append(benchmark.entry_from_reference("demo", TILE_PX, threads))
         for entry in entries:
             opened.callback(entry.upscaler.close)
-        measured = benchmark.measure(entries, benchmark.bench_picture(TILE_PX), MIN_RUNS, MIN_SECONDS)
-    names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")
-    return {name: round(item.median_ms, 2) for name, item in zip(names, measured, strict=True)}
+        return benchmark.measure(entries, benchmark.bench_picture(TILE_PX), MIN_RUNS, MIN_SECONDS)
+
+
+def _write_report(
+    output: Path,
+    calibration: Path,
+    engines: Mapping[str, Path],
+    measured: Sequence[benchmark.Measurement],
+    say: Say,
+) -> str | None:
+    """Write `report.html`; returns its name, or None, said in words, where what draws it is not installed."""
+    from intsr.engines.report.build import build_report, check_libraries
+    from intsr.engines.report.request import ReportRequest
+
+    try:
+        check_libraries()
+    except MissingLibraryError as error:
+        say(f"no report.html: {error}")
+        return None
+    around = environment(benchmark.default_threads(), TILE_PX)
+    with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
+        lr, hr = Path(folder) / "lr", Path(folder) / "hr"
+        factor = read_manifest(engines["int8"]).upscale_factor
+        for name in REPORT_PICTURES:
+            photograph = _photograph(require("skimage.data", "the demonstration's photographs"), name, factor)
+            _save(photograph, hr / f"{name}.png")
+            _save(_reduced(photograph, factor), lr / f"{name}.png")
+        request = ReportRequest(
+            calibration=calibration,
+            engines=(engines["int8"], engines["fp32"]),
+            images=lr,
+            hr=hr,
+            calibration_images=output / "calibration-pictures",
+            model="demo",
+            bench=({"engines": [item.to_json() for item in measured], "environment": around},),
+        )
+        build_report(request, output / REPORT_NAME, say)
+    return REPORT_NAME
 
 
 def make_pictures(output: Path, upscale_factor: int) -> DemoPictures:

@@ -12,12 +12,17 @@ from intsr.export.lowering import LOWERING_OF_TARGET, OTHERS_OF_TARGET, WEIGHT_O
 class Target:
     """module: has `build(onnx_path, plan_path, options) -> BuildReport`. lowering: what its graphs must be.
     suffix: of its member. precision: of what is not integer, `auto` where the runtime decides on the machine.
+    sharing: "module:function", function(member, further members), where further tile sizes can do with the first
+    one's weights; their members then have `further_suffix`. tiles: what is built where nothing else is asked for.
     """
 
     name: str
     module: str
     suffix: str
     precision: str
+    sharing: str = ""
+    further_suffix: str = ""
+    tiles: tuple[int, ...] = (128,)
 
     @property
     def lowering(self) -> str:
@@ -34,7 +39,15 @@ class Target:
 
 
 TARGETS = (
-    Target("cpu", "intsr.engines.openvino", "ir", "auto"),
+    Target(
+        "cpu",
+        "intsr.engines.openvino",
+        "ir",
+        "auto",
+        sharing="intsr.engines.openvino_tiles:share_weights",
+        further_suffix="xml.gz",
+        tiles=(128, 64),
+    ),
     Target("onnxruntime", "intsr.engines.onnxruntime", "onnx", "f32"),
     Target("tensorrt", "intsr.engines.tensorrt", "plan", "f16"),
     Target("tensorrt-rtx", "intsr.engines.tensorrt_rtx", "plan", "f16"),

@@ -6,6 +6,7 @@ Strongly typed: the ONNX graph carries all types, so there is no precision flag 
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from intsr.engines.onnx_layers import layers_from_onnx
 from intsr.engines.plan_log import summarize_plan
 from intsr.errors import BuildError
 from intsr.export.onnx_file import read_onnx
+from intsr.export.plugin_nodes import plugin_counts
 from intsr.files import atomic_path
+from intsr.kernels.plan_plugin import NAMESPACE, VERSION
+from intsr.runtime.tensorrt_plan import AHEAD_OF_TIME
 
 # First four bytes of a plan, little-endian: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX.
 PLAN_TAGS = (0x74727466, 0x74727476)
@@ -65,9 +69,12 @@ def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: Buil
 
     Raises BuildError with every parser error in one line, ExportError for what is no ONNX file of ours.
     """
-    layers = layers_from_onnx(read_onnx(onnx_path))
+    model = read_onnx(onnx_path)
+    layers, plugins = layers_from_onnx(model), plugin_counts(model)
     start = time.perf_counter()
     trt = library.module
+    if plugins:
+        _register_plugins(library)
     logger, log = make_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, library.version))
@@ -90,8 +97,32 @@ def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: Buil
         library=library.name,
         library_version=library.version,
         gpu_architecture=library.gpu_architecture,
-        plan=summarize_plan(log.messages, layers).to_mapping() if options.detailed else {},
+        plan=(summarize_plan(log.messages, layers).to_mapping() if options.detailed else {})
+        | _plugins_mapping(plugins),
     )
+
+
+def _register_plugins(library: Library) -> None:
+    """Before the parser looks for them. PTX for the GPU that the plan is for."""
+    from intsr.kernels.tensorrt_plugin import ptx_architecture, register_plugins
+
+    match = re.match(r"sm(\d+)(\d)", library.gpu_architecture)
+    if library.name != "tensorrt" or match is None:
+        fix = "export again without --plugins"
+        raise BuildError(library.name, "graphs with plugins", "plain ones: it has no ahead-of-time plugins", fix)
+    capability = (int(match[1]), int(match[2]))
+    register_plugins(library.module, ptx_architecture(capability, library.gpu_architecture.endswith("+")))
+
+
+def _plugins_mapping(counts: dict[str, int]) -> dict[str, Any]:
+    """For the manifest: what a runtime would have to know. Kernels compiled ahead of time are in the plan itself."""
+    if not counts:
+        return {}
+    found = [
+        {"name": f"{NAMESPACE}::{name}", "version": VERSION, "compiled": AHEAD_OF_TIME, "layers": count}
+        for name, count in counts.items()
+    ]
+    return {"plugins": found}
 
 
 def _network_flags(trt: ModuleType, version: str) -> int:

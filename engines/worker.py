@@ -1,6 +1,7 @@
-"""The child of `child.build_in_child`: `python -m intsr.engines.worker JOB.json` runs one target's `build`.
+"""The child of `child.build_each_in_child`: `python -m intsr.engines.worker JOB.json` runs one target's `build`s.
 
-JOB.json: module, onnx_path, plan_path, options, result_path. The result is JSON too: {"report": ..} or {"error": ..}.
+JOB.json: module, builds (onnx_path, plan_path, options of each), result_path, parent. The result is JSON too, written
+after every build: {"reports": [..]}, with "error" for the one that failed.
 """
 
 from __future__ import annotations
@@ -24,20 +25,24 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(job_path: Path) -> int:
-    """Run the job; 0 where a report was written."""
+    """Run the job; 0 where every build has its report."""
     job = json.loads(job_path.read_text(encoding="utf-8"))
     _die_with_parent(job["parent"])
+    result: dict[str, Any] = {"reports": []}
+    result_path = Path(job["result_path"])
     try:
-        options = BuildOptions.from_mapping(job["options"])
         build = import_module(job["module"]).build
-        report: BuildReport = build(Path(job["onnx_path"]), Path(job["plan_path"]), options)
-        result = {"report": replace(report, peak_bytes=peak_resident_bytes()).to_mapping()}
+        for values in job["builds"]:
+            options = BuildOptions.from_mapping(values["options"])
+            report: BuildReport = build(Path(values["onnx_path"]), Path(values["plan_path"]), options)
+            result["reports"].append(replace(report, peak_bytes=peak_resident_bytes()).to_mapping())
+            result_path.write_text(json.dumps(result), encoding="utf-8")
     except BaseException as error:
         # Anything at all, so that the parent can say it in one line; the log keeps the traceback.
         traceback.print_exc()
-        result = {"error": _error(error)}
-    Path(job["result_path"]).write_text(json.dumps(result), encoding="utf-8")
-    return 0 if "report" in result else 1
+        result["error"] = _error(error)
+        result_path.write_text(json.dumps(result), encoding="utf-8")
+    return 1 if "error" in result else 0
 
 
 def _error(error: BaseException) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,16 @@ EXTERNAL_BYTES, ALIGNMENT_BYTES = 1024, 4096
 
 
 class ExternalData:
-    """A file beside the model that constants are written to as they are added. Use it as a context manager."""
+    """A file beside the model that constants are written to as they are added. Use it as a context manager, once for
+    each model that keeps its constants there: what an earlier one has written is not written again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._offsets: dict[bytes, int] = {}
 
     def __enter__(self) -> ExternalData:
-        self._file = self.path.open("wb")
+        self._file = self.path.open("r+b" if self._offsets else "wb")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -34,9 +39,12 @@ class ExternalData:
 
     def add(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
         """Write the array; returns the tensor that points at it."""
-        offset = -(-self._file.tell() // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-        self._file.seek(offset)
-        array.tofile(self._file)
+        digest = hashlib.sha256(array.data).digest()
+        offset = self._offsets.get(digest)
+        if offset is None:
+            offset = self._offsets[digest] = -(-self._file.seek(0, os.SEEK_END) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            self._file.seek(offset)
+            array.tofile(self._file)
         tensor = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for key, value in (("location", self.path.name), ("offset", offset), ("length", array.nbytes)):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from intsr.errors import UsageError
 
+# What a target may run with a kernel of ours; `plugin_nodes` writes it.
+PLUGINS = ("group-norm",)
+
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
@@ -21,6 +24,7 @@ class Lowering:
     GEGLU's, as two products.
     group_norm: `instance` or `statistics`, see `norms`. split_rows: integer convolutions with longer rows, and more
     than layers.SPLIT_CHANNELS output channels, are written as several, joined again; 0 for never.
+    plugins: which operators are written as nodes of our own (PLUGINS), for an engine that has them.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Lowering:
     split_halves: bool = False
     group_norm: str = "instance"
     split_rows: int = 0
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choices = {
@@ -45,6 +50,8 @@ class Lowering:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if not set(self.plugins) <= set(PLUGINS):
+            raise ValueError(f"plugins {self.plugins} are not of {', '.join(PLUGINS)}")
 
 
 def _rtx(name: str, float_dtype: str) -> Lowering:
@@ -62,6 +69,9 @@ LOWERINGS = {
     "symmetric": Lowering("symmetric", "int8", "float16", 20),
     "symmetric-rtx": _rtx("symmetric-rtx", "float16"),
     "weight-only": Lowering("weight-only", "float", "float16", 20, borders="bias"),
+    # A norm with its quantizer in one node: nothing may come between them, so that borders are in the bias.
+    "symmetric-plugins": Lowering("symmetric-plugins", "int8", "float16", 20, borders="bias", plugins=PLUGINS),
+    "weight-only-plugins": Lowering("weight-only-plugins", "float", "float16", 20, borders="bias", plugins=PLUGINS),
     # The same integers with float32 around them: what a test can compare to the last digits.
     "symmetric-f32": Lowering("symmetric-f32", "int8", "float32", 20),
     "symmetric-rtx-f32": _rtx("symmetric-rtx-f32", "float32"),
@@ -74,14 +84,26 @@ LOWERING_OF_TARGET = {
     "tensorrt-rtx": "symmetric-rtx",
 }
 # What a target takes beside its own: the same integers in another form.
-OTHERS_OF_TARGET = {"cpu": ("asymmetric",), "onnxruntime": ("asymmetric-cpu",)}
+OTHERS_OF_TARGET = {
+    "cpu": ("asymmetric",),
+    "onnxruntime": ("asymmetric-cpu",),
+    "tensorrt": ("symmetric-plugins", "weight-only-plugins"),
+}
+# The same with plugins. TensorRT-RTX imports none that are compiled ahead of time: docs/tensorrt.md.
+PLUGINS_OF_LOWERING = {"symmetric": "symmetric-plugins", "weight-only": "weight-only-plugins"}
+PLUGINS_OF_TARGET = {"tensorrt": PLUGINS}
 # Targets that take weight-only graphs, too.
 WEIGHT_ONLY_OF_TARGET = {"tensorrt": "weight-only", "tensorrt-rtx": "weight-only"}
 
 
-def lowering_from_name(name: str) -> Lowering:
-    """By its own name or that of a target. Raises UsageError."""
+def lowering_from_name(name: str, plugins: tuple[str, ...] = ()) -> Lowering:
+    """By its own name or that of a target. plugins: of PLUGINS, for its form with them. Raises UsageError."""
     lowering = LOWERINGS.get(LOWERING_OF_TARGET.get(name, name))
     if lowering is None:
         raise UsageError("--target", repr(name), f"one of {', '.join([*LOWERINGS, *LOWERING_OF_TARGET])}")
-    return lowering
+    # A lowering's own name says which engine it is for; two targets may share one.
+    if not plugins or lowering.plugins:
+        return lowering
+    if (name in LOWERING_OF_TARGET and name not in PLUGINS_OF_TARGET) or lowering.name not in PLUGINS_OF_LOWERING:
+        raise UsageError("--plugins", f"together with --target {name}", f"target {' or '.join(PLUGINS_OF_TARGET)}")
+    return LOWERINGS[PLUGINS_OF_LOWERING[lowering.name]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from intsr.export.graph_builder import ExternalData
 from intsr.export.lowering import LOWERINGS, Lowering
 from intsr.export.network_lowering import NetworkLowering
 from intsr.export.onnx_file import read_onnx
+from intsr.export.plugin_nodes import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.quantized import FLOAT
 from intsr.files import atomic_folder, check_free_space
 from intsr.types import NETWORKS, Bits, NetworkEntry, dataclass_from_mapping, network_entries_from_list
@@ -28,10 +30,21 @@ EXTERNAL_DATA_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxExport:
-    """`export.json`: what the three graphs are. `networks[i].member` is a file beside it.
+class ExportTile:
+    """One more tile size of an export: the same three networks with other shapes."""
 
-    synthetic: of random weights.
+    tile_px: int
+    networks: tuple[NetworkEntry, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "networks", tuple(self.networks))
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """`export.json`: what the graphs are. `networks[i].member` is a file beside it.
+
+    synthetic: of random weights. tiles: further tile sizes; tile_px and networks are the first's.
     """
 
     schema_version: int
@@ -47,17 +60,25 @@ class OnnxExport:
     licence: str
     networks: tuple[NetworkEntry, ...]
     synthetic: bool = False
+    tiles: tuple[ExportTile, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "networks", tuple(self.networks))
+        for name in ("parts", "networks", "tiles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
+    """Tiles that the networks take are whole multiples of so many low-resolution pixels."""
+    return size_multiple_px // math.gcd(size_multiple_px, upscale_factor)
 
 
 def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None:
     """Raises UsageError where the networks cannot take a tile of that size."""
-    if tile_px < 1 or tile_px * upscale_factor % size_multiple_px:
-        step = size_multiple_px // upscale_factor or 1
-        raise UsageError("--tile", f"{tile_px}", f"a positive multiple of {step}")
+    step = tile_step(upscale_factor, size_multiple_px)
+    if tile_px < 1 or tile_px % step:
+        below = max(tile_px // step * step, step)
+        nearest = f"{below} or {below + step}" if tile_px > step else str(step)
+        raise UsageError("--tile", f"{tile_px} pixels", f"a positive multiple of {step}", f"use {nearest}")
 
 
 def export_onnx(
@@ -66,9 +87,12 @@ def export_onnx(
     tile_px: int,
     folder: Path,
     on_network: Callable[[str], None] = lambda name: None,
+    further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
-    """Write the folder in one piece. `on_network` is told each network's name as it begins. Raises ExportError."""
-    return export_networks(folded, folded.networks, lowering, tile_px, folder, on_network)
+    """Write the folder in one piece. `on_network` is told each network's name as it begins. further_tiles: sizes
+    beside `tile_px`. Raises ExportError, UsageError.
+    """
+    return export_networks(folded, folded.networks, lowering, tile_px, folder, on_network, further_tiles)
 
 
 def export_networks(
@@ -78,21 +102,26 @@ def export_networks(
     tile_px: int,
     folder: Path,
     on_network: Callable[[str], None],
+    further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
     """As `export_onnx`, with networks that may be made one after another; `folded` says all else."""
     spec = folded.spec
-    check_tile(tile_px, spec.upscale_factor, spec.size_multiple_px)
-    side = tile_px * spec.upscale_factor
-    shape: tuple[int, ...] = (1, 3, side, side)
+    tiles = (tile_px, *further_tiles)
+    for tile in tiles:
+        check_tile(tile, spec.upscale_factor, spec.size_multiple_px)
+    if len(set(tiles)) < len(tiles):
+        raise UsageError("--tile", ",".join(map(str, tiles)), "each size once")
+    shapes: list[tuple[int, ...]] = [(1, 3, tile * spec.upscale_factor, tile * spec.upscale_factor) for tile in tiles]
     entries = []
     with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
         for network in networks:
             on_network(network.name)
-            entry = _write_network(network, lowering, shape, temporary)
+            names = [network.name, *(f"{network.name}@{tile}" for tile in further_tiles)]
+            entries.append(_write_network(network, lowering, dict(zip(names, shapes, strict=True)), temporary))
             # Or it would be held while the next one is made.
             del network
-            entries.append(entry)
-            shape = entry.output.shape
+            shapes = [entry.output.shape for entry in entries[-1]]
+        networks, *further = zip(*entries, strict=True)
         export = OnnxExport(
             schema_version=SCHEMA_VERSION,
             model=spec.name,
@@ -105,8 +134,9 @@ def export_networks(
             resize_filter=spec.resize_filter,
             calibration_digest=folded.calibration_digest,
             licence=spec.licence,
-            networks=tuple(entries),
+            networks=networks,
             synthetic=spec.synthetic,
+            tiles=tuple(map(ExportTile, further_tiles, further)),
         )
         (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
     return export
@@ -119,17 +149,28 @@ def bits_text(bits: Bits, lowering: Lowering) -> str:
     return f"w{bits.weights}a{8 * np.dtype(lowering.float_dtype).itemsize}"
 
 
-def _write_network(network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], folder: Path) -> NetworkEntry:
-    member = f"{network.name}.onnx"
+def _write_network(
+    network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> list[NetworkEntry]:
+    """shapes: file name without its ending -> shape of the input. Large constants are in one file for all."""
     size_bytes = stored_bytes(network, lowering)
-    check_free_space(folder, size_bytes)
     external = size_bytes > EXTERNAL_DATA_BYTES
-    with ExternalData(folder / f"{member}.data") if external else nullcontext() as data:
+    check_free_space(folder, size_bytes if external else len(shapes) * size_bytes)
+    data = ExternalData(folder / f"{network.name}.onnx.data") if external else None
+    return [_write_graph(network, lowering, shape, folder / f"{name}.onnx", data) for name, shape in shapes.items()]
+
+
+def _write_graph(
+    network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], path: Path, data: ExternalData | None
+) -> NetworkEntry:
+    with data or nullcontext():
         model, info_in, info_out = NetworkLowering(network, lowering, shape, data).run()
-    onnx.save_model(model, folder / member)
+    if GROUP_NORM in lowering.plugins:
+        fuse_group_norm_into_plugin(model, path.parent)
+    onnx.save_model(model, path)
     # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
-    onnx.checker.check_model(str(folder / member), full_check=not external)
-    return NetworkEntry(network.name, member, info_in, info_out)
+    onnx.checker.check_model(str(path), full_check=data is None)
+    return NetworkEntry(network.name, path.name, info_in, info_out)
 
 
 def stored_bytes(network: FoldedNetwork, lowering: Lowering) -> int:
@@ -156,13 +197,20 @@ def load_export(folder: Path) -> OnnxExport:
         raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
     try:
         networks = network_entries_from_list(values["networks"], str(path))
-        export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks}, str(path))
+        tiles = tuple(_tile_from_mapping(value, str(path)) for value in values.get("tiles", ()))
+        export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks, "tiles": tiles}, str(path))
     except (KeyError, TypeError, UsageError) as error:
         raise ExportError(path, f"is not valid ({error})", fix="export again") from error
-    if tuple(entry.name for entry in export.networks) != NETWORKS:
-        raise ExportError(path, f"networks {[e.name for e in export.networks]}", ", ".join(NETWORKS))
-    for entry in export.networks:
-        if Path(entry.member).name != entry.member:
-            raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
-        read_onnx(folder / entry.member)
+    for networks in (export.networks, *(tile.networks for tile in export.tiles)):
+        if tuple(entry.name for entry in networks) != NETWORKS:
+            raise ExportError(path, f"networks {[e.name for e in networks]}", ", ".join(NETWORKS))
+        for entry in networks:
+            if Path(entry.member).name != entry.member:
+                raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
+            read_onnx(folder / entry.member)
     return export
+
+
+def _tile_from_mapping(value: Mapping[str, Any], where: str) -> ExportTile:
+    networks = network_entries_from_list(value["networks"], where)
+    return dataclass_from_mapping(ExportTile, {**value, "networks": networks}, where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from intsr.calib.calibration import Calibration
@@ -29,15 +29,22 @@ def export_model(
     tile_px: int,
     folder: Path,
     on_network: Callable[[str], None] = lambda name: None,
+    further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
     """Specialize, fold and write. Of a ModelSource one network is held at a time, and never twice in float32.
+
+    further_tiles: sizes beside `tile_px`; all that does not depend on the size is done once.
 
     Raises ExportError, CalibrationError, UsageError, ModelError.
     """
     if isinstance(model, SRModel):
-        return export_onnx(folded_from_model(model, calibration), lowering, tile_px, folder, on_network)
+        return export_onnx(
+            folded_from_model(model, calibration), lowering, tile_px, folder, on_network, further_tiles
+        )
     facts = folded_facts(model.spec, model.digest, calibration)
-    return export_networks(facts, _folded_one_by_one(model, calibration), lowering, tile_px, folder, on_network)
+    return export_networks(
+        facts, _folded_one_by_one(model, calibration), lowering, tile_px, folder, on_network, further_tiles
+    )
 
 
 def _folded_one_by_one(source: ModelSource, calibration: Calibration | None) -> Iterator[FoldedNetwork]:

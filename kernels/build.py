@@ -23,7 +23,8 @@ from intsr.kernels.parameters import SOURCES
 CUDA_FOLDER = Path(__file__).parent / "cuda"
 # A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.
 ARCHITECTURES = (80, 86, 89, 90, 120)
-_FLAGS = ("-std=c++17", "-O3", "-Xptxas=-v", "--fatbin")
+_LANGUAGE = ("-std=c++17", "-O3")
+_FLAGS = (*_LANGUAGE, "-Xptxas=-v", "--fatbin")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)")
 _MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -97,15 +98,31 @@ def build_source(nvcc: Path, source: str, architectures: Sequence[int] = ARCHITE
     """Compile, check and put the fatbin in place; a failure leaves the old one. Raises BuildError."""
     with tempfile.TemporaryDirectory(dir=CUDA_FOLDER) as scratch:
         made = Path(scratch) / f"{source}.fatbin"
-        result = subprocess.run(nvcc_command(nvcc, source, made, architectures), capture_output=True, text=True)
-        output = result.stdout + result.stderr
-        if result.returncode:
-            lines = [line for line in output.splitlines() if "error" in line or "fatal" in line.lower()]
-            raise BuildError(f"{source}.cu", (lines or output.splitlines() or ["nvcc failed"])[0][:300])
-        reports = parse_reports(output)
+        reports = parse_reports(_run(nvcc_command(nvcc, source, made, architectures), source))
         check_reports(source, reports, architectures)
         made.replace(fatbin_path(source))
     return reports
+
+
+def ptx_from_source(source: str, architecture: int) -> bytes:
+    """Compile cuda/`source`.cu to PTX, which runs on that architecture and every later one. Raises BuildError."""
+    nvcc = find_nvcc()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / f"{source}.ptx"
+        target = f"-arch=compute_{architecture}"
+        command = [str(nvcc), *_LANGUAGE, "--ptx", target, "-o", str(made), str(CUDA_FOLDER / f"{source}.cu")]
+        _run(command, source)
+        return made.read_bytes()
+
+
+def _run(command: Sequence[str], source: str) -> str:
+    """What the compiler printed. Raises BuildError with its first complaint."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    output = result.stdout + result.stderr
+    if result.returncode:
+        lines = [line for line in output.splitlines() if "error" in line or "fatal" in line.lower()]
+        raise BuildError(f"{source}.cu", (lines or output.splitlines() or ["nvcc failed"])[0][:300])
+    return output
 
 
 def main() -> int:

@@ -6,46 +6,16 @@ far outside the codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 
 from intsr.kernels import plan_network, plan_picture, reference_int8, reference_picture, reference_resize
+from intsr.kernels.check_types import EXACT, NEXT_CODE, Check, Random, Tolerance
+from intsr.kernels.checks_plugin import full_plugin_checks, small_plugin_checks
 from intsr.kernels.device import Array, Device, Plan
 from intsr.kernels.quantizer import QuantParams
 from intsr.kernels.reference_norm import NormQuantize, group_norm_quantize
-
-Random = np.random.Generator
-
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """max_error: largest difference of any two numbers. max_share: of numbers that may differ at all."""
-
-    max_error: float = 0.0
-    max_share: float = 1.0
-
-
-EXACT = Tolerance()
-# exp and 1/x of the device are good to a few units in the last place: a value at a tie takes the next code.
-NEXT_CODE = Tolerance(1.0, 0.005)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """plan: uploads the inputs and prepares the launches; expected: what the reference gives for the same inputs.
-
-    moved_bytes: the least the operation must read and write. operations: on int8, a multiply-add being two.
-    """
-
-    name: str
-    shape: str
-    plan: Callable[[Device], Plan]
-    expected: Callable[[], Array]
-    tolerance: Tolerance
-    moved_bytes: int
-    operations: int = 0
 
 
 def _pixels(rng: Random, height: int, width: int) -> Array:
@@ -240,6 +210,7 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     yield norm_check(rng, (2, 9, 8, 320), 32, "two-pass", zero_point=240)
     yield norm_check(rng, (2, 5, 1, 96), 32, "two-pass")
     yield norm_check(rng, (1, 200, 1, 40), 4, "two-pass")  # on few multiprocessors the last chunk has no pixel
+    yield from small_plugin_checks(rng, clusters)
     for tile in (64, 128):
         yield gemm_check(rng, 100, 80, 72, tile)
         yield gemm_check(rng, 7, 272, 136, tile, zero_point=5000)
@@ -266,6 +237,7 @@ def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
         if way == "block" or (way == "cluster" and not clusters):
             continue
         yield norm_check(rng, (1, 64, 64, 320), 32, way, 8)
+    yield from full_plugin_checks(rng, clusters)
     for rows, inner, columns in ((4096, 320, 2560), (4096, 1280, 320), (1024, 640, 5120), (8192, 8192, 8192)):
         yield gemm_check(rng, rows, inner, columns)
     for side, channels_in, channels_out in ((64, 320, 320), (32, 1280, 640), (8, 2560, 1280), (256, 256, 256)):

@@ -35,6 +35,14 @@ def load_driver() -> Any:
         raise MissingLibraryError("cuda-python", "gpu", "device kernels") from error
 
 
+def _places(params: ctypes.Structure) -> tuple[tuple[int, int], ...]:
+    """(offset, bytes) of every parameter of the kernel."""
+    if not getattr(params, "separate", False):
+        return ((0, ctypes.sizeof(params)),)
+    fields = [getattr(type(params), name) for name, *_ in params._fields_]
+    return tuple((field.offset, field.size) for field in fields)
+
+
 class _Memory:
     """Device memory that is freed with its last array."""
 
@@ -126,11 +134,7 @@ class CudaDevice:
                     raise BuildError(path.name, "not built", fix="run: python -m intsr.kernels.build")
                 self._modules[source] = self._call(driver.cuModuleLoadData, path.read_bytes())
             function = self._call(driver.cuModuleGetFunction, self._modules[source], name.encode())
-            # A struct that differs from the source's would be read past its end.
-            _, size = self._call(driver.cuFuncGetParamInfo, function, 0)
-            if int(size) != ctypes.sizeof(launch.params):
-                got = f"parameters of {ctypes.sizeof(launch.params)} bytes"
-                raise BuildError(name, got, f"{int(size)}", "run: python -m intsr.kernels.build")
+            self._check_params(function, launch)
             self._functions[name] = function
         if launch.shared_bytes > self._shared_bytes.get(name, _PLAIN_SHARED_BYTES):
             key = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -138,11 +142,25 @@ class CudaDevice:
             self._shared_bytes[name] = launch.shared_bytes
         return self._functions[name]
 
+    def _check_params(self, function: Any, launch: Launch) -> None:
+        """Parameters that differ from the source's would be read past their end. Raises BuildError."""
+        for index, (offset, size) in enumerate(_places(launch.params)):
+            found = tuple(int(v) for v in self._call(self._driver.cuFuncGetParamInfo, function, index))
+            if found != (offset, size):
+                got = (
+                    f"parameters of {size} bytes" if not offset else f"parameter {index} of {size} bytes at {offset}"
+                )
+                fix = "run: python -m intsr.kernels.build"
+                raise BuildError(launch.kernel, got, f"{found[1]} bytes at {found[0]}", fix)
+
     def _launch(self, launch: Launch) -> None:
         driver, function = self._driver, self._function(launch)
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(launch.params))
+        places = _places(launch.params)
+        start = ctypes.addressof(launch.params)
+        pointers = (ctypes.c_void_p * len(places))(*(start + offset for offset, _ in places))
         arguments = ctypes.addressof(pointers)
-        if launch.cluster == 1:
+        # Kernels of separate parameters have their cluster compiled in, as TensorRT cannot ask for one.
+        if launch.cluster == 1 or len(places) > 1:
             sizes = (*launch.grid, launch.block, 1, 1, launch.shared_bytes)
             self._call(driver.cuLaunchKernel, function, *sizes, self._stream, arguments, 0)
             return

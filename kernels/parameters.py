@@ -16,6 +16,9 @@ def _fields(**groups: str) -> list[tuple[str, type]]:
 
 
 class _Params(ctypes.Structure):
+    # Whether the kernel takes the fields one by one rather than the struct.
+    separate: ClassVar[bool] = False
+
     def __init__(self, **values: int | float | DeviceArray | None) -> None:
         """Every field by name, none left out; an array stands for its pointer, None for the null pointer."""
         names = {name for name, *_ in self._fields_}
@@ -43,6 +46,15 @@ class NormParams(_Params):
         ints="pixels channels groups slice chunks",
         floats="epsilon",
         ints2="activation zero_point lowest highest",
+    )
+
+
+class PluginParams(_Params):
+    separate: ClassVar[bool] = True
+    _fields_: ClassVar = _fields(
+        pointers="x gamma beta shift multiplier",
+        ints="pixels channels groups slice held epsilon_bits activation lowest highest",
+        pointers2="out",
     )
 
 
@@ -90,6 +102,12 @@ KERNELS: dict[str, tuple[str, type[_Params]]] = {
     "group_norm_sums": ("group_norm", NormParams),
     "group_norm_finish": ("group_norm", NormParams),
     "group_norm_apply": ("group_norm", NormParams),
+    **{
+        f"plugin_{layout}_{output}{cluster}": ("group_norm_plugin", PluginParams)
+        for layout in ("linear", "last")
+        for output in ("codes", "halves")
+        for cluster in ("", "_cluster")
+    },
     "resize_pixels": ("picture", ResizeParams),
     "extract_tile": ("picture", ExtractParams),
     "accumulate_tile": ("picture", AccumulateParams),

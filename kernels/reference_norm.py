@@ -59,3 +59,26 @@ def group_norm_quantize(x: Array, norm: NormQuantize) -> Array:
     scaled = (normalized(x, norm) - norm.let_shift) / (norm.let_scale.astype(np.float64) * norm.grid.scale)
     codes = np.clip(np.rint(scaled) + norm.grid.zero_point, 0, norm.grid.qmax)
     return (codes - CODE_OFFSET).astype(np.int8)
+
+
+def group_norm_plugin(
+    x: Array,
+    vectors: tuple[Array, Array, Array, Array],
+    groups: int,
+    epsilon: float,
+    activation: bool,
+    ends: tuple[int, int] | None,
+) -> Array:
+    """(N, C, H, W) -> (SiLU(GroupNorm(x)) - shift) * multiplier, as int8 codes within `ends`, else float64.
+
+    vectors: gamma, beta, shift, multiplier, (C,). The operation of group_norm_plugin.cu and of the ONNX operators
+    that stand for it. float64 throughout, as `group_norm_quantize`.
+    """
+    gamma, beta, shift, multiplier = (v.astype(np.float64).reshape(1, -1, 1, 1) for v in vectors)
+    grouped = x.astype(np.float64).reshape(x.shape[0], groups, -1)
+    mean, variance = (function(grouped, axis=2, keepdims=True) for function in (np.mean, np.var))
+    y = ((grouped - mean) / np.sqrt(variance + epsilon)).reshape(x.shape) * gamma + beta
+    if activation:
+        y = y / (1 + np.exp(-np.maximum(y, -80.0)))
+    y = (y - shift) * multiplier
+    return y if ends is None else np.clip(np.rint(y), *ends).astype(np.int8)

@@ -13,7 +13,7 @@ import numpy as np
 
 from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
-from intsr.runtime.benchmark_environment import peak_process_bytes, resident_bytes
+from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.networks import Array, precision_from_network
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
@@ -127,7 +127,7 @@ def entry_from_engine(
         getattr(network, "device", None),
         (lambda: all(getattr(n, "graphs", False) for n in engine.networks)) if hasattr(network, "graphs") else None,
         getattr(network, "device_bytes", None),
-        after - before if before is not None and after is not None else None,
+        after - before,
     )
 
 
@@ -222,7 +222,7 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         transfers_ms=float(np.median(entry.transfers_ms)) if entry.transfers_ms else None,
         engine_bytes=entry.engine_bytes,
         opened_bytes=entry.opened_bytes,
-        peak_process_bytes=peak_process_bytes(),
+        peak_process_bytes=peak_resident_bytes(),
         peak_device_bytes=entry.peak_device_bytes,
         device=entry.device,
         cuda_graphs=entry.cuda_graphs() if entry.cuda_graphs is not None else None,

@@ -6,10 +6,8 @@ import csv
 import datetime
 import os
 import platform
-import resource
 import shutil
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,7 +50,7 @@ def environment(threads: int, size_px: int) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpus": os.cpu_count(),
         "threads": threads,
         "gpus": gpus_from_nvidia_smi(),
@@ -78,19 +76,8 @@ def gpus_from_nvidia_smi() -> list[dict[str, str]]:
     return [dict(zip(_GPU_FIELDS.values(), row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
 
 
-def peak_process_bytes() -> int:
-    """The most memory that this process has held so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_bytes() -> int | None:
-    """What this process holds now; None where the system does not say."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize() if statm.is_file() else None
-
-
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name as the system tells it; "" where it does not."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

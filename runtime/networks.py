@@ -39,7 +39,7 @@ CUDA_BACKENDS: dict[str, str] = {
 class SessionOptions:
     """How networks run. threads: None for the library's own choice; a GPU has none. precision: of what is not
     integer. device: None for the target's own. cuda_backend: who talks to CUDA, of `CUDA_BACKENDS`. profile: measure
-    the time of each layer (`layer_times_ms`), which costs some itself.
+    the time of each layer (`layer_times_ms`), which costs some itself. tile_px: None for the engine's default.
     """
 
     threads: int | None = None
@@ -47,10 +47,13 @@ class SessionOptions:
     device: str | None = None
     cuda_backend: str = "cuda-python"
     profile: bool = False
+    tile_px: int | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise UsageError("--threads", str(self.threads), "1 or more")
+        if self.tile_px is not None and self.tile_px < 1:
+            raise UsageError("--tile", f"{self.tile_px} pixels", "1 or more")
         if self.precision not in PRECISIONS:
             raise UsageError("--precision", repr(self.precision), f"one of {', '.join(PRECISIONS)}")
         if self.cuda_backend not in CUDA_BACKENDS:
@@ -68,7 +71,11 @@ class LayerTime:
 
 
 class Network(Protocol):
-    """One network with a static shape, ready to run."""
+    """One network with a static shape, ready to run.
+
+    Where it knows, it also has `activation_bytes`: what running it takes beside the weights, an int that rather errs
+    high; see `activation_bytes_from_network`.
+    """
 
     @property
     def input(self) -> TensorInfo: ...
@@ -103,8 +110,16 @@ def precision_from_network(network: Network) -> str:
     return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))
 
 
+def activation_bytes_from_network(network: Network) -> int | None:
+    """What running it takes beside the weights, in bytes; None where its library does not tell."""
+    value: int | None = getattr(network, "activation_bytes", None)
+    return value
+
+
 def open_networks(bundle: Bundle, options: SessionOptions) -> tuple[Network, Network, Network]:
-    """Hand the members to their target's library. Check the bundle first (`compatibility.check_runs_here`)."""
+    """Hand the members to their target's library. Check the bundle first (`compatibility.check_runs_here`), and open
+    it at the tile size that is wanted.
+    """
     module, _, function = BACKENDS[bundle.manifest.target].partition(":")
     encoder, unet, decoder = getattr(import_module(module), function)(bundle, options)
     return encoder, unet, decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from intsr.errors import EngineMismatchError, UsageError
 from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
-from intsr.runtime.openvino_member import split_member
+from intsr.runtime.openvino_member import split_member, unpack_xml
+from intsr.runtime.openvino_memory import inference_bytes
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -20,12 +22,16 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 class OpenVINONetwork:
-    """A compiled model with one request. precision: what OpenVINO computes the float parts in."""
+    """A compiled model with one request. precision: what OpenVINO computes the float parts in. activation_bytes: what
+    running it takes beside the weights, estimated rather too high; it keeps that much from its first run on.
+    """
 
     def __init__(self, entry: NetworkEntry, compiled: Any) -> None:
         self.input, self.output = entry.input, entry.output
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        result_bytes = math.prod(entry.output.shape) * np.dtype(entry.output.dtype).itemsize
+        self.activation_bytes = inference_bytes(compiled.get_runtime_model(), result_bytes)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
@@ -96,12 +102,7 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
         settings["PERF_COUNT"] = True
-    with bundle.member(entry.member) as view:
-        xml, weights = split_member(view, f"{bundle.path}:{entry.member}")
-        with weights:
-            # OpenVINO's own memory: the model may outlive the mapped file.
-            tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([len(weights)]))
-            tensor.data[:] = np.frombuffer(weights, np.uint8)
+    xml, tensor = _read_ir(openvino, bundle, entry)
     try:
         compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
     except RuntimeError as error:
@@ -113,6 +114,20 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         ) from error
     _check_shapes(compiled, entry, bundle.path)
     return OpenVINONetwork(entry, compiled)
+
+
+def _read_ir(openvino: Any, bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Any]:
+    """The xml, and the weights in OpenVINO's own memory: the model may outlive the mapped file."""
+    packed = entry.weights_member or entry.member
+    with bundle.member(packed) as view:
+        xml, weights = split_member(view, f"{bundle.path}:{packed}")
+        with weights:
+            tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([len(weights)]))
+            tensor.data[:] = np.frombuffer(weights, np.uint8)
+    if entry.weights_member:
+        with bundle.member(entry.member) as view:
+            xml = unpack_xml(view, f"{bundle.path}:{entry.member}")
+    return xml, tensor
 
 
 def _check_shapes(compiled: Any, entry: NetworkEntry, where: object) -> None:

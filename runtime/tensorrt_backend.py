@@ -24,7 +24,7 @@ from intsr.runtime.tensorrt_library import (
     make_runtime,
 )
 from intsr.runtime.tensorrt_pipeline import Pipeline
-from intsr.runtime.tensorrt_plan import check_device, check_plan
+from intsr.runtime.tensorrt_plan import check_device, check_plan, check_plugins
 from intsr.runtime.tensorrt_session import Session, Stage
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def open_networks(bundle: Bundle, options: SessionOptions) -> list[TensorRTNetwo
     for entry in manifest.networks:
         with bundle.member(entry.member) as plan:
             check_plan(plan, manifest, f"{where}:{entry.member}")
+    check_plugins(manifest, where)
     cuda = open_cuda(options.cuda_backend, options.device, where, EXTRAS[manifest.target])
     try:
         check_device(manifest, cuda.device, where)

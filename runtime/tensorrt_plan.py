@@ -13,6 +13,9 @@ TAGS = {"tensorrt": 0x74727466, "tensorrt-rtx": 0x74727476}
 # Of the library that built the plan: major, minor, patch, build, one byte each.
 _VERSION = slice(24, 28)
 _HEADER_BYTES = 64
+# How a plan's plugins may be made: compiled into the plan, so that nothing has to be loaded first. A plugin of any
+# other kind would be code beside the plan, which this runtime has not.
+AHEAD_OF_TIME = "ahead-of-time"
 # GPUs that TensorRT-RTX does not run on although its default range would take them in: Hopper.
 _RTX_EXCLUDES = ((9, 0),)
 
@@ -35,6 +38,16 @@ def check_plan(view: memoryview, manifest: Manifest, where: object) -> None:
         raise EngineMismatchError(
             where, f"the plan is of {manifest.target} {version}", f"{manifest.library_version} by the manifest", fix
         )
+
+
+def check_plugins(manifest: Manifest, where: object) -> None:
+    """Nothing is loaded for plugins that are compiled ahead of time. Raises EngineMismatchError for any other."""
+    for network, plan in manifest.build.get("plans", {}).items():
+        for plugin in plan.get("plugins", ()):
+            if plugin.get("compiled") != AHEAD_OF_TIME:
+                got = f"{network} needs plugin {plugin.get('name')}, compiled {plugin.get('compiled')}"
+                fix = f"compile the model again: intsr compile MODEL --target {manifest.target}"
+                raise EngineMismatchError(where, got, "plugins compiled ahead of time", fix)
 
 
 def check_device(manifest: Manifest, device: CudaDevice, where: object) -> None:

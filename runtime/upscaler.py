@@ -4,36 +4,32 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from intsr.errors import ImageError, UsageError, VerificationError
-from intsr.runtime.color_fix import fix_colors
+from intsr.errors import ImageError, UsageError
+from intsr.memory import resident_bytes
+from intsr.runtime.bands import Band, TileProgress, blended_bands, finished_rows
+from intsr.runtime.clock import STAGES, StageClock
+from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.networks import Array, Network, TilePipeline
-from intsr.runtime.resize import enlarge, unit_channels, unit_part
-from intsr.runtime.tiling import Tile, TilePlan, blend_weights, pad_to_square, plan_tiles
-from intsr.types import COLOR_FIXES, NETWORKS
+from intsr.runtime.overlap import overlapped
+from intsr.runtime.resize import Enlarger
+from intsr.runtime.tiling import TilePlan, plan_tiles
+from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
     from PIL import Image
 
     Picture: TypeAlias = Array | Image.Image
 
-TileProgress: TypeAlias = Callable[[Sequence[Tile]], Iterable[Tile]]
-
-STAGES = ("resize", *NETWORKS, "blend", "color_fix")
-TRANSFERS = "transfers"
-# Rec. 601, as Pillow's own RGB to L.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# An input that spans at least this much of its range is not flat.
-_FLAT_RANGE = 8 / 255
-# Less than half a step of 8 bits.
-_SAME_COLOUR = 0.4 / 255
+__all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +45,55 @@ class UpscaleResult:
     transfers_ms: float | None = None
 
 
-@dataclass(slots=True)
-class _StageClock:
-    stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    transfers_ms: float | None = None
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One picture on its way, in two halves that two threads may share: `bands`, then `finish`. pixels: the input."""
 
-    def add(self, name: str, ms: float) -> None:
-        """What a device measured itself: of a stage, or of `transfers`."""
-        if name == TRANSFERS:
-            self.transfers_ms = (self.transfers_ms or 0.0) + ms
-        else:
-            self.stages_ms[name] += ms
+    upscaler: Upscaler
+    enlarger: Enlarger
+    plan: TilePlan
+    fix: ColorFix
+    clock: StageClock
+    tile_progress: TileProgress | None = None
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.stages_ms[name] += (time.perf_counter() - start) * 1e3
+    @property
+    def pixels(self) -> Array:
+        return self.enlarger.pixels
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(H f, W f, 3) or (H f, W f)."""
+        return (*self.enlarger.size, *self.pixels.shape[2:])
+
+    @property
+    def tiles(self) -> int:
+        return len(self.plan.tops) * len(self.plan.lefts)
+
+    def bands(self) -> Generator[Band]:
+        """What the networks make of it, blended; raises what they raise."""
+
+        def run_tiles(inputs: Iterator[Array]) -> Generator[Array]:
+            return self.upscaler.run_tiles(inputs, self.clock)
+
+        return blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
+
+    def finish(self, bands: Iterable[Band]) -> Iterator[Array]:
+        """Rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
+        with closing(self.fix):
+            yield from finished_rows(bands, self.pixels, self.fix, self.clock)
+
+    def rows(self) -> Iterator[Array]:
+        """Both halves in this thread."""
+        with closing(self.bands()) as bands:
+            yield from self.finish(bands)
+
+    def whole(self, rows: Iterable[Array]) -> Array:
+        """All rows in one array of `output_shape`."""
+        result, top = np.empty(self.output_shape, self.pixels.dtype), 0
+        for part in rows:
+            result[top : top + len(part)] = part
+            top += len(part)
+        return result
 
 
 class Upscaler:
@@ -93,6 +121,17 @@ class Upscaler:
         for name, info in (("encoder input", networks[0].input), ("decoder output", networks[2].output)):
             if info.shape != (networks[0].input.shape[0], 3, side_px, side_px):
                 raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
+        self._opened_bytes = resident_bytes()
+        self._activation_bytes = sum(getattr(network, "activation_bytes", None) or 0 for network in networks)
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        """Sides of the tiles that there are networks for, pixels, the largest first."""
+        return (self.tile_px,)
+
+    def resident_bytes_at(self, tile_px: int) -> int:
+        """What this process takes with the engine at work on such tiles, and no picture."""
+        return self._opened_bytes + round(self._activation_bytes * (tile_px / self.tile_px) ** 2)
 
     def network(self, name: str) -> Network:
         """By name: `encoder`, `unet` or `decoder`."""
@@ -123,62 +162,61 @@ class Upscaler:
         tile_progress: TileProgress | None = None,
     ) -> UpscaleResult:
         """As `upscale`. tile_progress: wraps the iteration over tiles, to show it."""
-        color_fix = self.color_fix if color_fix is None else color_fix
-        overlap_px = self.overlap_px if overlap_px is None else overlap_px
-        if color_fix not in COLOR_FIXES:
-            raise UsageError("--color-fix", repr(color_fix), f"one of {', '.join(COLOR_FIXES)}")
-        pixels = pixels_from_picture(image)
-        start, clock = time.perf_counter(), _StageClock()
-        plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
-        with clock.stage("resize"):
-            enlarged = enlarge(pixels, self.upscale_factor, self.resize_filter)
-        output = self._run_tiles(enlarged, plan, clock, tile_progress)
-        _check_output(output, pixels)
-        np.clip(output, 0, 1, out=output)
-        with clock.stage("color_fix"):
-            fix_colors(output, unit_channels(enlarged), color_fix)
-        with clock.stage("blend"):
-            result = _pixels_from_unit(output, pixels)
+        start = time.perf_counter()
+        work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
+        result = work.whole(work.rows())
         total_ms = (time.perf_counter() - start) * 1e3
-        return UpscaleResult(
-            _picture_like(image, result), clock.stages_ms, total_ms, len(plan.tiles), clock.transfers_ms
-        )
+        clock = work.clock
+        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, work.tiles, clock.transfers_ms)
 
-    def _run_tiles(
-        self, enlarged: Array, plan: TilePlan, clock: _StageClock, tile_progress: TileProgress | None
-    ) -> Array:
-        """Blended output (3, H f, W f) float32, nominally in [0, 1]."""
-        factor, side_px = self.upscale_factor, self.tile_px * self.upscale_factor
-        height_px, width_px = enlarged.shape[:2]
-        rows = blend_weights(tuple(top * factor for top in plan.tops), side_px, height_px)
-        columns = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
-        output = np.zeros((3, height_px, width_px), np.float32)
-        inputs = self._tile_inputs(enlarged, plan, clock)
-        # Closed here, not by the garbage collector: after an error a device may still be at work for it.
-        with closing(self._run_networks(inputs, clock)) as images:
-            for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
-                top, left, height, width = (v * factor for v in (tile.top, tile.left, tile.height, tile.width))
-                image = next(images)
-                with clock.stage("blend"):
-                    unit = image[:, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
-                    unit *= rows[tile.row][:, None]
-                    unit *= columns[tile.column]
-                    output[:, top : top + height, left : left + width] += unit
-        return output
+    def upscale_rows(
+        self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None
+    ) -> Iterator[Array]:
+        """As `upscale`, in bands from top to bottom, for pictures whose enlargement should not be held whole.
 
-    def _tile_inputs(self, enlarged: Array, plan: TilePlan, clock: _StageClock) -> Iterator[Array]:
-        """Every tile's (3, T f, T f) in [-1, 1]."""
-        factor = self.upscale_factor
-        for tile in plan.tiles:
-            with clock.stage("resize"):
-                top, left, height, width = (
-                    value * factor for value in (tile.top, tile.left, tile.height, tile.width)
-                )
-                unit = unit_part(enlarged, top, left, height, width)
-                x = pad_to_square(unit, self.tile_px * factor) * np.float32(2) - np.float32(1)
-            yield x
+        Yields (h, W f, 3) or (h, W f) of the picture's dtype, h as it comes.
+        """
+        yield from self.start(pixels_from_picture(image), color_fix, overlap_px).rows()
 
-    def _run_networks(self, inputs: Iterator[Array], clock: _StageClock) -> Generator[Array]:
+    def upscale_many(
+        self, images: Iterable[Picture], color_fix: str | None = None, overlap_px: int | None = None
+    ) -> Iterator[Picture]:
+        """As `upscale`, one picture after another, of any sizes: frames of a video, for instance.
+
+        images: taken two ahead of what is given out: the colours of one are finished beside the networks of the next.
+        Raises, at its turn, what `upscale` raises.
+        """
+
+        def prepare(image: Picture) -> tuple[Picture, Work]:
+            return image, self.start(pixels_from_picture(image), color_fix, overlap_px)
+
+        def finish(prepared: tuple[Picture, Work], bands: Iterable[Band]) -> Picture:
+            image, work = prepared
+            return _picture_like(image, work.whole(work.finish(bands)))
+
+        for _, result in overlapped(images, prepare, lambda prepared: prepared[1].bands(), finish):
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+    def start(
+        self,
+        pixels: Array,
+        color_fix: str | None = None,
+        overlap_px: int | None = None,
+        tile_progress: TileProgress | None = None,
+        spill_folder: Path | None = None,
+    ) -> Work:
+        """Everything checked, nothing computed yet. pixels: as `pixels_from_picture` gives them. spill_folder: where
+        `adain` keeps rows that are too many for memory. Raises UsageError.
+        """
+        overlap_px = self.overlap_px if overlap_px is None else overlap_px
+        plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
+        fix = open_color_fix(self.color_fix if color_fix is None else color_fix, spill_folder)
+        enlarger = Enlarger(pixels, self.upscale_factor, self.resize_filter)
+        return Work(self, enlarger, plan, fix, StageClock(), tile_progress)
+
+    def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
         """(3, T f, T f) after (3, T f, T f), in order; as many at once as the engine takes."""
         pipeline: TilePipeline | None = getattr(self.networks[0], "pipeline", None)
         counts: deque[int] = deque()
@@ -191,7 +229,7 @@ class Upscaler:
             for output in outputs:
                 yield from output[: counts.popleft()]
 
-    def _timed_pipeline(self, x: Array, clock: _StageClock) -> Array:
+    def _timed_pipeline(self, x: Array, clock: StageClock) -> Array:
         for name, network in zip(NETWORKS, self.networks, strict=True):
             with clock.stage(name):
                 x = network.run(x)
@@ -227,33 +265,6 @@ def pixels_from_picture(image: Picture) -> Array:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError("picture", f"dtype {image.dtype}", "uint8 or uint16")
     return image
-
-
-def _check_output(output: Array, pixels: Array) -> None:
-    """Raises VerificationError for what no picture file should be made of."""
-    # NaN goes through max and min: no temporary of the picture's size is needed.
-    high, low = output.max(axis=(1, 2)), output.min(axis=(1, 2))
-    problem = ""
-    if not (np.isfinite(high).all() and np.isfinite(low).all()):
-        problem = "NaN or infinite values"
-    elif int(np.ptp(pixels, axis=(0, 1)).max()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max:
-        problem = "one flat colour" if float((high - low).max()) < _SAME_COLOUR else ""
-    if problem:
-        raise VerificationError("the engine's output", problem, "a picture", "compile the model again")
-
-
-def _pixels_from_unit(output: Array, like: Array) -> Array:
-    """(3, H, W) float32, overwritten -> (H, W, 3) or (H, W) as `like` is, in its dtype, rounded and clipped."""
-    peak = np.float32(np.iinfo(like.dtype).max)
-    if like.ndim == 2:
-        output = np.tensordot(_LUMA, output, axes=1)[None]
-    result = np.empty((*output.shape[1:], len(output)), like.dtype)
-    for channel, values in enumerate(output):
-        values *= peak
-        np.rint(values, out=values)
-        np.clip(values, 0, peak, out=values)
-        result[..., channel] = values
-    return result if like.ndim == 3 else result[..., 0]
 
 
 def _picture_like(image: Picture, pixels: Array) -> Picture:

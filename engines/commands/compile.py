@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, common_options, emit_json, model_options, progress, say
+from intsr.console import Stopwatch, TileSizes, common_options, emit_json, progress, say, weight_options
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibration import Calibration
     from intsr.calib.model import ModelSource
+    from intsr.engines.targets import Target
+    from intsr.types import ModelSpec
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
-OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tile_px", "context", "lora")
+OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora")
 TARGETS_OF_OPTION = {
     "activations": TENSORRT,
+    "plugins": ("tensorrt",),
     "precision": ("cpu",),
     "workspace_mib": TENSORRT,
     "hardware_compatibility": TENSORRT,
@@ -43,13 +46,26 @@ TARGETS_OF_OPTION = {
 @click.option("--bits", default="w8a8", show_default=True, help="With --images, --passionsr: wXaY; or fp.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
 @passionsr_option
-@model_options
+@click.option(
+    "--tile",
+    "tiles_px",
+    type=TileSizes(),
+    metavar="PX[,PX]",
+    help="Sides of the low-resolution tiles, the default first.  [default: 128,64 with --target cpu, else 128]",
+)
+@weight_options
 @click.option(
     "--activations",
     type=click.Choice(["integer", "fp16"]),
     default="integer",
     show_default=True,
     help="tensorrt, tensorrt-rtx: fp16 for integer weights alone; then no calibration is needed.",
+)
+@click.option(
+    "--plugins",
+    type=click.Choice(["group-norm"]),
+    multiple=True,
+    help="tensorrt: operators that run with kernels of IntSR's own; needs nvcc while compiling.",
 )
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), help="cpu: of what is not integer.")
 @click.option("--workspace", "workspace_mib", type=click.IntRange(1), help="TensorRT: scratch memory, MiB.")
@@ -71,10 +87,11 @@ def compile_command(
     bits: str,
     parts: str,
     official: tuple[Path, ...],
-    tile_px: int,
+    tiles_px: tuple[int, ...] | None,
     context: Path | None,
     lora: Path | None,
     activations: str,
+    plugins: tuple[str, ...],
     precision: str | None,
     workspace_mib: int | None,
     hardware_compatibility: str,
@@ -114,10 +131,11 @@ def compile_command(
                 official,
                 bits,
                 parts,
-                tile_px,
+                tiles_px,
                 context,
                 lora,
                 activations,
+                plugins,
                 export_folder,
             )
         manifest = compile_engine(
@@ -129,6 +147,7 @@ def compile_command(
         "seconds": round(watch.seconds, 3),
         "target": target,
         "bits": manifest.bits,
+        "tile_px": list(manifest.tile_sizes),
         "networks": {
             name: {"kernels": plan.get("kernels"), "int8_mac_share": plan.get("int8_mac_share")}
             for name, plan in manifest.build["plans"].items()
@@ -154,11 +173,7 @@ def _check_options(target: str, is_export: bool, is_calibrated: bool, is_officia
             raise UsageError(given[name], "together with --calibration", "one of them: a calibration has its own")
     if is_official and "parts" in given:
         raise UsageError(given["parts"], "together with --passionsr", "one of them: the files given say it")
-    for name in (
-        ("calibration", "images", "official", "bits", "parts", "tile_px", "context", "lora", "activations")
-        if is_export
-        else ()
-    ):
+    for name in (*OF_MODEL, "activations", "plugins") if is_export else ():
         if name in given:
             raise UsageError(given[name], "together with an export folder", "a model", "give it to intsr export")
     for name, targets in TARGETS_OF_OPTION.items():
@@ -174,17 +189,17 @@ def _export(
     official: tuple[Path, ...],
     bits: str,
     parts: str,
-    tile_px: int,
+    tiles_px: tuple[int, ...] | None,
     context: Path | None,
     lora: Path | None,
     activations: str,
+    plugins: tuple[str, ...],
     folder: Path,
 ) -> None:
     from intsr.calib.calibrate import parse_parts
     from intsr.calib.model import open_model
     from intsr.engines.targets import target_from_name
     from intsr.export.lowering import lowering_from_name
-    from intsr.export.onnx_export import check_tile
     from intsr.export.pipeline import export_model
     from intsr.export.weight_only import static_calibration
     from intsr.types import Bits
@@ -198,14 +213,33 @@ def _export(
             "one of --calibration DIR, --images DIR, --passionsr UNET.pth [VAE.pth], --bits fp",
         )
     source = open_model(model_name, context, lora)
-    # Before calibrating, which takes longer.
-    check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
-    ranges = _ranges(source, calibration, images, official, bits, parts, tile_px)
     found = target_from_name(target)
+    # Before calibrating, which takes longer.
+    tile_px, *further = _checked_tiles(tiles_px, found, source.spec)
+    ranges = _ranges(source, calibration, images, official, bits, parts, tile_px)
+    if ranges is not None and ranges.official_layers and further:
+        # Its attention has a range for each token.
+        if tiles_px is not None:
+            raise UsageError("--tile", ",".join(map(str, tiles_px)), "the one size that the checkpoint was made for")
+        further = []
     if weight_only and ranges is None and Bits.parse(bits).quantized:
         ranges = static_calibration(source, Bits.parse(bits), parse_parts(parts), tile_px)
-    lowering = lowering_from_name((found.weight_only_lowering if weight_only else None) or found.lowering)
-    export_model(source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"))
+    name = (found.weight_only_lowering if weight_only else None) or found.lowering
+    lowering = lowering_from_name(name, plugins)
+    export_model(source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"), further)
+
+
+def _checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec) -> tuple[int, ...]:
+    """What was asked for, else the target's own as far as the networks take them. Raises UsageError."""
+    from intsr.export.onnx_export import check_tile, tile_step
+
+    first, *further = given or target.tiles
+    if given is None:
+        step = tile_step(spec.upscale_factor, spec.size_multiple_px)
+        further = [tile for tile in further if tile % step == 0]
+    for tile in (first, *further):
+        check_tile(tile, spec.upscale_factor, spec.size_multiple_px)
+    return (first, *further)
 
 
 def _ranges(

@@ -21,6 +21,7 @@ from intsr.types import SYNTHETIC_NOTE
 @click.option("--limit", default=4, show_default=True, type=click.IntRange(1), help="At most so many pictures.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine.")
+@click.option("--tile", "tile_px", type=click.IntRange(1), help="One of the engine's tile sizes, else its default.")
 @weight_options
 @common_options
 def verify(
@@ -32,6 +33,7 @@ def verify(
     limit: int,
     precision: str,
     threads: int | None,
+    tile_px: int | None,
     context: Path | None,
     lora: Path | None,
     as_json: bool,
@@ -44,8 +46,8 @@ def verify(
     from intsr.runtime.engine import open_engine
 
     pictures = list_pictures(images)[:limit]
-    with open_engine(engine, threads=threads, precision=precision) as opened:
-        tile_px, synthetic = opened.manifest.tile_px, opened.manifest.synthetic
+    with open_engine(engine, threads=threads, precision=precision, tile_px=tile_px) as opened:
+        tile_px, synthetic = opened.tile_px, opened.manifest.synthetic
         digest = opened.manifest.calibration_digest
         reference, spec = reference_for_verification(against, model, context, lora, tile_px, digest)
         inputs = calibration_inputs(progress(pictures, "verifying"), spec, tile_px)

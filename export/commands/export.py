@@ -15,6 +15,12 @@ from intsr.console import common_options, detail, emit_json, model_options, say
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder; full precision without.")
 @click.option("--target", default="cpu", show_default=True, help="Target, or lowering, that the graphs are for.")
+@click.option(
+    "--plugins",
+    type=click.Choice(["group-norm"]),
+    multiple=True,
+    help="tensorrt: operators that run with kernels of IntSR's own; compiling then needs nvcc.",
+)
 @model_options
 @common_options
 def export(
@@ -22,6 +28,7 @@ def export(
     output: Path,
     calibration: Path | None,
     target: str,
+    plugins: tuple[str, ...],
     tile_px: int,
     context: Path | None,
     lora: Path | None,
@@ -39,7 +46,7 @@ def export(
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
 
-    lowering = lowering_from_name(target)
+    lowering = lowering_from_name(target, plugins)
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
     ranges = load_calibration(calibration) if calibration else None

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #ifdef INTSR_EMULATE
 #include "emulate.h"
@@ -96,6 +97,20 @@ __device__ __forceinline__ void floats_from_halves(float (&values)[8], uint4 vec
         values[2 * i] = float_from_half(static_cast<uint16_t>(words[i] & 0xffff));
         values[2 * i + 1] = float_from_half(static_cast<uint16_t>(words[i] >> 16));
     }
+}
+
+__device__ __forceinline__ float float_from_bits(int bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+__device__ __forceinline__ float silu(float y) { return __fdividef(y, 1.0f + __expf(-fmaxf(y, -80.0f))); }
+
+// The lowest byte of a rounded number within [lowest, highest]. In fp32 so far: a zero-point may lie far outside int8.
+__device__ __forceinline__ uint32_t code_bits(float code, int lowest, int highest) {
+    const float inside = fminf(fmaxf(code, static_cast<float>(lowest)), static_cast<float>(highest));
+    return static_cast<uint32_t>(static_cast<int>(inside)) & 0xff;
 }
 
 __device__ __forceinline__ uint32_t pack_halves(float low, float high) {

@@ -32,11 +32,9 @@ struct ChannelConstants {
 
 __device__ __forceinline__ uint32_t quantized(const NormParams& p, const ChannelConstants& c, float x, int i) {
     float y = (x - c.mean[i]) * c.factor[i] + c.beta[i];
-    if (p.activation) y = __fdividef(y, 1.0f + __expf(-fmaxf(y, -80.0f)));
+    if (p.activation) y = silu(y);
     const float code = rintf((y - c.shift[i]) * c.multiplier[i]) + static_cast<float>(p.zero_point);
-    // In fp32: a zero-point may lie far outside int8.
-    const float lowest = static_cast<float>(p.lowest), highest = static_cast<float>(p.highest);
-    return static_cast<uint32_t>(static_cast<int>(fminf(fmaxf(code, lowest), highest))) & 0xff;
+    return code_bits(code, p.lowest, p.highest);
 }
 
 __device__ __forceinline__ uint2 quantized_vector(const NormParams& p, const ChannelConstants& c, uint4 vector) {

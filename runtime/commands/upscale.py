@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,26 @@ from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
-    from intsr.runtime.batch import Job
+    from intsr.runtime.engine import Engine
     from intsr.runtime.tiling import Tile
     from intsr.runtime.upscale_file import FileReport
 
 _PATH = click.Path(path_type=Path)
+_AUTO = "auto"
+
+
+def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if not value or context.resilient_parsing:
+        return
+    from intsr.runtime.devices import list_devices
+    from intsr.runtime.networks import CUDA_BACKENDS
+
+    devices, why_no_gpu = list_devices(next(iter(CUDA_BACKENDS)))
+    for device in devices:
+        click.echo(f"{device.name}  {device.description}")
+    if why_no_gpu:
+        say(why_no_gpu)
+    context.exit()
 
 
 @click.command(
@@ -29,80 +45,122 @@ _PATH = click.Path(path_type=Path)
 @click.argument("inputs", type=_PATH, nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", type=_PATH, required=True, help="A picture for one input file, else a folder.")
 @click.option("-r", "--recursive", is_flag=True, help="Subfolders too; their tree is repeated in the output folder.")
+@click.option("--outscale", type=float, metavar="TIMES", help="Size of the output. Default: the engine's factor.")
 @click.option("--color-fix", type=click.Choice(COLOR_FIXES), help="Colours of the input. Default: the engine's.")
+@click.option("--tile", default=_AUTO, show_default=True, metavar="auto|PX", help="Of the sizes the engine holds.")
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
+@click.option("--batch-tiles", type=int, metavar="N", help="Tiles computed at once; what the engine was built for.")
+@click.option("--memory", metavar="LIMIT", help="For the whole process, such as 4G. Default: what is free.")
 @click.option("--threads", type=int, help="Default: the library's own choice.")
-@click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
+@click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
 @click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option(
+    "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices, help="Show and exit."
+)
 @click.option(
     "--cuda-backend",
     type=click.Choice(["cuda-python", "pycuda"]),
     default="cuda-python",
     help="GPU engines: who talks to CUDA. Default: cuda-python.",
 )
+@click.option("--name", "template", metavar="TEMPLATE", help="Of outputs in a folder: {stem} {ext} {scale} {engine}.")
 @click.option("--suffix", "name_suffix", default="", help="Put behind the name of each output, as in _x4.")
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["same", "png", "jpg", "webp", "tif", "bmp"]),
+    type=click.Choice(["same", "png", "jpg", "webp", "avif", "tif", "bmp"]),
     default="same",
     help="Of outputs in a folder.",
 )
+@click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
+@click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
+@click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
 @common_options
 def upscale(
     engine: Path,
     inputs: tuple[Path, ...],
     output: Path,
     recursive: bool,
+    outscale: float | None,
     color_fix: str | None,
+    tile: str,
     overlap_px: int | None,
+    batch_tiles: int | None,
+    memory: str | None,
     threads: int | None,
     precision: str,
     device: str | None,
     cuda_backend: str,
+    template: str | None,
     name_suffix: str,
     output_format: str,
+    quality: int | None,
+    strip: bool,
     skip_existing: bool,
     overwrite: bool,
+    shard: str | None,
     as_json: bool,
 ) -> None:
-    """Upscale pictures, files or whole folders, with ENGINE.
+    """Upscale pictures, files, folders or patterns, with ENGINE.
 
-    Pictures of any size, 8-bit or 16-bit grey, with transparency, EXIF, XMP and ICC profiles kept. A picture that
-    fails does not stop the others; the exit code is then 1. With --json, one line a picture.
+    Pictures of any size, 8 or 16 bits, grey or colour, with transparency, EXIF, XMP and ICC profiles kept. A picture
+    that fails does not stop the others; the exit code is then 1. With --json, one line a picture.
     """
-    from intsr.runtime.batch import Naming, check_outputs, plan_jobs
+    from intsr.bundle import read_manifest
+    from intsr.files import remove_stale_parts
+    from intsr.runtime.batch import Naming, check_outputs, plan_jobs, shard_from_text
     from intsr.runtime.engine import open_engine
-    from intsr.runtime.upscale_file import FileReport, report_from_job
+    from intsr.runtime.memory_budget import bytes_from_text
+    from intsr.runtime.upscale_batch import Batch
+    from intsr.runtime.upscale_file import FileOptions
 
     if skip_existing and overwrite:
         raise UsageError("--skip-existing", "together with --overwrite", "one of them")
-    jobs = plan_jobs(inputs, output, recursive, Naming(name_suffix, output_format))
+    memory_bytes = bytes_from_text(memory) if memory is not None else None
+    options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes)
+    tile_px = _tile_from_text(tile)
+    factor = read_manifest(engine).upscale_factor
+    naming = Naming(_template(template, name_suffix), output_format, outscale or factor, engine.stem)
+    jobs = plan_jobs(inputs, output, recursive, naming)
+    jobs = shard_from_text(shard).part(jobs) if shard is not None else jobs
     check_outputs(jobs, skip_existing, overwrite)
+    remove_stale_parts(job.output for job in jobs)
     reports = []
-    with open_engine(engine, threads, precision, device, cuda_backend) as opened:
-        _check_overlap(overlap_px, opened.tile_px)
-        for job in _pictures(jobs):
-            if skip_existing and job.output.exists():
-                report = FileReport(str(job.source), str(job.output), "skipped")
-            else:
-                tiles = _tiles if len(jobs) == 1 else None
-                report = report_from_job(opened, job, color_fix, overlap_px, tiles)
+    opened = open_engine(engine, threads, precision, device, cuda_backend, tile_px=tile_px)
+    with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
+        _check_for_engine(opened, overlap_px, batch_tiles)
+        one = len(jobs) == 1
+        made = batch.reports(jobs, _tiles if one else None, lambda job: skip_existing and job.output.exists())
+        for report in made if one else progress(made, "Upscaling", len(jobs)):
             reports.append(report)
             _show(report, as_json)
     _finish(reports)
 
 
-def _check_overlap(overlap_px: int | None, tile_px: int) -> None:
+def _tile_from_text(text: str) -> int | None:
+    if text == _AUTO:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError("--tile", repr(text), "auto, or a number of pixels")
+    return int(text)
+
+
+def _template(template: str | None, suffix: str) -> str:
+    if template is not None and suffix:
+        raise UsageError("--suffix", "together with --name", "one of them")
+    escaped = suffix.replace("{", "{{").replace("}", "}}")
+    return template if template is not None else f"{{stem}}{escaped}{{ext}}"
+
+
+def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int | None) -> None:
     # Once and before any picture: the option is wrong, not the pictures.
-    if overlap_px is not None and not 0 <= overlap_px < tile_px:
-        raise UsageError("--overlap", f"{overlap_px} pixels", f"0 to {tile_px - 1}, below the engine's tile")
-
-
-def _pictures(jobs: Sequence[Job]) -> Iterable[Job]:
-    return progress(jobs, "Upscaling", len(jobs)) if len(jobs) > 1 else jobs
+    if overlap_px is not None and not 0 <= overlap_px < engine.tile_px:
+        raise UsageError("--overlap", f"{overlap_px} pixels", f"0 to {engine.tile_px - 1}, below the engine's tile")
+    built = engine.networks[0].input.shape[0]
+    if batch_tiles is not None and batch_tiles != built:
+        raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")
 
 
 def _tiles(tiles: Sequence[Tile]) -> Iterable[Tile]:

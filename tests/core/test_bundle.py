@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -210,6 +211,51 @@ def test_a_network_without_its_member(bundle_path, manifest):
     _change_manifest(bundle_path, networks=networks)
     with pytest.raises(BundleError, match=r"no member elsewhere\.plan"):
         Bundle(bundle_path)
+
+
+def test_further_tile_sizes(bundle_path, manifest):
+    networks = [asdict(entry) for entry in manifest.networks]
+    networks[1] |= {"member": "unet.plan", "weights_member": "decoder.plan"}
+    _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": networks}])
+    with Bundle(bundle_path, tile_px=8) as bundle:
+        assert (bundle.manifest.tile_px, bundle.manifest.overlap_px) == (8, 2)
+        assert bundle.manifest.networks[1].weights_member == "decoder.plan"
+    with pytest.raises(UsageError, match="--tile: 12 pixels; expected 16 or 8"):
+        Bundle(bundle_path, tile_px=12)
+    for key in ("member", "weights_member"):
+        wrong = [networks[0], networks[1] | {key: "elsewhere"}, networks[2]]
+        _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": wrong}])
+        with pytest.raises(BundleError, match="no member elsewhere"):
+            Bundle(bundle_path)
+    for wrong_tile in (5, {"tile_px": 8}, {"tile_px": 8, "overlap_px": 8, "networks": networks}):
+        _change_manifest(bundle_path, tiles=[wrong_tile])
+        with pytest.raises(BundleError, match="manifest is not valid"):
+            Bundle(bundle_path)
+
+
+def test_bundles_older_than_tile_sizes(bundle_path, manifest):
+    def change(contents):
+        values = json.loads(contents[MANIFEST_NAME])
+        del values["tiles"], values["synthetic"]
+        for network in values["networks"]:
+            del network["weights_member"]
+        contents[MANIFEST_NAME] = json.dumps(values).encode()
+
+    _rewrite(bundle_path, change)
+    assert replace(read_manifest(bundle_path), sha256={}) == manifest
+
+
+def test_hashes_are_not_asked_for_again_where_the_file_is_the_same(bundle_path, members):
+    with Bundle(bundle_path) as bundle:
+        identity = bundle.identity
+    whole = bytearray(bundle_path.read_bytes())
+    whole[whole.index(members["unet.plan"].read_bytes())] ^= 1
+    stat = bundle_path.stat()
+    bundle_path.write_bytes(whole)
+    with pytest.raises(BundleError, match="altered"):
+        Bundle(bundle_path, checked=identity)
+    os.utime(bundle_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    Bundle(bundle_path, checked=identity).close()
 
 
 def test_what_is_no_bundle_at_all(tmp_path):

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from intsr.files import (
     check_output_file,
     check_replaceable_folder,
     check_writable_folder,
+    remove_stale_parts,
     sha256_from_path,
 )
 
@@ -260,3 +263,30 @@ def test_the_real_disk_has_some_room_and_not_any(tmp_path: Path) -> None:
     check_free_space(tmp_path, 1)
     with pytest.raises(UsageError, match="free some"):
         check_free_space(tmp_path, 1 << 62)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    target, other = tmp_path / "sr.png", tmp_path / "other.png"
+    code = f"""
+import os, pathlib
+from intsr.files import atomic_path
+contexts = [atomic_path(pathlib.Path(name)) for name in ({str(target)!r}, {str(other)!r})]
+for context in contexts:
+    context.__enter__().write_bytes(b"half")
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -9
+    mine = tmp_path / ".sr.png.notes.part"
+    mine.write_text("of somebody else: not what mkstemp makes")
+    left = set(tmp_path.iterdir()) - {mine}
+    assert len(left) == 2
+    with atomic_path(target) as writing:
+        removed = remove_stale_parts([target])
+        assert writing.exists(), "it is being written"
+        writing.write_bytes(b"whole")
+    assert len(removed) == 1 and removed[0] in left
+    assert removed[0].name.startswith(".sr.png.")
+    assert target.read_bytes() == b"whole"
+    assert set(tmp_path.iterdir()) == (left - set(removed)) | {target, mine}
+    assert remove_stale_parts([tmp_path / "no" / "folder.png"]) == []

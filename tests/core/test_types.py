@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intsr.errors import UsageError
-from intsr.types import MAX_BITS, MIN_BITS, Bits, ModelSpec, TensorInfo, dataclass_from_mapping
+from intsr.types import MAX_BITS, MIN_BITS, Bits, ModelSpec, TensorInfo, TileEntry, dataclass_from_mapping
 
 WIDTHS = st.integers(MIN_BITS, MAX_BITS)
 SPEC = ModelSpec("m", 999, 0.00466, 0.18215, 4, "lanczos", 64)
@@ -91,3 +91,32 @@ def test_manifest_checks_itself(manifest):
             replace(manifest, overlap_px=overlap_px)
     with pytest.raises(ValueError, match="resize_filter"):
         replace(manifest, resize_filter="nearest")
+
+
+def _with_tiles(manifest, *sizes):
+    return replace(manifest, tiles=tuple(TileEntry(size, 2, manifest.networks) for size in sizes))
+
+
+def test_a_manifest_at_another_tile(manifest):
+    assert manifest.tile_sizes == (16,)
+    several = _with_tiles(manifest, 8, 32)
+    assert several.tile_sizes == (32, 16, 8)
+    assert several.at_tile(None) is several.at_tile(16) is several
+    small = several.at_tile(8)
+    assert (small.tile_px, small.overlap_px, small.tile_sizes) == (8, 2, (32, 16, 8))
+    assert set(small.tiles) == {TileEntry(16, 4, manifest.networks), TileEntry(32, 2, manifest.networks)}
+    assert small.at_tile(16).overlap_px == manifest.overlap_px
+    with pytest.raises(UsageError) as caught:
+        several.at_tile(96)
+    expected = "--tile: 96 pixels; expected 32 or 16 or 8, which the engine holds; compile it with --tile 96"
+    assert str(caught.value) == expected
+
+
+def test_tiles_check_themselves(manifest):
+    for sizes in ((16,), (8, 8)):
+        with pytest.raises(ValueError, match="one size twice"):
+            _with_tiles(manifest, *sizes)
+    with pytest.raises(ValueError, match="overlap_px 2 is not below tile_px 2"):
+        _with_tiles(manifest, 2)
+    with pytest.raises(ValueError, match="networks are"):
+        TileEntry(8, 2, manifest.networks[::-1])

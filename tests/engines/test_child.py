@@ -10,7 +10,7 @@ import pytest
 
 from intsr.engines import child
 from intsr.engines.build_types import BuildOptions
-from intsr.engines.child import BuildOutOfMemoryError, build_in_child
+from intsr.engines.child import Build, BuildOutOfMemoryError, build_each_in_child, build_in_child
 from intsr.errors import EXIT_OUT_OF_MEMORY, BuildError, UsageError
 
 OPTIONS = BuildOptions("cpu", workspace_bytes=12345)
@@ -176,3 +176,23 @@ def test_an_interrupt_as_the_child_ends_by_itself_is_only_an_interrupt(
     monkeypatch.setattr(child.subprocess, "Popen", EndedChild)
     with pytest.raises(KeyboardInterrupt):
         child._run(tmp_path / "job.json", tmp_path / "log")
+
+
+def test_several_graphs_in_one_child(fake_builder, onnx_path: Path, tmp_path: Path) -> None:
+    module = fake_builder(WHOLE.replace('"1", "sm86+"', 'str(os.getpid()), "sm86+"'))
+    plans = [tmp_path / "a.plan", tmp_path / "b.plan"]
+    reports = build_each_in_child(module, [Build(onnx_path, plan, OPTIONS) for plan in plans])
+    assert [plan.read_bytes() for plan in plans] == [b"graphgraph"] * 2
+    assert reports[0].library_version == reports[1].library_version
+
+
+@pytest.mark.parametrize("end", ["raise ValueError('odd')", "os._exit(7)"])
+def test_the_graph_that_failed_is_named_and_no_plan_is_left(fake_builder, tmp_path: Path, end: str) -> None:
+    graphs = [tmp_path / "good.onnx", tmp_path / "bad.onnx", tmp_path / "later.onnx"]
+    for graph in graphs:
+        graph.write_bytes(b"graph")
+    module = fake_builder(f"if onnx_path.name == 'bad.onnx':\n    {end}\n{WHOLE}")
+    builds = [Build(graph, tmp_path / "out" / f"{graph.stem}.plan", OPTIONS) for graph in graphs]
+    with pytest.raises(BuildError, match="bad.onnx"):
+        build_each_in_child(module, builds)
+    assert not list((tmp_path / "out").iterdir())

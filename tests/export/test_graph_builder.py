@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from intsr.errors import ExportError
-from intsr.export.graph_builder import GraphBuilder
+from intsr.export.graph_builder import ALIGNMENT_BYTES, ExternalData, GraphBuilder
 from intsr.export.lowering import LOWERINGS
 
 
@@ -22,3 +24,19 @@ def test_names_are_unique() -> None:
         "a_1",
         "a_2",
     ]
+
+
+def test_external_data_is_written_once_for_all_models(tmp_path: Path) -> None:
+    first, second = (np.full(1000, value, np.float32) for value in (1.0, 2.0))
+    data, places = ExternalData(tmp_path / "x.data"), []
+    for arrays in ([first, second], [second, first + 2, first]):
+        with data:
+            for array in arrays:
+                tensor = data.add("a", array)
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                offset, length = int(entries["offset"]), int(entries["length"])
+                places.append((offset, length, array))
+    content = (tmp_path / "x.data").read_bytes()
+    for offset, length, array in places:
+        np.testing.assert_array_equal(np.frombuffer(content[offset : offset + length], np.float32), array)
+    assert [offset // ALIGNMENT_BYTES for offset, _, _ in places] == [0, 1, 1, 2, 0]

@@ -129,3 +129,38 @@ def test_a_failure_leaves_nothing(tiny_folded: FoldedModel, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "onnx", fail)
     assert not list(tmp_path.iterdir())
+
+
+def test_several_tile_sizes_share_their_external_data(
+    tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_BYTES", 1000)
+    export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "one")
+    export = export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "two", further_tiles=(8,))
+    assert load_export(tmp_path / "two") == export
+    assert [entry.member for entry in export.tiles[0].networks] == ["encoder@8.onnx", "unet@8.onnx", "decoder@8.onnx"]
+    sizes = [(tmp_path / folder / "unet.onnx.data").stat().st_size for folder in ("one", "two")]
+    assert sizes[0] == sizes[1]
+    entry = export.tiles[0].networks[1]
+    session = onnxruntime.InferenceSession(str(tmp_path / "two" / entry.member))
+    x = np.random.default_rng(0).normal(size=entry.input.shape).astype(np.float32)
+    alone = export_onnx(tiny_folded, LOWERINGS["asymmetric"], 8, tmp_path / "alone").networks[1]
+    expected = onnxruntime.InferenceSession(str(tmp_path / "alone" / alone.member)).run(None, {"latent": x})[0]
+    np.testing.assert_array_equal(session.run(None, {"latent": x})[0], expected)
+
+
+def test_a_tile_that_the_networks_cannot_take_names_the_nearest() -> None:
+    for tile_px, nearest in ((100, "96 or 112"), (17, "16 or 32"), (3, "16"), (-5, "16")):
+        with pytest.raises(UsageError) as caught:
+            onnx_export.check_tile(tile_px, 4, 64)
+        text = f"--tile: {tile_px} pixels; expected a positive multiple of 16; use {nearest}"
+        assert str(caught.value) == text
+    for tile_px in (16, 112):
+        onnx_export.check_tile(tile_px, 4, 64)
+    # 3 x 21 is no multiple of 64; 64 is the smallest that is.
+    assert onnx_export.tile_step(3, 64) == 64
+
+
+def test_one_size_twice(tiny_folded: FoldedModel, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--tile: 16,8,16; expected each size once"):
+        export_onnx(tiny_folded, LOWERINGS["asymmetric"], 16, tmp_path / "x", further_tiles=(8, 16))

@@ -74,9 +74,22 @@ static void* kernel_symbol(const char* name, const char* suffix) {
     }
     return NULL;
 }
+/* Kernels of separate parameters: five pointers, nine ints, a pointer (kernels/cuda/group_norm_plugin.cu). */
+enum { SEPARATE = 15, SEPARATE_BYTES = 88 };
+static int is_separate(const Function* function) { return strncmp(function->name, "plugin_", 7) == 0; }
+static size_t separate_offset(size_t i) { return i < 5 ? i * 8 : i < 14 ? 40 + (i - 5) * 4 : 80; }
+static size_t separate_size(size_t i) { return i < 5 || i == 14 ? 8 : 4; }
+
 int cuFuncGetParamInfo(Function* function, size_t index, size_t* offset, size_t* size) {
     unsigned (*params)(void) = (unsigned (*)(void))kernel_symbol(function->name, "_params");
     if (!params) return NOT_FOUND;
+    if (is_separate(function)) {
+        if (index >= SEPARATE || params() != SEPARATE_BYTES) return INVALID;
+        *offset = separate_offset(index);
+        *size = separate_size(index);
+        return OK;
+    }
+    if (index != 0) return INVALID;
     *offset = 0;
     *size = params();
     return OK;
@@ -90,7 +103,11 @@ static int run(Function* function, const unsigned* grid, unsigned block, unsigne
     typedef const char* (*Kernel)(const void*, const unsigned*, unsigned, unsigned, unsigned);
     Kernel kernel = (Kernel)kernel_symbol(function->name, "");
     if (!kernel) return NOT_FOUND;
-    return kernel(p[0], grid, block, cluster, shared) ? FAILED : OK;
+    if (!is_separate(function)) return kernel(p[0], grid, block, cluster, shared) ? FAILED : OK;
+    unsigned char packed[SEPARATE_BYTES];
+    for (size_t i = 0; i < SEPARATE; i++) memcpy(packed + separate_offset(i), p[i], separate_size(i));
+    /* Compiled in, as on a GPU: the launch says nothing of it. */
+    return kernel(packed, grid, block, strstr(function->name, "_cluster") ? 8 : cluster, shared) ? FAILED : OK;
 }
 int cuLaunchKernel(Function* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, Handle stream, void** params, void** extra) {

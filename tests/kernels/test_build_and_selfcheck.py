@@ -43,10 +43,14 @@ def test_ptxas_lines_are_read():
         build.parse_reports(LINES.replace("Used 91 registers", ""))
 
 
+# What defines a kernel, at the beginning of a line.
+MACROS = ("INTSR_KERNEL(", "INTSR_PLUGIN_KERNEL(")
+
+
 def test_every_kernel_is_in_the_source_it_is_said_to_be():
     for source in SOURCES:
         text = (CUDA_FOLDER / f"{source}.cu").read_text()
-        named = {line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith("INTSR_KERNEL(")}
+        named = {line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith(MACROS)}
         assert named == {kernel for kernel, (of, _) in KERNELS.items() if of == source}
 
 
@@ -62,13 +66,15 @@ def test_without_nvcc_there_is_one_line():
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-def test_nvcc_compiles_a_source(monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
-    reports = build.build_source(NVCC, "color_fix", (90,))
-    assert {report.kernel for report in reports} == {
-        kernel for kernel, (of, _) in KERNELS.items() if of == "color_fix"
-    }
-    assert (tmp_path / "color_fix.fatbin").read_bytes()[:4] == bytes.fromhex("50ed55ba")
+@pytest.mark.parametrize("source", SOURCES)
+def test_nvcc_compiles_every_kernel_without_spills(monkeypatch, tmp_path, source):
+    """For all architectures; what ptxas says of registers and spills is checked while building."""
+    monkeypatch.setattr(build, "fatbin_path", lambda name: tmp_path / f"{name}.fatbin")
+    reports = build.build_source(NVCC, source)
+    kernels = {kernel for kernel, (of, _) in KERNELS.items() if of == source}
+    assert {(r.kernel, r.architecture) for r in reports} == {(k, a) for k in kernels for a in build.ARCHITECTURES}
+    assert all(report.spill_bytes == report.stack_bytes == 0 < report.registers for report in reports)
+    assert (tmp_path / f"{source}.fatbin").read_bytes()[:4] == bytes.fromhex("50ed55ba")
 
 
 @pytest.mark.parametrize("missing", ["library", "driver"])

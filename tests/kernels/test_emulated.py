@@ -149,7 +149,7 @@ def test_launches_through_cuda_python(tmp_path):
     memory, image, device = result.stdout.splitlines()
     assert memory == "OutOfMemoryError"
     assert image == "cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"
-    assert device.startswith("stub GPU (9, 0) 3")
+    assert device.startswith("stub GPU (9, 0) ") and int(device.split()[-1]) > 45
 
 
 @pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")

@@ -126,6 +126,25 @@ def test_group_norm_equals_torch_and_the_quantizer(channels, groups, activation)
     np.testing.assert_allclose(norm.multiplier * let_scale.numpy() * grid.scale, 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("activation", [True, False])
+def test_the_plugins_operation_equals_torch(activation):
+    rng = np.random.default_rng(3)
+    x = rng.normal(2, 3, (2, 24, 4, 6))
+    gamma, beta, shift, multiplier = (rng.normal(1, 0.3, 24) for _ in range(4))
+    tensors = (torch.from_numpy(array) for array in (x, gamma, beta))
+    value, weight, bias = tensors
+    y = torch.nn.functional.group_norm(value, 4, weight, bias, 1e-5)
+    y = torch.nn.functional.silu(y) if activation else y
+    scaled = (y.numpy() - shift.reshape(-1, 1, 1)) * multiplier.reshape(-1, 1, 1)
+    vectors = (gamma, beta, shift, multiplier)
+    np.testing.assert_allclose(
+        reference_norm.group_norm_plugin(x, vectors, 4, 1e-5, activation, None), scaled, atol=1e-9
+    )
+    codes = reference_norm.group_norm_plugin(x, vectors, 4, 1e-5, activation, (-2, 3))
+    np.testing.assert_array_equal(codes, np.clip(np.rint(scaled), -2, 3))
+    assert codes.dtype == np.int8 and len(np.unique(codes)) == 6
+
+
 @pytest.mark.parametrize("zero_point", [0, 117, 300, -60])
 @pytest.mark.parametrize(("stride", "padding"), [(1, (1, 1, 1, 1)), (2, (0, 0, 1, 1)), (1, (0, 0, 0, 0))])
 def test_int8_conv_equals_torch_on_dequantized_values(zero_point, stride, padding):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from intsr.runtime.color_fix import fix_colors
+from intsr.errors import UsageError
+from intsr.runtime import color_fix
+from intsr.runtime.color_fix import WAVELET_REACH_PX, fix_colors, open_color_fix
+from intsr.types import COLOR_FIXES
 
 torch = pytest.importorskip("torch")
 
@@ -63,3 +68,50 @@ def test_none_changes_nothing() -> None:
 def test_adain_of_one_pixel_takes_the_source() -> None:
     source = np.full((3, 1, 1), 0.4, np.float32)
     np.testing.assert_allclose(fix_colors(np.zeros((3, 1, 1), np.float32), source, "adain"), source, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", COLOR_FIXES)
+@pytest.mark.parametrize("heights", [[1] * 40, [7, 33, 60, 1, 99], [200], [31, 31, 138], [64, 136]])
+def test_bands_have_the_bits_of_the_whole(
+    name: str, heights: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(4)
+    height = sum(heights)
+    target, source = (rng.random((3, height, 70), dtype=np.float32) for _ in range(2))
+    whole = fix_colors(target.copy(), source, name)
+    # Small enough that blocks are cut and rows wait on disk.
+    monkeypatch.setattr(color_fix, "_BLOCK_ROWS", 48)
+    monkeypatch.setattr(color_fix, "_BLOCK_COLUMNS", 32)
+    monkeypatch.setattr(color_fix, "HELD_BYTES", 40_000)
+    fix, top, bands = open_color_fix(name, tmp_path), 0, []
+    for count in heights:
+        bands += list(fix.push(target[:, top : top + count].copy(), source[:, top : top + count]))
+        top += count
+    bands += list(fix.finish())
+    np.testing.assert_array_equal(np.concatenate(bands, axis=1), whole)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wavelet_holds_a_few_rows_only() -> None:
+    fix = open_color_fix("wavelet")
+    band = np.zeros((3, 64, 50), np.float32)
+    given = [sum(rows.shape[1] for rows in fix.push(band.copy(), band)) for _ in range(20)]
+    assert sum(given) == 20 * 64 - WAVELET_REACH_PX
+    assert sum(rows.shape[1] for rows in fix.finish()) == WAVELET_REACH_PX
+
+
+def test_statistics_of_a_large_offset_are_exact() -> None:
+    """Deviations far below the mean: sums of squares in float32 would lose them."""
+    rng = np.random.default_rng(5)
+    target = (0.9 + 1e-3 * rng.standard_normal((3, 400, 300))).astype(np.float32)
+    source = rng.random((3, 400, 300), dtype=np.float32)
+    fixed = fix_colors(target.copy(), source, "adain").astype(np.float64)
+    gain = np.sqrt(source.astype(np.float64).var(axis=(1, 2), ddof=1) + 1e-5)
+    gain /= np.sqrt(target.astype(np.float64).var(axis=(1, 2), ddof=1) + 1e-5)
+    np.testing.assert_allclose(fixed.std(axis=(1, 2)), target.astype(np.float64).std(axis=(1, 2)) * gain, rtol=1e-4)
+    np.testing.assert_allclose(fixed.mean(axis=(1, 2)), source.astype(np.float64).mean(axis=(1, 2)), atol=1e-5)
+
+
+def test_an_unknown_fix_is_refused() -> None:
+    with pytest.raises(UsageError, match="--color-fix: 'sepia'"):
+        open_color_fix("sepia")

@@ -163,7 +163,17 @@ def test_shapes_that_the_manifest_does_not_have(make_engine, tmp_path: Path) -> 
             open_engine(make_engine(target, networks=tuple(networks)))
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"precision": "f64"}, {"device": "gpu:0"}])
+def test_a_tile_that_is_not_held_is_said_before_anything_is_loaded(any_engine: Path, tmp_path: Path) -> None:
+    altered = _flip_byte_of_a_member(any_engine, tmp_path / "altered.engine")
+    with pytest.raises(
+        UsageError, match="--tile: 96 pixels; expected 16, which the engine holds; compile it with --t"
+    ):
+        open_engine(altered, tile_px=96)
+    with open_engine(any_engine, tile_px=16) as engine:
+        assert (engine.tile_px, engine.tile_sizes) == (16, (16,))
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"precision": "f64"}, {"device": "gpu:0"}, {"tile_px": 0}])
 def test_options_out_of_range(any_engine: Path, options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         open_engine(any_engine, **options)  # type: ignore[arg-type]

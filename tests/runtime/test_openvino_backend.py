@@ -10,7 +10,8 @@ import pytest
 from intsr.errors import BundleError, EngineMismatchError
 from intsr.runtime.engine import open_engine
 from intsr.runtime.openvino_backend import resolve_precision
-from intsr.runtime.openvino_member import MAGIC, pack_member, split_member
+from intsr.runtime import openvino_member
+from intsr.runtime.openvino_member import MAGIC, append_weights, pack_member, pack_xml, split_member, unpack_xml
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,29 @@ def test_member_round_trip(tmp_path: Path) -> None:
 def test_other_bytes_are_no_member(data: bytes) -> None:
     with pytest.raises(BundleError):
         split_member(memoryview(data), "member")
+
+
+def test_weights_are_appended(tmp_path: Path) -> None:
+    (tmp_path / "m.xml").write_bytes(b"<net/>")
+    (tmp_path / "m.bin").write_bytes(b"\1\2\3")
+    pack_member(tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
+    append_weights(tmp_path / "member", [memoryview(b"ab"), memoryview(b""), memoryview(b"c")])
+    xml, weights = split_member(memoryview((tmp_path / "member").read_bytes()), "member")
+    assert (xml, bytes(weights)) == (b"<net/>", b"\1\2\3abc")
+
+
+def test_xml_round_trip() -> None:
+    for xml in (b"", b"<net/>", b"<layer/>" * 9999):
+        assert unpack_xml(memoryview(pack_xml(xml)), "member") == xml
+    assert pack_xml(b"<net/>") == pack_xml(b"<net/>")
+
+
+def test_other_bytes_are_no_xml(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_xml(b"<layer/>" * 999)
+    for data in (b"", b"<net/>", packed[:-1], packed[:20], packed + b"x", packed[:-1] + b"\0"):
+        with pytest.raises(BundleError, match="member"):
+            unpack_xml(memoryview(data), "member")
+    # What would unpack into more than there may be is not unpacked.
+    monkeypatch.setattr(openvino_member, "MAX_XML_BYTES", 999)
+    with pytest.raises(BundleError, match="at most 999 bytes"):
+        unpack_xml(memoryview(packed), "member")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.runtime.resize import FILTERS, enlarge, unit_channels, unit_part
+from intsr.runtime.resize import FILTERS, Enlarger, enlarge, unit_channels, unit_part
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))
@@ -44,3 +46,26 @@ def test_grey_becomes_three_equal_channels(photo: np.ndarray) -> None:
     assert part.shape == (3, 4, 4)
     np.testing.assert_array_equal(part[0], part[2])
     assert len(list(unit_channels(grey))) == 3
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+@pytest.mark.parametrize("factor", [2, 3, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 90), (90, 7), (61, 43)])
+def test_bands_have_the_bits_of_the_whole(name: str, factor: int, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for dtype, channels in ((np.uint8, (3,)), (np.uint8, ()), (np.uint8, (2,)), (np.uint16, (3,)), (np.uint16, ())):
+        pixels = rng.integers(0, np.iinfo(dtype).max, (*shape, *channels), endpoint=True).astype(dtype)
+        enlarger = Enlarger(pixels, factor, name)
+        height, width = enlarger.size
+        whole = enlarger.rows(0, height)
+        assert whole.shape == (height, width, *channels)
+        cuts = sorted({0, height, *rng.integers(0, height, 5).tolist()})
+        parts = np.concatenate([enlarger.rows(top, bottom) for top, bottom in pairwise(cuts)])
+        if dtype == np.uint8:
+            np.testing.assert_array_equal(parts, whole)
+        else:
+            # A weight's last bit can differ where the factor is no power of two.
+            np.testing.assert_allclose(parts, whole, atol=0 if factor in (2, 4) else 1e-7)
+        if dtype == np.uint8 and channels != (2,):
+            resized = Image.fromarray(pixels).resize((width, height), FILTERS[name])
+            np.testing.assert_array_equal(whole, np.asarray(resized))

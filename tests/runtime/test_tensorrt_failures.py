@@ -104,6 +104,20 @@ def test_a_plan_of_the_other_library(machine) -> None:
     _fails(machine, EngineMismatchError, "starts with 0x74727476; expected 0x74727466 of tensorrt", path)
 
 
+def _build_with_plugin(compiled: str) -> dict[str, object]:
+    plugin = {"name": "intsr::group_norm_silu_quantize", "version": "1", "compiled": compiled, "layers": 3}
+    return {"plans": {"unet": {"kernels": 9, "plugins": [plugin]}}}
+
+
+def test_plugins_inside_the_plan_need_nothing_and_others_are_refused(machine) -> None:
+    path = machine.engine(build=_build_with_plugin("when it runs"))
+    _fails(machine, EngineMismatchError, "unet needs plugin intsr::group_norm_silu_quantize, compiled when it", path)
+    assert machine.trt.deserialized == []
+    with open_engine(machine.engine(build=_build_with_plugin("ahead-of-time"))):
+        assert len(machine.trt.deserialized) == 3
+    machine.assert_nothing_is_left()
+
+
 def test_tensorrt_refuses_the_plan(machine) -> None:
     machine.trt.failures["deserialize"] = "Serialization assertion plan.header.size == blobSize failed."
     _fails(machine, EngineMismatchError, "encoder.plan: reading the plan failed .Serialization assertion")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE
-from intsr.runtime import image_write, upscale_file
+from intsr.runtime import image_stream, memory_budget, upscale_file
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -194,9 +194,9 @@ def test_an_output_folder_that_cannot_be_made(
 def test_too_little_memory(
     intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_write, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(memory_budget, "available_bytes", lambda: 1000)
     code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
-    assert (code, "are free" in err) == (EXIT_OUT_OF_MEMORY, True)
+    assert (code, "pixels out need about" in err) == (EXIT_OUT_OF_MEMORY, True)
 
     def exhausted(*_: object) -> None:
         raise MemoryError
@@ -221,18 +221,21 @@ def test_interrupted_while_writing(
     folder.mkdir()
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(photo).save(folder / name)
-    save, saved = Image.Image.save, []
+    write, written = image_stream.PictureWriter.write, list[int]()
 
-    def interrupted(image: Image.Image, file: Path, **settings: object) -> None:
-        if saved:
-            file.write_bytes(b"half")
+    def interrupted(writer: image_stream.PictureWriter, rows: np.ndarray) -> None:
+        written.append(id(writer))
+        write(writer, rows)
+        if len(set(written)) == 2:
             raise KeyboardInterrupt
-        saved.append(file)
-        save(image, file, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Image.Image, "save", interrupted)
+    monkeypatch.setattr(image_stream.PictureWriter, "write", interrupted)
     assert intsr("upscale", identity_engine, folder, "-o", output)[0] == EXIT_INTERRUPTED
-    assert _files(output) == ["a.png"]
+    files = _files(output)
+    assert "a.png" in files and "b.png" not in files
+    for name in files:
+        with Image.open(output / name) as image:
+            image.load()
 
 
 def test_ctrl_c_for_real(identity_engine: Path, tmp_path: Path) -> None:
@@ -256,11 +259,11 @@ def test_ctrl_c_for_real(identity_engine: Path, tmp_path: Path) -> None:
 # The command line as it is, but it says when the tiles have begun.
 _ANNOUNCING = """
 import intsr.runtime.upscaler as upscaler
-run_tiles = upscaler.Upscaler._run_tiles
+run_tiles = upscaler.Upscaler.run_tiles
 def announce(*args):
     print("running", flush=True)
     return run_tiles(*args)
-upscaler.Upscaler._run_tiles = announce
+upscaler.Upscaler.run_tiles = announce
 from intsr.cli import main
 main()
 """

@@ -172,3 +172,21 @@ def test_a_half_precision_network_gets_its_dtype(photo: np.ndarray) -> None:
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(dtype="float16"))
     output = Upscaler(networks, 16, 4, FACTOR, "bicubic", "none").upscale(photo)
     assert np.abs(output.astype(int) - _bicubic(photo)).max() <= 1
+
+
+def test_many_pictures_of_any_kind_one_after_another(photo: np.ndarray) -> None:
+    pictures = [photo, Image.fromarray(photo[:20]), photo[..., 0], photo.astype(np.uint16) * 257, photo[:, :9]]
+    upscaler = _upscaler()
+    made = list(upscaler.upscale_many(iter(pictures), color_fix="wavelet"))
+    assert len(made) == len(pictures)
+    for picture, result in zip(pictures, made, strict=True):
+        alone = upscaler.upscale(picture, color_fix="wavelet")
+        assert type(result) is type(alone)
+        np.testing.assert_array_equal(np.asarray(result), np.asarray(alone))
+
+
+def test_a_bad_frame_ends_the_many_at_its_turn(photo: np.ndarray) -> None:
+    made = _upscaler().upscale_many([photo, np.zeros((4, 4, 4), np.uint8), photo])
+    next(made)
+    with pytest.raises(ImageError, match="shape"):
+        next(made)

@@ -1,0 +1,31 @@
+"""Why a layer is not integer, in words. Needs nothing of the compiler: engines are reported on without it."""
+
+from __future__ import annotations
+
+# As `inspect_calibration` and `calib.sites` have them, which need the compiler's libraries; a test compares them.
+PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
+MIN_INTEGER_CHANNELS = 16
+# Layers beside the picture and the latents: the only ones that have so few channels in the models known.
+_NARROW_NAMES = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
+REASONS = {
+    "constant": "Not in the engine: the fixed timestep and prompt make it a constant.",
+    "picture": "Full precision: it reads or writes the picture itself, three channels.",
+    "float": f"Full precision: fewer than {MIN_INTEGER_CHANNELS} channels, where an integer kernel gains nothing.",
+    "unknown": f"Full precision if the latents have fewer than {MIN_INTEGER_CHANNELS} channels, which nothing in "
+    "this calibration shows.",
+    "builder": "The builder chose so.",
+}
+
+
+def reason_of_site(site: str, runs: str) -> str:
+    """Of a calibrated layer; empty where it is integer. runs: as `inspect_calibration` says."""
+    if runs == "integer":
+        return ""
+    return REASONS["picture" if runs == "float" and site in PICTURE_SITES else runs]
+
+
+def reason_of_engine_layer(name: str) -> str:
+    """Of a layer that an integer engine's plan has in floating point."""
+    if name in PICTURE_SITES:
+        return REASONS["picture"]
+    return REASONS["float" if name.rpartition(".")[2] in _NARROW_NAMES else "builder"]

@@ -1,0 +1,51 @@
+"""Wall time by stage of an upscaled picture."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from intsr.types import NETWORKS
+
+T = TypeVar("T")
+
+STAGES = ("resize", *NETWORKS, "blend", "color_fix")
+TRANSFERS = "transfers"
+
+
+@dataclass(slots=True)
+class StageClock:
+    """stages_ms: by `STAGES`. transfers_ms: copies to and from a GPU, beside its work; None where there are none.
+
+    Stages may run in several threads, each stage in one.
+    """
+
+    stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    transfers_ms: float | None = None
+
+    def add(self, name: str, ms: float) -> None:
+        """What a device measured itself: of a stage, or of `transfers`."""
+        if name == TRANSFERS:
+            self.transfers_ms = (self.transfers_ms or 0.0) + ms
+        else:
+            self.stages_ms[name] += ms
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages_ms[name] += (time.perf_counter() - start) * 1e3
+
+    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items; making them counts for the stage, what is done with them does not."""
+        iterator = iter(items)
+        while True:
+            with self.stage(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item

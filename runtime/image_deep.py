@@ -1,0 +1,119 @@
+"""16-bit colour, and 16-bit grey with transparency: Pillow keeps 8 bits of them, libvips all."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from intsr.runtime.image_pixels import is_opaque
+from intsr.runtime.image_tiff import (
+    BITS,
+    EXTRA_SAMPLES,
+    HEIGHT,
+    ICC,
+    PHOTOMETRIC,
+    PLACES,
+    SAMPLE_FORMAT,
+    SAMPLES,
+    WIDTH,
+    XMP,
+    Directory,
+    directory_bytes,
+    numbers,
+    read_directory,
+    values,
+)
+from intsr.runtime.networks import Array
+from intsr.runtime.vips import vips
+
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Photometric interpretations: black is 0; red, green and blue.
+_GREY, _RGB = 1, 2
+_CHANNELS: dict[tuple[int, ...], int] = {(_GREY,): 1, (_RGB,): 3}
+_UNSIGNED, _PREMULTIPLIED = 1, 1
+_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DeepTiff:
+    """The header of a TIFF with 16 bits a channel. channels: 1 or 3, without transparency. exif: its own tags."""
+
+    width_px: int
+    height_px: int
+    channels: int
+    has_alpha: bool
+    premultiplied: bool
+    more_frames: bool
+    exif: Image.Exif
+    icc_profile: bytes
+    xmp: bytes
+
+
+def deep_tiff_from_path(path: Path) -> DeepTiff | None:
+    """None where the file is no TIFF, or one that Pillow reads as it is. Raises what broken data raises."""
+    with path.open("rb") as file:
+        if file.read(4) not in _TIFF_STARTS:
+            return None
+        try:
+            directory, _, following = read_directory(file)
+        except (ValueError, struct.error, OverflowError):
+            # Pillow forgives more, and says what it does not.
+            return None
+    bits, colours = set(numbers(directory, BITS)), numbers(directory, PHOTOMETRIC)
+    samples, formats = numbers(directory, SAMPLES), set(numbers(directory, SAMPLE_FORMAT))
+    channels = _CHANNELS.get(colours, 0)
+    if bits != {16} or not channels or formats - {_UNSIGNED} or samples in ((), (1,)):
+        return None
+    extra = numbers(directory, EXTRA_SAMPLES)
+    has_alpha = samples[0] > channels and (not extra or extra[0] != 0)
+    (width,), (height,) = numbers(directory, WIDTH), numbers(directory, HEIGHT)
+    icc_profile, xmp = values(directory, ICC), values(directory, XMP)
+    premultiplied = extra[:1] == (_PREMULTIPLIED,)
+    exif = _exif(directory)
+    return DeepTiff(width, height, channels, has_alpha, premultiplied, following > 0, exif, icc_profile, xmp)
+
+
+def _exif(directory: Directory) -> Image.Exif:
+    # As a plain TIFF of tags: Pillow's reader of EXIF does not know BigTIFF.
+    exif = Image.Exif()
+    described = {tag: item for tag, item in directory.items() if tag not in PLACES}
+    exif.load(b"II*\0\x08\0\0\0" + directory_bytes(described, 8, big=False))
+    return exif
+
+
+def read_deep(
+    path: Path, size: tuple[int, int], channels: int, has_alpha: bool, premultiplied: bool = False
+) -> tuple[Array, Array | None]:
+    """(H, W, 3) or (H, W) uint16 and the alpha (H, W) uint16, None where opaque; not turned upright.
+
+    size: (width, height). Raises OSError.
+    """
+    library = vips()
+    try:
+        image = library.Image.new_from_file(str(path), access="sequential", fail_on="error")
+        found = (image.width, image.height, image.format)
+        if found != (*size, "ushort") or image.bands < channels + has_alpha:
+            raise OSError(f"{image.bands} channels of {found}, expected {(*size, 'ushort')}")
+        region, shape = library.Region.new(image), (size[1], size[0])
+        pixels = np.empty(shape if channels == 1 else (*shape, channels), np.uint16)
+        alpha = np.empty(shape, np.uint16) if has_alpha else None
+        for top in range(0, size[1], _ROWS):
+            height = min(_ROWS, size[1] - top)
+            rows = np.frombuffer(region.fetch(0, top, size[0], height), np.uint16).reshape(height, size[0], -1)
+            if alpha is not None:
+                alpha[top : top + height] = rows[..., channels]
+                rows = _divided(rows, channels) if premultiplied else rows
+            pixels[top : top + height] = rows[..., 0] if channels == 1 else rows[..., :channels]
+    except library.Error as error:
+        raise OSError(" ".join(str(error).split())) from None
+    return pixels, None if alpha is None or is_opaque(alpha) else alpha
+
+
+def _divided(rows: Array, channels: int) -> Array:
+    """Colours that were multiplied by their alpha -> as they were; black where nothing is left of them."""
+    alpha = np.maximum(rows[..., channels : channels + 1].astype(np.float64), 1)
+    return np.minimum(np.rint(rows * (65535.0 / alpha)), 65535).astype(np.uint16)

@@ -1,0 +1,134 @@
+"""Rows of pixels on their way into libvips, which runs beside the caller.
+
+libvips reads pictures row by row from a pipe, but only in formats that it knows. PNG without compression is the one
+that says everything (8 and 16 bits, 1 to 4 channels) and costs no more than copying: stored blocks and checksums.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import struct
+import threading
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from intsr.runtime.networks import Array
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Colour types of PNG by the number of channels, transparency included.
+PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+# What lies between the caller and the encoder, so that neither waits for the other all the time.
+_CHUNK_BYTES, _CHUNKS = 4 << 20, 16
+_POLL_S = 0.1
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """Length, name, body and checksum."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+
+
+class RowFeed:
+    """Two threads: one that writes the rows into a pipe, one that encodes what comes out of it."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, encode: Callable[[int], None]) -> None:
+        """shape: (H, W, C), C channels. encode: given the descriptor of a PNG stream, reads it to its end."""
+        self._header = _header(shape, dtype)
+        self._encode = encode
+        self._chunks: queue.Queue[memoryview | None] = queue.Queue(_CHUNKS)
+        self._error: BaseException | None = None
+        self._failed, self._stopped = threading.Event(), threading.Event()
+        self._source, self._sink = os.pipe()
+        # Daemons: an interrupt in the wrong place must not leave a program that never ends.
+        self._threads = [
+            threading.Thread(target=target, daemon=True) for target in (self._write_pipe, self._read_pipe)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, rows: Array) -> None:
+        """rows: (h, W, C). Blocks while the encoder is behind. Raises what the encoder raised."""
+        row_bytes = rows[0].nbytes + 1
+        step = max(_CHUNK_BYTES // row_bytes, 1)
+        for top in range(0, len(rows), step):
+            part = rows[top : top + step]
+            # A byte in front of each row: it is as it is, PNG's filter 0. PNG is big-endian.
+            raw = np.zeros((len(part), row_bytes), np.uint8)
+            raw[:, 1:] = part.astype(part.dtype.newbyteorder(">"), copy=False).reshape(len(part), -1).view(np.uint8)
+            self._put(raw.data.cast("B"))
+
+    def _put(self, chunk: memoryview | None) -> None:
+        while True:
+            if self._failed.is_set():
+                self._raise()
+            try:
+                return self._chunks.put(chunk, timeout=_POLL_S)
+            except queue.Full:
+                continue
+
+    def finish(self) -> None:
+        """After the last row: wait for the encoder. Raises what it raised."""
+        self._put(None)
+        for thread in self._threads:
+            thread.join()
+        self._raise()
+
+    def stop(self) -> None:
+        """Give up: both threads end soon, and nothing is raised. After `finish` it does nothing."""
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _write_pipe(self) -> None:
+        deflate = zlib.compressobj(0)
+        try:
+            _write_all(self._sink, self._header)
+            while not self._stopped.is_set():
+                try:
+                    chunk = self._chunks.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+                data = deflate.flush() if chunk is None else deflate.compress(chunk)
+                if data:
+                    _write_all(self._sink, png_chunk(b"IDAT", data))
+                if chunk is None:
+                    _write_all(self._sink, png_chunk(b"IEND", b""))
+                    return
+        except Exception as error:
+            self._fail(error)
+        finally:
+            # Without the end of the stream the encoder fails, as it should.
+            os.close(self._sink)
+
+    def _read_pipe(self) -> None:
+        try:
+            self._encode(self._source)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            # libvips keeps a copy of the descriptor for as long as it likes: a writer would wait for ever.
+            while os.read(self._source, _CHUNK_BYTES):
+                pass
+            os.close(self._source)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._failed.set()
+
+
+def _header(shape: tuple[int, int, int], dtype: np.dtype) -> bytes:
+    height, width, channels = shape
+    body = struct.pack(">IIBBBBB", width, height, dtype.itemsize * 8, PNG_COLOUR_TYPES[channels], 0, 0, 0)
+    return PNG_SIGNATURE + png_chunk(b"IHDR", body)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,101 @@
+"""What can be written: the formats, and what each of them can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from intsr.errors import ImageError
+from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.networks import Array
+
+if TYPE_CHECKING:
+    from intsr.runtime.image_io import ImageInfo
+
+# What one segment of a JPEG can carry: its length has 16 bits and counts itself.
+JPEG_SEGMENT_BYTES = 65533
+JPEG_EXIF_HEADER, JPEG_XMP_HEADER = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFormat:
+    """pillow: its name there. alpha, depth_16: whether it holds them. max_side_px: what its header can say.
+    max_bytes: of the pixels. default_quality: None where it is lossless. held_bytes: for each output pixel, what the
+    writer takes of memory until the whole picture is there; 0 where it streams.
+    """
+
+    pillow: str
+    alpha: bool
+    depth_16: bool
+    max_side_px: int
+    default_quality: int | None = None
+    max_bytes: int | None = None
+    held_bytes: int = 0
+
+
+_JPEG = WriteFormat("JPEG", False, False, 65500, 95)
+_TIFF = WriteFormat("TIFF", True, True, 2**31 - 1)
+# PNG: libpng, which most programs read it with, refuses longer sides. AVIF, WebP: what their own readers take.
+WRITE_FORMATS = {
+    ".png": WriteFormat("PNG", True, True, 1_000_000),
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": WriteFormat("WEBP", True, False, 16383, 95, held_bytes=25),
+    ".avif": WriteFormat("AVIF", True, False, 16384, 90, held_bytes=60),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".bmp": WriteFormat("BMP", False, False, 2**31 - 1, max_bytes=2**32 - 2**16, held_bytes=8),
+}
+
+
+def format_from_path(path: Path) -> WriteFormat:
+    """By the suffix, in any case. Raises ImageError."""
+    found = WRITE_FORMATS.get(path.suffix.lower())
+    if found is None:
+        raise ImageError(path, f"suffix {path.suffix or '(none)'}", f"one of {', '.join(WRITE_FORMATS)}")
+    return found
+
+
+def check_format_fits(info: ImageInfo, width_px: int, height_px: int, output: Path) -> None:
+    """Before anything is decoded: can the format of `output` hold the picture, enlarged to these sides?
+
+    Transparency is not asked for here: only the decoded picture tells (`check_alpha_fits`). Raises ImageError.
+    """
+    check_pixels_fit(width_px, height_px, info.channels, info.bits, output)
+
+
+def check_pixels_fit(width_px: int, height_px: int, channels: int, bits: int, output: Path) -> None:
+    """channels: 1 or 3, and one more for transparency. bits: 8 or 16. Raises ImageError."""
+    target = format_from_path(output)
+    got, fix = f"the picture would be {width_px}x{height_px}", "write a .png"
+    if max(width_px, height_px) > target.max_side_px:
+        other = ".png" if max(width_px, height_px) <= WRITE_FORMATS[".png"].max_side_px else ".tif"
+        raise ImageError(output, got, f"sides up to {target.max_side_px} in {target.pillow}", f"write a {other}")
+    if bits == 16 and not target.depth_16:
+        kind = "grey" if channels < 3 else "colour"
+        raise ImageError(output, f"16-bit {kind}", f"8 bits in {target.pillow}", "write a .png or .tif")
+    if target.max_bytes is not None and width_px * height_px * channels > target.max_bytes:
+        raise ImageError(output, got, f"up to {target.max_bytes} bytes in {target.pillow}", fix)
+
+
+def check_alpha_fits(alpha: Array | None, output: Path) -> None:
+    """Raises ImageError where the picture is transparent and the format of `output` cannot say so."""
+    target = format_from_path(output)
+    if alpha is not None and not target.alpha:
+        raise ImageError(output, "the picture is transparent", f"an opaque one in {target.pillow}", "write a .png")
+
+
+def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
+    """What of the metadata the format of `output` cannot hold, for people."""
+    target = format_from_path(output)
+    if target.pillow == "BMP" and metadata != ImageMetadata():
+        return ("EXIF, XMP and ICC were dropped: BMP holds none of them",)
+    if target.pillow != "JPEG":
+        return ()
+    sizes = {"EXIF": len(JPEG_EXIF_HEADER + metadata.exif), "XMP": len(JPEG_XMP_HEADER + metadata.xmp)}
+    return tuple(
+        f"{name} was dropped: JPEG holds up to {JPEG_SEGMENT_BYTES} bytes of it"
+        for name, size_bytes in sizes.items()
+        if size_bytes > JPEG_SEGMENT_BYTES
+    )

@@ -1,0 +1,154 @@
+"""Three things at once: the next item is read, this one computed, the one before it finished.
+
+Reading and finishing (colours, encoding) have a thread each; computing stays in the caller's. What is handed from one
+to the other is bounded, so that a slow disk holds the computing up instead of filling the memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from threading import Condition
+from typing import Generic, TypeVar
+
+J = TypeVar("J")
+P = TypeVar("P")
+B = TypeVar("B")
+R = TypeVar("R")
+
+_HELD = 1
+
+
+class AbandonedError(Exception):
+    """In the finishing thread: no more will come, as computing has failed."""
+
+
+class Handoff(Generic[B]):
+    """Items from one thread to another, in order, `_HELD` at a time."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._items: deque[B] = deque()
+        self._ended = self._failed = self._left = False
+
+    def put(self, item: B) -> bool:
+        """Waits for room. False where the taker wants no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left or len(self._items) < _HELD)
+            if not self._left:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._left
+
+    def end(self, failed: bool = False) -> None:
+        """No more will come. failed: the taker must not take what it has for the whole."""
+        with self._changed:
+            self._ended, self._failed = True, failed
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """By the taker: it wants no more."""
+        with self._changed:
+            self._left = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[B]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._ended)
+                if self._failed:
+                    raise AbandonedError
+                if not self._items:
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+            # Held no longer than the taker needs it.
+            del item
+
+
+def overlapped(
+    jobs: Iterable[J],
+    prepare: Callable[[J], P],
+    compute: Callable[[P], Generator[B]],
+    finish: Callable[[P, Iterable[B]], R],
+    ahead: Callable[[J], bool] = lambda job: True,
+) -> Iterator[tuple[J, R | Exception]]:
+    """Each job, in order, with what `finish` returned or the exception that ended it.
+
+    jobs: taken one ahead, so that they may come from an iterator without end. prepare: in the reading thread; where
+    `ahead` is false for a job, only when its turn has come. compute: in the caller's. finish: in the finishing
+    thread, with what `compute` yields. Only exceptions that are not `Exception` (Ctrl-C) and those of `jobs` end the
+    whole; then every thread has ended when they come out.
+    """
+    with ThreadPoolExecutor(1, "intsr-read") as reader, ThreadPoolExecutor(1, "intsr-finish") as finisher:
+        waiting: deque[tuple[J, Future[R] | Exception]] = deque()
+        for job, coming in _prepared(jobs, prepare, ahead, reader):
+            try:
+                waiting.append((job, _one(coming.result(), compute, finish, finisher)))
+            except Exception as error:
+                waiting.append((job, error))
+            # What is being finished goes on beside the next; what was before it is done or waited for.
+            while len(waiting) > 1:
+                yield _outcome(*waiting.popleft())
+        while waiting:
+            yield _outcome(*waiting.popleft())
+
+
+def _prepared(
+    jobs: Iterable[J], prepare: Callable[[J], P], ahead: Callable[[J], bool], reader: ThreadPoolExecutor
+) -> Iterator[tuple[J, Future[P]]]:
+    """Each job with what is being made of it; the next is begun when the reader is through with this one."""
+    iterator = iter(jobs)
+    held: deque[tuple[J, Future[P] | None]] = deque()
+
+    def hold_one() -> None:
+        for job in islice(iterator, 1):
+            held.append((job, reader.submit(prepare, job) if ahead(job) else None))
+
+    hold_one()
+    while held:
+        job, future = held.popleft()
+        future = future or reader.submit(prepare, job)
+        hold_one()
+        yield job, future
+
+
+def _one(
+    prepared: P,
+    compute: Callable[[P], Generator[B]],
+    finish: Callable[[P, Iterable[B]], R],
+    finisher: ThreadPoolExecutor,
+) -> Future[R]:
+    handoff: Handoff[B] = Handoff()
+
+    def finish_or_leave() -> R:
+        try:
+            return finish(prepared, handoff)
+        finally:
+            handoff.leave()
+
+    future = finisher.submit(finish_or_leave)
+    try:
+        with closing(compute(prepared)) as items:
+            for item in items:
+                if not handoff.put(item):
+                    break
+    except BaseException:
+        handoff.end(failed=True)
+        raise
+    handoff.end()
+    return future
+
+
+def _outcome(job: J, result: Future[R] | Exception) -> tuple[J, R | Exception]:
+    if isinstance(result, Exception):
+        return job, result
+    try:
+        return job, result.result()
+    except Exception as error:
+        return job, error

@@ -1,0 +1,130 @@
+"""Small engines, pictures and calibrations for reports, and what a page is read with."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from intsr.bundle import write_bundle
+
+HOSTILE = '"><script>alert(1)<script> & \'x\'.png'
+HOSTILE_ENGINE = "<b onclick=alert(2)>$x$"
+VOID = {"meta", "link", "img", "input", "br", "wbr", "hr", "path", "rect", "line", "use"}
+
+
+def _engines_of_runtime() -> ModuleType:
+    # pytest imports tests by path (--import-mode=importlib): other tests' helpers have no importable name.
+    path = Path(__file__).parents[1] / "runtime" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("report_engines", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_engine(path: Path, gain: float = 1.0, bias: float = 0.0, **changes: object) -> Path:
+    """Enlarges twice, tiles of 16 px; its networks are the identity, but for a gain and a bias at the end."""
+    runtime = _engines_of_runtime()
+    folder = Path(tempfile.mkdtemp(dir=path.parent))
+    members = {}
+    for name in runtime.SHAPES:
+        onnx_path, member_path = folder / f"{name}.onnx", folder / f"{name}.member"
+        runtime.write_graph(onnx_path, name, gain, bias)
+        runtime.write_member("onnxruntime", onnx_path, member_path)
+        members[member_path.name] = member_path
+    write_bundle(path, runtime.manifest_for("onnxruntime", **changes), members)
+    return path
+
+
+def plan(int8_mac_share: float, *float_layers: str) -> dict[str, Any]:
+    """What a builder tells of a network."""
+    layers = [{"name": name, "precision": "bf16", "macs": 1000} for name in float_layers]
+    numbers = {"kernels": 3, "fp32_gemms": 0, "activation_bytes": 5000, "weight_bytes": 400, "macs": 100000}
+    return {**numbers, "kernels_by_kind": {"Conv": 3}, "int8_mac_share": int8_mac_share, "float_layers": layers}
+
+
+def write_pictures(lr: Path, hr: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    """Parts of a photograph: (width, height) by name, and originals twice as large."""
+    from skimage.data import astronaut
+
+    for folder in (lr, hr):
+        folder.mkdir()
+    for index, (name, (width, height)) in enumerate(sizes.items()):
+        top = 40 + 60 * index
+        original = Image.fromarray(np.ascontiguousarray(astronaut()[top : top + 2 * height, 180 : 180 + 2 * width]))
+        original.save(hr / name)
+        original.resize((width, height), Image.Resampling.BICUBIC).save(lr / name)
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    children: list[Any] = field(default_factory=list)
+
+    def find_all(self, tag: str, **attributes: str) -> list[Element]:
+        found = []
+        for child in self.children:
+            if isinstance(child, Element):
+                if child.tag == tag and all(child.attributes.get(k.strip("_")) == v for k, v in attributes.items()):
+                    found.append(child)
+                found += child.find_all(tag, **attributes)
+        return found
+
+    def everything(self) -> list[Element]:
+        inner = [child for child in self.children if isinstance(child, Element)]
+        return [*inner, *(element for child in inner for element in child.everything())]
+
+    @property
+    def text(self) -> str:
+        parts = [child if isinstance(child, str) else child.text for child in self.children]
+        return " ".join("".join(parts).split())
+
+
+class Page(HTMLParser):
+    """The tree of a well-formed page. Raises AssertionError where tags do not close as they opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.root = Element("", {})
+        self._open = [self.root]
+        self.feed(text)
+        self.close()
+        assert self._open == [self.root], [element.tag for element in self._open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {key: value or "" for key, value in attrs})
+        self._open[-1].children.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._open[-1].children.append(Element(tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self._open[-1].tag == tag, (self._open[-1].tag, tag)
+            self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self._open[-1].children.append(data)
+
+    def rows(self, caption: str) -> list[list[Element]]:
+        """Cells of the body of the table with that caption."""
+        tables = [t for t in self.root.find_all("table") if any(c.text == caption for c in t.find_all("caption"))]
+        assert len(tables) == 1, caption
+        return [row.find_all("td") for row in tables[0].find_all("tbody")[0].find_all("tr")]
+
+
+def value_of(cell: Element) -> float | None:
+    """The exact number of a cell."""
+    text = cell.attributes["data-value"]
+    return float(text) if text else None

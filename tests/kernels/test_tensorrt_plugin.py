@@ -1,0 +1,217 @@
+"""The plugins in NVIDIA's own Python layer and in front of its own ONNX parser; no GPU is needed.
+
+`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`. The library behind it is TensorRT-RTX, which has no plugins
+that are compiled ahead of time: what TensorRT itself would ask of one while it builds is asked by a stand-in here.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from intsr.errors import BuildError
+from intsr.kernels import build, tensorrt_plugin
+from intsr.kernels.plan_plugin import NAMESPACE, OPERATORS, VECTORS, PluginNorm, plugin_launch
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="PyPI has TensorRT-RTX for Linux on x86_64 only"
+)
+SHAPE, NORM = (1, 32, 8, 8), PluginNorm(4, 1e-5, True, -13, 50)
+LOAD = """
+import importlib, json, os, sys
+import numpy as np
+from intsr.engines import rtx_bindings
+from intsr.engines.tensorrt_build import make_logger
+from intsr.kernels import tensorrt_plugin
+trt, _ = rtx_bindings.load()
+# tensorrt.plugin imports its own library by this name.
+sys.modules["tensorrt"] = trt
+"""
+# What TensorRT's builder does with a plugin, call by call; symbolic sizes are plain numbers.
+BUILDER = """
+import tensorrt_bindings.plugin as trtp
+operator, architecture = sys.argv[1], int(sys.argv[2])
+tensorrt_plugin.ptx_from_source = lambda source, architecture: b"head" + b"".join(
+    b"\\n.visible .entry " + name.encode() + b"(" + str(architecture).encode() for name in sys.argv[3].split(",")
+)
+for _ in range(2):  # a process may build several graphs
+    tensorrt_plugin.register_plugins(trt, architecture)
+
+class Number(int):
+    is_constant = lambda self: True
+    get_constant_value = lambda self: int(self)
+
+class Numbers:
+    constant = staticmethod(Number)
+    operation = staticmethod(lambda op, a, b: Number(a + b))
+
+trt.IDimensionExpr, trt.DimsExprs = Number, lambda count: [None] * count
+trtp._tensor.SymInt32.__call__ = lambda self: self._expr
+field, kinds = trt.PluginField, trt.PluginFieldType
+integers = {"groups": 4, "activation": 1, "lowest": -13, "highest": 50}
+# As the ONNX parser gives them.
+fields = {name: field(name, np.array([value], np.int32), kinds.INT32) for name, value in integers.items()}
+fields["epsilon"] = field("epsilon", np.array([1e-5], np.float32), kinds.FLOAT32)
+creator = trt.get_plugin_registry().get_creator(operator, "1", "intsr")
+names = [f.name for f in creator.field_names]
+plugin = creator.create_plugin(
+    operator, "intsr", trt.PluginFieldCollection([fields[n] for n in names]), trt.TensorRTPhase.BUILD,
+    trt.QuickPluginCreationRequest.STRICT_AOT,
+)
+half, single = trt.float16, trt.float32
+(kind,) = plugin.get_output_data_types([half] + [single] * 4, [4, 1, 1, 1, 1])
+shapes = [(1, 32, 8, 8)] + [(32,)] * 4
+(out,) = plugin.get_output_shapes([[Number(side) for side in shape] for shape in shapes], [], Numbers())
+
+def tensor(shape, kind, layout):
+    outer, inner = trt.DynamicPluginTensorDesc(), trt.PluginTensorDesc()
+    inner.dims, inner.type, inner.format = shape, kind, layout
+    outer.desc = inner
+    return outer
+
+formats = trt.TensorFormat
+def tensors(first, last):
+    middle = [tensor(shape, single, formats.LINEAR) for shape in shapes[1:]]
+    return [tensor(shapes[0], half, first), *middle, tensor(shapes[0], kind, last)]
+
+found = plugin.get_supported_format_combinations(tensors(formats.LINEAR, formats.LINEAR), 5)
+result = {"names": names, "kind": kind.name, "shape": [int(side) for side in out], "launches": []}
+for start in range(0, len(found), 6):
+    one = found[start : start + 6]
+    assert [f.type.name for f in one[:5]] == ["HALF"] + ["FLOAT"] * 4 and one[5].type == kind
+    assert {f.format for f in one[1:5]} == {formats.LINEAR}
+    io = tensors(one[0].format, one[5].format)
+    plugin.configure_plugin(io[:5], io[5:])
+    for tactic in plugin.get_valid_tactics():
+        plugin.set_tactic(tactic)
+        launch, numbers = type("Launch", (), {})(), type("Setter", (dict,), {})()
+        plugin.get_launch_params([], io, 5, launch, numbers, Numbers())
+        name, ptx = plugin.get_kernel([t.desc for t in io[:5]], [io[5].desc])
+        sizes = [launch.grid_x, launch.grid_y, launch.grid_z, launch.block_x, launch.block_y, launch.block_z]
+        result["launches"].append({
+            "formats": [one[0].format.name, one[5].format.name], "tactic": tactic, "kernel": name,
+            "ptx": ptx.decode(), "sizes": [int(s) for s in sizes], "shared": int(launch.shared_mem),
+            "numbers": [int(numbers[i]) for i in range(numbers.nbSymExprs)],
+        })
+print(json.dumps(result))
+"""
+# What the parser hands to a creator of the kind that TensorRT-RTX takes.
+FIELDS = """
+class Creator(trt.IPluginCreatorV3One):
+    def __init__(self, name):
+        trt.IPluginCreatorV3One.__init__(self)
+        self.name, self.plugin_namespace, self.plugin_version = name, "intsr", "1"
+        kinds = trt.PluginFieldType
+        known = {"groups": kinds.INT64, "epsilon": kinds.FLOAT64, "activation": kinds.INT64, "lowest": kinds.INT64,
+                 "highest": kinds.INT64}
+        self.field_names = trt.PluginFieldCollection(
+            [trt.PluginField(name, np.array([]), kind) for name, kind in known.items()]
+        )
+
+    def create_plugin(self, name, fields, phase):
+        found = {f.name: f.data.tolist() for f in fields}
+        print(json.dumps({"name": name, "fields": found}), flush=True)
+        os._exit(0)  # the two libraries' ABIs differ in what comes next
+
+creators = [Creator(name) for name in tensorrt_plugin.OPERATORS]
+for creator in creators:
+    trt.get_plugin_registry().register_creator(creator, "intsr")
+logger, log = make_logger(trt)
+network = trt.Builder(logger).create_network(0)
+trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
+"""
+REFUSED = """
+tensorrt_plugin.register_plugins(trt, 80)
+logger, log = make_logger(trt)
+network = trt.Builder(logger).create_network(0)
+parser = trt.OnnxParser(network, logger)
+parsed = parser.parse_from_file(sys.argv[1])
+print(json.dumps({"parsed": parsed, "errors": [parser.get_error(i).desc() for i in range(parser.num_errors)]}))
+"""
+
+
+def child(code, *arguments):
+    """In a process of its own, as `rtx_bindings` asks."""
+    run = subprocess.run([sys.executable, "-c", LOAD + code, *arguments], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def onnx_path(tmp_path_factory):
+    """x -> our node -> DequantizeLinear -> y."""
+    names = [f"{name}" for name in VECTORS]
+    tensors = [numpy_helper.from_array(np.ones(SHAPE[1], np.float32), name) for name in names]
+    tensors += [numpy_helper.from_array(np.float16(0.1), "scale"), numpy_helper.from_array(np.int8(0), "zero")]
+    attributes = {"groups": 4, "epsilon": 1e-5, "activation": 1, "lowest": -13, "highest": 50}
+    rules = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
+    operator = next(iter(OPERATORS))
+    nodes = [
+        helper.make_node(operator, ["x", *names], ["q"], name="node", domain=NAMESPACE, **attributes, **rules),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"], name="dequantize"),
+    ]
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, SHAPE) for name in "xy"]
+    graph = helper.make_graph(nodes, "graph", infos[:1], infos[1:], tensors)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid(NAMESPACE, 1)]
+    path = tmp_path_factory.mktemp("plugin") / "node.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architecture):
+    output = OPERATORS[operator]
+    kernels = ",".join(f"plugin_{a}_{output}{b}" for a in ("linear", "last") for b in ("", "_cluster"))
+    got = child(BUILDER, operator, str(architecture), kernels)
+    assert got["names"] == ["groups", "epsilon", "activation", "lowest", "highest"]
+    assert got["kind"] == ("INT8" if output == "codes" else "HALF") and tuple(got["shape"]) == SHAPE
+    last = ["HWC8", "HWC16" if output == "codes" else "HWC8"]
+    tactics = [1, 2] if architecture == 90 else [1]
+    ways = [(formats, tactic) for formats in (["LINEAR", "LINEAR"], last) for tactic in tactics]
+    assert sorted(([g["formats"], g["tactic"]] for g in got["launches"]), key=str) == sorted(map(list, ways), key=str)
+    for one in got["launches"]:
+        layout = "linear" if one["formats"][0] == "LINEAR" else "last"
+        launch = plugin_launch(SHAPE, NORM, layout, output, one["tactic"] == 2)
+        assert (
+            one["kernel"] == launch.kernel and one["ptx"] == f"head\n.visible .entry {launch.kernel}({architecture}"
+        )
+        assert one["sizes"] == [*launch.grid, launch.block, 1, 1] and one["shared"] == launch.shared_bytes
+        assert tuple(one["numbers"]) == launch.numbers
+
+
+def test_the_real_parser_finds_the_node_and_hands_over_its_numbers(onnx_path):
+    got = child(FIELDS, str(onnx_path))
+    fields = {"groups": [4], "epsilon": [pytest.approx(1e-5)], "activation": [1], "lowest": [-13], "highest": [50]}
+    assert got == {"name": "node", "fields": fields}
+
+
+def test_tensorrt_rtx_takes_no_ahead_of_time_plugins(onnx_path):
+    """Why --plugins is for `tensorrt` alone. A later version that takes them fails this test: it could have them."""
+    got = child(REFUSED, str(onnx_path))
+    assert got["parsed"] is False and "registered with an IPluginCreatorV3One creator only" in got["errors"][0]
+
+
+def test_a_tensorrt_without_such_plugins_is_named():
+    with pytest.raises(BuildError, match=r"TensorRT: version 10\.6; expected 10\.9 or newer"):
+        tensorrt_plugin.register_plugins(type("Old", (), {"__version__": "10.6"}), 80)
+
+
+def test_without_nvcc_the_build_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.util, "find_spec", lambda name: None)
+    for name in ("NVCC", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BuildError, match="no nvcc; expected nvcc on PATH"):
+        build.ptx_from_source("group_norm_plugin", 80)
+
+
+def test_shapes_that_only_a_running_engine_knows_are_refused():
+    formats = type("trt", (), {"TensorFormat": type("F", (), {"LINEAR": 0})})
+    with pytest.raises(BuildError, match="static shapes"):
+        tensorrt_plugin.layer_launch(formats, (-1, 32, 8, 8), 0, NORM, "codes", 1)

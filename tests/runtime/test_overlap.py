@@ -1,0 +1,177 @@
+"""Reading, computing and finishing beside one another: order, isolation, bounds, and an end that leaves no thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from itertools import count
+
+import pytest
+
+from intsr.runtime.overlap import AbandonedError, Handoff, overlapped
+
+
+def _count(prepared: int) -> Generator[int]:
+    yield from range(prepared)
+
+
+def _total(prepared: int, items: Iterable[int]) -> int:
+    return sum(items)
+
+
+def test_results_come_in_order() -> None:
+    made = list(overlapped([3, 0, 5, 1], lambda job: job, _count, _total))
+    assert made == [(3, 3), (0, 0), (5, 10), (1, 0)]
+
+
+def test_nothing_to_do() -> None:
+    assert list(overlapped([], lambda job: job, _count, _total)) == []
+
+
+@pytest.mark.parametrize("stage", ["prepare", "compute", "finish"])
+def test_an_error_is_its_own_jobs_result(stage: str) -> None:
+    def prepare(job: int) -> int:
+        if stage == "prepare" and job == 2:
+            raise ValueError("read")
+        return job
+
+    def compute(job: int) -> Generator[int]:
+        yield 10
+        if stage == "compute" and job == 2:
+            raise ValueError("compute")
+        yield 20
+
+    def finish(job: int, items: Iterable[int]) -> int:
+        first = next(iter(items))
+        if stage == "finish" and job == 2:
+            raise ValueError("finish")
+        return first + sum(items)
+
+    results = dict(overlapped([1, 2, 3], prepare, compute, finish))
+    assert (results[1], results[3]) == (30, 30)
+    assert isinstance(results[2], ValueError) and str(results[2]) in ("read", "compute", "finish")
+
+
+def test_what_finishes_never_takes_a_part_for_the_whole() -> None:
+    seen: list[BaseException] = []
+
+    def compute(job: int) -> Generator[int]:
+        yield 1
+        raise ValueError
+
+    def finish(job: int, items: Iterable[int]) -> int:
+        try:
+            return sum(items)
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    ((_, result),) = overlapped([1], lambda job: job, compute, finish)
+    assert isinstance(result, ValueError)
+    assert [type(error) for error in seen] == [AbandonedError]
+
+
+def test_the_three_run_beside_one_another() -> None:
+    """Each waits for another job's other stage: one after the other, nothing would ever go on."""
+    read_second, computed_second = threading.Event(), threading.Event()
+
+    def prepare(job: int) -> int:
+        if job == 1:
+            read_second.set()
+        return job
+
+    def compute(job: int) -> Generator[int]:
+        if job == 0:
+            assert read_second.wait(10), "the second is read while the first is computed"
+        yield job
+        if job == 1:
+            computed_second.set()
+
+    def finish(job: int, items: Iterable[int]) -> int:
+        total = sum(items)
+        if job == 0:
+            assert computed_second.wait(10), "the second is computed while the first is finished"
+        return total
+
+    assert list(overlapped([0, 1], prepare, compute, finish)) == [(0, 0), (1, 1)]
+
+
+def test_large_jobs_are_not_read_ahead() -> None:
+    reads: list[int] = []
+
+    def prepare(job: int) -> int:
+        reads.append(job)
+        return job
+
+    def compute(job: int) -> Generator[int]:
+        time.sleep(0.02)
+        assert reads[-1] == job
+        yield job
+
+    results = list(overlapped([0, 1, 2], prepare, compute, _total, ahead=lambda job: False))
+    assert results == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_a_slow_taker_holds_the_giver_up() -> None:
+    under_way, most = 0, 0
+    lock = threading.Lock()
+
+    def compute(job: int) -> Generator[int]:
+        nonlocal under_way, most
+        for _ in range(20):
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            yield 1
+
+    def finish(job: int, items: Iterable[int]) -> int:
+        nonlocal under_way
+        total = 0
+        for item in items:
+            time.sleep(0.002)
+            total += item
+            with lock:
+                under_way -= 1
+        return total
+
+    assert list(overlapped([1], lambda job: job, compute, finish)) == [(1, 20)]
+    assert most <= 3, "one being made, one waiting, one being taken"
+
+
+def test_a_taker_that_leaves_lets_the_giver_go() -> None:
+    handoff: Handoff[int] = Handoff()
+    assert handoff.put(1)
+    handoff.leave()
+    assert not handoff.put(2)
+
+
+def test_ctrl_c_ends_every_thread() -> None:
+    before = threading.active_count()
+    closed: list[int] = []
+
+    def compute(job: int) -> Generator[int]:
+        try:
+            yield 1
+            raise KeyboardInterrupt
+        finally:
+            closed.append(job)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(overlapped([1, 2, 3], lambda job: job, compute, _total))
+    assert closed == [1]
+    assert threading.active_count() == before
+
+
+def test_jobs_may_have_no_end_and_are_taken_one_ahead() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        for job in count():
+            taken.append(job)
+            yield job
+
+    made = overlapped(endless(), lambda job: job, _count, _total)
+    assert [next(made) for _ in range(3)] == [(0, 0), (1, 0), (2, 1)]
+    assert taken == [0, 1, 2, 3, 4]
+    made.close()  # type: ignore[attr-defined]

@@ -1,0 +1,119 @@
+"""The tile that fits, and what happens when the prediction was wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.runtime.batch import Job
+from intsr.runtime.upscale_batch import Batch
+from intsr.runtime.upscale_file import FileOptions
+from intsr.runtime.upscaler import Upscaler
+from intsr.types import TensorInfo
+
+MIB = 1 << 20
+
+
+class Network:
+    def __init__(self, tile_px: int, breaks: bool) -> None:
+        self.input = self.output = TensorInfo("x", (1, 3, tile_px * 2, tile_px * 2), "float32")
+        self.activation_bytes = tile_px * tile_px * 40_000
+        self.breaks = breaks
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        if self.breaks:
+            raise MemoryError
+        return x
+
+    def close(self) -> None:
+        pass
+
+
+class FakeEngine(Upscaler):
+    """Holds tiles of 64, 32 and 16 pixels. breaks: those whose networks run out of memory."""
+
+    opened: ClassVar[list[int]] = []
+
+    def __init__(self, tile_px: int = 64, breaks: tuple[int, ...] = ()) -> None:
+        FakeEngine.opened.append(tile_px)
+        self.breaks = breaks
+        networks = [Network(tile_px, tile_px in breaks) for _ in range(3)]
+        super().__init__(tuple(networks), tile_px, 8, 2, "bicubic", "none")  # type: ignore[arg-type]
+        # What the test process itself holds is not what is tested.
+        self._opened_bytes = 100 * MIB
+
+    @property
+    def tile_sizes(self) -> tuple[int, ...]:
+        return (64, 32, 16)
+
+    def reopen(self, tile_px: int) -> FakeEngine:
+        return FakeEngine(tile_px, self.breaks)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, photo: np.ndarray) -> list[Job]:
+    FakeEngine.opened.clear()
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path in paths:
+        Image.fromarray(photo).save(path)
+    return [Job(path, tmp_path / "out" / path.name) for path in paths]
+
+
+def _reports(engine: Any, jobs: list[Job], memory_bytes: int, auto: bool = True) -> list[Any]:
+    batch = Batch(engine, FileOptions(memory_bytes=memory_bytes), auto)
+    return list(batch.reports(jobs))
+
+
+def test_enough_memory_takes_the_engines_tile(jobs: list[Job]) -> None:
+    reports = _reports(FakeEngine(), jobs, 4096 * MIB)
+    assert [report.tile_px for report in reports] == [64, 64, 64]
+    assert FakeEngine.opened == [64] and not any(report.notes for report in reports)
+
+
+def test_less_memory_takes_a_smaller_one_and_says_so(jobs: list[Job]) -> None:
+    # 64 pixels: 100 MiB open, 469 MiB at work; 32 pixels: 117 MiB of it.
+    reports = _reports(FakeEngine(), jobs, 300 * MIB)
+    assert [report.tile_px for report in reports] == [32, 32, 32]
+    assert FakeEngine.opened == [64, 32]
+    for report in reports:
+        assert report.notes == ("tiles of 32 pixels instead of 64: that is what fits into memory",)
+        assert Path(report.output).exists()
+
+
+def test_too_little_for_any_is_an_error(jobs: list[Job]) -> None:
+    reports = _reports(FakeEngine(), jobs, 110 * MIB)
+    assert [report.status for report in reports] == ["failed"] * 3
+    assert all(report.out_of_memory and "need about" in report.error for report in reports)
+
+
+def test_a_tile_that_was_asked_for_is_never_changed(jobs: list[Job]) -> None:
+    reports = _reports(FakeEngine(), jobs, 300 * MIB, auto=False)
+    assert [report.status for report in reports] == ["failed"] * 3
+    assert FakeEngine.opened == [64]
+    assert "give --tile 32" in reports[0].error
+
+
+def test_running_out_where_it_should_have_fitted(jobs: list[Job]) -> None:
+    reports = _reports(FakeEngine(breaks=(64, 32)), jobs[:1], 4096 * MIB)
+    assert [(report.status, report.tile_px) for report in reports] == [("ok", 16)]
+    assert FakeEngine.opened == [64, 32, 16]
+    (explicit,) = _reports(FakeEngine(breaks=(64,)), jobs[1:2], 4096 * MIB, auto=False)
+    assert explicit.out_of_memory and "out of memory" in explicit.error
+
+
+def test_each_picture_gets_its_own(jobs: list[Job], photo: np.ndarray) -> None:
+    """A choice that does not depend on the pictures before it, so that a resumed batch gives the same files."""
+    Image.fromarray(np.tile(photo, (8, 14, 1))).save(jobs[1].source)
+    # 569 MiB for the engine; a small picture takes 2 MiB more, the large one more than 20.
+    reports = _reports(FakeEngine(), jobs, 580 * MIB)
+    assert [report.tile_px for report in reports] == [64, 32, 64]
+
+
+def test_unreadable_pictures_stay_with_the_others(jobs: list[Job]) -> None:
+    jobs[1].source.write_bytes(b"no picture")
+    reports = _reports(FakeEngine(), jobs, 4096 * MIB)
+    assert [report.status for report in reports] == ["ok", "failed", "ok"]
