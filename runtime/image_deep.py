@@ -28,7 +28,7 @@ from intsr.runtime.image_tiff import (
     values,
 )
 from intsr.runtime.networks import Array
-from intsr.runtime.vips import vips
+from intsr.runtime.vips import problem_from_vips, vips
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Photometric interpretations: black is 0; red, green and blue.
@@ -92,25 +92,34 @@ def read_deep(
 
     size: (width, height). Raises OSError.
     """
+    shape = (size[1], size[0])
+    pixels = np.empty(shape if channels == 1 else (*shape, channels), np.uint16)
+    alpha = np.empty(shape, np.uint16) if has_alpha else None
+    if problem := _problem_of_filling(pixels, alpha, path, premultiplied):
+        raise OSError(problem)
+    return pixels, None if alpha is None or is_opaque(alpha) else alpha
+
+
+def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path, premultiplied: bool) -> str:
+    """What is wrong with the file, or nothing. As text: an exception would keep this frame, and the file open."""
     library = vips()
+    channels, (height, width) = 1 if pixels.ndim == 2 else pixels.shape[2], pixels.shape[:2]
     try:
         image = library.Image.new_from_file(str(path), access="sequential", fail_on="error")
-        found = (image.width, image.height, image.format)
-        if found != (*size, "ushort") or image.bands < channels + has_alpha:
-            raise OSError(f"{image.bands} channels of {found}, expected {(*size, 'ushort')}")
-        region, shape = library.Region.new(image), (size[1], size[0])
-        pixels = np.empty(shape if channels == 1 else (*shape, channels), np.uint16)
-        alpha = np.empty(shape, np.uint16) if has_alpha else None
-        for top in range(0, size[1], _ROWS):
-            height = min(_ROWS, size[1] - top)
-            rows = np.frombuffer(region.fetch(0, top, size[0], height), np.uint16).reshape(height, size[0], -1)
+        found, expected = (image.width, image.height, image.format), (width, height, "ushort")
+        if found != expected or image.bands < channels + (alpha is not None):
+            return f"{image.bands} channels of {found}, expected {expected}"
+        region = library.Region.new(image)
+        for top in range(0, height, _ROWS):
+            count = min(_ROWS, height - top)
+            rows = np.frombuffer(region.fetch(0, top, width, count), np.uint16).reshape(count, width, -1)
             if alpha is not None:
-                alpha[top : top + height] = rows[..., channels]
+                alpha[top : top + count] = rows[..., channels]
                 rows = _divided(rows, channels) if premultiplied else rows
-            pixels[top : top + height] = rows[..., 0] if channels == 1 else rows[..., :channels]
+            pixels[top : top + count] = rows[..., 0] if channels == 1 else rows[..., :channels]
     except library.Error as error:
-        raise OSError(" ".join(str(error).split())) from None
-    return pixels, None if alpha is None or is_opaque(alpha) else alpha
+        return problem_from_vips(error)
+    return ""
 
 
 def _divided(rows: Array, channels: int) -> Array:

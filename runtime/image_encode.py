@@ -17,7 +17,7 @@ from intsr.runtime.image_formats import WriteFormat
 from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_tiff import append_directory, check_tiff
 from intsr.runtime.networks import Array
-from intsr.runtime.vips import vips
+from intsr.runtime.vips import problem_from_vips, vips
 
 # All filters tried on every row; level 6 of libvips' zlib is as small as level 4 of the common one, and faster.
 _PNG = {"compression": 6, "filter": "all", "keep": "none"}
@@ -31,6 +31,14 @@ _ENDINGS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
 def encode_stream(source: int, path: Path, target: WriteFormat, metadata: ImageMetadata, quality: int | None) -> None:
     """source: descriptor of a PNG stream. Raises OSError, ValueError, struct.error."""
+    if problem := _problem_of_encoding(source, path, target, metadata, quality):
+        raise OSError(problem)
+
+
+def _problem_of_encoding(
+    source: int, path: Path, target: WriteFormat, metadata: ImageMetadata, quality: int | None
+) -> str:
+    """What libvips said, or nothing. As text: an exception would keep this frame, and with it the files open."""
     library = vips()
     try:
         pipe = library.Source.new_from_descriptor(source)
@@ -45,7 +53,8 @@ def encode_stream(source: int, path: Path, target: WriteFormat, metadata: ImageM
             settings = {**_JPEG, "Q": quality}
             _encode_behind(path, image, "jpegsave", settings, lambda sample: jpeg_beginning(sample, metadata))
     except library.Error as error:
-        raise OSError(" ".join(str(error).split())) from None
+        return problem_from_vips(error)
+    return ""
 
 
 def _encode_behind(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from intsr.bundle import write_bundle
 
-HOSTILE = '"><script>alert(1)<script> & \'x\'.png'
+HOSTILE = "\"><script>alert(1)<script> & 'x'.png"
 HOSTILE_ENGINE = "<b onclick=alert(2)>$x$"
 VOID = {"meta", "link", "img", "input", "br", "wbr", "hr", "path", "rect", "line", "use"}
 

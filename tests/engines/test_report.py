@@ -132,7 +132,7 @@ def test_scores_are_those_of_json(made: Made) -> None:
     assert len(rows) == len(made.facts["pictures"]["scores"]) == 6
     for row, score in zip(rows, made.facts["pictures"]["scores"], strict=True):
         assert [pages.value_of(cell) for cell in row[3:]] == [score[key] for key in keys]
-        assert score["picture"] in row[0].text.replace("  ", " ") or score["picture"].split()[0] in row[0].text
+        assert row[0].text.startswith(score["picture"])
     shown = made.page.root.find_all("span", class_="value")
     numbers = made.facts["head"]["key_numbers"]
     assert [(s.attributes["data-key"], pages.value_of(s), s.text) for s in shown] == [
@@ -158,7 +158,7 @@ def test_scores_are_right(made: Made) -> None:
     assert score["psnr_to_reference_db"] == pytest.approx(psnr_db(got, expected))
     assert score["max_error_levels"] == np.abs(got - expected).max()
     tiles = plan_tiles(37, 40, 16, 4)
-    assert score["tiles"] == len(tiles.tiles) == 12
+    assert score["tiles"] == len(tiles.tiles) == 9
     assert score["seam_score"] == pytest.approx(seam_score(pictures[pages.HOSTILE_ENGINE], tiles, 2))
     one = [s for s in made.facts["pictures"]["scores"] if s["picture"] == "one.png"]
     assert {s["seam_score"] for s in one} == {None} and all(s["calibrated_on"] for s in one)
@@ -177,7 +177,6 @@ def test_layers_are_those_of_json(made: Made) -> None:
     worst = made.facts["calibration"]["worst_layers"]
     by_sqnr = sorted(layers, key=lambda layer: layer["output_sqnr_db"])
     assert worst == [layer["site"] for layer in by_sqnr[:20]]
-    assert made.page.root.find_all("span", data_key="worst_sqnr_db") == [] or worst
 
 
 def test_every_layer_that_is_not_integer_has_a_reason(made: Made) -> None:
@@ -266,7 +265,7 @@ def test_a_bad_picture_is_left_out_and_said(sources: Path, tmp_path: Path) -> No
     assert [item["name"] for item in facts["pictures"]["skipped"]] == ["bad<i>.png"]
     assert {score["picture"] for score in facts["pictures"]["scores"]} == {"good.png"}
     page = pages.Page((tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert "not a picture" in page.root.find_all("div", class_="notice")[0].text and not page.root.find_all("i", _id="x")
+    assert "not a picture" in page.root.find_all("div", class_="notice")[0].text
 
 
 ERRORS = [
@@ -278,7 +277,7 @@ ERRORS = [
     (["--bench", "lr/one.png"], "cannot be read"),
     (["--bench", "empty.json"], "no list of measured engines"),
     (["--bench", "wrong.json"], "no list of measured engines"),
-    (["fp.engine", "--hr", "hr"], "no pictures to compare with"),
+    (["fp.engine", "--hr", "hr"], "no pictures to compare the originals with"),
     (["--images", "lr"], "nothing to report on"),
     (["fp.engine", "--model", "demo"], "no calibration is given"),
     (["calibration", "--model", "demo"], "layers are measured on pictures"),

@@ -96,7 +96,7 @@ def test_layers_come_in_the_order_they_run(
     Image.fromarray(RNG.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "a.png")
     statistics = observe_layers(tiny_model, tiny_calibration, [tmp_path / "a.png"], 1)
     run = sorted(statistics, key=lambda site: statistics[site].order)
-    assert graph_order(reversed(run)) == run
+    assert graph_order(site for site in tiny_calibration.sites if site in statistics) == run
     assert len(run) > 30 and all(value.input_sqnr_db > 20 for value in statistics.values())
     assert not any(module._forward_pre_hooks for module in tiny_model.unet.modules())
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from intsr.errors import BundleError, EngineMismatchError
+from intsr.runtime import openvino_member
 from intsr.runtime.engine import open_engine
 from intsr.runtime.openvino_backend import resolve_precision
-from intsr.runtime import openvino_member
 from intsr.runtime.openvino_member import MAGIC, append_weights, pack_member, pack_xml, split_member, unpack_xml
 
 
@@ -99,7 +99,7 @@ def test_xml_round_trip() -> None:
 
 def test_other_bytes_are_no_xml(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack_xml(b"<layer/>" * 999)
-    for data in (b"", b"<net/>", packed[:-1], packed[:20], packed + b"x", packed[:-1] + b"\0"):
+    for data in (b"", b"<net/>", packed[:-1], packed[:20], packed + b"x", packed[:-1] + b"\1"):
         with pytest.raises(BundleError, match="member"):
             unpack_xml(memoryview(data), "member")
     # What would unpack into more than there may be is not unpacked.

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from intsr.runtime.batch import Job
+from intsr.runtime.image_io import ImageInfo
+from intsr.runtime.memory_budget import picture_bytes
 from intsr.runtime.upscale_batch import Batch
 from intsr.runtime.upscale_file import FileOptions
 from intsr.runtime.upscaler import Upscaler
@@ -108,8 +110,12 @@ def test_running_out_where_it_should_have_fitted(jobs: list[Job]) -> None:
 def test_each_picture_gets_its_own(jobs: list[Job], photo: np.ndarray) -> None:
     """A choice that does not depend on the pictures before it, so that a resumed batch gives the same files."""
     Image.fromarray(np.tile(photo, (8, 14, 1))).save(jobs[1].source)
-    # 569 MiB for the engine; a small picture takes 2 MiB more, the large one more than 20.
-    reports = _reports(FakeEngine(), jobs, 580 * MIB)
+    engine = FakeEngine()
+    height, width = photo.shape[:2]
+    info = ImageInfo(width, height, "RGB", False, bits=8, channels=3)
+    small = picture_bytes(engine, info, (2 * width, 2 * height), jobs[0].output)
+    FakeEngine.opened.clear()
+    reports = _reports(engine, jobs, engine.resident_bytes_at(64) + small + MIB)
     assert [report.tile_px for report in reports] == [64, 32, 64]
 
 

@@ -57,7 +57,7 @@ def originals() -> list[bytes]:
     exif.get_ifd(0x8825)[1] = "N"
     tags = {"exif": exif.tobytes(), "icc_profile": b"profile" * 40}
     modes = [grey, grey.convert("1"), grey.convert("LA"), colour.quantize(16), colour, clear]
-    deep = Image.fromarray((photo[..., 0].astype(np.uint16) * 257))
+    deep = Image.fromarray(photo[..., 0].astype(np.uint16) * 257)
     made = [_saved(image, "PNG", **tags) for image in [*modes, deep]]
     made += [_saved(colour.quantize(16), "PNG", transparency=3), _saved(colour, "PNG", transparency=(1, 2, 3))]
     made += [deep_png(photo.astype(np.uint16)[..., :channels], kind) for channels, kind in ((1, 0), (2, 4), (3, 2))]
@@ -68,9 +68,14 @@ def originals() -> list[bytes]:
         made += [_saved(image, "TIFF", compression=compression) for image in (grey, colour)]
     made += [_saved(image, "TIFF", **tags) for image in (grey, colour)]
     made += [_saved(image, "TIFF") for image in (*modes, colour.convert("CMYK"), deep)]
-    made += [_saved(colour, "TIFF", save_all=True, append_images=[grey, clear]), _saved(colour, "TIFF", big_tiff=True)]
+    made += [
+        _saved(colour, "TIFF", save_all=True, append_images=[grey, clear]),
+        _saved(colour, "TIFF", big_tiff=True),
+    ]
     made += [deep_tiff(photo, channels, big) for channels in (2, 3, 4) for big in (False, True)]
-    made += [_saved(image, "WEBP", lossless=lossless, **tags) for image in (colour, clear) for lossless in (True, False)]
+    made += [
+        _saved(image, "WEBP", lossless=lossless, **tags) for image in (colour, clear) for lossless in (True, False)
+    ]
     made += [_saved(colour, "WEBP", save_all=True, append_images=[clear], duration=10)]
     made += [_saved(image, "BMP") for image in (grey, grey.convert("1"), colour.quantize(16), colour)]
     made += [_saved(image, "AVIF", speed=10, **tags) for image in (grey, colour, clear)]
@@ -281,9 +286,10 @@ def outcomes(seed: int, count: int, batch: int = _BATCH) -> Iterator[Outcome]:
 def _outcomes_of_process(seed: int, first: int, last: int) -> Iterator[Outcome]:
     command = [sys.executable, __file__, "--seed", str(seed), "--child", str(first), str(last)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    ) as process, selectors.DefaultSelector() as selector:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process,
+        selectors.DefaultSelector() as selector,
+    ):
         assert process.stdout is not None
         selector.register(process.stdout, selectors.EVENT_READ)
         # The first line waits for the imports.

@@ -1,0 +1,184 @@
+"""What the header of a picture says, before anything is decoded, and one kind of error for all that is broken."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+from PIL import features as pillow_features
+
+from intsr.errors import ImageError
+from intsr.runtime.image_feed import PNG_SIGNATURE
+from intsr.runtime.image_metadata import orientation_from_exif
+from intsr.runtime.image_pixels import ALPHA_MODES, GREY_16_MODES, GREY_MODES
+
+# What is tried on a file's content; its name does not matter.
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF")
+_FORMATS = "a PNG, JPEG, WebP, TIFF, BMP or AVIF picture"
+_AVIF_STARTS = (b"ftypavif", b"ftypavis")
+# What Pillow's decoders raise on broken data.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
+# Pillow's own copy of a pixel while it decodes.
+_PILLOW_BYTES = 4
+_SMALL_BYTES = 1 << 20
+# Where an AVIF tells how its pixels are encoded.
+_AVIF_HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What a file's header says. width_px, height_px: upright. mode: Pillow's name of it. has_alpha: it may still be
+    opaque everywhere. bits, channels: as the picture will be read, 8 or 16 and 1 or 3, transparency not counted.
+    """
+
+    width_px: int
+    height_px: int
+    mode: str
+    has_alpha: bool
+    bits: int
+    channels: int
+
+    @property
+    def pixels_bytes(self) -> int:
+        """Of the decoded arrays."""
+        return self.width_px * self.height_px * (self.channels + self.has_alpha) * self.bits // 8
+
+    @property
+    def decode_bytes(self) -> int:
+        """Peak of memory while the picture is read."""
+        return max(self.pixels_bytes + self.width_px * self.height_px * _PILLOW_BYTES, 2 * self.pixels_bytes)
+
+
+@contextmanager
+def broken_as_image_error(path: Path) -> Iterator[None]:
+    """Every failure inside becomes an ImageError that names the file."""
+    try:
+        if not path.exists():
+            raise ImageError(path, "no such file")
+        if path.stat().st_size == 0:
+            raise ImageError(path, "file is empty", _FORMATS)
+        with warnings.catch_warnings():
+            # Pillow warns above half of its limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)
+            yield
+    except UnidentifiedImageError as error:
+        if _is_avif(path) and not pillow_features.check("avif"):
+            fix = "install a Pillow with AVIF, or convert it"
+            raise ImageError(path, "AVIF, which this Pillow does not read", fix=fix) from error
+        raise ImageError(path, "not a picture, whatever its name says", _FORMATS) from error
+    except Image.DecompressionBombError as error:
+        raise too_many_pixels(path) from error
+    except _BROKEN as error:
+        raise ImageError(path, f"cannot be read ({error})", "a whole picture file") from error
+
+
+def too_many_pixels(path: Path) -> ImageError:
+    limit = f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
+    return ImageError(path, "more pixels than the limit", limit, "cut it into parts first")
+
+
+def _is_avif(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(12)[4:] in _AVIF_STARTS
+
+
+class _File(io.BufferedReader):
+    """Asks for no more bytes than there are: Python makes room for what is asked for, and headers lie."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._end = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _SMALL_BYTES:
+            size = min(size, max(self._end - self.tell(), 0))
+        return super().read(size)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Not decoded yet."""
+    with _File(path) as file, Image.open(file, formats=READ_FORMATS) as image:
+        yield image
+
+
+def info_from_image(path: Path, image: Image.Image, turned_later: bool) -> ImageInfo:
+    """Of an image that is not decoded. turned_later: whether its size is not upright yet."""
+    stored, (width_px, height_px) = stored_modes(image), image.size
+    grey_16 = image.mode in GREY_16_MODES
+    deep = grey_16 or (image.format == "PNG" and ";16" in stored)
+    has_alpha = image.mode in ALPHA_MODES or "transparency" in image.info
+    grey = grey_16 or image.mode in GREY_MODES or "LA;16" in stored
+    if turned_later and _orientation(path, image) >= 5:
+        width_px, height_px = height_px, width_px
+    return ImageInfo(width_px, height_px, image.mode, has_alpha, 16 if deep else 8, 1 if grey else 3)
+
+
+def _orientation(path: Path, image: Image.Image) -> int:
+    try:
+        # For a PNG, Pillow's own method decodes the whole picture: what it looks for may lie behind the pixels.
+        if image.format != "PNG" or _has_late_metadata(path):
+            return orientation_from_exif(image.getexif())
+        return orientation_from_exif(Image.Image.getexif(image))
+    except Exception:  # Pillow's EXIF reader raises many kinds on broken data; the size is known all the same.
+        return 1
+
+
+def stored_modes(image: Image.Image) -> str:
+    """Pillow's names of what the file holds. Only before load() does it tell."""
+    return " ".join(str(tile[3]) for tile in image.tile)
+
+
+def _has_late_metadata(path: Path) -> bool:
+    """Whether chunks of EXIF or text follow the pixels of a PNG."""
+    with path.open("rb") as file:
+        file.seek(len(PNG_SIGNATURE))
+        seen_pixels = False
+        while len(head := file.read(8)) == 8:
+            seen_pixels = seen_pixels or head[4:] == b"IDAT"
+            if seen_pixels and head[4:] in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
+    return False
+
+
+def _stored(image: Image.Image) -> str:
+    # Only before load() does Pillow tell how many bits the file has.
+    return " ".join(str(tile[3]) for tile in image.tile)
+
+
+def notes_from_image(path: Path, image: Image.Image, info: ImageInfo) -> tuple[str, ...]:
+    notes = []
+    if ";16" in stored_modes(image) and info.bits == 8:
+        notes.append("16 bits a channel became 8: this kind of picture is read in no other way")
+    if image.format == "AVIF" and _avif_is_deep(path):
+        notes.append("10 or 12 bits a channel became 8: AVIF is read in no other way")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        notes.append(f"only the first of {frames} frames was read")
+    return tuple(notes)
+
+
+def _avif_is_deep(path: Path) -> bool:
+    """Source: AV1 Codec ISO Media File Format Binding 2.3, the third byte of `av1C`: tier, high_bitdepth, ..."""
+    with path.open("rb") as file:
+        head = file.read(_AVIF_HEAD_BYTES)
+    at = head.find(b"av1C")
+    return 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)

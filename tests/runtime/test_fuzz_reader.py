@@ -1,0 +1,85 @@
+"""Hundreds of broken pictures through the reader: one error each, no crash, no hang, no gigabytes.
+
+`python tests/support/fuzz_pictures.py --count 2000 --seed N` does the same for as many as one likes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+COUNT, SEED = 300, 20
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    path = Path(__file__).parents[1] / "support" / "fuzz_pictures.py"
+    spec = importlib.util.spec_from_file_location("intsr_tests_fuzz_pictures", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_whole_pictures_are_read(fuzz: ModuleType, tmp_path: Path) -> None:
+    """Else their mutants would say nothing."""
+    from intsr.runtime.image_io import read_image, read_info
+
+    for number, data in enumerate(fuzz.originals()):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(data)
+        info, loaded = read_info(path), read_image(path)
+        assert loaded.pixels.shape[:2] == (info.height_px, info.width_px), (number, info)
+        assert loaded.pixels.dtype.itemsize * 8 == info.bits, (number, info)
+        assert loaded.pixels.ndim == (2 if info.channels == 1 else 3), (number, info)
+        assert loaded.alpha is None or info.has_alpha, (number, info)
+
+
+@pytest.mark.timeout(120)
+def test_broken_pictures_are_refused_or_read(fuzz: ModuleType) -> None:
+    outcomes = list(fuzz.outcomes(SEED, COUNT))
+    assert [outcome.number for outcome in outcomes] == list(range(COUNT))
+    bad = [outcome for outcome in outcomes if outcome.kind not in ("read", "refused")]
+    assert bad == [], f"seed {SEED}"
+    kinds = {outcome.kind for outcome in outcomes}
+    assert kinds == {"read", "refused"}
+
+
+def test_a_mutant_is_the_same_every_time(fuzz: ModuleType) -> None:
+    wholes = fuzz.originals()
+    first = [fuzz.mutant(SEED, number, wholes) for number in range(20)]
+    assert first == [fuzz.mutant(SEED, number, wholes) for number in range(20)]
+    assert len(set(first)) == 20
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [("import os; os.abort()", "crash"), ("while True: pass", "hang"), ("raise RecursionError('x')", "leaked")],
+)
+def test_what_goes_wrong_is_seen(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, kind: str) -> None:
+    """A reading process that does not behave names its mutant, and the next one goes on behind it."""
+    program = f"""
+import sys
+first, last = int(sys.argv[-2]), int(sys.argv[-1])
+for number in range(first, last):
+    print("begin", number, flush=True)
+    try:
+        if number == 1:
+            {code}
+        print("end", number, "read", flush=True)
+    except Exception as error:
+        print("end", number, "leaked", error, flush=True)
+"""
+    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.5)
+    popen = fuzz.subprocess.Popen
+
+    def replaced(command: list[str], **settings: object) -> object:
+        return popen([command[0], "-c", program, *command[-2:]], **settings)
+
+    monkeypatch.setattr(fuzz.subprocess, "Popen", replaced)
+    assert [outcome.kind for outcome in fuzz.outcomes(1, 3)] == ["read", kind, "read"]

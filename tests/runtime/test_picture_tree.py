@@ -1,0 +1,151 @@
+"""A tree of pictures of every kind, ten broken, one unreadable, two in each other's way; killed and started again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.errors import EXIT_SOME_FAILED
+from intsr.runtime.image_io import read_image, read_info
+
+Run = Callable[..., tuple[int, str, str]]
+FACTOR = 2
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    """50 good, 11 bad."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("picture_tree", Path(__file__).parents[1] / "support" / "picture_tree.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("tree")
+    return folder, module.write_good(folder, FACTOR), module.write_broken(folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _check(path: Path, source: Path, expected: Any) -> None:
+    with Image.open(path) as image:
+        image.load()
+        assert image.size == expected.size
+        assert image.mode == expected.mode or (expected.bits == 16 and expected.mode.startswith(("RGB", "I;16")))
+        assert image.getexif().get(0x0112, 1) == 1, "upright, and not to be turned again"
+        assert bool(image.info.get("icc_profile")) == expected.icc
+        if expected.icc:
+            with Image.open(source) as original:
+                assert image.info["icc_profile"] == original.info["icc_profile"]
+        assert (image.getexif().get(0x013B) == "somebody") == expected.artist
+    info = read_info(path)
+    assert info.bits == expected.bits
+    before, after = read_image(source), read_image(path)
+    assert (before.alpha is None) == (after.alpha is None)
+    # The networks are the identity: reduced again, the output is the input but for the format's losses.
+    small = Image.fromarray((after.pixels / (257 if after.pixels.dtype == np.uint16 else 1)).astype(np.uint8))
+    wanted = (before.pixels / (257 if before.pixels.dtype == np.uint16 else 1)).astype(np.uint8)
+    reduced = np.asarray(small.convert("RGB").resize(wanted.shape[1::-1], Image.Resampling.BOX)).astype(int)
+    wanted = np.asarray(Image.fromarray(wanted).convert("RGB")).astype(int)
+    assert np.abs(reduced - wanted).mean() < 16
+
+
+def test_every_kind_comes_out_right_and_every_bad_one_is_named(
+    intsr: Run, identity_engine: Path, tree: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    folder, good, bad = tree
+    output = tmp_path / "out"
+    code, out, _ = intsr("upscale", identity_engine, folder, "-r", "-o", output, "--json")
+    assert code == EXIT_SOME_FAILED
+    lines = {Path(line["input"]).relative_to(folder).as_posix(): line for line in map(json.loads, out.splitlines())}
+    assert len(good) == 50 and len(bad) == 11 and set(lines) == {*good, *bad}
+    for name, expected in good.items():
+        assert lines[name]["status"] == "ok", lines[name]
+        assert (lines[name]["width"], lines[name]["height"]) == expected.size
+        _check(output / name, folder / name, expected)
+    for name in bad:
+        assert lines[name]["status"] == "failed" and name in lines[name]["error"]
+        assert len(lines[name]["error"]) > len(str(folder / name)) + 8, "with its reason"
+    assert set(_digests(output)) == set(good)
+    before = {name: (output / name).stat().st_mtime_ns for name in good}
+    code, out, _ = intsr("upscale", identity_engine, folder, "-r", "-o", output, "--skip-existing", "--json")
+    assert code == EXIT_SOME_FAILED
+    assert [json.loads(line)["status"] for line in out.splitlines()].count("skipped") == len(good)
+    assert before == {name: (output / name).stat().st_mtime_ns for name in good}
+
+
+def test_pictures_in_each_others_way_do_not_stop_the_others(
+    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.fromarray(photo).save(tmp_path / name)
+    output = tmp_path / "out"
+    code, out, err = intsr("upscale", identity_engine, tmp_path, "-o", output, "--format", "png", "--json")
+    statuses = {Path(line["input"]).name: line["status"] for line in map(json.loads, out.splitlines())}
+    assert (code, statuses) == (EXIT_SOME_FAILED, {"a.jpg": "failed", "a.png": "failed", "b.png": "ok"})
+    assert err.count("would both be written here") == 2
+    assert set(_digests(output)) == {"b.png"}
+
+
+def test_killed_at_any_moment_and_started_again(
+    identity_engine: Path, tree: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
+) -> None:
+    folder, good, _ = tree
+
+    def start(output: Path) -> subprocess.Popen[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "intsr",
+            "upscale",
+            str(identity_engine),
+            str(folder),
+            "-r",
+            "-o",
+            str(output),
+        ]
+        return subprocess.Popen([*command, "--skip-existing"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    with start(tmp_path / "whole") as process:
+        process.wait()
+    seconds = time.monotonic() - began
+    moments = random.Random(0)
+    output, killed = tmp_path / "killed", 0
+    while killed < 5:
+        with start(output) as process:
+            try:
+                # Where the machine is slow, so is the kill; what was finished before stays.
+                process.wait(timeout=seconds * moments.uniform(0.3, 0.75))
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        for path in output.rglob("*"):
+            if path.is_file() and not path.name.endswith(".part"):
+                with Image.open(path) as image:
+                    image.load()
+    assert killed >= 2
+    with start(output) as process:
+        assert process.wait() == EXIT_SOME_FAILED
+    assert _digests(output) == _digests(tmp_path / "whole")
+    assert set(_digests(output)) == set(good)
