@@ -43,7 +43,15 @@ setup(
         "intsr.engines.report": ["templates/*"],
         "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
     },
-    install_requires=["numpy>=2", "pillow>=12", "click>=8.3", "rich>=14", "openvino==2026.4.1"],
+    install_requires=[
+        "numpy>=2",
+        "pillow>=12",
+        "click>=8.3",
+        "rich>=14",
+        "openvino==2026.4.1",
+        "pyvips>=3.1,<4",
+        "pyvips-binary>=8.18",
+    ],
     extras_require={
         "compile": COMPILE,
         "rtx": [*RTX, *CUDA],

@@ -148,7 +148,14 @@ def _write_report(
             hr=hr,
             calibration_images=output / "calibration-pictures",
             model="demo",
-            bench=({"engines": [item.to_json() for item in measured], "environment": around},),
+            layer_pictures=2,
+            bench=(
+                {
+                    "engines": [item.to_json() for item in measured],
+                    "environment": around,
+                    "warnings": benchmark.warnings_from_measurements(measured),
+                },
+            ),
         )
         build_report(request, output / REPORT_NAME, say)
     return REPORT_NAME

@@ -92,6 +92,45 @@ def pixels_check(rng: Random, height: int, width: int, half: bool) -> Check:
     )
 
 
+def luma_check(rng: Random, height: int, width: int) -> Check:
+    planes = (rng.integers(-20, 530, (3, height, width)) / 510).astype(np.float32)
+    return Check(
+        "luma",
+        f"{height}x{width}",
+        lambda device: plan_picture.plan_luma(device, device.upload(planes)),
+        lambda: reference_picture.luma_from_unit(planes),
+        EXACT,
+        planes.nbytes + height * width,
+    )
+
+
+def clip_check(rng: Random, height: int, width: int) -> Check:
+    """What is clipped; the extremes are a by-product, see `range_check`."""
+    planes = rng.normal(0.5, 0.6, (3, height, width)).astype(np.float32)
+    planes[1, -1, -1] = np.nan
+
+    def plan(device: Device) -> Plan:
+        target = device.upload(planes)
+        made = plan_picture.plan_clip_and_range(device, target)
+        return Plan(made.launches, target, (made,))
+
+    expected = reference_picture.clip_and_range(planes)[0]
+    return Check("clip", f"{height}x{width}", plan, lambda: expected, EXACT, 2 * planes.nbytes)
+
+
+def range_check(rng: Random, height: int, width: int) -> Check:
+    """The extremes of one block's work, which here is the whole picture."""
+    planes = rng.normal(0.5, 0.6, (3, height, width)).astype(np.float32)
+    return Check(
+        "range",
+        f"{height}x{width}",
+        lambda device: plan_picture.plan_clip_and_range(device, device.upload(planes)),
+        lambda: reference_picture.clip_and_range(planes)[1][:, None],
+        EXACT,
+        2 * planes.nbytes,
+    )
+
+
 def color_check(rng: Random, height: int, width: int, color_fix: str) -> Check:
     target, source = rng.random((3, height, width), dtype=np.float32) * np.float32(0.7), _pixels(rng, height, width)
     planner, function, moved, tolerance = {
@@ -198,6 +237,10 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     for half in (True, False):
         yield pixels_check(rng, 9, 7, half)
         yield pixels_check(rng, 24, 36, half)
+    yield luma_check(rng, 9, 7)
+    yield luma_check(rng, 24, 36)
+    yield clip_check(rng, 37, 45)
+    yield range_check(rng, 15, 17)
     for color_fix in ("adain", "wavelet"):
         yield color_check(rng, 1, 1, color_fix)
         yield color_check(rng, 37, 45, color_fix)
@@ -228,6 +271,8 @@ def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     yield accumulate_check(rng, (2160, 3840), (512, 1024, 512, 512), 512)
     yield pixels_check(rng, 2160, 3840, False)
     yield pixels_check(rng, 512, 512, True)
+    yield luma_check(rng, 2160, 3840)
+    yield clip_check(rng, 2160, 3840)
     for color_fix in ("adain", "wavelet"):
         yield color_check(rng, 2160, 3840, color_fix)
         yield color_check(rng, 1001, 1003, color_fix)

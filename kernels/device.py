@@ -84,18 +84,23 @@ class Plan:
     keep: tuple[Any, ...] = ()
 
 
-class Device(Protocol):
-    """capability: CUDA compute capability. shared_bytes: the most dynamic shared memory a block can have."""
+class DeviceMemory(Protocol):
+    """As much of a device as plans for pictures need."""
 
-    name: str
-    capability: tuple[int, int]
     multiprocessors: int
-    shared_bytes: int
-    emulated: bool
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray: ...
 
     def upload(self, array: Array) -> DeviceArray: ...
+
+
+class Device(DeviceMemory, Protocol):
+    """capability: CUDA compute capability. shared_bytes: the most dynamic shared memory a block can have."""
+
+    name: str
+    capability: tuple[int, int]
+    shared_bytes: int
+    emulated: bool
 
     def download(self, array: DeviceArray) -> Array: ...
 

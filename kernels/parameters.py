@@ -80,6 +80,10 @@ class PixelsParams(_Params):
     _fields_: ClassVar = _fields(pointers="planes out", longs="count")
 
 
+class RangeParams(_Params):
+    _fields_: ClassVar = _fields(pointers="planes extremes", longs="count", ints="blocks")
+
+
 class ColorParams(_Params):
     _fields_: ClassVar = _fields(
         pointers="target source partial factors", longs="count", ints="blocks", floats="variance_floor"
@@ -113,6 +117,8 @@ KERNELS: dict[str, tuple[str, type[_Params]]] = {
     "accumulate_tile": ("picture", AccumulateParams),
     "pixels_from_output": ("picture", PixelsParams),
     "pixels_from_unit": ("picture", PixelsParams),
+    "luma_from_unit": ("picture", PixelsParams),
+    "clip_and_range": ("picture", RangeParams),
     "adain_sums": ("color_fix", ColorParams),
     "adain_finish": ("color_fix", ColorParams),
     "adain_apply": ("color_fix", ColorParams),

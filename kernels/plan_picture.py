@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from intsr.errors import UsageError
-from intsr.kernels.device import Array, Device, DeviceArray, Launch, Plan, device_array
+from intsr.kernels.device import Array, DeviceArray, DeviceMemory, Launch, Plan, device_array
 from intsr.kernels.parameters import (
     AccumulateParams,
     ColorParams,
     ExtractParams,
     PixelsParams,
+    RangeParams,
     ResizeParams,
     WaveletParams,
 )
@@ -40,7 +41,7 @@ def require(value: Any, where: str, dtype: type, shape: tuple[int | None, ...]) 
 
 
 def plan_enlarge(
-    device: Device, pixels: Any, upscale_factor: int, resize_filter: str, model_input: DeviceArray | None = None
+    device: DeviceMemory, pixels: Any, upscale_factor: int, resize_filter: str, model_input: DeviceArray | None = None
 ) -> Plan:
     """(H, W, 3) uint8 -> (H f, W f, 3) uint8; with `model_input` (3, H f, W f) float16 that is filled too."""
     source = require(pixels, "pixels", np.uint8, (None, None, 3))
@@ -71,14 +72,27 @@ def plan_enlarge(
     return Plan((launch,), out, (source, model_input, *weights))
 
 
-def plan_extract(device: Device, pixels: Any, top: int, left: int, height: int, width: int, side: int) -> Plan:
-    """A rectangle of (H, W, 3) uint8 -> (1, 3, side, side) float16 in [-1, 1]; side a multiple of 8."""
+def plan_extract(
+    device: DeviceMemory,
+    pixels: Any,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    side: int,
+    out: DeviceArray | None = None,
+) -> Plan:
+    """A rectangle of (H, W, 3) uint8 -> (1, 3, side, side) float16 in [-1, 1]; side a multiple of 8.
+
+    out: memory of that shape to fill, instead of new memory.
+    """
     source = require(pixels, "pixels", np.uint8, (None, None, 3))
     if side % 8:
         raise UsageError("tile", f"{side} pixels", "a multiple of 8")
     if not (0 <= top <= source.shape[0] - height and 0 <= left <= source.shape[1] - width):
         raise UsageError("tile", f"{height}x{width} at ({top}, {left})", f"inside {source.shape[:2]}")
-    out = device.empty((1, 3, side, side), np.float16)
+    shape = (1, 3, side, side)
+    out = device.empty(shape, np.float16) if out is None else require(out, "model input", np.float16, shape)
     params = ExtractParams(
         pixels=source,
         out=out,
@@ -93,15 +107,26 @@ def plan_extract(device: Device, pixels: Any, top: int, left: int, height: int, 
     return Plan((Launch("extract_tile", grid, _THREADS, params),), out, (source,))
 
 
-def plan_accumulate(device: Device, out: Any, tile: Any, rows: Array, columns: Array, top: int, left: int) -> Plan:
-    """Adds a tile (1, 3, side, side) float16, weighted, onto (3, H, W) float32 in place."""
+def plan_accumulate(
+    device: DeviceMemory,
+    out: Any,
+    tile: Any,
+    rows: Array | DeviceArray,
+    columns: Array | DeviceArray,
+    top: int,
+    left: int,
+) -> Plan:
+    """Adds a tile (1, 3, side, side) float16, weighted, onto (3, H, W) float32 in place.
+
+    rows, columns: (height,) and (width,) float32; uploaded unless they are on the device.
+    """
     picture = require(out, "picture", np.float32, (3, None, None))
     source = require(tile, "tile", np.float16, (1, 3, None, None))
     _, picture_height, picture_width = picture.shape
-    height, width, side = len(rows), len(columns), source.shape[3]
+    height, width, side = rows.shape[0], columns.shape[0], source.shape[3]
     if max(height, width) > side or top + height > picture_height or left + width > picture_width:
         raise UsageError("tile", f"{height}x{width} at ({top}, {left})", f"inside {picture.shape[1:]} and {side} px")
-    weights = device.upload(rows), device.upload(columns)
+    weights = [values if isinstance(values, DeviceArray) else device.upload(values) for values in (rows, columns)]
     params = AccumulateParams(
         tile=source,
         out=picture,
@@ -120,7 +145,7 @@ def plan_accumulate(device: Device, out: Any, tile: Any, rows: Array, columns: A
     return Plan((Launch("accumulate_tile", grid, _THREADS, params),), picture, (source, *weights))
 
 
-def plan_pixels(device: Device, planes: Any) -> Plan:
+def plan_pixels(device: DeviceMemory, planes: Any) -> Plan:
     """(1, 3, H, W) float16 in [-1, 1] or (3, H, W) float32 in [0, 1] -> (H, W, 3) uint8, rounded half to even."""
     half = device_array(planes).dtype == np.float16
     shape: tuple[int | None, ...] = (1, 3, None, None) if half else (3, None, None)
@@ -133,7 +158,31 @@ def plan_pixels(device: Device, planes: Any) -> Plan:
     return Plan((Launch(kernel, grid, _THREADS, params),), out, (source,))
 
 
-def plan_adain(device: Device, target: Any, source: Any) -> Plan:
+def plan_luma(device: DeviceMemory, planes: Any) -> Plan:
+    """(3, H, W) float32 in [0, 1] -> (H, W) uint8, Rec. 601, rounded half to even."""
+    source = require(planes, "planes", np.float32, (3, None, None))
+    _, height, width = source.shape
+    out = device.empty((height, width), np.uint8)
+    params = PixelsParams(planes=source, out=out, count=height * width)
+    grid = (-(-height * width // (4 * _THREADS)), 1, 1)
+    return Plan((Launch("luma_from_unit", grid, _THREADS, params),), out, (source,))
+
+
+def plan_clip_and_range(device: DeviceMemory, planes: Any) -> Plan:
+    """Clips (3, H, W) float32 to [0, 1] in place -> (3, blocks, 2) float32: the least and the largest values before.
+
+    The largest is infinite where a value was NaN or infinite.
+    """
+    source = require(planes, "planes", np.float32, (3, None, None))
+    count = source.shape[1] * source.shape[2]
+    blocks = min(-(-count // _THREADS), 2 * device.multiprocessors)
+    extremes = device.empty((3, blocks, 2), np.float32)
+    params = RangeParams(planes=source, extremes=extremes, count=count, blocks=blocks)
+    launch = Launch("clip_and_range", (blocks, 3, 1), _THREADS, params, _THREADS // 32 * 8)
+    return Plan((launch,), extremes, (source,))
+
+
+def plan_adain(device: DeviceMemory, target: Any, source: Any) -> Plan:
     """Colours of (H, W, 3) uint8 given to (3, H, W) float32, in place."""
     planes = require(target, "target", np.float32, (3, None, None))
     _, height, width = planes.shape
@@ -158,7 +207,7 @@ def plan_adain(device: Device, target: Any, source: Any) -> Plan:
     return Plan(launches, planes, (pixels, partial, factors))
 
 
-def plan_wavelet(device: Device, target: Any, source: Any) -> Plan:
+def plan_wavelet(device: DeviceMemory, target: Any, source: Any) -> Plan:
     """High frequencies of (3, H, W) float32, low ones of (H, W, 3) uint8 -> (3, H, W) float32; the target is kept."""
     planes = require(target, "target", np.float32, (3, None, None))
     _, height, width = planes.shape

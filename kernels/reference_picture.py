@@ -9,6 +9,8 @@ from intsr.kernels.reference_resize import model_input_from_pixels
 
 WAVELET_LEVELS = 5
 VARIANCE_FLOOR = 1e-5
+# Rec. 601.
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _reflected(indices: Array, length: int) -> Array:
@@ -41,6 +43,25 @@ def pixels_from_unit(planes: Array) -> Array:
     """(3, H, W) float32 in [0, 1], clipped -> (H, W, 3) uint8, rounded half to even."""
     levels = np.rint(np.clip(planes, np.float32(0), np.float32(1)) * np.float32(255))
     return levels.astype(np.uint8).transpose(1, 2, 0)
+
+
+def luma_from_unit(planes: Array) -> Array:
+    """(3, H, W) float32 in [0, 1] -> (H, W) uint8: Rec. 601, clipped, rounded half to even."""
+    red, green, blue = planes
+    luma = red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
+    return np.rint(np.clip(luma, np.float32(0), np.float32(1)) * np.float32(255)).astype(np.uint8)
+
+
+def clip_and_range(planes: Array) -> tuple[Array, Array]:
+    """(3, H, W) float32 -> clipped to [0, 1], a new array; its least and largest values before, (3, 2).
+
+    The largest is infinite where a value is NaN or infinite: bytes would not show it.
+    """
+    finite = np.isfinite(planes).all(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        largest = np.where(finite, np.fmax.reduce(planes, axis=(1, 2)), np.float32(np.inf))
+    least = np.fmin.reduce(planes, axis=(1, 2))
+    return np.fmin(np.fmax(planes, np.float32(0)), np.float32(1)), np.stack([least, largest], axis=1)
 
 
 def pixels_from_output(planes: Array) -> Array:

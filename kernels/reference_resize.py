@@ -6,7 +6,6 @@ x comes before y. Source: Pillow, src/libImaging/Resample.c.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,22 +15,23 @@ from intsr.kernels.device import Array
 _PRECISION_BITS = 32 - 8 - 2
 
 
-def _bicubic(x: float) -> float:
-    a, x = -0.5, abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+def _bicubic(x: Array) -> Array:
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _lanczos(x: float) -> float:
-    def sinc(value: float) -> float:
-        return 1.0 if value == 0 else math.sin(value * math.pi) / (value * math.pi)
+def _lanczos(x: Array) -> Array:
+    def sinc(values: Array) -> Array:
+        # Not np.sinc: its order of operations differs from Pillow's.
+        return np.where(values == 0, 1.0, np.sin(values * np.pi) / np.where(values == 0, 1.0, values * np.pi))
 
-    return sinc(x) * sinc(x / 3) if -3 <= x < 3 else 0.0
+    return np.where((x >= -3) & (x < 3), sinc(x) * sinc(x / 3), 0.0)
 
 
 # Filter and half of its width in pixels.
-FILTERS: dict[str, tuple[Callable[[float], float], int]] = {"bicubic": (_bicubic, 2), "lanczos": (_lanczos, 3)}
+FILTERS: dict[str, tuple[Callable[[Array], Array], int]] = {"bicubic": (_bicubic, 2), "lanczos": (_lanczos, 3)}
 
 
 def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> tuple[Array, Array]:
@@ -40,18 +40,16 @@ def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> t
     Weights are in steps of 2**-22; windows that the edge cuts are filled up with zeros.
     """
     function, support = FILTERS[resize_filter]
-    first = np.zeros(length_px * upscale_factor, np.int32)
-    weights = np.zeros((len(first), 2 * support), np.int32)
-    for index in range(len(first)):
-        center = (index + 0.5) * (1 / upscale_factor)
-        start = max(int(center - support + 0.5), 0)
-        stop = min(int(center + support + 0.5), length_px)
-        values = [function(position - center + 0.5) for position in range(start, stop)]
-        total = sum(values)
-        scaled = [value / total * (1 << _PRECISION_BITS) for value in values]
-        first[index] = start
-        weights[index, : len(values)] = [int(value + math.copysign(0.5, value)) for value in scaled]
-    return first, weights
+    centers = (np.arange(length_px * upscale_factor) + 0.5) * (1 / upscale_factor)
+    # Towards zero, as C converts.
+    first = np.maximum((centers - support + 0.5).astype(np.int32), 0)
+    stops = np.minimum((centers + support + 0.5).astype(np.int32), length_px)
+    positions = first[:, None] + np.arange(2 * support)
+    values = np.where(positions < stops[:, None], function(positions - centers[:, None] + 0.5), 0.0)
+    # One after the other, as C adds.
+    totals = values.cumsum(axis=1)[:, -1:]
+    scaled = values / totals * (1 << _PRECISION_BITS)
+    return first, (scaled + np.copysign(0.5, scaled)).astype(np.int32)
 
 
 def _along_rows(pixels: Array, first: Array, weights: Array) -> Array:

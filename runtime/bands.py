@@ -40,6 +40,13 @@ class Band:
     enlarged: Array
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedBand:
+    """Rows of the output as they are to be, (h, W f, 3) or (h, W f) uint8: a device has checked and fixed them."""
+
+    rows: Array
+
+
 def blended_bands(
     enlarger: Enlarger,
     plan: TilePlan,
@@ -105,14 +112,19 @@ def _parts(unit: Array, enlarged: Array) -> Iterator[Band]:
         yield Band(unit[:, top : top + count].copy(), enlarged[top : top + count])
 
 
-def finished_rows(bands: Iterable[Band], pixels: Array, fix: ColorFix, clock: StageClock) -> Iterator[Array]:
+def finished_rows(
+    bands: Iterable[Band | FinishedBand], pixels: Array, fix: ColorFix, clock: StageClock
+) -> Iterator[Array]:
     """Checked, colour-fixed and rounded: (h, W f, 3) or (h, W f) as `pixels`, the input, is, in its dtype.
 
     Raises VerificationError for an output that is no picture: NaN, infinite, or flat although the input is not; the
     last of these at the end.
     """
-    check = _OutputCheck()
+    check = OutputCheck()
     for band in bands:
+        if isinstance(band, FinishedBand):
+            yield band.rows
+            continue
         with clock.stage("blend"):
             check.add(band.unit)
             np.clip(band.unit, 0, 1, out=band.unit)
@@ -127,7 +139,7 @@ def finished_rows(bands: Iterable[Band], pixels: Array, fix: ColorFix, clock: St
         yield rows
 
 
-class _OutputCheck:
+class OutputCheck:
     """Raises VerificationError for what no picture file should be made of."""
 
     def __init__(self) -> None:
@@ -135,14 +147,18 @@ class _OutputCheck:
 
     def add(self, unit: Array) -> None:
         # NaN goes through max and min: no temporary of the band's size is needed.
-        high, low = unit.max(axis=(1, 2)), unit.min(axis=(1, 2))
+        self.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
+
+    def add_range(self, low: Array, high: Array) -> None:
+        """The least and the largest value by channel; one of them not finite where any value is not."""
         if not (np.isfinite(high).all() and np.isfinite(low).all()):
             self._fail("NaN or infinite values")
         self._high, self._low = np.maximum(self._high, high), np.minimum(self._low, low)
 
     def finish(self, pixels: Array) -> None:
         varied = int(np.ptp(pixels, axis=(0, 1)).max()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max
-        if varied and float((self._high - self._low).max()) < _SAME_COLOUR:
+        # Below 0 where there was nothing to check: finished bands.
+        if varied and 0 <= float((self._high - self._low).max()) < _SAME_COLOUR:
             self._fail("one flat colour")
 
     @staticmethod
@@ -154,7 +170,8 @@ def _pixels_from_unit(unit: Array, like: Array) -> Array:
     """(3, h, W) float32, overwritten -> (h, W, 3) or (h, W) as `like` is, in its dtype, rounded and clipped."""
     peak = np.float32(np.iinfo(like.dtype).max)
     if like.ndim == 2:
-        unit = np.tensordot(_LUMA, unit, axes=1)[None]
+        # In this order, not the BLAS library's: a GPU gives the same bits.
+        unit = (unit[0] * _LUMA[0] + unit[1] * _LUMA[1] + unit[2] * _LUMA[2])[None]
     result = np.empty((*unit.shape[1:], len(unit)), like.dtype)
     for channel, values in enumerate(unit):
         values *= peak

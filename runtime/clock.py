@@ -19,12 +19,14 @@ TRANSFERS = "transfers"
 @dataclass(slots=True)
 class StageClock:
     """stages_ms: by `STAGES`. transfers_ms: copies to and from a GPU, beside its work; None where there are none.
+    on_device: whether the picture was on a GPU from its pixels to its finished rows.
 
     Stages may run in several threads, each stage in one.
     """
 
     stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     transfers_ms: float | None = None
+    on_device: bool = False
 
     def add(self, name: str, ms: float) -> None:
         """What a device measured itself: of a stage, or of `transfers`."""

@@ -15,20 +15,23 @@ _NO_GPU_FIX = "run it on a machine with an NVIDIA GPU, or make an engine that ru
 
 @dataclass(frozen=True, slots=True)
 class CudaDevice:
-    """One GPU. capability: compute capability, for example (8, 9). driver_version: the CUDA version of the driver."""
+    """One GPU. capability: compute capability, for example (8, 9). driver_version: the CUDA version of the driver.
+    multiprocessors: how many blocks of threads run at once, about.
+    """
 
     index: int
     name: str
     capability: tuple[int, int]
     total_bytes: int
     driver_version: str
+    multiprocessors: int
 
     def __str__(self) -> str:
         return f"cuda:{self.index} {self.name} (sm{self.capability[0]}{self.capability[1]})"
 
 
 class Cuda(Protocol):
-    """One device's memory, streams, events and graphs. Streams, events and graphs are opaque to the caller.
+    """One device's memory, streams, events, graphs and kernels, the latter four opaque to the caller.
 
     graphs: whether `begin_capture` and what follows it can be called. Every method raises OutOfMemoryError or
     EngineMismatchError with CUDA's own reason.
@@ -58,6 +61,10 @@ class Cuda(Protocol):
         ...
 
     def download(self, target: Array, address: int, stream: Any) -> None: ...
+
+    def clear(self, address: int, size_bytes: int, stream: Any) -> None:
+        """Zeros."""
+        ...
 
     def create_stream(self) -> Any: ...
 
@@ -102,6 +109,22 @@ class Cuda(Protocol):
     def launch(self, graph: Any, stream: Any) -> None: ...
 
     def destroy_graph(self, graph: Any) -> None: ...
+
+    def load_module(self, image: bytes) -> Any:
+        """Kernels that are compiled (a fatbin), until `unload_module`."""
+        ...
+
+    def unload_module(self, module: Any) -> None: ...
+
+    def kernel(self, module: Any, name: str, params_bytes: int) -> Any:
+        """By name. params_bytes: of the struct that is its one parameter."""
+        ...
+
+    def launch_kernel(
+        self, kernel: Any, grid: tuple[int, int, int], block: int, shared_bytes: int, params: bytes, stream: Any
+    ) -> None:
+        """grid: blocks along x, y, z. block: threads, along x. shared_bytes: at most 48 KiB. params: the struct."""
+        ...
 
     def memory_info(self) -> tuple[int, int]:
         """Free and total bytes of the device."""

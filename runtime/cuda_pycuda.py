@@ -25,7 +25,14 @@ def list_devices(driver: Any, where: object) -> list[CudaDevice]:
         raise no_driver(where, str(error)) from error
     text = f"{version // 1000}.{version % 1000 // 10}"
     return [
-        CudaDevice(index, device.name(), tuple(device.compute_capability()), device.total_memory(), text)
+        CudaDevice(
+            index,
+            device.name(),
+            tuple(device.compute_capability()),
+            device.total_memory(),
+            text,
+            device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT),
+        )
         for index, device in enumerate(devices)
     ]
 
@@ -90,6 +97,9 @@ class PyCuda:
     def download(self, target: Array, address: int, stream: Any) -> None:
         self._do(self._driver.memcpy_dtoh_async, target, address, stream)
 
+    def clear(self, address: int, size_bytes: int, stream: Any) -> None:
+        self._do(self._driver.memset_d8_async, address, 0, size_bytes, stream)
+
     def create_stream(self) -> Any:
         return self._do(self._driver.Stream, _NON_BLOCKING)
 
@@ -131,6 +141,24 @@ class PyCuda:
 
     def launch(self, graph: Any, stream: Any) -> None:
         raise NotImplementedError("pycuda captures no graphs; see `graphs`")
+
+    def load_module(self, image: bytes) -> Any:
+        return self._do(self._driver.module_from_buffer, image)
+
+    def unload_module(self, module: Any) -> None:
+        """pycuda does when the object goes."""
+
+    def kernel(self, module: Any, name: str, params_bytes: int) -> Any:
+        # One parameter, a struct: so many bytes.
+        return self._do(self._do(module.get_function, name).prepare, [f"{params_bytes}s"])
+
+    def launch_kernel(
+        self, kernel: Any, grid: tuple[int, int, int], block: int, shared_bytes: int, params: bytes, stream: Any
+    ) -> None:
+        def launch() -> None:
+            kernel.prepared_async_call(grid, (block, 1, 1), stream, params, shared_size=shared_bytes)
+
+        self._do(launch)
 
     def memory_info(self) -> tuple[int, int]:
         free, total = self._do(self._driver.mem_get_info)

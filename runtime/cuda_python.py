@@ -1,4 +1,8 @@
-"""CUDA through cuda-python (`cuda.bindings.runtime`), NVIDIA's own bindings; it works in the primary context."""
+"""CUDA through cuda-python (`cuda.bindings.runtime`), NVIDIA's own bindings; it works in the primary context.
+
+Kernels go through `cuda.bindings.driver`: the runtime's bindings cannot launch any. The primary context is current
+there too, and a stream of one is a stream of the other.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from intsr.errors import EngineMismatchError, IntsrError, OutOfMemoryError
+from intsr.runtime import cuda_interface
 from intsr.runtime.cuda_interface import CudaDevice, no_driver
 from intsr.runtime.networks import Array
 
 LIBRARY = "cuda.bindings.runtime"
+DRIVER = "cuda.bindings.driver"
 _NO_DRIVER = (
     "cudaErrorInsufficientDriver",
     "cudaErrorNoDevice",
@@ -26,16 +32,16 @@ _BLOCKING_SYNC, _GRAPH_FLAGS = 1, 0
 def checked(runtime: Any, where: object, name: str, *arguments: Any) -> Any:
     """Call `name`, raise for its status, return the rest: None, one value or a tuple.
 
-    Raises OutOfMemoryError, EngineMismatchError.
+    runtime: or the driver's bindings. Raises OutOfMemoryError, EngineMismatchError.
     """
     status, *values = getattr(runtime, name)(*arguments)
-    if status != runtime.cudaError_t.cudaSuccess:
+    if int(status) != 0:
         raise _error(status.name, f"{name} reports {status.name}", where)
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
 def _error(status: str, text: str, where: object) -> IntsrError:
-    if status == "cudaErrorMemoryAllocation":
+    if status in ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"):
         fix = "close other programs on the GPU, or compile the model with a smaller --tile"
         return OutOfMemoryError(where, f"the GPU is out of memory ({text})", fix=fix)
     if status in _NO_DRIVER:
@@ -55,7 +61,9 @@ def _device(runtime: Any, where: object, index: int, driver: str) -> CudaDevice:
     properties = checked(runtime, where, "cudaGetDeviceProperties", index)
     name = properties.name.decode(errors="replace")
     capability = (int(properties.major), int(properties.minor))
-    return CudaDevice(index, name, capability, int(properties.totalGlobalMem), driver)
+    return CudaDevice(
+        index, name, capability, int(properties.totalGlobalMem), driver, int(properties.multiProcessorCount)
+    )
 
 
 def open_device(runtime: Any, device: CudaDevice, where: object) -> CudaPython:
@@ -71,6 +79,7 @@ class CudaPython:
     def __init__(self, runtime: Any, device: CudaDevice, where: object) -> None:
         self.device = device
         self._runtime, self._where = runtime, where
+        self._driver: Any = None
         # Addresses of the arrays that are allocated: an array does not own its memory.
         self._pinned: set[int] = set()
         self.make_current()
@@ -104,6 +113,9 @@ class CudaPython:
     def download(self, target: Array, address: int, stream: Any) -> None:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", target.ctypes.data, address, target.nbytes, kind, stream)
+
+    def clear(self, address: int, size_bytes: int, stream: Any) -> None:
+        self._call("cudaMemsetAsync", address, 0, size_bytes, stream)
 
     def create_stream(self) -> Any:
         # Not blocked by, and not blocking, what other libraries put into the default stream.
@@ -170,6 +182,33 @@ class CudaPython:
 
     def destroy_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
+
+    def load_module(self, image: bytes) -> Any:
+        if self._driver is None:
+            self._driver = cuda_interface.import_library(DRIVER, self._where, "gpu")
+        return checked(self._driver, self._where, "cuModuleLoadData", image)
+
+    def unload_module(self, module: Any) -> None:
+        checked(self._driver, self._where, "cuModuleUnload", module)
+
+    def kernel(self, module: Any, name: str, params_bytes: int) -> Any:
+        kernel = checked(self._driver, self._where, "cuModuleGetFunction", module, name.encode())
+        offset, found = (int(value) for value in checked(self._driver, self._where, "cuFuncGetParamInfo", kernel, 0))
+        if (offset, found) != (0, params_bytes):
+            # It would read past their end.
+            got = f"kernel {name} takes {found} bytes of parameters"
+            raise EngineMismatchError(self._where, got, f"{params_bytes} bytes", "build the kernels again")
+        return kernel
+
+    def launch_kernel(
+        self, kernel: Any, grid: tuple[int, int, int], block: int, shared_bytes: int, params: bytes, stream: Any
+    ) -> None:
+        # The driver copies the parameters before it returns.
+        struct = ctypes.create_string_buffer(params, len(params))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
+        sizes = (*grid, block, 1, 1, shared_bytes)
+        arguments = (kernel, *sizes, stream, ctypes.addressof(pointers), 0)
+        checked(self._driver, self._where, "cuLaunchKernel", *arguments)
 
     def memory_info(self) -> tuple[int, int]:
         free, total = self._call("cudaMemGetInfo")

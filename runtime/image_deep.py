@@ -34,8 +34,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Photometric interpretations: black is 0; red, green and blue.
 _GREY, _RGB = 1, 2
 _CHANNELS: dict[tuple[int, ...], int] = {(_GREY,): 1, (_RGB,): 3}
-_UNSIGNED, _PREMULTIPLIED = 1, 1
-_ROWS = 256
+_UNSIGNED = 1
+_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,6 @@ class DeepTiff:
     height_px: int
     channels: int
     has_alpha: bool
-    premultiplied: bool
     more_frames: bool
     exif: Image.Exif
     icc_profile: bytes
@@ -72,9 +71,8 @@ def deep_tiff_from_path(path: Path) -> DeepTiff | None:
     has_alpha = samples[0] > channels and (not extra or extra[0] != 0)
     (width,), (height,) = numbers(directory, WIDTH), numbers(directory, HEIGHT)
     icc_profile, xmp = values(directory, ICC), values(directory, XMP)
-    premultiplied = extra[:1] == (_PREMULTIPLIED,)
     exif = _exif(directory)
-    return DeepTiff(width, height, channels, has_alpha, premultiplied, following > 0, exif, icc_profile, xmp)
+    return DeepTiff(width, height, channels, has_alpha, following > 0, exif, icc_profile, xmp)
 
 
 def _exif(directory: Directory) -> Image.Exif:
@@ -85,22 +83,20 @@ def _exif(directory: Directory) -> Image.Exif:
     return exif
 
 
-def read_deep(
-    path: Path, size: tuple[int, int], channels: int, has_alpha: bool, premultiplied: bool = False
-) -> tuple[Array, Array | None]:
+def read_deep(path: Path, size: tuple[int, int], channels: int, has_alpha: bool) -> tuple[Array, Array | None]:
     """(H, W, 3) or (H, W) uint16 and the alpha (H, W) uint16, None where opaque; not turned upright.
 
-    size: (width, height). Raises OSError.
+    size: (width, height). Colours that were multiplied by their alpha come as they were before. Raises OSError.
     """
     shape = (size[1], size[0])
     pixels = np.empty(shape if channels == 1 else (*shape, channels), np.uint16)
     alpha = np.empty(shape, np.uint16) if has_alpha else None
-    if problem := _problem_of_filling(pixels, alpha, path, premultiplied):
+    if problem := _problem_of_filling(pixels, alpha, path):
         raise OSError(problem)
     return pixels, None if alpha is None or is_opaque(alpha) else alpha
 
 
-def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path, premultiplied: bool) -> str:
+def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path) -> str:
     """What is wrong with the file, or nothing. As text: an exception would keep this frame, and the file open."""
     library = vips()
     channels, (height, width) = 1 if pixels.ndim == 2 else pixels.shape[2], pixels.shape[:2]
@@ -115,14 +111,7 @@ def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path, premulti
             rows = np.frombuffer(region.fetch(0, top, width, count), np.uint16).reshape(count, width, -1)
             if alpha is not None:
                 alpha[top : top + count] = rows[..., channels]
-                rows = _divided(rows, channels) if premultiplied else rows
             pixels[top : top + count] = rows[..., 0] if channels == 1 else rows[..., :channels]
     except library.Error as error:
         return problem_from_vips(error)
     return ""
-
-
-def _divided(rows: Array, channels: int) -> Array:
-    """Colours that were multiplied by their alpha -> as they were; black where nothing is left of them."""
-    alpha = np.maximum(rows[..., channels : channels + 1].astype(np.float64), 1)
-    return np.minimum(np.rint(rows * (65535.0 / alpha)), 65535).astype(np.uint16)

@@ -7,10 +7,10 @@ that says everything (8 and 16 bits, 1 to 4 channels) and costs no more than cop
 from __future__ import annotations
 
 import os
-import queue
 import struct
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -21,13 +21,52 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour types of PNG by the number of channels, transparency included.
 PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 # What lies between the caller and the encoder, so that neither waits for the other all the time.
-_CHUNK_BYTES, _CHUNKS = 4 << 20, 16
-_POLL_S = 0.1
+BUFFER_BYTES = 64 << 20
+_CHUNK_BYTES = 4 << 20
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
     """Length, name, body and checksum."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+
+
+class _Buffer:
+    """A queue of so many bytes, one chunk at least, between two threads."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._held_bytes, self._closed = most_bytes, 0, False
+        self._chunks: deque[memoryview] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, chunk: memoryview) -> None:
+        """Blocks while it is full. What comes after `close` is dropped."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._chunks or self._held_bytes + chunk.nbytes <= self._most_bytes
+            )
+            if not self._closed:
+                self._chunks.append(chunk)
+                self._held_bytes += chunk.nbytes
+                self._changed.notify_all()
+
+    def get(self) -> memoryview | None:
+        """Blocks while it is empty; None where it is empty and closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._chunks)
+            if not self._chunks:
+                return None
+            chunk = self._chunks.popleft()
+            self._held_bytes -= chunk.nbytes
+            self._changed.notify_all()
+            return chunk
+
+    def close(self, drop: bool = False) -> None:
+        """Nothing more is coming. drop: and nothing of what is here is wanted."""
+        with self._changed:
+            self._closed = True
+            if drop:
+                self._chunks.clear()
+            self._changed.notify_all()
 
 
 class RowFeed:
@@ -37,9 +76,9 @@ class RowFeed:
         """shape: (H, W, C), C channels. encode: given the descriptor of a PNG stream, reads it to its end."""
         self._header = _header(shape, dtype)
         self._encode = encode
-        self._chunks: queue.Queue[memoryview | None] = queue.Queue(_CHUNKS)
+        self._buffer = _Buffer(BUFFER_BYTES)
         self._error: BaseException | None = None
-        self._failed, self._stopped = threading.Event(), threading.Event()
+        self._stopped = False
         self._source, self._sink = os.pipe()
         # Daemons: an interrupt in the wrong place must not leave a program that never ends.
         self._threads = [
@@ -57,27 +96,20 @@ class RowFeed:
             # A byte in front of each row: it is as it is, PNG's filter 0. PNG is big-endian.
             raw = np.zeros((len(part), row_bytes), np.uint8)
             raw[:, 1:] = part.astype(part.dtype.newbyteorder(">"), copy=False).reshape(len(part), -1).view(np.uint8)
-            self._put(raw.data.cast("B"))
-
-    def _put(self, chunk: memoryview | None) -> None:
-        while True:
-            if self._failed.is_set():
-                self._raise()
-            try:
-                return self._chunks.put(chunk, timeout=_POLL_S)
-            except queue.Full:
-                continue
+            self._buffer.put(raw.data.cast("B"))
+            self._raise()
 
     def finish(self) -> None:
         """After the last row: wait for the encoder. Raises what it raised."""
-        self._put(None)
+        self._buffer.close()
         for thread in self._threads:
             thread.join()
         self._raise()
 
     def stop(self) -> None:
         """Give up: both threads end soon, and nothing is raised. After `finish` it does nothing."""
-        self._stopped.set()
+        self._stopped = True
+        self._buffer.close(drop=True)
         for thread in self._threads:
             thread.join()
 
@@ -89,17 +121,11 @@ class RowFeed:
         deflate = zlib.compressobj(0)
         try:
             _write_all(self._sink, self._header)
-            while not self._stopped.is_set():
-                try:
-                    chunk = self._chunks.get(timeout=_POLL_S)
-                except queue.Empty:
-                    continue
-                data = deflate.flush() if chunk is None else deflate.compress(chunk)
-                if data:
+            while (chunk := self._buffer.get()) is not None:
+                if data := deflate.compress(chunk):
                     _write_all(self._sink, png_chunk(b"IDAT", data))
-                if chunk is None:
-                    _write_all(self._sink, png_chunk(b"IEND", b""))
-                    return
+            if not self._stopped:
+                _write_all(self._sink, png_chunk(b"IDAT", deflate.flush()) + png_chunk(b"IEND", b""))
         except Exception as error:
             self._fail(error)
         finally:
@@ -119,7 +145,7 @@ class RowFeed:
 
     def _fail(self, error: BaseException) -> None:
         self._error = self._error or error
-        self._failed.set()
+        self._buffer.close(drop=True)
 
 
 def _header(shape: tuple[int, int, int], dtype: np.dtype) -> bytes:

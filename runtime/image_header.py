@@ -34,8 +34,9 @@ _BROKEN = (
     RuntimeError,
     struct.error,
 )
-# Pillow's own copy of a pixel while it decodes.
+# Pillow's own copy of a pixel while it decodes; what those decoders take that have the whole picture too, measured.
 _PILLOW_BYTES = 4
+_DECODER_BYTES = {"WEBP": 14, "AVIF": 14}
 _SMALL_BYTES = 1 << 20
 # Where an AVIF tells how its pixels are encoded.
 _AVIF_HEAD_BYTES = 1 << 16
@@ -45,6 +46,7 @@ _AVIF_HEAD_BYTES = 1 << 16
 class ImageInfo:
     """What a file's header says. width_px, height_px: upright. mode: Pillow's name of it. has_alpha: it may still be
     opaque everywhere. bits, channels: as the picture will be read, 8 or 16 and 1 or 3, transparency not counted.
+    decoder_bytes: what its decoder takes for each pixel, beside the arrays that are the result.
     """
 
     width_px: int
@@ -53,6 +55,7 @@ class ImageInfo:
     has_alpha: bool
     bits: int
     channels: int
+    decoder_bytes: int = _PILLOW_BYTES
 
     @property
     def pixels_bytes(self) -> int:
@@ -62,7 +65,9 @@ class ImageInfo:
     @property
     def decode_bytes(self) -> int:
         """Peak of memory while the picture is read."""
-        return max(self.pixels_bytes + self.width_px * self.height_px * _PILLOW_BYTES, 2 * self.pixels_bytes)
+        decoder_bytes = self.width_px * self.height_px * self.decoder_bytes
+        # Turned upright, there are two of them for a moment.
+        return self.pixels_bytes + max(decoder_bytes, self.pixels_bytes)
 
 
 @contextmanager
@@ -128,7 +133,9 @@ def info_from_image(path: Path, image: Image.Image, turned_later: bool) -> Image
     grey = grey_16 or image.mode in GREY_MODES or "LA;16" in stored
     if turned_later and _orientation(path, image) >= 5:
         width_px, height_px = height_px, width_px
-    return ImageInfo(width_px, height_px, image.mode, has_alpha, 16 if deep else 8, 1 if grey else 3)
+    decoder_bytes = _DECODER_BYTES.get(image.format or "", _PILLOW_BYTES)
+    bits, channels = 16 if deep else 8, 1 if grey else 3
+    return ImageInfo(width_px, height_px, image.mode, has_alpha, bits, channels, decoder_bytes)
 
 
 def _orientation(path: Path, image: Image.Image) -> int:

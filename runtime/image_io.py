@@ -83,7 +83,8 @@ def _read_by_pillow(path: Path, upscale_factor: int) -> tuple[LoadedImage, int]:
                 # The profile was of the inks.
                 metadata = replace(metadata, icc_profile=b"")
             return LoadedImage(pixels, alpha, metadata, (*notes, *more, *other)), orientation
-    # Pillow's copy is gone by now.
+        # Pillow's copy of the pixels goes.
+        image.close()
     pixels, alpha = read_deep(path, (info.width_px, info.height_px), info.channels, info.has_alpha)
     return LoadedImage(pixels, alpha, metadata, (*notes, *more)), orientation
 
@@ -101,7 +102,7 @@ def _read_deep_tiff(path: Path, deep: DeepTiff, upscale_factor: int) -> tuple[Lo
     """As stored, and the orientation."""
     info, sides = _deep_tiff_info(path, deep), (deep.width_px, deep.height_px)
     _check_memory(path, info)
-    pixels, alpha = read_deep(path, sides, deep.channels, deep.has_alpha, deep.premultiplied)
+    pixels, alpha = read_deep(path, sides, deep.channels, deep.has_alpha)
     metadata = metadata_from_exif(
         deep.exif, deep.icc_profile, deep.xmp, (info.width_px, info.height_px), upscale_factor
     )

@@ -14,7 +14,7 @@ GREY_MODES = ("1", "L", "LA")
 GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 ALPHA_MODES = ("LA", "PA", "RGBA")
-_ROWS = 256
+_ROWS = 64
 
 
 def arrays_from_image(image: Image.Image, has_alpha: bool) -> tuple[Array, Array | None, tuple[str, ...]]:

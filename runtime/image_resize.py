@@ -1,7 +1,7 @@
 """Rows of pixels resized on their way, by Pillow's Lanczos: to any size, with a few rows in memory.
 
-Pillow resizes along x first, row by row, then along y, where a row of the result depends on a few rows around it. Its
-arithmetic is kept: 8-bit values are rounded between the two. Transparency is resized apart from the colours.
+First along x, row by row, then along y, where a row of the result depends on a few rows around it: as Pillow does it
+in two calls. 8-bit values are rounded between the two. Transparency is resized apart from the colours.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from intsr.runtime.networks import Array
 _SUPPORT, _ROUNDING = 3, 1
 # Rows of the result made in one go. Always the same ones, so that the bits do not depend on how the rows came in.
 _STEP = 64
+_PEAK_16 = 65535
 
 
 class RowResizer:
@@ -34,7 +35,9 @@ class RowResizer:
 
     def put(self, rows: Array) -> Iterator[Array]:
         """rows: (h, W, C) uint8 or uint16 -> any number of (h', W', C), all together in the end."""
-        self._rows.append(_by_planes(rows, (self._new_width, len(rows)), None))
+        # Pillow clips 16-bit values nowhere: floats hold them, and what Lanczos makes of them, until the end.
+        values = rows.astype(np.float32) if rows.dtype == np.uint16 else rows
+        self._rows.append(_by_planes(values, (self._new_width, len(rows)), None))
         available = self._first + sum(map(len, self._rows))
         while self._given < self._new_height:
             bottom = min(self._given + _STEP, self._new_height)
@@ -52,20 +55,13 @@ class RowResizer:
         self._given = bottom
         unneeded = max(math.floor(bottom * self._scale - self._reach) - self._first, 0)
         self._rows, self._first = [window[unneeded:]], self._first + unneeded
-        return made
+        return made if made.dtype == np.uint8 else np.clip(np.rint(made), 0, _PEAK_16).astype(np.uint16)
 
 
 def _by_planes(rows: Array, size: tuple[int, int], box: tuple[float, float, float, float] | None) -> Array:
-    """(h, W, C) -> (h', W', C). Three channels go through Pillow together, others one by one."""
-    if rows.dtype == np.uint8 and rows.shape[2] >= 3:
-        made = [_resized(rows[..., :3], size, box), *(_resized(rows[..., 3], size, box) for _ in rows[0, 0, 3:])]
-    else:
-        made = [_resized(rows[..., channel], size, box) for channel in range(rows.shape[2])]
-    return np.dstack(made)
-
-
-def _resized(part: Array, size: tuple[int, int], box: tuple[float, float, float, float] | None) -> Array:
-    # 16-bit values in 32-bit floats, which hold them exactly; Pillow clips none of them.
-    values = part.astype(np.float32) if part.dtype == np.uint16 else np.ascontiguousarray(part)
-    made = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.LANCZOS, box))
-    return np.clip(np.rint(made), 0, 65535).astype(np.uint16) if part.dtype == np.uint16 else made
+    """(h, W, C) uint8 or float32 -> (h', W', C). Three 8-bit channels go through Pillow together."""
+    together = 3 if rows.dtype == np.uint8 and rows.shape[2] >= 3 else 0
+    parts = [rows[..., :3]] if together else []
+    parts += [rows[..., channel] for channel in range(together, rows.shape[2])]
+    images = (Image.fromarray(np.ascontiguousarray(part)) for part in parts)
+    return np.dstack([np.asarray(image.resize(size, Image.Resampling.LANCZOS, box)) for image in images])

@@ -16,6 +16,10 @@ from intsr.types import NetworkEntry, TensorInfo
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
+    from intsr.runtime.bands import FinishedBand, TileProgress
+    from intsr.runtime.clock import StageClock
+    from intsr.runtime.resize import Enlarger
+    from intsr.runtime.tiling import TilePlan
 
 Array = NDArray[Any]
 PRECISIONS = ("auto", "f32", "bf16")
@@ -95,6 +99,21 @@ class TilePipeline(Protocol):
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
         """Encoder inputs -> decoder outputs, in order. record: told milliseconds by network and of `transfers`."""
+        ...
+
+
+class PicturePipeline(Protocol):
+    """Whole pictures that never leave the device: `network.picture_pipeline` where there is one."""
+
+    def bands(
+        self,
+        enlarger: Enlarger,
+        plan: TilePlan,
+        color_fix: str,
+        clock: StageClock,
+        tile_progress: TileProgress | None = None,
+    ) -> Generator[FinishedBand] | None:
+        """The finished output, from top to bottom; None where this picture has to go through host memory."""
         ...
 
 

@@ -17,7 +17,7 @@ CONSTANT = "Const"
 ALIASES = ("Reshape",)
 # A blocked layout, `aBcd16b`: the axis of the capital letter is filled up to whole blocks.
 _BLOCKS = re.compile(r"(\d+)([a-z])")
-# Beside the tensors: kernels' own scratch, gaps between tensors. Measured: 1.01 to 1.11 times them (docs/models.md).
+# Beside the tensors: scratch of kernels and gaps between tensors, measured as 0 to 0.12 of them (docs/models.md).
 SCRATCH_SHARE = 0.2
 
 Port = tuple[str, int]

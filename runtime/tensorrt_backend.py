@@ -14,7 +14,7 @@ import numpy as np
 from intsr.errors import UsageError
 from intsr.runtime.cuda_array import CudaArray, address_and_stream
 from intsr.runtime.cuda_interface import Cuda, open_cuda
-from intsr.runtime.networks import Array, LayerTime, SessionOptions, checked_input
+from intsr.runtime.networks import Array, LayerTime, PicturePipeline, SessionOptions, checked_input
 from intsr.runtime.tensorrt_library import (
     EXTRAS,
     check_tensors,
@@ -34,12 +34,21 @@ if TYPE_CHECKING:
 class TensorRTNetwork:
     """One of an engine's three networks, which are one unit on the device: closing one closes all.
 
-    pipeline: all three over many tiles at once. precision: of what is not integer, as the plan was built.
+    pipeline: all three over many tiles at once. picture_pipeline: the same with all that is around them on the
+    device, too; None where it cannot be. precision: of what is not integer, as the plan was built.
     """
 
-    def __init__(self, session: Session, stage: Stage, pipeline: Pipeline, index: int, precision: str) -> None:
+    def __init__(
+        self,
+        session: Session,
+        stage: Stage,
+        pipeline: Pipeline,
+        picture_pipeline: PicturePipeline | None,
+        index: int,
+        precision: str,
+    ) -> None:
         self.input, self.output = stage.input, stage.output
-        self.precision, self.pipeline = precision, pipeline
+        self.precision, self.pipeline, self.picture_pipeline = precision, pipeline, picture_pipeline
         self._session, self._stage = session, stage
         self._input_address, self._output_address = pipeline.addresses[index]
 
@@ -128,11 +137,15 @@ def open_networks(bundle: Bundle, options: SessionOptions) -> list[TensorRTNetwo
 
 
 def _open_on_device(bundle: Bundle, options: SessionOptions, cuda: Cuda, session: Session) -> list[TensorRTNetwork]:
+    # Brings `intsr.kernels`, which no other target needs.
+    from intsr.runtime.device_picture import open_device_picture
+
     try:
         stages = _make_stages(bundle, options, session)
         pipeline = Pipeline(session, stages)
+        pictures = open_device_picture(session, stages, pipeline.addresses)
         precision = bundle.manifest.precision
-        return [TensorRTNetwork(session, stage, pipeline, i, precision) for i, stage in enumerate(stages)]
+        return [TensorRTNetwork(session, stage, pipeline, pictures, i, precision) for i, stage in enumerate(stages)]
     except BaseException:
         session.close()
         raise

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from intsr.errors import IntsrError, OutOfMemoryError, UsageError
-from intsr.runtime.bands import Band, TileProgress
+from intsr.runtime.bands import Band, FinishedBand, TileProgress
 from intsr.runtime.batch import Job
 from intsr.runtime.image_io import LoadedImage, read_image, read_info
 from intsr.runtime.image_metadata import ImageMetadata
@@ -165,7 +165,9 @@ def _read(upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: Til
     return _Opened(job, loaded, work, start)
 
 
-def _write(upscaler: Upscaler, opened: _Opened, bands: Iterable[Band], options: FileOptions) -> FileReport:
+def _write(
+    upscaler: Upscaler, opened: _Opened, bands: Iterable[Band | FinishedBand], options: FileOptions
+) -> FileReport:
     job, loaded, work = opened.job, opened.loaded, opened.work
     made_height, made_width = work.enlarger.size
     height_px, width_px = loaded.pixels.shape[:2]

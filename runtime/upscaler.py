@@ -15,10 +15,10 @@ import numpy as np
 
 from intsr.errors import ImageError, UsageError
 from intsr.memory import resident_bytes
-from intsr.runtime.bands import Band, TileProgress, blended_bands, finished_rows
+from intsr.runtime.bands import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.clock import STAGES, StageClock
 from intsr.runtime.color_fix import ColorFix, open_color_fix
-from intsr.runtime.networks import Array, Network, TilePipeline
+from intsr.runtime.networks import Array, Network, PicturePipeline, TilePipeline
 from intsr.runtime.overlap import overlapped
 from intsr.runtime.resize import Enlarger
 from intsr.runtime.tiling import TilePlan, plan_tiles
@@ -36,6 +36,7 @@ __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 class UpscaleResult:
     """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`; of a GPU's networks, its own
     time. tiles: how many ran. transfers_ms: copies to and from a GPU, beside its work; None where there are none.
+    on_device: whether the picture was on a GPU from its pixels to its finished rows.
     """
 
     image: Picture
@@ -43,6 +44,7 @@ class UpscaleResult:
     total_ms: float
     tiles: int
     transfers_ms: float | None = None
+    on_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Work:
     upscaler: Upscaler
     enlarger: Enlarger
     plan: TilePlan
+    color_fix: str
     fix: ColorFix
     clock: StageClock
     tile_progress: TileProgress | None = None
@@ -69,15 +72,22 @@ class Work:
     def tiles(self) -> int:
         return len(self.plan.tops) * len(self.plan.lefts)
 
-    def bands(self) -> Generator[Band]:
-        """What the networks make of it, blended; raises what they raise."""
+    def bands(self) -> Generator[Band | FinishedBand]:
+        """What the networks make of it, blended, or finished by a device; raises what they raise."""
+        pipeline: PicturePipeline | None = getattr(self.upscaler.networks[0], "picture_pipeline", None)
+        if pipeline is not None:
+            made = pipeline.bands(self.enlarger, self.plan, self.color_fix, self.clock, self.tile_progress)
+            if made is not None:
+                self.clock.on_device = True
+                yield from made
+                return
 
         def run_tiles(inputs: Iterator[Array]) -> Generator[Array]:
             return self.upscaler.run_tiles(inputs, self.clock)
 
-        return blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
+        yield from blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
 
-    def finish(self, bands: Iterable[Band]) -> Iterator[Array]:
+    def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
         """Rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
         with closing(self.fix):
             yield from finished_rows(bands, self.pixels, self.fix, self.clock)
@@ -166,8 +176,10 @@ class Upscaler:
         work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
         result = work.whole(work.rows())
         total_ms = (time.perf_counter() - start) * 1e3
-        clock = work.clock
-        return UpscaleResult(_picture_like(image, result), clock.stages_ms, total_ms, work.tiles, clock.transfers_ms)
+        clock, picture = work.clock, _picture_like(image, result)
+        return UpscaleResult(
+            picture, clock.stages_ms, total_ms, work.tiles, clock.transfers_ms, on_device=clock.on_device
+        )
 
     def upscale_rows(
         self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None
@@ -190,7 +202,7 @@ class Upscaler:
         def prepare(image: Picture) -> tuple[Picture, Work]:
             return image, self.start(pixels_from_picture(image), color_fix, overlap_px)
 
-        def finish(prepared: tuple[Picture, Work], bands: Iterable[Band]) -> Picture:
+        def finish(prepared: tuple[Picture, Work], bands: Iterable[Band | FinishedBand]) -> Picture:
             image, work = prepared
             return _picture_like(image, work.whole(work.finish(bands)))
 
@@ -212,9 +224,10 @@ class Upscaler:
         """
         overlap_px = self.overlap_px if overlap_px is None else overlap_px
         plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
-        fix = open_color_fix(self.color_fix if color_fix is None else color_fix, spill_folder)
+        color_fix = self.color_fix if color_fix is None else color_fix
+        fix = open_color_fix(color_fix, spill_folder)
         enlarger = Enlarger(pixels, self.upscale_factor, self.resize_filter)
-        return Work(self, enlarger, plan, fix, StageClock(), tile_progress)
+        return Work(self, enlarger, plan, color_fix, fix, StageClock(), tile_progress)
 
     def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
         """(3, T f, T f) after (3, T f, T f), in order; as many at once as the engine takes."""

@@ -49,7 +49,7 @@ def head_of(pictures: Facts | None, calibration: Facts | None, engines: Facts | 
         "title": " · ".join(filter(None, (model, what))) or "Report",
         "facts": {key: str(value) for key, value in facts.items() if value},
         "key_numbers": numbers,
-        "warnings": warnings + list((engines or {}).get("warnings", ())),
+        "warnings": warnings,
     }
 
 
@@ -106,16 +106,18 @@ def _of_engines(engines: Facts | None) -> list[dict[str, Any]]:
     base = next((row for row in rows if row["bits"] == "fp" and row["target"] == own["target"]), None)
     base = None if base is own else base
     numbers = []
-    for key, label, text, better in (
-        ("median_ms", "Latency", milliseconds, "as fast as"),
-        ("memory_bytes", "Memory", mebibytes, "less than"),
-        ("size_bytes", "Engine file", megabytes, "smaller than"),
+    for key, label, text, better, worse in (
+        ("median_ms", "Latency", milliseconds, "faster", "slower"),
+        ("memory_bytes", "Memory", mebibytes, "less", "more"),
+        ("size_bytes", "Engine file", megabytes, "smaller", "larger"),
     ):
         if own[key] is None:
             continue
         note = {"median_ms": TIMINGS.get(own["timing"], ""), "memory_bytes": "in opening it"}.get(key, "on disk")
         if base and base[key]:
-            note = f"{times(base[key] / own[key])} {better} full precision, {text(base[key])}; {note}"
+            gain = base[key] / own[key]
+            ratio = f"{times(gain)} {better}" if gain >= 1 else f"{times(1 / gain)} {worse}"
+            note = f"{ratio} than full precision, {text(base[key])}; {note}"
         numbers.append(_number(key, label, own[key], text(own[key]), note))
     return numbers
 

@@ -202,3 +202,57 @@ INTSR_KERNEL(pixels_from_unit, PixelsParams, PICTURE_THREADS, 4) {
     const float* planes = static_cast<const float*>(p.planes);
     pixels_from_planes(p, [&](int64_t i) { return planes[i]; });
 }
+
+// Grid: (pixels over 4 a thread). out: (H W), Rec. 601, summed in the order of the CPU path.
+INTSR_KERNEL(luma_from_unit, PixelsParams, PICTURE_THREADS, 4) {
+    const float* planes = static_cast<const float*>(p.planes);
+    const int64_t place = (static_cast<int64_t>(blockIdx.x) * PICTURE_THREADS + threadIdx.x) * 4;
+    uint32_t word = 0;
+    for (int i = 0; i < 4; i++) {
+        if (place + i >= p.count) break;
+        const float* unit = planes + place + i;
+        const float two = __fadd_rn(__fmul_rn(unit[0], 0.299f), __fmul_rn(unit[p.count], 0.587f));
+        const uint32_t byte = byte_from_unit(__fadd_rn(two, __fmul_rn(unit[2 * p.count], 0.114f)));
+        word |= byte << (8 * i);
+        if (place + 4 > p.count) p.out[place + i] = static_cast<uint8_t>(byte);
+    }
+    if (place + 4 <= p.count) *reinterpret_cast<uint32_t*>(p.out + place) = word;
+}
+
+// ---- The picture clipped to [0, 1], and what it was before: whoever reads bytes sees no NaN. --------------------
+struct RangeParams {
+    float* planes;    // (3, H W)
+    float2* extremes; // (3, blocks): least and largest value; the largest is infinite where one was not finite
+    int64_t count;    // H W
+    int blocks;
+};
+
+// Grid: (blocks, 3). Shared: a float2 a warp.
+INTSR_KERNEL(clip_and_range, RangeParams, PICTURE_THREADS, 4) {
+    INTSR_SHARED(float2, shared);
+    float* plane = p.planes + blockIdx.y * p.count;
+    const float infinity = float_from_bits(0x7f800000);
+    float least = infinity, largest = -infinity;
+    const int64_t step = static_cast<int64_t>(p.blocks) * PICTURE_THREADS;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * PICTURE_THREADS + threadIdx.x; i < p.count; i += step) {
+        const float value = plane[i];
+        // No comparison with NaN is true.
+        const bool finite = fabsf(value) < infinity;
+        least = fminf(least, value);
+        largest = finite ? fmaxf(largest, value) : infinity;
+        plane[i] = fminf(fmaxf(value, 0.0f), 1.0f);
+    }
+#pragma unroll
+    for (int lane = 16; lane > 0; lane /= 2) {
+        least = fminf(least, __shfl_xor_sync(FULL_WARP, least, lane));
+        largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, lane));
+    }
+    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = make_float2(least, largest);
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (int warp = 1; warp < PICTURE_THREADS / 32; warp++) {
+        least = fminf(least, shared[warp].x);
+        largest = fmaxf(largest, shared[warp].y);
+    }
+    p.extremes[blockIdx.y * p.blocks + blockIdx.x] = make_float2(least, largest);
+}

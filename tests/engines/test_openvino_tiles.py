@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,9 +18,11 @@ from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration import Calibration
 from intsr.calib.model import SRModel
 from intsr.engines.build_types import BuildOptions
+from intsr.engines.commands.compile import _checked_tiles
 from intsr.engines.compiler import compile_engine, overlap_of_further
 from intsr.engines.inspect_engine import inspect_engine
 from intsr.engines.openvino_tiles import share_weights
+from intsr.engines.targets import target_from_name
 from intsr.errors import UsageError
 from intsr.export.lowering import lowering_from_name
 from intsr.export.onnx_export import load_export
@@ -26,6 +31,8 @@ from intsr.runtime.engine import open_engine
 from intsr.runtime.openvino_member import pack_member, split_member, unpack_xml
 from intsr.types import NETWORKS
 
+# By name: where a command is exported under its module's name, importing it gives the command.
+compile_module = sys.modules["intsr.engines.commands.compile"]
 Intsr = Callable[..., tuple[int, str, str]]
 DEFAULT_PX, FURTHER_PX = 16, 8
 Engines = dict[tuple[str, tuple[int, ...]], Path]
@@ -38,11 +45,12 @@ def engines(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory
     paths = {}
     for tiles in ((DEFAULT_PX,), (FURTHER_PX,), (DEFAULT_PX, FURTHER_PX)):
         first, *further = tiles
+        exported = folder / "-".join(map(str, tiles))
+        # Both targets take this lowering.
+        lowering = lowering_from_name("cpu")
+        export_model(tiny_model, tiny_calibration, lowering, first, exported, further_tiles=further)
         for target in ("cpu", "onnxruntime"):
-            exported = folder / f"{target}-{len(tiles)}-{first}"
-            lowering = lowering_from_name(target)
-            export_model(tiny_model, tiny_calibration, lowering, first, exported, further_tiles=further)
-            paths[target, tiles] = exported.with_suffix(".engine")
+            paths[target, tiles] = folder / f"{exported.name}.{target}.engine"
             compile_engine(exported, paths[target, tiles], BuildOptions(target, detailed=False))
     return paths
 
@@ -129,21 +137,50 @@ def test_inspect_and_export_tell_the_sizes(engines: Engines, intsr: Intsr) -> No
     assert inspect_engine(both, layers=False)["tile_sizes"] == [16, 8]
     assert "tile sizes         16, 8" in intsr("inspect", both)[1]
     assert "tile sizes" not in intsr("inspect", engines["cpu", (DEFAULT_PX,)])[1]
-    export = load_export(both.with_suffix(""))
+    export = load_export(both.with_name("16-8"))
     assert [tile.tile_px for tile in export.tiles] == [8]
     assert export.tiles[0].networks[2].output.shape == (1, 3, 32, 32)
 
 
 def test_the_command(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
     given = ("compile", tiny_folder, "--bits", "fp", "-o", tmp_path / "x.engine", "--json")
-    code, output, error = intsr(*given, "--tile", "16,8,12")
+    code, output, error = intsr(*given, "--tile", "8,16")
     assert code == 0, error
-    assert json.loads(output)["tile_px"] == [16, 12, 8]
+    assert json.loads(output)["tile_px"] == [16, 8]
     manifest = read_manifest(tmp_path / "x.engine")
-    assert (manifest.tile_px, [tile.tile_px for tile in manifest.tiles]) == (16, [8, 12])
-    for wrong in ("16,16", "16,", "a", "0", "-8"):
+    assert (manifest.tile_px, [tile.tile_px for tile in manifest.tiles]) == (8, [16])
+    for wrong in ("16,16", "0"):
         code, _, error = intsr(*given, "--tile", wrong)
         assert code == 2 and "for example 128,64" in error, wrong
+
+
+def test_what_is_built_where_nothing_is_asked_for(tiny_model: SRModel) -> None:
+    cpu, rtx = target_from_name("cpu"), target_from_name("tensorrt-rtx")
+    assert _checked_tiles(None, cpu, tiny_model.spec) == (128, 64)
+    assert _checked_tiles(None, rtx, tiny_model.spec) == (128,)
+    # Networks that take whole multiples of 128 alone have no smaller size; one that is asked for is refused.
+    coarse = replace(tiny_model.spec, size_multiple_px=512)
+    assert _checked_tiles(None, cpu, coarse) == (128,)
+    with pytest.raises(UsageError, match="--tile: 64 pixels; expected a positive multiple of 128; use 128"):
+        _checked_tiles((128, 64), cpu, coarse)
+
+
+def test_an_official_checkpoint_has_one_size(
+    intsr: Intsr, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compile_module, "_ranges", lambda *_: SimpleNamespace(official_layers={"unet.conv_in": 1}))
+    asked = []
+
+    def export(*arguments: object) -> None:
+        asked.append((arguments[3], arguments[-1]))
+        raise UsageError("here", "enough")
+
+    monkeypatch.setattr("intsr.export.pipeline.export_model", export)
+    given = ("compile", tiny_folder, "--calibration", tmp_path, "-o", tmp_path / "x.engine")
+    code, _, error = intsr(*given, "--tile", "16,8")
+    assert code == 2 and "--tile: 16,8; expected the one size that the checkpoint was made for" in error
+    assert intsr(*given, "--tile", "16")[0] == intsr(*given)[0] == 2
+    assert asked == [(16, []), (128, [])]
 
 
 def test_overlap_of_a_further_size() -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx import TensorProto, checker, helper, numpy_helper, save
 from PIL import Image
 
 from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.kernels.parameters import SOURCES
 from intsr.types import Manifest, NetworkEntry, TensorInfo
 
 TILE_PX, FACTOR, LATENT_CHANNELS = 16, 2, 12
@@ -171,6 +173,19 @@ def _support(name: str) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == spec.name}
 
 
+@pytest.fixture(scope="session")
+def fuzz_pictures() -> ModuleType:
+    """tests/support/fuzz_pictures.py: pictures of every kind, and broken ones."""
+    path = Path(__file__).parents[1] / "support" / "fuzz_pictures.py"
+    spec = importlib.util.spec_from_file_location("intsr_tests_fuzz_pictures", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look their module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 class FakeMachine:
     """A machine with a simulated GPU: `gpu`, its `trt`, and bundles that run there."""
 
@@ -179,7 +194,13 @@ class FakeMachine:
         self.gpu = support.Simulator()
         self.trt = support.FakeTensorRT(self.gpu)
         self.cuda = support.CudaRuntime(self.gpu)
-        self.pycuda = support.PyCudaDriver(self.gpu)
+        self.driver = support.CudaDriver(self.gpu)
+        self.pycuda = support.PyCudaDriver(self.gpu, support.PyCudaModule)
+
+    def build_kernels(self) -> None:
+        """As if nvcc had: without it, pictures go through host memory."""
+        for source in SOURCES:
+            (self.folder / f"{source}.fatbin").write_bytes(self.support.fatbin_of(source))
 
     def engine(
         self,
@@ -227,10 +248,18 @@ class FakeMachine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """The runtime finds a simulated GPU, and TensorRT of the version that the bundles are of."""
+    from intsr.kernels import build
     from intsr.runtime import compatibility, cuda_interface, tensorrt_library
 
-    machine = FakeMachine(SimpleNamespace(**_support("fake_gpu"), **_support("fake_tensorrt")), tmp_path)
-    libraries = {"cuda.bindings.runtime": machine.cuda, "pycuda.driver": machine.pycuda}
+    support = {**_support("fake_gpu"), **_support("fake_driver"), **_support("fake_tensorrt")}
+    machine = FakeMachine(SimpleNamespace(**support), tmp_path)
+    libraries = {
+        "cuda.bindings.runtime": machine.cuda,
+        "cuda.bindings.driver": machine.driver,
+        "pycuda.driver": machine.pycuda,
+    }
+    # Those of this machine, if it has any, are for real GPUs.
+    monkeypatch.setattr(build, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
     monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
     monkeypatch.setattr(tensorrt_library, "_import", lambda target, where: machine.trt)
     for target, version in (("tensorrt", "10.13.0.35"), ("tensorrt-rtx", "1.7.1")):

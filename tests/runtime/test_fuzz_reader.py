@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,22 +13,11 @@ import pytest
 COUNT, SEED = 300, 20
 
 
-@pytest.fixture(scope="module")
-def fuzz() -> ModuleType:
-    path = Path(__file__).parents[1] / "support" / "fuzz_pictures.py"
-    spec = importlib.util.spec_from_file_location("intsr_tests_fuzz_pictures", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_whole_pictures_are_read(fuzz: ModuleType, tmp_path: Path) -> None:
+def test_the_whole_pictures_are_read(fuzz_pictures: ModuleType, tmp_path: Path) -> None:
     """Else their mutants would say nothing."""
     from intsr.runtime.image_io import read_image, read_info
 
-    for number, data in enumerate(fuzz.originals()):
+    for number, data in enumerate(fuzz_pictures.originals()):
         path = tmp_path / f"{number}.png"
         path.write_bytes(data)
         info, loaded = read_info(path), read_image(path)
@@ -41,8 +28,8 @@ def test_the_whole_pictures_are_read(fuzz: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_broken_pictures_are_refused_or_read(fuzz: ModuleType) -> None:
-    outcomes = list(fuzz.outcomes(SEED, COUNT))
+def test_broken_pictures_are_refused_or_read(fuzz_pictures: ModuleType) -> None:
+    outcomes = list(fuzz_pictures.outcomes(SEED, COUNT))
     assert [outcome.number for outcome in outcomes] == list(range(COUNT))
     bad = [outcome for outcome in outcomes if outcome.kind not in ("read", "refused")]
     assert bad == [], f"seed {SEED}"
@@ -50,10 +37,10 @@ def test_broken_pictures_are_refused_or_read(fuzz: ModuleType) -> None:
     assert kinds == {"read", "refused"}
 
 
-def test_a_mutant_is_the_same_every_time(fuzz: ModuleType) -> None:
-    wholes = fuzz.originals()
-    first = [fuzz.mutant(SEED, number, wholes) for number in range(20)]
-    assert first == [fuzz.mutant(SEED, number, wholes) for number in range(20)]
+def test_a_mutant_is_the_same_every_time(fuzz_pictures: ModuleType) -> None:
+    wholes = fuzz_pictures.originals()
+    first = [fuzz_pictures.mutant(SEED, number, wholes) for number in range(20)]
+    assert first == [fuzz_pictures.mutant(SEED, number, wholes) for number in range(20)]
     assert len(set(first)) == 20
 
 
@@ -61,7 +48,9 @@ def test_a_mutant_is_the_same_every_time(fuzz: ModuleType) -> None:
     ("code", "kind"),
     [("import os; os.abort()", "crash"), ("while True: pass", "hang"), ("raise RecursionError('x')", "leaked")],
 )
-def test_what_goes_wrong_is_seen(fuzz: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, kind: str) -> None:
+def test_what_goes_wrong_is_seen(
+    fuzz_pictures: ModuleType, monkeypatch: pytest.MonkeyPatch, code: str, kind: str
+) -> None:
     """A reading process that does not behave names its mutant, and the next one goes on behind it."""
     program = f"""
 import sys
@@ -75,11 +64,11 @@ for number in range(first, last):
     except Exception as error:
         print("end", number, "leaked", error, flush=True)
 """
-    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.5)
-    popen = fuzz.subprocess.Popen
+    monkeypatch.setattr(fuzz_pictures, "MOST_SECONDS", 0.5)
+    popen = fuzz_pictures.subprocess.Popen
 
     def replaced(command: list[str], **settings: object) -> object:
         return popen([command[0], "-c", program, *command[-2:]], **settings)
 
-    monkeypatch.setattr(fuzz.subprocess, "Popen", replaced)
-    assert [outcome.kind for outcome in fuzz.outcomes(1, 3)] == ["read", kind, "read"]
+    monkeypatch.setattr(fuzz_pictures.subprocess, "Popen", replaced)
+    assert [outcome.kind for outcome in fuzz_pictures.outcomes(1, 3)] == ["read", kind, "read"]

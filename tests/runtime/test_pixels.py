@@ -85,8 +85,10 @@ def test_sixteen_bit_alpha(tmp_path):
     values[..., 3] = 65535
     path = _write_png16(tmp_path / "a.png", values, PNG_RGBA)
     np.testing.assert_allclose(read_pixels(path), values[..., :3] / 257, rtol=1e-15)
-    with pytest.raises(ImageError, match="16 bits a component"):
-        read_pixels(_write_png16(path, values[..., 2:], PNG_GREY_ALPHA))
+    np.testing.assert_allclose(read_pixels(_write_png16(path, values[..., 2:], PNG_GREY_ALPHA)), values[..., 2] / 257)
+    values[3, 3, 3] -= 1
+    with pytest.raises(ImageError, match="transparent pixels"):
+        read_pixels(_write_png16(path, values, PNG_RGBA))
 
 
 def test_orientation_is_applied(tmp_path):

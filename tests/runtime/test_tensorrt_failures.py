@@ -14,6 +14,8 @@ from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.runtime.engine import open_engine
 
 BACKENDS = ("cuda-python", "pycuda")
+# Their engines take float32: see test_device_picture.py for those whose pictures stay on the device.
+pytestmark = pytest.mark.filterwarnings("ignore:.* blends its pictures on the CPU:RuntimeWarning")
 
 
 def _bicubic(pixels: np.ndarray) -> np.ndarray:

@@ -15,6 +15,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+ALIGNMENT = 256
+# Fewer than blocks of the pictures of tests, so that one has more than one part of a picture.
+MULTIPROCESSORS = 2
+
 
 class Simulator:
     """Memory, streams, events and graphs of one device. fail: CUDA function -> status that it answers with.
@@ -25,7 +29,7 @@ class Simulator:
     def __init__(self, capability=(8, 9), devices=("GeForce One", "GeForce Two"), total_bytes=1 << 26) -> None:
         self.capability, self.device_names, self.total_bytes = capability, devices, total_bytes
         self.device, self.host_memory, self.host = {}, {}, {}
-        self.streams, self.events, self.graphs = {}, {}, {}
+        self.streams, self.events, self.graphs, self.modules = {}, {}, {}, {}
         self.capturing, self.log, self.calls, self.fail = {}, [], Counter(), {}
         self.current, self.clock = None, 0.0
         self._numbers = itertools.count(4096, 512)
@@ -38,9 +42,19 @@ class Simulator:
     def alloc(self, size_bytes: int) -> int | None:
         if sum(map(len, self.device.values())) + size_bytes > self.total_bytes:
             return None
-        address = self.number()
-        self.device[address] = np.full(size_bytes, 0xAA, np.uint8)
+        # Of the host, aligned as CUDA's: kernels are given addresses and nothing else.
+        memory = np.full(size_bytes + ALIGNMENT, 0xAA, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        address = memory.ctypes.data + start
+        self.device[address] = memory[start : start + size_bytes]
         return address
+
+    def memory(self, address: int, size_bytes: int) -> np.ndarray:
+        """A view of device memory, from anywhere inside an allocation; KeyError where there is none."""
+        for start, memory in self.device.items():
+            if start <= address and address + size_bytes <= start + len(memory):
+                return memory[address - start : address - start + size_bytes]
+        raise KeyError(address)
 
     def alloc_pinned(self, size_bytes: int) -> np.ndarray:
         memory = np.full(size_bytes, 0xBB, np.uint8)
@@ -54,9 +68,9 @@ class Simulator:
 
     def copy(self, target: int, source: int, size_bytes: int, kind: str) -> None:
         if kind == "up":
-            self.device[target][:size_bytes] = _host(source, size_bytes)
+            self.memory(target, size_bytes)[:] = _host(source, size_bytes)
         else:
-            _host(target, size_bytes)[:] = self.device[source][:size_bytes]
+            _host(target, size_bytes)[:] = self.memory(source, size_bytes)
 
     # Streams: queues of (name, function); a function may make other streams go on first
 
@@ -99,7 +113,7 @@ class Simulator:
         return not any(self.streams.values())
 
     def leftovers(self) -> dict[str, int]:
-        kinds = ("device", "host_memory", "streams", "events", "graphs")
+        kinds = ("device", "host_memory", "streams", "events", "graphs", "modules")
         return {kind: len(getattr(self, kind)) for kind in kinds if getattr(self, kind)}
 
 
@@ -107,7 +121,7 @@ def _host(address: int, size_bytes: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(address))
 
 
-class CudaError(enum.Enum):
+class CudaError(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
@@ -153,7 +167,8 @@ class CudaRuntime:
     def cudaGetDeviceProperties(self, device):
         major, minor = self._gpu.capability
         name = self._gpu.device_names[device].encode()
-        return (SimpleNamespace(name=name, major=major, minor=minor, totalGlobalMem=self._gpu.total_bytes),)
+        values = {"totalGlobalMem": self._gpu.total_bytes, "multiProcessorCount": MULTIPROCESSORS}
+        return (SimpleNamespace(name=name, major=major, minor=minor, **values),)
 
     def cudaSetDevice(self, device):
         self._gpu.current = device
@@ -176,6 +191,10 @@ class CudaRuntime:
 
     def cudaMemcpyAsync(self, dst, src, count, kind, stream):
         self._gpu.put(stream, kind, lambda: self._gpu.copy(dst, src, count, kind))
+        return ()
+
+    def cudaMemsetAsync(self, devPtr, value, count, stream):
+        self._gpu.put(stream, "clear", lambda: self._gpu.memory(devPtr, count).fill(value))
         return ()
 
     def cudaMemGetInfo(self):
@@ -264,9 +283,11 @@ class PyCudaDriver:
         pass
 
     event_flags = SimpleNamespace(BLOCKING_SYNC=1)
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=16)
 
-    def __init__(self, gpu: Simulator) -> None:
-        self._gpu, self._runtime = gpu, CudaRuntime(gpu)
+    def __init__(self, gpu: Simulator, module) -> None:
+        """module: what stands for pycuda's Module."""
+        self._gpu, self._runtime, self._module = gpu, CudaRuntime(gpu), module
         self.stack = []
         driver = self
 
@@ -297,6 +318,10 @@ class PyCudaDriver:
 
             def total_memory(self):
                 return gpu.total_bytes
+
+            def get_attribute(self, attribute):
+                assert attribute == driver.device_attribute.MULTIPROCESSOR_COUNT
+                return MULTIPROCESSORS
 
             def retain_primary_context(self):
                 gpu.calls["retain_primary_context"] += 1
@@ -367,6 +392,14 @@ class PyCudaDriver:
                 return SimpleNamespace(free=lambda: gpu.host_memory.pop(memory.ctypes.data))
 
         return memory.view(Pagelocked)
+
+    def module_from_buffer(self, image):
+        if "module" in self._gpu.fail:
+            raise self.Error(self._gpu.fail["module"])
+        return self._module(self._gpu, image)
+
+    def memset_d8_async(self, dest, data, count, stream):
+        self._gpu.put(stream.handle, "clear", lambda: self._gpu.memory(dest, count).fill(data))
 
     def memcpy_htod_async(self, dest, src, stream):
         self._gpu.put(stream.handle, "up", lambda: self._gpu.copy(dest, src.ctypes.data, src.nbytes, "up"))

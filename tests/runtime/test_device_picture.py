@@ -1,0 +1,467 @@
+"""Whole pictures on a simulated GPU, the kernels' own sources emulated: against the host's path, memory, failures.
+
+The networks are the identity in float16. `none` and `wavelet` must agree to the last bit; `adain` sums its statistics
+in another order: one level, for at most 1 % of the numbers.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intsr.errors import BuildError, EngineMismatchError, OutOfMemoryError, VerificationError
+from intsr.kernels import emulate
+from intsr.runtime import device_picture
+from intsr.runtime.batch import Job
+from intsr.runtime.device_picture_plan import PictureShape
+from intsr.runtime.engine import Engine, open_engine
+from intsr.runtime.tiling import plan_tiles
+from intsr.runtime.upscale_file import FileOptions, upscale_files
+from intsr.runtime.upscaler import STAGES, UpscaleResult
+
+try:
+    emulate.find_cpp_compiler()
+    NO_COMPILER = ""
+except BuildError as found:
+    NO_COMPILER = str(found)
+pytestmark = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")
+
+OpenEngine = Callable[..., Engine]
+FIXES = ("none", "wavelet", "adain")
+# Of what a picture of this size has on the host: a strip, and the two of the tile slots.
+STRIP = 1
+
+
+@pytest.fixture
+def opened(machine) -> Iterator[OpenEngine]:
+    """Opens an engine whose pictures stay on the device; warnings are errors. In the end nothing may be left."""
+    machine.build_kernels()
+    machine.gpu.total_bytes = 1 << 27
+    engines = []
+
+    def open_(target: str = "tensorrt", batch: int = 1, backend: str = "cuda-python", **changes: object) -> Engine:
+        path = machine.engine(target, batch, "float16", **changes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engines.append(open_engine(path, cuda_backend=backend))
+        return engines[-1]
+
+    yield open_
+    assert machine.gpu.idle()
+    for engine in engines:
+        engine.close()
+    engines.clear()
+    machine.assert_nothing_is_left()
+
+
+def on_host(engine: Engine, image: np.ndarray, **options: object) -> UpscaleResult:
+    network = engine.networks[0]
+    pipeline, network.picture_pipeline = network.picture_pipeline, None  # type: ignore[attr-defined]
+    try:
+        result = engine.upscale_with_timings(image, **options)  # type: ignore[arg-type]
+    finally:
+        network.picture_pipeline = pipeline  # type: ignore[attr-defined]
+    assert not result.on_device
+    return result
+
+
+def agree(got: np.ndarray, expected: np.ndarray, color_fix: str) -> None:
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+    difference = np.abs(got.astype(int) - expected)
+    most, share = (1, 0.01) if color_fix == "adain" else (0, 0)
+    assert difference.max() <= most and np.count_nonzero(difference) <= share * difference.size
+
+
+def random_pixels(height: int, width: int, grey: bool = False) -> np.ndarray:
+    shape = (height, width) if grey else (height, width, 3)
+    return np.random.default_rng(height * 100 + width).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("color_fix", FIXES)
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "overlap_px"),
+    # One tile and all of it; one that is padded; a single pixel; many tiles, one beside and one on the other.
+    [(16, 16, 4), (5, 3, 4), (1, 1, 0), (39, 53, 4), (37, 16, 0)],
+)
+def test_the_device_gives_what_the_host_gives(
+    opened: OpenEngine, height: int, width: int, overlap_px: int, grey: bool, color_fix: str
+) -> None:
+    engine, pixels = opened(), random_pixels(height, width, grey)
+    result = engine.upscale_with_timings(pixels, color_fix, overlap_px)
+    assert result.on_device
+    expected = on_host(engine, pixels, color_fix=color_fix, overlap_px=overlap_px)
+    agree(np.asarray(result.image), np.asarray(expected.image), color_fix)
+    assert result.tiles == expected.tiles
+
+
+@pytest.mark.parametrize("resize_filter", ["bicubic", "lanczos"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["cuda-python", "pycuda"])
+def test_a_photograph_with_every_backend(
+    opened: OpenEngine, photo: np.ndarray, backend: str, target: str, resize_filter: str
+) -> None:
+    engine = opened(target, backend=backend, resize_filter=resize_filter)
+    result = engine.upscale_with_timings(Image.fromarray(photo), "wavelet")
+    assert result.on_device and result.tiles == 30
+    agree(np.asarray(result.image), np.asarray(on_host(engine, photo, color_fix="wavelet").image), "wavelet")
+
+
+def test_batches_the_last_filled_up(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+    engine = opened(batch=4)
+    result = engine.upscale_with_timings(photo)
+    assert result.on_device
+    assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
+    agree(np.asarray(result.image), np.asarray(on_host(engine, photo).image), "none")
+
+
+def test_values_outside_the_range_are_clipped_before_the_colours(
+    opened: OpenEngine, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, machine
+) -> None:
+    change_decoder(machine, monkeypatch, lambda image: image * np.float16(1.5))
+    engine = opened()
+    for color_fix in FIXES:
+        agree(
+            engine.upscale(photo, color_fix), np.asarray(on_host(engine, photo, color_fix=color_fix).image), color_fix
+        )
+
+
+# The ways in
+
+
+def test_rows_many_and_files_go_the_same_way(
+    opened: OpenEngine, machine, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened()
+    pictures = [photo, photo[::-1].copy(), random_pixels(9, 20, grey=True), photo]
+    expected = [np.asarray(on_host(engine, picture).image) for picture in pictures]
+    # The host's path would fail from here on.
+    monkeypatch.setattr(engine, "run_tiles", None)
+    for got, wanted in zip(engine.upscale_many(pictures), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    monkeypatch.setattr(PictureShape, "strip_rows", 7)
+    rows = list(engine.upscale_rows(random_pixels(20, 20)))
+    assert [len(part) for part in rows] == [7, 7, 7, 7, 7, 5]
+    np.testing.assert_array_equal(np.concatenate(rows), engine.upscale(random_pixels(20, 20)))
+
+    alpha = np.arange(photo.shape[0] * photo.shape[1], dtype=np.uint8).reshape(photo.shape[:2])
+    Image.fromarray(np.dstack([photo, alpha])).save(tmp_path / "in.png")
+    (report,) = upscale_files(engine, [Job(tmp_path / "in.png", tmp_path / "out.png")], FileOptions())
+    assert report.status == "ok", report.error
+    written = np.asarray(Image.open(tmp_path / "out.png"))
+    np.testing.assert_array_equal(written[..., :3], expected[0])
+    enlarged = Image.fromarray(alpha).resize((142, 106), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(written[..., 3], np.asarray(enlarged))
+
+
+def test_one_copy_up_and_one_down(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+    engine = opened()
+    engine.upscale(photo)
+    before, allocated = len(machine.gpu.log), machine.gpu.calls["cudaMalloc"]
+    engine.upscale(photo[::-1])
+    log = machine.gpu.log[before:]
+    # Down: the extremes, and the picture.
+    assert (log.count("up"), log.count("down"), log.count("clear")) == (1, 2, 1)
+    assert [log.count(name) for name in ("resize_pixels", "extract_tile", "accumulate_tile")] == [1, 30, 30]
+    assert machine.gpu.calls["cudaMalloc"] == allocated, "the buffers of one size are made once"
+
+
+def test_stages_are_timed_by_the_device(opened: OpenEngine, photo: np.ndarray) -> None:
+    result = opened().upscale_with_timings(photo, "adain")
+    assert set(result.stages_ms) == set(STAGES)
+    # A step of the simulation takes one millisecond; recording an event is one, too.
+    assert result.stages_ms["resize"] >= 31 and result.stages_ms["unet"] >= 30
+    assert result.stages_ms["blend"] >= 33 and result.stages_ms["color_fix"] >= 3
+    assert result.transfers_ms is not None and result.transfers_ms >= 3
+
+
+def test_the_graphs_are_those_of_the_tiles_first_slot(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+    engine = opened()
+    engine.upscale(photo)
+    assert machine.gpu.calls["cudaStreamBeginCapture"] == 3
+    on_host(engine, photo)
+    assert machine.gpu.calls["cudaStreamBeginCapture"] == 5
+
+
+def test_progress_is_shown_by_tile(opened: OpenEngine, photo: np.ndarray) -> None:
+    seen = []
+
+    def watched(tiles):
+        for tile in tiles:
+            seen.append(tile)
+            yield tile
+
+    assert opened().upscale_with_timings(photo, tile_progress=watched).tiles == len(seen) == 30
+
+
+# What has to go through host memory
+
+
+def test_sixteen_bits_go_through_the_host(opened: OpenEngine, photo: np.ndarray) -> None:
+    result = opened().upscale_with_timings(photo.astype(np.uint16) * 257)
+    assert not result.on_device and np.asarray(result.image).dtype == np.uint16
+
+
+def test_a_picture_too_large_for_the_device_goes_through_the_host(
+    opened: OpenEngine, machine, photo: np.ndarray
+) -> None:
+    engine = opened()
+    small = random_pixels(16, 16)
+    assert engine.upscale_with_timings(small, "wavelet").on_device
+    held = sum(map(len, machine.gpu.device.values()))
+    needed = PictureShape(plan_tiles(53, 71, 16, 4), 2, "bicubic", "wavelet", False).device_bytes()
+    engine_bytes = held - _bytes_of_pictures(machine, engine)
+    for missing, on_device in ((1, False), (0, True)):
+        machine.gpu.total_bytes = engine_bytes + needed + device_picture._SPARE_BYTES - missing
+        result = engine.upscale_with_timings(photo, "wavelet")
+        assert result.on_device == on_device
+        agree(np.asarray(result.image), np.asarray(on_host(engine, photo, color_fix="wavelet").image), "wavelet")
+
+
+def _bytes_of_pictures(machine, engine: Engine) -> int:
+    device = engine.networks[0].picture_pipeline._device  # type: ignore[attr-defined]
+    return sum(len(machine.gpu.device[address]) for address in device._addresses)
+
+
+@pytest.mark.parametrize("color_fix", FIXES)
+@pytest.mark.parametrize("grey", [False, True])
+def test_memory_is_known_beforehand(opened: OpenEngine, machine, color_fix: str, grey: bool) -> None:
+    engine, pixels = opened(), random_pixels(90, 70, grey)
+    pipeline = engine.networks[0].picture_pipeline  # type: ignore[attr-defined]
+    shape = PictureShape(plan_tiles(90, 70, 16, 4), 2, "bicubic", color_fix, grey)
+    assert pipeline._prepared(shape) is not None
+    taken = _bytes_of_pictures(machine, engine)
+    assert taken <= shape.device_bytes() <= taken + 4 * 16 * sum(shape.size) + (1 << 16)
+    assert pixels.shape[:2] == (90, 70)
+
+
+@pytest.mark.parametrize("spare", range(0, 500_000, 90_000))
+def test_memory_that_is_gone_all_the_same_is_no_failure(
+    opened: OpenEngine, machine, monkeypatch: pytest.MonkeyPatch, photo: np.ndarray, spare: int
+) -> None:
+    engine = opened()
+    before = set(machine.gpu.device), set(machine.gpu.host_memory)
+    monkeypatch.setattr(PictureShape, "device_bytes", lambda shape: 0)
+    monkeypatch.setattr(device_picture, "_SPARE_BYTES", 0)
+    machine.gpu.total_bytes = sum(map(len, machine.gpu.device.values())) + spare
+    result = engine.upscale_with_timings(photo, "wavelet")
+    assert not result.on_device
+    assert (set(machine.gpu.device), set(machine.gpu.host_memory)) == before
+    agree(np.asarray(result.image), np.asarray(on_host(engine, photo, color_fix="wavelet").image), "wavelet")
+
+
+def test_two_pictures_at_once(opened: OpenEngine, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has the device until its rows are taken."""
+    engine, other = opened(), random_pixels(20, 30)
+    expected = [np.asarray(on_host(engine, picture).image) for picture in (photo, other)]
+    monkeypatch.setattr(PictureShape, "strip_rows", 20)
+    first = engine.upscale_rows(photo)
+    rows = [next(first)]
+    result = engine.upscale_with_timings(other)
+    assert not result.on_device
+    np.testing.assert_array_equal(np.asarray(result.image), expected[1])
+    np.testing.assert_array_equal(np.concatenate(rows + list(first)), expected[0])
+    assert engine.upscale_with_timings(other).on_device
+
+
+# What is no picture
+
+
+def change_decoder(machine, monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    functions = machine.support.IExecutionContext.execute_async_v3.__globals__["FUNCTIONS"]
+    decoder = functions["decoder"]
+    monkeypatch.setitem(functions, "decoder", lambda x: change(decoder(x)))
+
+
+def _with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(image: np.ndarray) -> np.ndarray:
+        image = image.copy()
+        image[0, 1, 7, 9] = value
+        return image
+
+    return change
+
+
+@pytest.mark.parametrize("color_fix", FIXES)
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (_with_one(np.nan), "NaN or infinite"),
+        (_with_one(-np.inf), "NaN or infinite"),
+        (_with_one(np.inf), "NaN or infinite"),
+        (lambda image: np.full_like(image, np.nan), "NaN or infinite"),
+        (lambda image: np.full_like(image, 0.25), "one flat colour"),
+        (lambda image: np.full_like(image, -3), "one flat colour"),
+    ],
+)
+def test_an_output_that_is_no_picture(
+    opened: OpenEngine,
+    machine,
+    monkeypatch: pytest.MonkeyPatch,
+    photo: np.ndarray,
+    change: Callable[[np.ndarray], np.ndarray],
+    problem: str,
+    color_fix: str,
+) -> None:
+    engine = opened()
+    held = set(machine.gpu.device)
+    with monkeypatch.context() as patch:
+        change_decoder(machine, patch, change)
+        rows = engine.upscale_rows(photo, color_fix)
+        with pytest.raises(VerificationError, match=problem):
+            next(rows)
+        with pytest.raises(VerificationError, match=problem):
+            on_host(engine, photo, color_fix=color_fix)
+    assert set(machine.gpu.device) == held and machine.gpu.idle()
+    assert engine.upscale_with_timings(photo, color_fix).on_device
+
+
+def test_a_flat_input_may_give_a_flat_output(opened: OpenEngine) -> None:
+    pixels = np.full((20, 20, 3), 77, np.uint8)
+    result = opened().upscale_with_timings(pixels)
+    assert result.on_device and set(np.unique(result.image)) == {77}
+
+
+# Memory, and failures on the way
+
+
+def test_buffers_of_another_size_replace_the_old_ones(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+    engine = opened()
+    sizes = []
+    for pixels in (photo, random_pixels(16, 16), photo):
+        engine.upscale(pixels)
+        sizes.append(sum(map(len, machine.gpu.device.values())))
+        assert len(machine.gpu.host_memory) == 4 + STRIP
+    assert sizes[0] == sizes[2] > sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("cudaMemcpyAsync", "cudaErrorLaunchFailure"),
+        ("cudaMemsetAsync", "cudaErrorLaunchFailure"),
+        ("cudaEventSynchronize", "cudaErrorLaunchFailure"),
+        ("cudaGraphLaunch", "cudaErrorLaunchFailure"),
+        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED"),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_cuda_fails_while_running(
+    opened: OpenEngine, machine, photo: np.ndarray, name: str, status: str, again: bool
+) -> None:
+    engine = opened()
+    engine.upscale(random_pixels(16, 32))
+    pipeline = engine.networks[0].picture_pipeline  # type: ignore[attr-defined]
+    pipeline._release()
+    held = set(machine.gpu.device), set(machine.gpu.host_memory)
+    if again:
+        engine.upscale(photo)
+    machine.gpu.fail[name] = status
+    with pytest.raises(EngineMismatchError, match=f"{name} reports {status}"):
+        engine.upscale(photo)
+    machine.gpu.fail.clear()
+    assert machine.gpu.idle(), "nothing may still be using the buffers"
+    assert (set(machine.gpu.device), set(machine.gpu.host_memory)) == held
+    assert engine.upscale_with_timings(photo).on_device
+
+
+def test_a_caller_that_wants_no_more(opened: OpenEngine, machine, photo: np.ndarray, monkeypatch) -> None:
+    engine = opened()
+    held = set(machine.gpu.device)
+    monkeypatch.setattr(PictureShape, "strip_rows", 20)
+    rows = engine.upscale_rows(photo)
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert machine.gpu.idle() and set(machine.gpu.device) == held
+    assert engine.upscale_with_timings(photo).on_device
+
+
+def test_closing_while_rows_are_taken(opened: OpenEngine, machine, photo: np.ndarray, monkeypatch) -> None:
+    engine = opened()
+    monkeypatch.setattr(PictureShape, "strip_rows", 20)
+    rows = engine.upscale_rows(photo)
+    next(rows)
+    engine.close()
+    machine.assert_nothing_is_left()
+    with pytest.raises(ValueError, match="is closed"):
+        next(rows)
+
+
+def test_other_devices_memory_errors_are_out_of_memory(machine) -> None:
+    machine.build_kernels()
+    machine.gpu.fail["cuModuleLoadData"] = "CUDA_ERROR_OUT_OF_MEMORY"
+    with pytest.raises(OutOfMemoryError, match=r"out of memory.*cuModuleLoadData"):
+        open_engine(machine.engine(dtype="float16"))
+    machine.assert_nothing_is_left()
+
+
+# Kernels that cannot be had
+
+
+def _warns(machine, words: str, photo: np.ndarray, dtype: str = "float16", backend: str = "cuda-python") -> None:
+    """Said once, and the host does it."""
+    with pytest.warns(RuntimeWarning, match=f"pictures on the CPU, which costs some time: .*{words}") as caught:
+        engine = open_engine(machine.engine(dtype=dtype), cuda_backend=backend)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    with engine, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert not engine.upscale_with_timings(photo).on_device
+    machine.assert_nothing_is_left()
+
+
+def test_kernels_that_were_not_built(machine, photo: np.ndarray) -> None:
+    _warns(machine, "picture.fatbin is not built.*python -m intsr.kernels.build", photo)
+    (machine.folder / "picture.fatbin").write_bytes(machine.support.fatbin_of("picture"))
+    _warns(machine, "color_fix.fatbin is not built", photo)
+
+
+def test_kernels_that_cuda_does_not_take(machine, photo: np.ndarray) -> None:
+    machine.build_kernels()
+    machine.gpu.fail["cuModuleLoadData"] = "CUDA_ERROR_NO_BINARY_FOR_GPU"
+    _warns(machine, "cuModuleLoadData reports CUDA_ERROR_NO_BINARY_FOR_GPU", photo)
+    machine.gpu.fail["module"] = "cuModuleLoadDataEx failed: device kernel image is invalid"
+    _warns(machine, "device kernel image is invalid", photo, backend="pycuda")
+
+
+def test_kernels_of_an_older_version(machine, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.build_kernels()
+    monkeypatch.setattr(type(machine.driver), "cuFuncGetParamInfo", lambda self, func, paramIndex: (0, 8))
+    _warns(machine, "takes 8 bytes of parameters.*build the kernels again", photo)
+
+
+def test_networks_in_another_dtype(machine, photo: np.ndarray) -> None:
+    machine.build_kernels()
+    _warns(machine, "take float32 and give float32, the kernels float16", photo, "float32")
+
+
+def test_only_gpu_engines_bring_the_kernels_package() -> None:
+    """Everything else of the runtime imports where it is not there at all."""
+    code = """
+import importlib, pkgutil, sys
+sys.modules["intsr.kernels"] = None
+import intsr.runtime
+names = [m.name for m in pkgutil.walk_packages(intsr.runtime.__path__, "intsr.runtime.")]
+for name in names:
+    if ".device_picture" not in name:
+        importlib.import_module(name)
+print(len(names))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) > 50
+
+
+def test_what_pictures_need_of_the_kernels_is_numpy() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("torch", "triton", "onnx", "tensorrt", "cuda", "pycuda", "scipy")))
+import intsr.runtime.device_picture
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,129 @@
+"""docs/troubleshooting.md: each entry's heading is a message that the program really gives, and here it gives it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+Run = Callable[..., tuple[int, str, str]]
+
+
+class Machine:
+    """What the ways to go wrong need: the command, engines, a folder with a photograph."""
+
+    def __init__(self, intsr: Run, make_engine: Callable[..., Path], folder: Path) -> None:
+        self.intsr, self.make_engine, self.folder = intsr, make_engine, folder
+        self.engine, self.photo = make_engine(), folder / "photo.png"
+
+    def upscale(self, *arguments: object, engine: Path | None = None) -> str:
+        """What stderr gets."""
+        return self.intsr("upscale", engine or self.engine, *arguments)[2]
+
+    def file(self, name: str, content: bytes) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+
+def _transparent(machine: Machine) -> str:
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    pixels[:10] = 200
+    path = machine.folder / "a.png"
+    Image.fromarray(pixels).save(path)
+    return machine.upscale(path, "-o", machine.folder / "a.jpg")
+
+
+def _flipped_byte(machine: Machine) -> str:
+    content = bytearray(machine.engine.read_bytes())
+    content[len(content) // 3] ^= 255
+    return machine.upscale(machine.photo, "-o", machine.folder / "out.png", engine=machine.file("b.engine", content))
+
+
+def _twice(machine: Machine) -> str:
+    folder = machine.folder / "in"
+    folder.mkdir()
+    for name in ("a.png", "a.jpg"):
+        Image.open(machine.photo).save(folder / name)
+    return machine.upscale(folder, "-o", machine.folder / "out", "--format", "png")
+
+
+def _again(machine: Machine) -> str:
+    machine.upscale(machine.photo, "-o", machine.folder / "out.png")
+    return machine.upscale(machine.photo, "-o", machine.folder / "out.png")
+
+
+def _huge(machine: Machine) -> str:
+    # A header is enough: nothing is decoded.
+    path = machine.file("huge.bmp", b"")
+    Image.new("1", (20000, 10000)).save(path)
+    return machine.upscale(path, "-o", machine.folder / "out.png")
+
+
+# name of the entry -> what makes it
+WAYS: dict[str, Callable[[Machine], str]] = {
+    "no-file": lambda m: m.upscale(m.folder / "gone.png", "-o", m.folder / "out.png"),
+    "empty": lambda m: m.upscale(m.file("a.png", b""), "-o", m.folder / "out.png"),
+    "no-picture": lambda m: m.upscale(m.file("a.png", b"words"), "-o", m.folder / "out.png"),
+    "broken": lambda m: m.upscale(m.file("a.png", m.photo.read_bytes()[:2000]), "-o", m.folder / "out.png"),
+    "pixel-limit": _huge,
+    "exists": _again,
+    "collision": _twice,
+    "own-input": lambda m: m.upscale(m.folder, "-o", m.folder),
+    "no-pictures": lambda m: m.upscale(m.file("empty/a.txt", b"").parent, "-o", m.folder / "out"),
+    "several": lambda m: m.upscale(m.photo, m.photo.parent, "-o", m.folder / "out.png"),
+    "transparent": _transparent,
+    "memory": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", "--memory", "1M"),
+    "tile": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", "--tile", 48),
+    "unwritable": lambda m: m.upscale(m.photo, "-o", m.file("file", b"") / "out.png"),
+    "flat": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(decoder_gain=0.0)),
+    "nan": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(decoder_gain=float("nan"))),
+    "no-engine": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.file("a.engine", b"words")),
+    "altered": _flipped_byte,
+    "newer": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(schema_version=99)),
+    "no-ranges": lambda m: m.intsr("compile", "demo", "-o", m.folder / "a.engine")[2],
+}
+
+
+def _entries() -> dict[str, str]:
+    """Anchor -> heading."""
+    found = re.findall(r'^<a id="([a-z-]+)"></a>\n### `(.+)`$', PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == len(re.findall(r"^### ", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(found)
+
+
+def _says(heading: str, err: str) -> bool:
+    pattern = ".+".join(map(re.escape, heading.split("…")))
+    return re.fullmatch(f"intsr: error: {pattern}", err.strip()) is not None
+
+
+@pytest.fixture
+def way(intsr: Run, make_engine: Callable[..., Path], photo_path: Path) -> Machine:
+    return Machine(intsr, make_engine, photo_path.parent)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_entries_are_what_the_program_says(name: str, way: Machine) -> None:
+    err = WAYS[name](way)
+    assert _says(_entries()[name], err), err
+
+
+def test_no_gpu(intsr: Run, machine, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU here")
+    engine = machine.engine("tensorrt-rtx", plan_version=(1, 7, 1, 116))
+    monkeypatch.undo()
+    _, _, err = intsr("upscale", engine, photo_path, "-o", tmp_path / "out.png")
+    assert _says(_entries()["no-gpu"], err), err
+
+
+def test_every_entry_is_tried() -> None:
+    assert set(_entries()) == {*WAYS, "no-gpu"}
+    assert not _says(_entries()["empty"], "intsr: error: a.png: no such file")
