@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+STAMP_TRITON := $(VENV)/.installed-triton
 TYPING := build/typing
 STAGES := runtime kernels calib export engines
 
@@ -32,8 +33,14 @@ types: $(STAMP)
 	ln -s $(CURDIR)/core/* $(foreach stage,$(STAGES),$(CURDIR)/$(stage)) $(TYPING)/intsr/
 	MYPYPATH=$(TYPING) $(VENV)/bin/mypy -p intsr
 
-unit: $(STAMP)
-	$(VENV)/bin/python -m pytest
+# Two at once, a file each: threads inside a test are one (tests/conftest.py).
+unit: $(STAMP) $(STAMP_TRITON)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# Interprets the Triton kernel. Not everywhere to be had, and large: the test says so where it is missing.
+$(STAMP_TRITON): $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary :all: triton || true
+	touch $@
 
 clean:
 	rm -rf build/demo build/typing .mypy_cache .ruff_cache

@@ -64,7 +64,7 @@ setup(
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
     },
     entry_points={"console_scripts": ["intsr = intsr.cli:main"]},
 )

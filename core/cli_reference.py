@@ -12,9 +12,10 @@ _HEAD = """# The command line
 
 Made from the commands themselves by `python -m intsr.cli_reference`; the tests hold it to them.
 
-Every command takes `--json` (one JSON value on stdout and nothing else there; `upscale` gives one a picture), `-q` (errors
-only), `-v` (details) and `-h`. Exit codes: 0 ok, 1 some inputs failed, 2 usage, 3 the engine does not fit this machine,
-4 out of memory, 130 interrupted. Errors are one line: where, what was found, what was expected, what to do.
+Every command takes `--json` (one JSON value on stdout and nothing else there; `upscale` gives one a picture), `-q`
+(errors only), `-v` (details) and `-h`. Exit codes: 0 ok, 1 some inputs failed, 2 usage, 3 the engine does not fit
+this machine, 4 out of memory, 130 interrupted. Errors are one line: where, what was found, what was expected, what to
+do.
 """
 _COMMON = ("as_json", "quiet", "verbose")
 
@@ -39,7 +40,7 @@ def _section(parent: click.Context, name: str) -> str:
         if rows:
             lines += ["| option | meaning |", "|---|---|", *rows, ""]
         if command.epilog:
-            examples = command.epilog.removeprefix("Example:").split(";")
+            examples = command.epilog.partition(":")[2].split(";")
             lines += ["Example:", "", *(f"    {example.strip()}" for example in examples), ""]
     return "\n".join(lines)
 

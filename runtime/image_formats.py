@@ -22,7 +22,8 @@ JPEG_EXIF_HEADER, JPEG_XMP_HEADER = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\
 class WriteFormat:
     """pillow: its name there. alpha, depth_16: whether it holds them. max_side_px: what its header can say.
     max_bytes: of the pixels. default_quality: None where it is lossless. held_bytes: for each output pixel, what the
-    writer takes of memory until the whole picture is there; 0 where it streams.
+    writer takes of memory until the whole picture is there; 0 where it streams. held_alpha_bytes: so many more where the picture is
+    transparent.
     """
 
     pillow: str
@@ -32,6 +33,7 @@ class WriteFormat:
     default_quality: int | None = None
     max_bytes: int | None = None
     held_bytes: int = 0
+    held_alpha_bytes: int = 0
 
 
 _JPEG = WriteFormat("JPEG", False, False, 65500, 95)
@@ -41,8 +43,8 @@ WRITE_FORMATS = {
     ".png": WriteFormat("PNG", True, True, 1_000_000),
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
-    ".webp": WriteFormat("WEBP", True, False, 16383, 95, held_bytes=25),
-    ".avif": WriteFormat("AVIF", True, False, 16384, 90, held_bytes=60),
+    ".webp": WriteFormat("WEBP", True, False, 16383, 95, held_bytes=15, held_alpha_bytes=30),
+    ".avif": WriteFormat("AVIF", True, False, 16384, 90, held_bytes=48),
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".bmp": WriteFormat("BMP", False, False, 2**31 - 1, max_bytes=2**32 - 2**16, held_bytes=8),

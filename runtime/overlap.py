@@ -94,9 +94,13 @@ def overlapped(
                 waiting.append((job, error))
             # What is being finished goes on beside the next; what was before it is done or waited for.
             while len(waiting) > 1:
-                yield _outcome(*waiting.popleft())
+                earlier, ended = waiting.popleft()
+                result = _outcome(ended)
+                yield earlier, result
         while waiting:
-            yield _outcome(*waiting.popleft())
+            earlier, ended = waiting.popleft()
+            result = _outcome(ended)
+            yield earlier, result
 
 
 def _prepared(
@@ -145,10 +149,10 @@ def _one(
     return future
 
 
-def _outcome(job: J, result: Future[R] | Exception) -> tuple[J, R | Exception]:
+def _outcome(result: Future[R] | Exception) -> R | Exception:
     if isinstance(result, Exception):
-        return job, result
+        return result
     try:
-        return job, result.result()
+        return result.result()
     except Exception as error:
-        return job, error
+        return error

@@ -134,6 +134,32 @@ def test_the_backend_calls_only_what_is_simulated(machine) -> None:
     assert called - {"cudaStream_t"} == set(_cuda_functions(machine))
 
 
+def _driver_functions(machine) -> dict[str, object]:
+    return {name: value for name, value in _own(machine.support.CudaDriver).items() if name.startswith("cu")}
+
+
+def test_the_simulated_driver_is_cuda_pythons(machine) -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    for name, value in _driver_functions(machine).items():
+        parameters = [p for p in inspect.signature(value).parameters if p != "self"]
+        signature = getattr(driver, name).__doc__.strip().splitlines()[0]
+        inside = re.fullmatch(rf"{name}\((.*)\)", signature)
+        assert inside is not None, signature
+        # Written `unsigned int gridDimX`, `char *name` or `hStream`.
+        assert parameters == [part.split()[-1].lstrip("*") for part in inside[1].split(", ")], signature
+    for status in machine.support.CUresult:
+        assert getattr(driver.CUresult, status.name).value == status.value
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    # So that a stream of the one may be given to the other.
+    assert issubclass(runtime.cudaStream_t, driver.CUstream)
+
+
+def test_the_backend_calls_only_what_is_simulated_of_the_driver(machine) -> None:
+    source = inspect.getsource(cuda_python)
+    called = set(re.findall(r'self\._driver, self\._where, "(cu[A-Z]\w+)"', source))
+    assert called == set(_driver_functions(machine))
+
+
 def test_the_real_cuda_python_without_a_driver() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
     if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
