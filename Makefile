@@ -15,7 +15,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check setuptools wheel
 	# The TensorRT-RTX target compiles a small C shim: bring a compiler where the machine has none.
 	command -v cc >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[compile,rtx,dev]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[compile,rtx,report,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)

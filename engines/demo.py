@@ -136,11 +136,7 @@ def _write_report(
     around = environment(benchmark.default_threads(), TILE_PX)
     with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
         lr, hr = Path(folder) / "lr", Path(folder) / "hr"
-        factor = read_manifest(engines["int8"]).upscale_factor
-        for name in REPORT_PICTURES:
-            photograph = _photograph(require("skimage.data", "the demonstration's photographs"), name, factor)
-            _save(photograph, hr / f"{name}.png")
-            _save(_reduced(photograph, factor), lr / f"{name}.png")
+        _save_pairs(lr, hr, read_manifest(engines["int8"]).upscale_factor)
         request = ReportRequest(
             calibration=calibration,
             engines=(engines["int8"], engines["fp32"]),
@@ -159,6 +155,14 @@ def _write_report(
         )
         build_report(request, output / REPORT_NAME, say)
     return REPORT_NAME
+
+
+def _save_pairs(lr: Path, hr: Path, factor: int) -> None:
+    data = require("skimage.data", "the demonstration's photographs")
+    for name in REPORT_PICTURES:
+        photograph = _photograph(data, name, factor)
+        _save(photograph, hr / f"{name}.png")
+        _save(_reduced(photograph, factor), lr / f"{name}.png")
 
 
 def make_pictures(output: Path, upscale_factor: int) -> DemoPictures:

@@ -22,8 +22,8 @@ JPEG_EXIF_HEADER, JPEG_XMP_HEADER = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\
 class WriteFormat:
     """pillow: its name there. alpha, depth_16: whether it holds them. max_side_px: what its header can say.
     max_bytes: of the pixels. default_quality: None where it is lossless. held_bytes: for each output pixel, what the
-    writer takes of memory until the whole picture is there; 0 where it streams. held_alpha_bytes: so many more where the picture is
-    transparent.
+    writer takes of memory until the whole picture is there; 0 where it streams. held_alpha_bytes: so many more where
+    the picture is transparent.
     """
 
     pillow: str

@@ -6,10 +6,12 @@ in another order: one level, for at most 1 % of the numbers.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -451,6 +453,60 @@ def test_kernels_of_an_older_version(machine, photo: np.ndarray, monkeypatch: py
 def test_networks_in_another_dtype(machine, photo: np.ndarray) -> None:
     machine.build_kernels()
     _warns(machine, "take float32 and give float32, the kernels float16", photo, "float32")
+
+
+ON_STUB = """
+import sys
+import numpy as np
+import cuda.bindings.driver as driver
+from intsr.errors import IntsrError
+from intsr.kernels import reference_picture
+from intsr.kernels.parameters import KERNELS, PixelsParams
+from intsr.runtime.cuda_interface import CudaDevice
+from intsr.runtime.cuda_python import CudaPython
+
+class Runtime:
+    cudaSetDevice = staticmethod(lambda index: (0,))
+
+cuda = CudaPython(Runtime, CudaDevice(0, "stub", (9, 0), 0, "", 1), "e.engine")
+module = cuda.load_module(bytes.fromhex("50ed55ba") * 4)
+planes = np.random.default_rng(0).random((3, 5, 7), dtype=np.float32)
+out = np.zeros(35, np.uint8)
+params = PixelsParams(planes=planes.ctypes.data, out=out.ctypes.data, count=35)
+kernel = cuda.kernel(module, "luma_from_unit", len(bytes(params)))
+cuda.launch_kernel(kernel, (1, 1, 1), 256, 0, bytes(params), driver.CUstream(7))
+np.testing.assert_array_equal(out.reshape(5, 7), reference_picture.luma_from_unit(planes))
+for wrong in (
+    lambda: cuda.kernel(module, "luma_from_unit", 8),
+    lambda: cuda.load_module(bytes(16)),
+    lambda: cuda.launch_kernel(kernel, (1, 1, 1), 256, 0, bytes(params), driver.CUstream(8)),
+):
+    try:
+        wrong()
+        sys.exit("no error")
+    except IntsrError as error:
+        print(error)
+cuda.unload_module(module)
+"""
+
+
+@pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_kernels_through_the_real_cuda_python(tmp_path: Path) -> None:
+    """On the stub of the driver that has the emulated kernels for a GPU."""
+    stub = Path(__file__).parents[1] / "kernels" / "stub_driver.c"
+    flags = ["-x", "c", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
+    command = [*emulate.find_cpp_compiler(), *flags, str(stub), "-o", str(tmp_path / "libcuda.so.1"), "-ldl"]
+    subprocess.run(command, check=True)
+    kernels = emulate._library("picture")._name
+    environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "INTSR_STUB_KERNELS": kernels}
+    run = subprocess.run([sys.executable, "-c", ON_STUB], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    parameters, image, stream = run.stdout.splitlines()
+    assert parameters.endswith("takes 28 bytes of parameters; expected 8 bytes; build the kernels again") or (
+        "takes 24 bytes of parameters; expected 8 bytes" in parameters
+    )
+    assert "CUDA failed: cuModuleLoadData reports CUDA_ERROR_INVALID_IMAGE" in image
+    assert "CUDA failed: cuLaunchKernel reports CUDA_ERROR_INVALID_VALUE" in stream
 
 
 def test_only_gpu_engines_bring_the_kernels_package() -> None:

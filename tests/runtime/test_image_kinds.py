@@ -1,0 +1,168 @@
+"""Kinds of pictures that need care: 16 bits a channel, inks, AVIF. Kept exactly, or said."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import AvifImagePlugin, Image, ImageCms, features
+
+from intsr.errors import ImageError
+from intsr.runtime.image_io import read_image, read_info
+from intsr.runtime.vips import vips
+
+ORIENTATION, ARTIST = 0x0112, 0x013B
+
+
+def _save(path: Path, image: Image.Image, **settings: object) -> Path:
+    image.save(path, **settings)  # type: ignore[arg-type]
+    return path
+
+
+def _png16(path: Path, values: np.ndarray, transparent: tuple[int, ...] = ()) -> Path:
+    """(H, W, 1 to 4) uint16. transparent: a colour that is, as PNG has it without an alpha channel."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0))
+    header += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_keeps_every_bit(tmp_path: Path, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (300, 7, channels), np.uint16)
+    path = _png16(tmp_path / "deep.png", values)
+    loaded, info = read_image(path), read_info(path)
+    colours = values[..., : 1 if channels < 3 else 3]
+    np.testing.assert_array_equal(loaded.pixels, colours[..., 0] if channels < 3 else colours)
+    assert (info.bits, info.channels, info.has_alpha) == (16, colours.shape[2], channels % 2 == 0)
+    assert loaded.pixels.dtype == np.uint16
+    assert loaded.notes == ()
+    if channels % 2:
+        assert loaded.alpha is None
+    else:
+        assert loaded.alpha is not None
+        np.testing.assert_array_equal(loaded.alpha, values[..., -1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_transparent_colour(tmp_path: Path, channels: int) -> None:
+    values = np.full((4, 5, channels), 7000, np.uint16)
+    values[1, 2] = 260
+    loaded = read_image(_png16(tmp_path / "a.png", values, (260,) * channels))
+    expected = np.full((4, 5), 65535)
+    expected[1, 2] = 0
+    assert loaded.alpha is not None
+    np.testing.assert_array_equal(loaded.alpha, expected)
+    np.testing.assert_array_equal(loaded.pixels, values[..., 0] if channels == 1 else values)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_tiff_keeps_every_bit(
+    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType, channels: int, big: bool, order: str
+) -> None:
+    path = tmp_path / "deep.tif"
+    path.write_bytes(fuzz_pictures.deep_tiff(photo, channels, big, order))
+    loaded, info = read_image(path), read_info(path)
+    values = np.rot90(np.dstack([photo, photo[..., :1]])[..., :channels].astype(np.uint16) * 257, -1)
+    assert (info.height_px, info.width_px) == values.shape[:2]
+    assert (info.bits, info.channels, info.has_alpha) == (16, 1 if channels == 2 else 3, channels != 3)
+    np.testing.assert_array_equal(loaded.pixels, values[..., 0] if channels == 2 else values[..., :3])
+    if channels != 3:
+        np.testing.assert_array_equal(loaded.alpha, values[..., -1])
+    assert loaded.notes == ()
+
+
+def test_premultiplied_16_bit_colours_are_divided(
+    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType
+) -> None:
+    data = bytearray(fuzz_pictures.deep_tiff(photo, 4, False))
+    at = data.rindex(struct.pack("<HHII", 338, 3, 1, 2))
+    data[at : at + 12] = struct.pack("<HHII", 338, 3, 1, 1)
+    (tmp_path / "a.tif").write_bytes(data)
+    loaded = read_image(tmp_path / "a.tif")
+    stored = np.rot90(np.dstack([photo, photo[..., :1]]).astype(np.float64) * 257, -1)
+    expected = np.minimum(stored[..., :3] / np.maximum(stored[..., 3:], 1) * 65535, 65535)
+    assert np.abs(loaded.pixels - expected).max() <= 1
+
+
+def test_cmyk_by_its_profile_or_by_rule_of_thumb(tmp_path: Path, photo: np.ndarray) -> None:
+    inks = Image.fromarray(photo).convert("CMYK")
+    by_rule = np.asarray(inks.convert("RGB"))
+    without = read_image(_save(tmp_path / "a.tif", inks))
+    np.testing.assert_array_equal(without.pixels, by_rule)
+    assert "no ICC profile" in without.notes[0]
+    broken = read_image(_save(tmp_path / "b.tif", inks, icc_profile=b"no profile" * 20))
+    np.testing.assert_array_equal(broken.pixels, by_rule)
+    assert "ICC profile is broken" in broken.notes[0]
+    assert broken.metadata.icc_profile == b""
+    of_light = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = read_image(_save(tmp_path / "c.tif", inks, icc_profile=of_light))
+    assert "ICC profile is broken" in other.notes[0]
+
+
+def test_cmyk_with_a_profile_that_works(tmp_path: Path, photo: np.ndarray) -> None:
+    profile = cmyk_profile()
+    inks = Image.fromarray(np.dstack([photo, photo[..., 0] // 4]), "CMYK")
+    loaded = read_image(_save(tmp_path / "a.tif", inks, icc_profile=profile))
+    assert loaded.notes == ("CMYK became sRGB by its ICC profile",)
+    assert loaded.metadata.icc_profile == b""
+    source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+    expected = ImageCms.profileToProfile(inks, source, target, intent, "RGB", flags=flags)
+    np.testing.assert_array_equal(loaded.pixels, np.asarray(expected))
+    assert np.abs(loaded.pixels.astype(int) - np.asarray(inks.convert("RGB"))).mean() > 1
+
+
+def cmyk_profile() -> bytes:
+    """A small output profile: a table of 2^4 corners from inks to Lab, darker with each ink."""
+    corners = itertools.product((0, 1), repeat=4)
+    lab = [(0.95 * (1 - (0.3 * c + 0.25 * m + 0.1 * y)) * (1 - 0.9 * k), c, m, y) for c, m, y, k in corners]
+    table = b"".join(
+        bytes((int(light * 255), 128 + 40 * m - 40 * c, 128 + 60 * y - 30 * c)) for light, c, m, y in lab
+    )
+    identity = struct.pack(">9i", *(65536 if at % 4 == 0 else 0 for at in range(9)))
+    ramp = bytes(range(256))
+    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + identity + ramp * 4 + table + ramp * 3
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    text = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)
+    tags = [(b"desc", text), (b"A2B0", lut), (b"A2B1", lut), (b"wtpt", white)]
+    offset, entries, bodies = 128 + 4 + 12 * len(tags), b"", b""
+    for name, body in tags:
+        body += bytes(-len(body) % 4)
+        entries += name + struct.pack(">II", offset + len(bodies), len(body))
+        bodies += body
+    head = struct.pack(">I4sI", offset + len(bodies), b"test", 0x02400000) + b"prtrCMYKLab " + bytes(12) + b"acsp"
+    head = (head + bytes(28)).ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + entries + bodies
+
+
+def test_avif(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _save(tmp_path / "a.avif", Image.fromarray(photo), quality=100, subsampling="4:4:4")
+    loaded = read_image(path)
+    assert np.abs(loaded.pixels.astype(int) - photo).mean() < 1
+    assert (loaded.alpha, loaded.notes) == (None, ())
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    with pytest.raises(ImageError, match="AVIF, which this Pillow does not read"):
+        read_image(path)
+
+
+def test_avif_of_more_bits_is_noted(tmp_path: Path, photo: np.ndarray) -> None:
+    values = photo.astype(np.uint16).tobytes()
+    image = vips().Image.new_from_memory(values, photo.shape[1], photo.shape[0], 3, "ushort")
+    image.copy(interpretation="rgb16").heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10)
+    assert "10 or 12 bits a channel became 8" in read_image(tmp_path / "a.avif").notes[0]
