@@ -18,8 +18,8 @@ TRANSFERS = "transfers"
 
 @dataclass(slots=True)
 class StageClock:
-    """stages_ms: by `STAGES`. transfers_ms: copies to and from a GPU, beside its work; None where there are none.
-    on_device: whether the picture was on a GPU from its pixels to its finished rows.
+    """stages_ms: by `STAGES`. transfers_ms: copies to and from a GPU; None where there are none. on_device:
+    whether the picture was on a GPU from its pixels to its finished rows; else copies run beside the networks.
 
     Stages may run in several threads, each stage in one.
     """

@@ -24,8 +24,6 @@ from intsr.runtime.image_write import available_bytes, format_from_path
 if TYPE_CHECKING:
     from intsr.runtime.upscaler import Upscaler
 
-# Decoding holds the library's own picture and ours; with 16 bits a channel twice that.
-_DECODE_BYTES_PER_PX = {8: 8, 16: 16}
 # Bands under way at once: handed over, waiting, in the colour fix (with its differences and their copy), rounded.
 _BANDS_UNDER_WAY = 6
 # Of the encoder: rows that it may be behind (of bytes), and what it takes for any picture, its queue included.
@@ -91,7 +89,6 @@ def picture_bytes(
     factor, sample_bytes = upscaler.upscale_factor, 1 if info.bits == 8 else 4
     side_rows = min(tile_px or upscaler.tile_px, info.height_px) * factor
     width_px = info.width_px * factor
-    decoded = info.width_px * info.height_px * _DECODE_BYTES_PER_PX[info.bits]
     # Two rows of tiles: the inputs of the next are made before the last is given out; and the resizer's own copy.
     enlarged = 3 * side_rows * width_px * info.channels * sample_bytes
     canvas = side_rows * width_px * 12
@@ -101,10 +98,11 @@ def picture_bytes(
     rows = _ENCODER_ROWS * max(width_px, size[0]) * samples
     # The queue holds no more than the picture.
     fixed = min(_ENCODER_BYTES, width_px * info.height_px * factor * samples + (_ENCODER_BYTES >> 2))
-    encoder = file_format.held_bytes * size[0] * size[1] + rows + fixed
+    held_bytes = file_format.held_bytes + (file_format.held_alpha_bytes if info.has_alpha else 0)
+    encoder = held_bytes * size[0] * size[1] + rows + fixed
     adain = (color_fix or upscaler.color_fix) == "adain"
     waiting = min(HELD_BYTES, width_px * info.height_px * factor * 12) if adain else 0
-    total = decoded + enlarged + canvas + _BANDS_UNDER_WAY * band + encoder + waiting
+    total = info.decode_bytes + enlarged + canvas + _BANDS_UNDER_WAY * band + encoder + waiting
     return int(total * _SAFETY)
 
 

@@ -88,14 +88,19 @@ def _of_pictures(pictures: Facts | None) -> list[dict[str, Any]]:
 def _of_seams(pictures: Facts | None) -> list[dict[str, Any]]:
     if pictures is None or pictures["primary"] is None:
         return []
-    means = {mean["variant"]: mean for mean in pictures["means"]}
-    mean, numbers = means[pictures["primary"]], []
-    if mean["seam_score"] is not None:
-        note = "worst seam score; 1.00 is no seam"
-        if "lr" in means and means["lr"]["seam_score"] is not None:
-            note += f"; the input, which has none, scores {means['lr']['seam_score']:.2f} there"
-        numbers.append(_number("seam_score", "Seams", mean["seam_score"], f"{mean['seam_score']:.2f}", note))
-    return numbers
+    scores = {(row["picture"], row["variant"]): row["seam_score"] for row in pictures["scores"]}
+    found = {
+        picture: score for (picture, variant), score in scores.items() if variant == pictures["primary"] and score
+    }
+    if not found:
+        return []
+    if not all(scores.get((picture, "lr")) for picture in found):
+        worst, note = max(found.values()), "worst seam score; 1.00 is no seam"
+    else:
+        # A border that runs along an edge of the picture is none: the input has that step as well.
+        worst = max(score / scores[picture, "lr"] for picture, score in found.items())
+        note = "worst picture: steps at tile borders over those of the enlarged input there; 1.00 is no seam"
+    return [_number("seam_score", "Seams", worst, f"{worst:.2f}", note)]
 
 
 def _of_engines(engines: Facts | None) -> list[dict[str, Any]]:
