@@ -35,9 +35,9 @@ __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 @dataclass(frozen=True, slots=True)
 class UpscaleResult:
     """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`; of a GPU's networks, its own
-    time. tiles: how many ran. transfers_ms: copies to and from a GPU; None where there are none. on_device: whether the
-    picture was on a GPU from its pixels to its finished rows, and all stages are its time; else copies run beside the
-    networks.
+    time. tiles: how many ran. transfers_ms: copies to and from a GPU; None where there are none. on_device: whether
+    the picture was on a GPU from its pixels to its finished rows, and all stages are its time; else copies run beside
+    the networks.
     """
 
     image: Picture
