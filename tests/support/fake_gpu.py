@@ -43,7 +43,7 @@ class Simulator:
         if sum(map(len, self.device.values())) + size_bytes > self.total_bytes:
             return None
         # Of the host, aligned as CUDA's: kernels are given addresses and nothing else.
-        memory = np.full(size_bytes + ALIGNMENT, 0xAA, np.uint8)
+        memory = np.full(size_bytes + ALIGNMENT, 0xFF, np.uint8)  # NaN, whatever it is taken for
         start = -memory.ctypes.data % ALIGNMENT
         address = memory.ctypes.data + start
         self.device[address] = memory[start : start + size_bytes]
