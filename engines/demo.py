@@ -209,7 +209,8 @@ def _compile(
     say(f"compiling {output.name}")
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         exported = Path(folder) / "onnx"
+        first, *further = target_from_name(target).tiles
         lowering = lowering_from_name(target_from_name(target).lowering)
-        export_model(model, calibration, lowering, TILE_PX, exported)
+        export_model(model, calibration, lowering, first, exported, further_tiles=further)
         compile_engine(exported, output, BuildOptions(target=target), precision)
     return output

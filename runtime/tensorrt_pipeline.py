@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from intsr.errors import EngineMismatchError
+from intsr.errors import EngineMismatchError, UsageError
 from intsr.runtime.networks import Array
 from intsr.runtime.tensorrt_session import Session, Stage, size_bytes_from_info
 
@@ -70,10 +70,14 @@ class Pipeline:
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
         """See `networks.TilePipeline`. Each batch is read when the one before it is being computed.
 
-        Raises EngineMismatchError, OutOfMemoryError; the device is idle then.
+        Raises EngineMismatchError, OutOfMemoryError; the device is idle then. UsageError in the middle of another
+        picture: both would use the same buffers.
         """
         session = self._session
         session.enter()
+        if session.tiles_under_way:
+            raise UsageError(session.where, "it is in the middle of another picture", fix="open the engine twice")
+        session.tiles_under_way = True
         waiting: deque[Slot] = deque()
         try:
             for index, batch in enumerate(batches):
@@ -88,6 +92,7 @@ class Pipeline:
                 waiting.popleft()
         finally:
             # An error, or a caller that wants no more: the buffers must not be in use when they are freed.
+            session.tiles_under_way = False
             if waiting:
                 session.drain()
 

@@ -25,14 +25,14 @@ class Session:
     """Owner of the device's memory, streams, events, graphs and TensorRT's objects. Takes over `cuda`.
 
     compute: the stream that networks run in, one after the other. copies: the stream of uploads and downloads.
-    where: the engine's path, for errors.
+    where: the engine's path, for errors. tiles_under_way: a picture whose tiles travel has been begun and not ended.
     """
 
     def __init__(self, cuda: Cuda, library: Library, where: object) -> None:
         self.cuda, self.library, self.where = cuda, library, where
         self._owned = ExitStack()
         self._owned.callback(cuda.close)
-        self._closed = False
+        self._closed = self.tiles_under_way = False
         try:
             self._free_bytes = cuda.memory_info()[0]
             self.compute, self.copies = (self._owning(cuda.create_stream(), cuda.destroy_stream) for _ in range(2))

@@ -52,6 +52,17 @@ def test_batches_of_tiles_the_last_filled_up(machine, photo: np.ndarray) -> None
         assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
 
 
+def test_a_second_picture_in_the_middle_of_one_is_refused(machine, photo: np.ndarray) -> None:
+    """Both would use the same buffers on the device."""
+    with open_engine(machine.engine()) as engine:
+        rows = engine.upscale_rows(photo)
+        first = next(rows)
+        with pytest.raises(UsageError, match="in the middle of another picture"):
+            engine.upscale(photo)
+        np.testing.assert_array_equal(np.concatenate([first, *rows]), _bicubic(photo))
+        np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+
+
 def test_float16_plans(machine, photo: np.ndarray) -> None:
     with open_engine(machine.engine(dtype="float16")) as engine:
         difference = engine.upscale(photo).astype(int) - _bicubic(photo)
