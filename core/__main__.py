@@ -1,5 +1,5 @@
 """`python -m intsr`."""
 
-from intsr.cli import main
+from intsr.cli import run
 
-main()
+run()

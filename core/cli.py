@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import signal
 import sys
 from importlib import import_module
@@ -126,3 +128,18 @@ def main() -> None:
     except MemoryError:
         click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
         sys.exit(EXIT_OUT_OF_MEMORY)
+
+
+def run() -> None:
+    """`main` as a process of its own, the command's entry point."""
+    try:
+        main()
+    except SystemExit as error:
+        if error.code == EXIT_INTERRUPTED:
+            # Where Ctrl-C came while a C library was running Python code, the interpreter would remember it and end
+            # by that signal in spite of the code. Nothing is left to clean up: every context has been closed.
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        raise
