@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import signal
 import sys
@@ -22,6 +23,9 @@ from intsr.errors import (
     MissingLibraryError,
 )
 from intsr.loading import EXTRAS
+
+# So often Ctrl-C ends the program at once, whatever is left behind.
+_INSISTING = 5
 
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -132,6 +136,9 @@ def main() -> None:
 
 def run() -> None:
     """`main` as a process of its own, the command's entry point."""
+    # Where a shell started this in its background, Ctrl-C is not meant for it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except SystemExit as error:
@@ -143,3 +150,15 @@ def run() -> None:
                 sys.stderr.flush()
             os._exit(EXIT_INTERRUPTED)
         raise
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C; those that follow must not disturb the cleaning up, until somebody really insists."""
+    pressed = itertools.count(1)
+
+    def interrupt_again(number: int, frame: FrameType | None) -> None:
+        if next(pressed) >= _INSISTING:
+            os._exit(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, interrupt_again)
+    raise KeyboardInterrupt

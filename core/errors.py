@@ -22,7 +22,12 @@ class IntsrError(Exception):
     def __init__(self, where: object, got: str = "", expected: str = "", fix: str = "") -> None:
         self.where, self.got, self.expected, self.fix = str(where), got, expected, fix
         parts = [got, f"expected {expected}" if expected else "", fix]
-        super().__init__(f"{self.where}: " + "; ".join(" ".join(part.split()) for part in parts if part))
+        super().__init__(printable(f"{self.where}: " + "; ".join(" ".join(part.split()) for part in parts if part)))
+
+
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal: what file names may hold besides letters is escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class UsageError(IntsrError):

@@ -92,11 +92,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     _check_no_folder(path)
     check_writable_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=_PART, dir=path.parent)
-    temporary = Path(name)
+    descriptor, temporary = _locked_temporary(path)
     try:
-        # Held until the end: a lock tells a file that is being written from one whose writer was killed.
-        _try_lock(descriptor)
         yield temporary
         temporary.chmod(file_mode())
         _fsync_path(temporary)
@@ -105,6 +102,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def _locked_temporary(path: Path) -> tuple[int, Path]:
+    """A new file, locked until its descriptor is closed: that tells it from one whose writer was killed."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=_PART, dir=path.parent)
+        _try_lock(descriptor)
+        try:
+            if Path(name).stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, Path(name)
+        except FileNotFoundError:
+            pass
+        # Before it was locked, another process took it for a stale one.
+        os.close(descriptor)
 
 
 def remove_stale_parts(paths: Iterable[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intsr.errors import EngineMismatchError, UsageError
+from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
 from intsr.runtime.openvino_member import split_member, unpack_xml
 from intsr.runtime.openvino_memory import inference_bytes
@@ -26,8 +26,9 @@ class OpenVINONetwork:
     running it takes beside the weights, estimated rather too high; it keeps that much from its first run on.
     """
 
-    def __init__(self, entry: NetworkEntry, compiled: Any) -> None:
+    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine") -> None:
         self.input, self.output = entry.input, entry.output
+        self._where = f"{where}:{entry.member}"
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         result_bytes = math.prod(entry.output.shape) * np.dtype(entry.output.dtype).itemsize
@@ -36,7 +37,15 @@ class OpenVINONetwork:
         self._request = compiled.create_infer_request()
 
     def run(self, x: Array) -> Array:
-        self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
+        if self._request is None:
+            raise UsageError(self._where, "the engine is closed", fix="open it again")
+        try:
+            self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
+        except RuntimeError as error:
+            text = str(error).strip().splitlines()[-1]
+            if "alloc" in text.lower():
+                raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
+            raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
         # A copy: the next call writes into the same tensor.
         return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
 
@@ -113,7 +122,7 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
             "compile the model again: intsr compile MODEL --target cpu",
         ) from error
     _check_shapes(compiled, entry, bundle.path)
-    return OpenVINONetwork(entry, compiled)
+    return OpenVINONetwork(entry, compiled, bundle.path)
 
 
 def _read_ir(openvino: Any, bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from threading import Condition
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 J = TypeVar("J")
@@ -20,6 +20,7 @@ B = TypeVar("B")
 R = TypeVar("R")
 
 _HELD = 1
+_POLL_S = 0.1
 
 
 class AbandonedError(Exception):
@@ -27,48 +28,48 @@ class AbandonedError(Exception):
 
 
 class Handoff(Generic[B]):
-    """Items from one thread to another, in order, `_HELD` at a time."""
+    """Items from one thread to another, in order, `_HELD` at a time.
+
+    Of queues that are written in C and hold no lock of Python's: Ctrl-C may come at any line of the giver's.
+    """
 
     def __init__(self) -> None:
-        self._changed = Condition()
-        self._items: deque[B] = deque()
-        self._ended = self._failed = self._left = False
+        self._items: SimpleQueue[tuple[B] | bool] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._left = False
+        for _ in range(_HELD):
+            self._room.put(None)
 
     def put(self, item: B) -> bool:
         """Waits for room. False where the taker wants no more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._left or len(self._items) < _HELD)
-            if not self._left:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._left
+        while not self._left:
+            try:
+                self._room.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            self._items.put((item,))
+            return True
+        return False
 
     def end(self, failed: bool = False) -> None:
         """No more will come. failed: the taker must not take what it has for the whole."""
-        with self._changed:
-            self._ended, self._failed = True, failed
-            self._changed.notify_all()
+        self._items.put(failed)
 
     def leave(self) -> None:
         """By the taker: it wants no more."""
-        with self._changed:
-            self._left = True
-            self._items.clear()
-            self._changed.notify_all()
+        self._left = True
 
     def __iter__(self) -> Iterator[B]:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended)
-                if self._failed:
-                    raise AbandonedError
-                if not self._items:
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
-            yield item
+            taken = self._items.get()
+            if taken is True:
+                raise AbandonedError
+            if taken is False:
+                return
+            self._room.put(None)
+            yield taken[0]
             # Held no longer than the taker needs it.
-            del item
+            del taken
 
 
 def overlapped(
@@ -136,16 +137,21 @@ def _one(
         finally:
             handoff.leave()
 
-    future = finisher.submit(finish_or_leave)
+    failed = True
     try:
+        future = finisher.submit(finish_or_leave)
         with closing(compute(prepared)) as items:
             for item in items:
                 if not handoff.put(item):
                     break
-    except BaseException:
-        handoff.end(failed=True)
-        raise
-    handoff.end()
+        failed = False
+    finally:
+        # Ctrl-C may come here too, and the taker waits for this word.
+        try:
+            handoff.end(failed)
+        except BaseException:
+            handoff.end(failed=True)
+            raise
     return future
 
 

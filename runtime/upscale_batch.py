@@ -27,7 +27,10 @@ class Batch:
         self.engine, self._options = engine, options
         self._tile_sizes = tuple(sorted(engine.tile_sizes, reverse=True)) if auto_tile else (engine.tile_px,)
         # The user's default is where the choice begins; larger tiles are for those who ask for them.
-        self._tile_sizes = tuple(tile for tile in self._tile_sizes if tile <= engine.tile_px)
+        overlap_px = options.overlap_px or 0
+        self._tile_sizes = tuple(
+            tile for tile in self._tile_sizes if overlap_px < tile < engine.tile_px or tile == engine.tile_px
+        )
         self._budget = MemoryBudget(options.memory_bytes)
 
     def reports(
@@ -37,16 +40,17 @@ class Batch:
         skip: Callable[[Job], bool] = lambda job: False,
     ) -> Iterator[FileReport]:
         """One a job, in order; see `upscale_files`."""
-        for tile_px, group in groupby(jobs, lambda job: self._fitting_tile(job, skip)):
-            too_large = []
+        for fitting, group in groupby(jobs, lambda job: self._fitting_tile(job, skip)):
+            tile_px = fitting or self._tile_sizes[0]
+            held: list[tuple[Job, FileReport]] = []
             for job, report in self._run(list(group), tile_px, tile_progress, skip):
-                if report.out_of_memory and tile_px > self._tile_sizes[-1]:
-                    too_large.append((job, report))
+                # Predicted to fit, and did not: again when the others are through, and those behind it wait.
+                if held or (fitting and report.out_of_memory and tile_px > self._tile_sizes[-1]):
+                    held.append((job, report))
                 else:
                     yield report
-            # Predicted to fit, and did not.
-            for job, report in too_large:
-                yield self._again_smaller(job, report, tile_px, tile_progress)
+            for job, report in held:
+                yield self._again_smaller(job, report, tile_px, tile_progress) if report.out_of_memory else report
 
     def _run(
         self,
@@ -64,21 +68,26 @@ class Batch:
             shrunk = tile_px < first and report.status == "ok"
             yield job, replace(report, notes=(*report.notes, note)) if shrunk else report
 
-    def _fitting_tile(self, job: Job, skip: Callable[[Job], bool]) -> int:
-        """The largest that fits; where none does, or the picture cannot be read, the largest: its turn will tell."""
+    def _fitting_tile(self, job: Job, skip: Callable[[Job], bool]) -> int | None:
+        """The largest that fits, None where none does; of a picture that cannot be read, the largest: its turn will
+        tell.
+        """
         tiles = self._tile_sizes
-        if len(tiles) == 1 or skip(job):
+        if len(tiles) == 1 or job.problem or skip(job):
             return tiles[0]
         try:
             info = read_info(job.source)
-            size = self._options.output_size(info.width_px, info.height_px, self.engine.upscale_factor)
-            for tile_px in tiles:
-                picture = picture_bytes(self.engine, info, size, job.output, self._options.color_fix, tile_px)
-                if self._budget.fits(self.engine.resident_bytes_at(tile_px) + picture):
-                    return tile_px
         except (IntsrError, OSError):
-            pass
-        return tiles[0]
+            return tiles[0]
+        size = self._options.output_size(info.width_px, info.height_px, self.engine.upscale_factor)
+        for tile_px in tiles:
+            try:
+                picture = picture_bytes(self.engine, info, size, job.output, self._options.color_fix, tile_px)
+            except IntsrError:
+                return tiles[0]
+            if self._budget.fits(self.engine.resident_bytes_at(tile_px) + picture):
+                return tile_px
+        return None
 
     def _again_smaller(
         self, job: Job, report: FileReport, tile_px: int, tile_progress: TileProgress | None

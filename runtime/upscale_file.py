@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from intsr.errors import IntsrError, OutOfMemoryError, UsageError
+from intsr.errors import IntsrError, OutOfMemoryError, UsageError, printable
 from intsr.runtime.bands import Band, FinishedBand, TileProgress
 from intsr.runtime.batch import Job
 from intsr.runtime.image_io import LoadedImage, read_image, read_info
@@ -88,6 +88,10 @@ class _Opened:
     start: float
 
 
+class _AppearedError(Exception):
+    """The output was not there when the batch began, and is now."""
+
+
 def upscale_files(
     upscaler: Upscaler,
     jobs: Sequence[Job],
@@ -97,13 +101,20 @@ def upscale_files(
 ) -> Iterator[FileReport]:
     """A report a job, in order. What is wrong with one picture becomes its report, not an exception.
 
-    skip: true for a job whose output is there already; asked of all before the first begins.
+    skip: true for a job whose output is there already; asked of all before the first begins, and again when a job's
+    turn has come: another process may have been at work.
     """
     wanted = [job for job in jobs if not job.problem and not skip(job)]
     kept = {id(job) for job in wanted}
+
+    def read(job: Job) -> _Opened:
+        if skip(job):
+            raise _AppearedError
+        return _read(upscaler, job, options, tile_progress)
+
     made = overlapped(
         wanted,
-        lambda job: _read(upscaler, job, options, tile_progress),
+        read,
         lambda opened: opened.work.bands(),
         lambda opened, bands: _write(upscaler, opened, bands, options),
         _is_small,
@@ -114,7 +125,10 @@ def upscale_files(
             yield FileReport(str(job.source), str(job.output), "failed" if error else "skipped", error=error)
             continue
         _, result = next(made)
-        yield _failure(job, result) if isinstance(result, Exception) else result
+        if isinstance(result, _AppearedError):
+            yield FileReport(str(job.source), str(job.output), "skipped")
+        else:
+            yield _failure(job, result) if isinstance(result, Exception) else result
 
 
 def upscale_file(
@@ -149,7 +163,9 @@ def _failure(job: Job, error: Exception) -> FileReport:
     if not isinstance(error, IntsrError | OSError):
         raise error
     out_of_memory = isinstance(error, OutOfMemoryError)
-    return FileReport(str(job.source), str(job.output), "failed", error=str(error), out_of_memory=out_of_memory)
+    # What the system says names no file where none was named to it.
+    text = str(error) if isinstance(error, IntsrError) else printable(f"{job.output}: cannot be written ({error})")
+    return FileReport(str(job.source), str(job.output), "failed", error=text, out_of_memory=out_of_memory)
 
 
 def _read(upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None) -> _Opened:

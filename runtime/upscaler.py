@@ -270,6 +270,8 @@ def _batches(inputs: Iterator[Array], size: int, counts: deque[int]) -> Iterator
 def pixels_from_picture(image: Picture) -> Array:
     """(H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
     if not isinstance(image, np.ndarray):
+        if not hasattr(image, "mode"):
+            raise ImageError("picture", f"a {type(image).__name__}", "a NumPy array or a Pillow image")
         if image.mode not in ("RGB", "L", "I;16"):
             raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
         image = np.asarray(image)

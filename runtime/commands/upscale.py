@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from intsr.console import common_options, emit_json, progress, say
-from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError
+from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
@@ -173,11 +173,11 @@ def _show(report: FileReport, as_json: bool) -> None:
     if report.status == "failed":
         click.echo(f"intsr: error: {report.error}", err=True)
     elif not as_json and report.status == "skipped":
-        say(f"{report.input}: {report.output} is there already")
+        say(printable(f"{report.input}: {report.output} is there already"))
     elif not as_json:
-        say(f"{report.input} -> {report.output} ({report.width}x{report.height}, {report.ms:.0f} ms)")
+        say(printable(f"{report.input} -> {report.output} ({report.width}x{report.height}, {report.ms:.0f} ms)"))
     for note in report.notes:
-        say(f"{report.input}: note: {note}")
+        say(printable(f"{report.input}: note: {note}"))
 
 
 def _finish(reports: Sequence[FileReport]) -> None:

@@ -290,3 +290,24 @@ os.kill(os.getpid(), 9)
     assert target.read_bytes() == b"whole"
     assert set(tmp_path.iterdir()) == (left - set(removed)) | {target, mine}
     assert remove_stale_parts([tmp_path / "no" / "folder.png"]) == []
+
+
+def test_a_file_taken_for_a_stale_one_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, lock = tmp_path / "sr.png", files._try_lock
+    removed: list[Path] = []
+
+    def late(descriptor: int) -> bool:
+        # Another process comes between the making and the locking, once.
+        if not removed:
+            removed.extend(part for part in tmp_path.iterdir())
+            removed[0].unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "_try_lock", late)
+    with atomic_path(target) as temporary:
+        assert temporary not in removed
+        temporary.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole" and len(removed) == 1
+    assert list(tmp_path.iterdir()) == [target]

@@ -269,6 +269,61 @@ main()
 """
 
 
+def test_ctrl_c_again_and_again_leaves_nothing_either(identity_engine: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.png", tmp_path / "out.png"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (3000, 3000, 3)).astype(np.uint8)).save(source, compress_level=0)
+    before = _files(tmp_path)
+    code = _ANNOUNCING.replace("from intsr.cli import main\nmain()", "from intsr.cli import run\nrun()")
+    command = [sys.executable, "-c", code, "upscale", str(identity_engine), str(source), "-o", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.2)
+        for _ in range(4):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.01)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.strip()) == (EXIT_INTERRUPTED, "intsr: interrupted")
+    assert _files(tmp_path) == before
+
+
+def test_a_fault_in_the_library_is_that_pictures_alone(
+    intsr: Run, make_engine, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intsr.runtime.openvino_backend import OpenVINONetwork
+
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(photo[:16, :16]).save(tmp_path / name)
+    run, count = OpenVINONetwork.run, iter(range(100))
+
+    class Broken:
+        def infer(self, *_: object, **__: object) -> None:
+            raise RuntimeError("somewhere in C++\nCheck 'false' failed")
+
+    def sometimes(network: OpenVINONetwork, x: np.ndarray) -> np.ndarray:
+        if next(count) != 4:
+            return run(network, x)
+        whole, network._request = network._request, Broken()
+        try:
+            return run(network, x)
+        finally:
+            network._request = whole
+
+    monkeypatch.setattr(OpenVINONetwork, "run", sometimes)
+    code, _, err = intsr("upscale", make_engine("cpu"), tmp_path, "-o", tmp_path / "out", "-q")
+    assert code == EXIT_SOME_FAILED
+    assert err.count("\n") == 1 and "OpenVINO cannot run it (Check 'false' failed)" in err
+    assert _files(tmp_path / "out") == ["a.png", "c.png"]
+
+
+def test_names_do_nothing_to_the_terminal(intsr: Run, identity_engine: Path, tmp_path: Path) -> None:
+    name = tmp_path / "new\nline\x1b[2J.png"
+    name.write_bytes(b"")
+    _, _, err = intsr("upscale", identity_engine, name, "-o", tmp_path / "out.png")
+    assert err.count("\n") == 1 and "new\\nline\\x1b[2J.png: file is empty" in err
+
+
 def test_help_shows_an_example(intsr: Run) -> None:
     code, out, _ = intsr("upscale", "--help")
     assert code == 0

@@ -92,6 +92,25 @@ def test_too_little_for_any_is_an_error(jobs: list[Job]) -> None:
     assert all(report.out_of_memory and "need about" in report.error for report in reports)
 
 
+def test_what_fits_no_tile_is_not_tried_at_each(jobs: list[Job], photo: np.ndarray) -> None:
+    engine = FakeEngine()
+    Image.fromarray(np.tile(photo, (30, 30, 1))).save(jobs[1].source)
+    FakeEngine.opened.clear()
+    reports = _reports(engine, jobs, engine.resident_bytes_at(16) + 60 * MIB)
+    assert [report.status for report in reports] == ["ok", "failed", "ok"]
+    assert [Path(report.input).name for report in reports] == ["0.png", "1.png", "2.png"]
+    assert "need about" in reports[1].error
+    assert FakeEngine.opened == [16, 64, 16]
+
+
+def test_tiles_that_the_overlap_does_not_fit_into_are_no_choice(jobs: list[Job]) -> None:
+    batch = Batch(FakeEngine(), FileOptions(overlap_px=20, memory_bytes=300 * MIB), True)  # type: ignore[arg-type]
+    assert [report.tile_px for report in batch.reports(jobs)] == [32, 32, 32]
+    batch = Batch(FakeEngine(), FileOptions(overlap_px=40, memory_bytes=300 * MIB), True)  # type: ignore[arg-type]
+    (report, *_) = batch.reports(jobs)
+    assert report.out_of_memory and report.error and "need about" in report.error
+
+
 def test_a_tile_that_was_asked_for_is_never_changed(jobs: list[Job]) -> None:
     reports = _reports(FakeEngine(), jobs, 300 * MIB, auto=False)
     assert [report.status for report in reports] == ["failed"] * 3
