@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from intsr.runtime.image_directory import BROKEN_DIRECTORY, Directory, numbers, read_directory, values
 from intsr.runtime.image_pixels import is_opaque
 from intsr.runtime.image_tiff import (
     BITS,
@@ -16,38 +15,32 @@ from intsr.runtime.image_tiff import (
     HEIGHT,
     ICC,
     PHOTOMETRIC,
-    PLACES,
     SAMPLE_FORMAT,
     SAMPLES,
     WIDTH,
     XMP,
-    Directory,
-    directory_bytes,
-    numbers,
-    read_directory,
-    values,
 )
 from intsr.runtime.networks import Array
 from intsr.runtime.vips import problem_from_vips, vips
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Photometric interpretations: black is 0; red, green and blue.
-_GREY, _RGB = 1, 2
-_CHANNELS: dict[tuple[int, ...], int] = {(_GREY,): 1, (_RGB,): 3}
+# Photometric interpretations: white is 0, which Pillow overlooks and libvips turns round; black is 0; colours.
+_NEGATIVE, _GREY, _RGB = 0, 1, 2
+_CHANNELS: dict[tuple[int, ...], int] = {(_NEGATIVE,): 1, (_GREY,): 1, (_RGB,): 3}
 _UNSIGNED = 1
 _ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DeepTiff:
-    """The header of a TIFF with 16 bits a channel. channels: 1 or 3, without transparency. exif: its own tags."""
+    """The header of a TIFF with 16 bits a channel. channels: 1 or 3, without transparency. directory: all tags."""
 
     width_px: int
     height_px: int
     channels: int
     has_alpha: bool
     more_frames: bool
-    exif: Image.Exif
+    directory: Directory
     icc_profile: bytes
     xmp: bytes
 
@@ -59,28 +52,21 @@ def deep_tiff_from_path(path: Path) -> DeepTiff | None:
             return None
         try:
             directory, _, following = read_directory(file)
-        except (ValueError, struct.error, OverflowError):
+        except BROKEN_DIRECTORY:
             # Pillow forgives more, and says what it does not.
             return None
     bits, colours = set(numbers(directory, BITS)), numbers(directory, PHOTOMETRIC)
     samples, formats = numbers(directory, SAMPLES), set(numbers(directory, SAMPLE_FORMAT))
     channels = _CHANNELS.get(colours, 0)
-    if bits != {16} or not channels or formats - {_UNSIGNED} or samples in ((), (1,)):
+    if bits != {16} or not channels or formats - {_UNSIGNED}:
+        return None
+    if samples in ((), (1,)) and colours != (_NEGATIVE,):
         return None
     extra = numbers(directory, EXTRA_SAMPLES)
-    has_alpha = samples[0] > channels and (not extra or extra[0] != 0)
+    has_alpha = (*samples, 1)[0] > channels and (not extra or extra[0] != 0)
     (width,), (height,) = numbers(directory, WIDTH), numbers(directory, HEIGHT)
     icc_profile, xmp = values(directory, ICC), values(directory, XMP)
-    exif = _exif(directory)
-    return DeepTiff(width, height, channels, has_alpha, following > 0, exif, icc_profile, xmp)
-
-
-def _exif(directory: Directory) -> Image.Exif:
-    # As a plain TIFF of tags: Pillow's reader of EXIF does not know BigTIFF.
-    exif = Image.Exif()
-    described = {tag: item for tag, item in directory.items() if tag not in PLACES}
-    exif.load(b"II*\0\x08\0\0\0" + directory_bytes(described, 8, big=False))
-    return exif
+    return DeepTiff(width, height, channels, has_alpha, following > 0, directory, icc_profile, xmp)
 
 
 def read_deep(path: Path, size: tuple[int, int], channels: int, has_alpha: bool) -> tuple[Array, Array | None]:
@@ -101,7 +87,10 @@ def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path) -> str:
     library = vips()
     channels, (height, width) = 1 if pixels.ndim == 2 else pixels.shape[2], pixels.shape[:2]
     try:
-        image = library.Image.new_from_file(str(path), access="sequential", fail_on="error")
+        # By descriptor: libvips takes names in UTF-8 only, and what stands in brackets in them for options.
+        with path.open("rb") as file:
+            source = library.Source.new_from_descriptor(file.fileno())
+        image = library.Image.new_from_source(source, "", access="sequential", fail_on="error")
         found, expected = (image.width, image.height, image.format), (width, height, "ushort")
         if found != expected or image.bands < channels + (alpha is not None):
             return f"{image.bands} channels of {found}, expected {expected}"

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from intsr.runtime.image_feed import PNG_SIGNATURE, png_chunk
-from intsr.runtime.image_formats import JPEG_EXIF_HEADER, JPEG_SEGMENT_BYTES, JPEG_XMP_HEADER
-from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.image_formats import JPEG_SEGMENT_BYTES, JPEG_XMP_HEADER
+from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata
+from intsr.runtime.image_png import DENSITY, chunks_beside_profile
 
 # Signature and IHDR of PNG; SOI of JPEG: what stays in front of everything.
 _PNG_FIRST_BYTES, _JPEG_FIRST_BYTES = len(PNG_SIGNATURE) + 25, 2
@@ -56,11 +57,14 @@ def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
 
 def png_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
     """sample: any file of this encoder with these settings."""
-    chunks = [_SQUARE_PNG]
+    found = chunks_beside_profile(metadata.png_chunks, metadata.icc_profile)
+    chunks = [] if any(name == DENSITY for name, _ in found) else [_SQUARE_PNG]
+    # In front of everything: what says how values are meant must precede a palette and the pixels.
+    chunks += [png_chunk(name, body) for name, body in found]
     if metadata.icc_profile:
         chunks.append(png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(metadata.icc_profile)))
     if metadata.exif:
-        chunks.append(png_chunk(b"eXIf", metadata.exif.removeprefix(JPEG_EXIF_HEADER)))
+        chunks.append(png_chunk(b"eXIf", metadata.exif.removeprefix(EXIF_HEADER)))
     if metadata.xmp:
         chunks.append(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
     return Beginning(_PNG_FIRST_BYTES, b"".join(chunks), sample.index(b"IDAT") - 4 - _PNG_FIRST_BYTES)
@@ -69,7 +73,7 @@ def png_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
 def jpeg_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
     """sample: any file of this encoder with these settings. Too long EXIF or XMP is left out: `notes_for_output`."""
     segments = [_jpeg_segment(_APP0, _SQUARE_JPEG)]
-    for header, data in ((JPEG_EXIF_HEADER, metadata.exif), (JPEG_XMP_HEADER, metadata.xmp)):
+    for header, data in ((EXIF_HEADER, metadata.exif), (JPEG_XMP_HEADER, metadata.xmp)):
         body = header + data.removeprefix(header)
         if data and len(body) <= JPEG_SEGMENT_BYTES:
             segments.append(_jpeg_segment(_APP1, body))

@@ -13,7 +13,7 @@ from PIL import features as pillow_features
 
 from intsr.runtime.image_embed import Beginning, jpeg_beginning, png_beginning
 from intsr.runtime.image_feed import PNG_COLOUR_TYPES
-from intsr.runtime.image_formats import WriteFormat
+from intsr.runtime.image_formats import WriteFormat, profile_fits
 from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_tiff import append_directory, check_tiff
 from intsr.runtime.networks import Array
@@ -45,7 +45,7 @@ def _problem_of_encoding(
         image = library.Image.pngload_source(pipe, access="sequential", fail_on="truncated", unlimited=True)
         if target.pillow == "TIFF":
             big = image.width * image.height * image.bands * (2 if image.format == "ushort" else 1) > _BIG_TIFF_BYTES
-            image.tiffsave(str(path), bigtiff=big, **_TIFF)
+            _encode_tiff(path, image, big)
             append_directory(path, metadata)
         elif target.pillow == "PNG":
             _encode_behind(path, image, "pngsave", _PNG, lambda sample: png_beginning(sample, metadata))
@@ -55,6 +55,15 @@ def _problem_of_encoding(
     except library.Error as error:
         return problem_from_vips(error)
     return ""
+
+
+def _encode_tiff(path: Path, image: Any, big: bool) -> None:
+    # By descriptor: libvips takes names in UTF-8 only, and what stands in brackets in them for options.
+    descriptor = os.open(path, os.O_RDWR | os.O_TRUNC)
+    try:
+        image.tiffsave_target(vips().Target.new_to_descriptor(descriptor), bigtiff=big, **_TIFF)
+    finally:
+        os.close(descriptor)
 
 
 def _encode_behind(
@@ -85,7 +94,8 @@ def encode_whole(
     if target.pillow == "AVIF":
         settings |= _AVIF
     if target.pillow != "BMP":
-        found = {"exif": metadata.exif, "icc_profile": metadata.icc_profile, "xmp": metadata.xmp}
+        icc_profile = metadata.icc_profile if profile_fits(metadata.icc_profile, target) else b""
+        found = {"exif": metadata.exif, "icc_profile": icc_profile, "xmp": metadata.xmp}
         settings |= {key: value for key, value in found.items() if value}
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.save(path, format=target.pillow, **settings)

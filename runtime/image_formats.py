@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intsr.errors import ImageError
-from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata, exif_directory
+from intsr.runtime.image_png import chunks_beside_profile, unusual_names
 from intsr.runtime.networks import Array
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 # What one segment of a JPEG can carry: its length has 16 bits and counts itself.
 JPEG_SEGMENT_BYTES = 65533
-JPEG_EXIF_HEADER, JPEG_XMP_HEADER = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+JPEG_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
+# Grey becomes colour in them.
+_WITHOUT_GREY = ("WEBP", "AVIF")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,16 +91,25 @@ def check_alpha_fits(alpha: Array | None, output: Path) -> None:
         raise ImageError(output, "the picture is transparent", f"an opaque one in {target.pillow}", "write a .png")
 
 
+def profile_fits(icc_profile: bytes, target: WriteFormat) -> bool:
+    """Whether a profile is of the colours that the format holds. Source: ICC.1:2022, 7.2.6."""
+    return target.pillow not in _WITHOUT_GREY or icc_profile[16:20] != b"GRAY"
+
+
 def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
     """What of the metadata the format of `output` cannot hold, for people."""
-    target = format_from_path(output)
-    if target.pillow == "BMP" and metadata != ImageMetadata():
-        return ("EXIF, XMP and ICC were dropped: BMP holds none of them",)
+    target, notes = format_from_path(output), list(exif_directory(metadata.exif)[1])
+    if target.pillow == "BMP" and (metadata.exif or metadata.xmp or metadata.icc_profile):
+        notes.append("EXIF, XMP and ICC were dropped: BMP holds none of them")
+    if not profile_fits(metadata.icc_profile, target):
+        notes.append(f"ICC was dropped: it is a profile of grey, which becomes colour in {target.pillow}")
+    chunks = unusual_names(chunks_beside_profile(metadata.png_chunks, metadata.icc_profile))
+    if chunks and target.pillow != "PNG":
+        notes.append(f"{', '.join(chunks)} of the PNG dropped: {target.pillow} has no such thing")
     if target.pillow != "JPEG":
-        return ()
-    sizes = {"EXIF": len(JPEG_EXIF_HEADER + metadata.exif), "XMP": len(JPEG_XMP_HEADER + metadata.xmp)}
-    return tuple(
-        f"{name} was dropped: JPEG holds up to {JPEG_SEGMENT_BYTES} bytes of it"
-        for name, size_bytes in sizes.items()
-        if size_bytes > JPEG_SEGMENT_BYTES
-    )
+        return tuple(notes)
+    bodies = {"EXIF": (EXIF_HEADER, metadata.exif), "XMP": (JPEG_XMP_HEADER, metadata.xmp)}
+    for name, (header, data) in bodies.items():
+        if len(header + data.removeprefix(header)) > JPEG_SEGMENT_BYTES:
+            notes.append(f"{name} was dropped: JPEG holds up to {JPEG_SEGMENT_BYTES} bytes of it")
+    return tuple(notes)

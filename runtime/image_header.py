@@ -76,6 +76,9 @@ def broken_as_image_error(path: Path) -> Iterator[None]:
     try:
         if not path.exists():
             raise ImageError(path, "no such file")
+        if not path.is_file():
+            # Size and content of a pipe are not known beforehand, and reading it could wait for ever.
+            raise ImageError(path, "not a regular file", _FORMATS, "save it as a file first")
         if path.stat().st_size == 0:
             raise ImageError(path, "file is empty", _FORMATS)
         with warnings.catch_warnings():

@@ -21,11 +21,14 @@ from intsr.runtime.image_header import (
 )
 from intsr.runtime.image_metadata import (
     ImageMetadata,
-    metadata_from_exif,
-    metadata_from_image,
+    directory_from_image,
+    orientation_from_directory,
     orientation_from_exif,
+    upright_metadata,
+    xmp_from_image,
 )
 from intsr.runtime.image_pixels import COLOUR_MODES, GREY_16_MODES, GREY_MODES, arrays_from_image, turned
+from intsr.runtime.image_png import chunks_from_png
 from intsr.runtime.networks import Array
 
 __all__ = ["READ_FORMATS", "ImageInfo", "LoadedImage", "read_image", "read_info"]
@@ -76,7 +79,7 @@ def _read_by_pillow(path: Path, upscale_factor: int) -> tuple[LoadedImage, int]:
         _check_memory(path, info)
         notes = notes_from_image(path, image, info)
         image.load()
-        metadata, orientation, more = _metadata(image, upscale_factor)
+        metadata, orientation, more = _metadata(path, image, upscale_factor)
         if not _is_deep(info):
             pixels, alpha, other = arrays_from_image(image, info.has_alpha)
             if image.mode == "CMYK":
@@ -93,7 +96,7 @@ def _deep_tiff_info(path: Path, deep: DeepTiff) -> ImageInfo:
     if Image.MAX_IMAGE_PIXELS is not None and deep.width_px * deep.height_px > 2 * Image.MAX_IMAGE_PIXELS:
         raise too_many_pixels(path)
     sides = (deep.width_px, deep.height_px)
-    width_px, height_px = sides if orientation_from_exif(deep.exif) < 5 else sides[::-1]
+    width_px, height_px = sides if orientation_from_directory(deep.directory) < 5 else sides[::-1]
     mode = ("LA" if deep.has_alpha else "L") if deep.channels == 1 else ("RGBA" if deep.has_alpha else "RGB")
     return ImageInfo(width_px, height_px, f"{mode};16", deep.has_alpha, 16, deep.channels)
 
@@ -103,11 +106,10 @@ def _read_deep_tiff(path: Path, deep: DeepTiff, upscale_factor: int) -> tuple[Lo
     info, sides = _deep_tiff_info(path, deep), (deep.width_px, deep.height_px)
     _check_memory(path, info)
     pixels, alpha = read_deep(path, sides, deep.channels, deep.has_alpha)
-    metadata = metadata_from_exif(
-        deep.exif, deep.icc_profile, deep.xmp, (info.width_px, info.height_px), upscale_factor
-    )
+    size = (info.width_px, info.height_px)
+    metadata = upright_metadata(deep.directory, deep.icc_profile, deep.xmp, size, upscale_factor)
     notes = ("only the first of several frames was read",) if deep.more_frames else ()
-    return LoadedImage(pixels, alpha, metadata, notes), orientation_from_exif(deep.exif)
+    return LoadedImage(pixels, alpha, metadata, notes), orientation_from_directory(deep.directory)
 
 
 def _is_deep(info: ImageInfo) -> bool:
@@ -128,15 +130,20 @@ def _check_memory(path: Path, info: ImageInfo) -> None:
         raise OutOfMemoryError(path, got, fix="cut the picture into parts first")
 
 
-def _metadata(image: Image.Image, upscale_factor: int) -> tuple[ImageMetadata, int, tuple[str, ...]]:
-    """Of a decoded image; and its orientation, and notes."""
+def _metadata(path: Path, image: Image.Image, upscale_factor: int) -> tuple[ImageMetadata, int, tuple[str, ...]]:
+    """Of a decoded image; and its orientation, and notes. What is broken of one costs none of the others."""
+    notes: tuple[str, ...] = ()
     try:
         orientation = orientation_from_exif(image.getexif())
-        size = image.size if orientation < 5 else image.size[::-1]
-        return metadata_from_image(image, size, upscale_factor), orientation, ()
-    except Exception as error:  # Broken EXIF must not cost the picture, and Pillow raises many kinds on it.
-        metadata = ImageMetadata(icc_profile=image.info.get("icc_profile") or b"")
-        return metadata, 1, (f"EXIF is broken and was dropped ({error})",)
+    except Exception as error:  # Pillow raises many kinds on broken EXIF.
+        orientation, notes = 1, (f"EXIF is broken, so the picture may lie on its side ({error})",)
+    directory, more = directory_from_image(path, image)
+    size = image.size if orientation < 5 else image.size[::-1]
+    icc_profile = image.info.get("icc_profile") or b""
+    metadata = upright_metadata(directory, icc_profile, xmp_from_image(image), size, upscale_factor)
+    if image.format == "PNG":
+        metadata = replace(metadata, png_chunks=chunks_from_png(path, turned=orientation >= 5))
+    return metadata, orientation, (*notes, *more)
 
 
 def _upright(loaded: LoadedImage, orientation: int) -> LoadedImage:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from intsr.runtime.tiling import Tile
     from intsr.runtime.upscale_file import FileReport
 
-_PATH = click.Path(path_type=Path)
+# Not asked whether it is readable: one that is not must not stop the others.
+_PATH = click.Path(path_type=Path, readable=False)
 _AUTO = "auto"
 
 
@@ -125,14 +126,21 @@ def upscale(
     naming = Naming(_template(template, name_suffix), output_format, outscale or factor, engine.stem)
     jobs = plan_jobs(inputs, output, recursive, naming)
     jobs = shard_from_text(shard).part(jobs) if shard is not None else jobs
+    if not jobs:
+        say(f"shard {shard}: nothing to do")
+        return
     check_outputs(jobs, skip_existing, overwrite)
-    remove_stale_parts(job.output for job in jobs)
+    remove_stale_parts(job.output for job in jobs if not job.problem)
     reports = []
     opened = open_engine(engine, threads, precision, device, cuda_backend, tile_px=tile_px)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1
-        made = batch.reports(jobs, _tiles if one else None, lambda job: skip_existing and job.output.exists())
+        made = batch.reports(
+            jobs,
+            _tiles if one else None,
+            lambda job: skip_existing and not job.problem and job.output.exists(),
+        )
         for report in made if one else progress(made, "Upscaling", len(jobs)):
             reports.append(report)
             _show(report, as_json)
@@ -142,7 +150,7 @@ def upscale(
 def _tile_from_text(text: str) -> int | None:
     if text == _AUTO:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
         raise UsageError("--tile", repr(text), "auto, or a number of pixels")
     return int(text)
 

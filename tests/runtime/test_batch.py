@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from intsr.errors import UsageError
+from intsr.errors import EXIT_SOME_FAILED, EXIT_USAGE, UsageError
 from intsr.runtime.batch import Job, Naming, check_outputs, plan_jobs, shard_from_text
+
+Run = Callable[..., tuple[int, str, str]]
+_X4 = Naming("{stem}_x4{ext}")
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """As if they could not be listed: file modes are no bar to root, who runs tests too."""
+    scandir: Callable[[Any], Any] = os.scandir
+
+    def refuse(folder: Any) -> Any:
+        if Path(folder) in folders:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 def _touch(*paths: Path) -> None:
@@ -60,6 +82,116 @@ def test_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
     _touch(tmp_path / "a.png", tmp_path / "out/a.png")
     jobs = plan_jobs([tmp_path], tmp_path / "out", True, Naming())
     assert [job.source for job in jobs] == [tmp_path / "a.png"]
+
+
+@pytest.mark.parametrize("item", ["", "*.png", "**/*.png"])
+def test_outputs_beside_inputs_are_no_inputs_of_the_next_call(tmp_path: Path, item: str) -> None:
+    _touch(tmp_path / "a.png", tmp_path / "b.png")
+    first = plan_jobs([tmp_path / item], tmp_path, True, _X4)
+    assert _names(first, tmp_path) == ["a_x4.png", "b_x4.png"] and not any(job.problem for job in first)
+    _touch(first[0].output)
+    # Shards count on the same jobs whatever others have written meanwhile.
+    assert plan_jobs([tmp_path / item], tmp_path, True, _X4) == first
+    _touch(first[1].output, tmp_path / "a_x4_x4.png")
+    assert plan_jobs([tmp_path / item], tmp_path, True, _X4) == first
+
+
+def test_what_is_named_is_never_taken_for_an_earlier_output(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png", tmp_path / "a_x4.png")
+    for first in (tmp_path, tmp_path / "*.png", tmp_path / "a.png"):
+        jobs = plan_jobs([first, tmp_path / "a_x4.png"], tmp_path, False, _X4)
+        assert [(job.source.name, job.problem) for job in jobs] == [
+            ("a.png", "is itself an input"),
+            ("a_x4.png", ""),
+        ]
+
+
+def test_a_picture_that_looks_like_an_output_is_none_elsewhere(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in/a_x4.png")
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, _X4)
+    assert _names(jobs, tmp_path / "out") == ["a_x4.png", "a_x4_x4.png"]
+
+
+def test_the_output_folder_inside_a_pattern_is_skipped(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png", tmp_path / "sub/b.png", tmp_path / "out/a.png", tmp_path / "out/sub/b.png")
+    jobs = plan_jobs([tmp_path / "**/*.png"], tmp_path / "out", False, Naming())
+    assert [job.source for job in jobs] == [tmp_path / "a.png", tmp_path / "sub/b.png"]
+    assert jobs[1].output == tmp_path / "out/sub/b.png"
+    inside = plan_jobs([tmp_path / "out/*.png"], tmp_path / "out", False, _X4)
+    assert [job.source for job in inside] == [tmp_path / "out/a.png"]
+
+
+def test_inputs_may_lie_inside_the_output_folder(tmp_path: Path) -> None:
+    _touch(tmp_path / "raw/a.png")
+    for item in (tmp_path / "raw", tmp_path / "raw" / "*.png"):
+        assert plan_jobs([item], tmp_path, True, Naming()) == [Job(tmp_path / "raw/a.png", tmp_path / "a.png")]
+
+
+@pytest.mark.parametrize("item", ["in", "in/**/*.png"])
+def test_a_folder_that_cannot_be_read_is_a_job_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, item: str
+) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in/m/b.png", tmp_path / "in/z/c.png")
+    _forbid(monkeypatch, tmp_path / "in/m")
+    jobs = plan_jobs([tmp_path / item], tmp_path / "out", True, Naming())
+    assert _names(jobs, tmp_path / "out") == ["a.png", "m", "z/c.png"]
+    assert [job.problem for job in jobs] == [
+        "",
+        "is not made: the folder cannot be read (Permission denied)",
+        "",
+    ]
+    check_outputs(jobs, False, False)
+    _forbid(monkeypatch, tmp_path / "in")
+    (job,) = plan_jobs([tmp_path / item], tmp_path / "out", True, Naming())
+    assert (job.source, "cannot be read" in job.problem) == (tmp_path / "in", True)
+
+
+def test_subfolders_that_are_not_asked_for_may_be_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path / "a.png", tmp_path / "sub/b.png", tmp_path / ".hidden/c.png", tmp_path / "out/d.png")
+    _forbid(monkeypatch, tmp_path / "sub", tmp_path / ".hidden", tmp_path / "out")
+    expected = [Job(tmp_path / "a.png", tmp_path / "out/a.png")]
+    assert plan_jobs([tmp_path], tmp_path / "out", False, Naming()) == expected
+    assert len(plan_jobs([tmp_path], tmp_path / "out", True, Naming())) == 2
+
+
+def test_a_link_to_itself_is_left_to_its_reader(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png")
+    (tmp_path / "l.png").symlink_to("l.png")
+    for item in (tmp_path, tmp_path / "*.png"):
+        jobs = plan_jobs([item], tmp_path / "out", True, Naming())
+        assert _names(jobs, tmp_path / "out") == ["a.png", "l.png"] and not any(job.problem for job in jobs)
+    with pytest.raises(UsageError, match="no pictures"):
+        plan_jobs([tmp_path / "l.png" / "*.png"], tmp_path / "out", True, Naming())
+
+
+def test_a_name_that_gets_too_long_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    long = "n" * 248 + ".png"
+    _touch(tmp_path / "in/a.png", tmp_path / "in" / long)
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, _X4)
+    assert [job.problem for job in jobs] == ["", ""]
+    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming("{stem}_times4{ext}"))
+    assert [job.problem for job in jobs] == ["", "cannot be written (File name too long)"]
+    check_outputs(jobs, False, False)
+    with pytest.raises(UsageError, match=r"cannot be written \(File name too long\); choose another"):
+        plan_jobs([tmp_path / "in" / long], tmp_path / "out", False, Naming("{stem}_times4{ext}"))
+
+
+def test_a_path_that_no_system_takes_stops_nothing_else(tmp_path: Path) -> None:
+    _touch(tmp_path / "a.png")
+    long = tmp_path / ("n" * 300 + ".png")
+    jobs = plan_jobs([long, tmp_path / "a.png"], tmp_path / "out", False, Naming())
+    assert [(job.source, bool(job.problem)) for job in jobs] == [(long, True), (tmp_path / "a.png", False)]
+    assert plan_jobs([long], tmp_path / "b.png", False, Naming()) == [Job(long, tmp_path / "b.png")]
+    with pytest.raises(UsageError, match=r"^-o: .*File name too long"):
+        plan_jobs([tmp_path / "a.png"], long, False, Naming())
+    with pytest.raises(UsageError, match="no pictures"):
+        plan_jobs([tmp_path / ("*" * 300 + ".webp")], tmp_path / "out", False, Naming())
+
+
+def test_a_name_that_no_output_can_have_stops_nothing_else(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in" / "b\\c.png")
+    good, bad = plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming())
+    assert (good.problem, "a file name, no folder" in bad.problem) == ("", True)
 
 
 def test_collisions_are_problems_of_their_own(tmp_path: Path) -> None:
@@ -133,6 +265,44 @@ def test_patterns_are_for_those_whose_shell_leaves_them(tmp_path: Path) -> None:
         plan_jobs([tmp_path / "*.webp"], output, False, Naming())
 
 
+def test_patterns_follow_no_links_in_circles(tmp_path: Path) -> None:
+    _touch(tmp_path / "p/a.png", tmp_path / "p/sub/b.png")
+    for link in ("p/loop", "p/loop2", "p/sub/up"):
+        (tmp_path / link).symlink_to(tmp_path / "p")
+    output = tmp_path / "out"
+    for pattern in ("**/*.png", "**/**/*.png", "**", "**/[ab].png"):
+        assert _names(plan_jobs([tmp_path / "p" / pattern], output, False, Naming()), output) == [
+            "a.png",
+            "sub/b.png",
+        ]
+    # A picture that is reached through links too is done once.
+    assert _names(plan_jobs([tmp_path / "p/*/**/*.png"], output, False, Naming()), output) == [
+        "loop/a.png",
+        "sub/b.png",
+    ]
+    assert _names(plan_jobs([tmp_path / "p/*/b.png"], output, False, Naming()), output) == ["sub/b.png"]
+
+
+_PARTS = st.sampled_from(["**", "*", "?", "[as]*", ".*", "a.png", "s"])
+
+
+@given(pattern=st.lists(_PARTS, min_size=1, max_size=4).filter(lambda parts: not {*parts} <= {"a.png", "s"}))
+def test_patterns_match_what_shells_match(tmp_path_factory: pytest.TempPathFactory, pattern: list[str]) -> None:
+    folder = tmp_path_factory.getbasetemp() / "shell"
+    names = ("a.png", "b.png", ".h.png", "s/a.png", "s/t/a.png", ".k/a.png", "s/.k/b.png")
+    _touch(*(folder / name for name in names))
+    item = folder.joinpath(*pattern)
+    # To Python, not to shells, `a.png/**` is a.png.
+    found = {Path(name) for name in glob.glob(str(item), recursive=True) if not name.endswith("/")}  # noqa: PTH207
+    expected = sorted(path for path in found if path.is_file())
+    try:
+        made = sorted(job.source for job in plan_jobs([item], folder / "out", False, Naming()))
+    except UsageError as error:
+        assert "no pictures" in str(error)
+        made = []
+    assert made == expected
+
+
 def test_a_file_that_is_really_called_so_is_no_pattern(tmp_path: Path) -> None:
     _touch(tmp_path / "a[1].png", tmp_path / "a1.png")
     (job,) = plan_jobs([tmp_path / "a[1].png"], tmp_path / "b.png", False, Naming())
@@ -170,7 +340,63 @@ def test_shards_are_a_partition(count: int, jobs: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "-1/2", "a/b", "1/0", "1/2/3"])
+@pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "-1/2", "a/b", "1/0", "1/2/3", "\u0661/\u0662"])
 def test_shards_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
         shard_from_text(text)
+
+
+def test_shards_share_a_folder_that_is_its_own_output(
+    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(photo).save(tmp_path / name)
+    call = ("upscale", identity_engine, tmp_path, "-r", "-o", tmp_path, "--suffix", "_x4")
+    for index in (1, 2):
+        assert intsr(*call, "--shard", f"{index}/2")[0] == 0
+    pictures = ["a.png", "a_x4.png", "b.png", "b_x4.png", "c.png", "c_x4.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == pictures
+    code, _, err = intsr(*call, "--skip-existing")
+    assert (code, "3 skipped" in err) == (0, True)
+    code, out, err = intsr(*call, "--shard", "5/5", "--json")
+    assert (code, out, err) == (0, "", "shard 5/5: nothing to do\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--skip-existing",)])
+def test_bad_names_do_not_stop_the_others(
+    intsr: Run,
+    identity_engine: Path,
+    photo: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+) -> None:
+    folder = tmp_path / "in"
+    _touch(folder / "sub/b.png", folder / ("n" * 250 + ".png"))
+    (folder / "l.png").symlink_to("l.png")
+    Image.fromarray(photo).save(folder / "a.png")
+    _forbid(monkeypatch, folder / "sub")
+    code, _, err = intsr(
+        "upscale", identity_engine, folder, "-r", "-o", tmp_path / "out", "--suffix", "_x4", *options
+    )
+    assert (code, [path.name for path in (tmp_path / "out").iterdir()]) == (EXIT_SOME_FAILED, ["a_x4.png"])
+    assert "1 ok, 3 failed" in err and "the folder cannot be read (Permission denied)" in err
+    assert "File name too long" in err and f"{folder / 'l.png'}: no such file" in err
+
+
+def test_a_named_file_that_cannot_be_read_does_not_stop_the_others(
+    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = tmp_path / "secret.png"
+    secret.touch()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: Path(path) != secret and access(path, mode, **more))
+    code, _, err = intsr("upscale", identity_engine, secret, photo_path, "-o", tmp_path / "out")
+    assert (code, "1 ok, 1 failed" in err) == (EXIT_SOME_FAILED, True)
+
+
+def test_tiles_are_counted_in_plain_digits(
+    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path
+) -> None:
+    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "a.png", "--tile", "\u0661\u0666")
+    assert (code, "expected auto, or a number of pixels" in err) == (EXIT_USAGE, True)

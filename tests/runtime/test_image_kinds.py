@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,8 @@ from PIL import AvifImagePlugin, Image, ImageCms, features
 
 from intsr.errors import ImageError
 from intsr.runtime.image_io import read_image, read_info
+from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.image_write import write_image
 from intsr.runtime.vips import vips
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
@@ -166,3 +170,44 @@ def test_avif_of_more_bits_is_noted(tmp_path: Path, photo: np.ndarray) -> None:
     image = vips().Image.new_from_memory(values, photo.shape[1], photo.shape[0], 3, "ushort")
     image.copy(interpretation="rgb16").heifsave(str(tmp_path / "a.avif"), compression="av1", bitdepth=10)
     assert "10 or 12 bits a channel became 8" in read_image(tmp_path / "a.avif").notes[0]
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_16_bit_grey_with_white_as_0_is_no_negative(
+    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType, channels: int, order: str
+) -> None:
+    data = bytearray(fuzz_pictures.deep_tiff(photo, channels, False, order))
+    head = struct.pack(order + "HHI", 262, 3, 1)
+    at = data.rindex(head) + len(head)
+    data[at : at + 2] = bytes(2)
+    (tmp_path / "a.tif").write_bytes(data)
+    loaded, info = read_image(tmp_path / "a.tif"), read_info(tmp_path / "a.tif")
+    stored = np.rot90(photo.astype(np.uint16) * 257, -1)
+    np.testing.assert_array_equal(loaded.pixels, 65535 - stored[..., 0])
+    assert (info.bits, info.channels, info.has_alpha) == (16, 1, channels == 2)
+    if channels == 2:
+        np.testing.assert_array_equal(loaded.alpha, stored[..., 1])
+
+
+@pytest.mark.parametrize("name", [b"scan[1]", b"caf\xe9", "café ☕".encode()])
+@pytest.mark.parametrize("suffix", [b".png", b".tif", b".jpg", b".webp", b".avif", b".bmp"])
+def test_any_name_of_a_file(tmp_path: Path, name: bytes, suffix: bytes) -> None:
+    path = tmp_path / os.fsdecode(name + suffix)
+    values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    deep = suffix in (b".png", b".tif")
+    pixels = values.astype(np.uint16) * 257 if deep else values
+    write_image(path, pixels, None, ImageMetadata())
+    loaded = read_image(path)
+    assert loaded.pixels.shape == pixels.shape
+    if deep:
+        np.testing.assert_array_equal(loaded.pixels, pixels)
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("read", [read_info, read_image])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    with pytest.raises(ImageError, match="not a regular file"):
+        read(path)

@@ -15,10 +15,10 @@ from PIL import Image
 
 from intsr.errors import ImageError
 from intsr.runtime import image_encode
+from intsr.runtime.image_directory import read_directory
 from intsr.runtime.image_io import read_image
 from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_stream import open_writer
-from intsr.runtime.image_tiff import read_directory
 
 LOSSLESS = (".png", ".tif", ".bmp")
 STREAMED = (".png", ".jpg", ".tif")
