@@ -71,7 +71,11 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise UsageError(path, f"cannot be read ({error.strerror})", "an .engine bundle") from error
+    if not found:
         raise UsageError(path, "no such file", "an .engine bundle", "make one with: intsr compile MODEL")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -150,7 +151,7 @@ def upscale(
 def _tile_from_text(text: str) -> int | None:
     if text == _AUTO:
         return None
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
         raise UsageError("--tile", repr(text), "auto, or a number of pixels")
     return int(text)
 
