@@ -14,6 +14,7 @@ from intsr.engines.onnx_layers import layers_from_onnx
 from intsr.export.norms import STATISTICS
 from intsr.export.onnx_file import read_onnx
 from intsr.loading import require
+from intsr.runtime.openvino_backend import cpu_description, resolve_precision
 from intsr.runtime.openvino_member import pack_member
 
 # Nodes of the runtime model that stand for memory, not for a kernel.
@@ -72,7 +73,13 @@ def _macs_by_layer(onnx_path: Path) -> dict[str, int]:
 
 def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str, Any]:
     """Kernels of the compiled model on this machine's CPU: another CPU may choose others."""
-    compiled = openvino.Core().compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    core = openvino.Core()
+    # As the runtime opens it here with `--precision auto`.
+    quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = resolve_precision("auto", quantized, capabilities, "inspect", cpu_description())
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    compiled = core.compile_model(model, "CPU", settings)
     kinds: Counter[str] = Counter()
     float_layers, fp32_gemms, int8_macs = [], 0, 0
     activation_bytes = weight_bytes = 0

@@ -79,8 +79,7 @@ def quality(rows: Rows, key: str, label: str) -> str:
                 fontsize=9.5,
                 color=INK,
             )
-        axes.set_xlim(left=0)
-        axes.margins(x=0.12)
+        axes.set_xlim(0, max(row["median_ms"] for row in rows) * 1.12 or 1)
         # Less than half a decibel is not drawn as if it were much.
         values = [row[key] for row in rows]
         middle, half = (max(values) + min(values)) / 2, max((max(values) - min(values)) * 0.8, MIN_SPAN_DB / 2)
