@@ -87,6 +87,23 @@ __device__ __forceinline__ float cluster_load(const float*, unsigned) { return 0
 #endif
 #endif
 
+template <bool CLUSTER>
+__device__ __forceinline__ void sync_all() {
+    if (CLUSTER)
+        cluster_sync();
+    else
+        __syncthreads();
+}
+
+// Sums of one group over all blocks that hold a part of it.
+template <bool CLUSTER>
+__device__ __forceinline__ float cluster_total(const float* sums, int count, int blocks) {
+    float total = 0.0f;
+    for (int index = 0; index < count; index++)
+        for (int rank = 0; rank < blocks; rank++) total += CLUSTER ? cluster_load(sums + index, rank) : sums[index];
+    return total;
+}
+
 constexpr unsigned FULL_WARP = 0xffffffffu;
 
 // Eight fp16 of one 16-byte load.

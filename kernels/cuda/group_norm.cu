@@ -100,24 +100,6 @@ __device__ __forceinline__ void sum_channels(const Held& held, int rows, int sli
     __syncthreads();
 }
 
-// A group's channels over all blocks that hold a part of them.
-template <bool CLUSTER>
-__device__ __forceinline__ float group_total(const Held& held, int first, int group_size, int blocks) {
-    float total = 0.0f;
-    for (int channel = first; channel < first + group_size; channel++)
-        for (int rank = 0; rank < blocks; rank++)
-            total += CLUSTER ? cluster_load(held.sums + channel, rank) : held.sums[channel];
-    return total;
-}
-
-template <bool CLUSTER>
-__device__ __forceinline__ void sync_all() {
-    if (CLUSTER)
-        cluster_sync();
-    else
-        __syncthreads();
-}
-
 // Grid: (blocks of a cluster or 1, slices, N).
 template <bool CLUSTER>
 __device__ __forceinline__ void norm_held(const NormParams& p, unsigned char* shared) {
@@ -141,7 +123,7 @@ __device__ __forceinline__ void norm_held(const NormParams& p, unsigned char* sh
     sum_channels(held, rows, p.slice, [](float x, int) { return x; });
     sync_all<CLUSTER>();
     if (thread < groups)
-        held.moments[2 * thread] = group_total<CLUSTER>(held, thread * group_size, group_size, blocks) / count;
+        held.moments[2 * thread] = cluster_total<CLUSTER>(held.sums + thread * group_size, group_size, blocks) / count;
     sync_all<CLUSTER>();
     sum_channels(held, rows, p.slice, [&](float x, int channel) {
         const float difference = x - held.moments[2 * (channel / group_size)];
@@ -149,7 +131,7 @@ __device__ __forceinline__ void norm_held(const NormParams& p, unsigned char* sh
     });
     sync_all<CLUSTER>();
     if (thread < groups) {
-        const float variance = group_total<CLUSTER>(held, thread * group_size, group_size, blocks) / count;
+        const float variance = cluster_total<CLUSTER>(held.sums + thread * group_size, group_size, blocks) / count;
         held.moments[2 * thread + 1] = 1.0f / sqrtf(variance + p.epsilon);
     }
     // No block of the cluster leaves while another reads its sums.

@@ -134,23 +134,6 @@ __device__ __forceinline__ void sum_block(const Shared& shared, const float (&va
     __syncthreads();
 }
 
-template <bool CLUSTER>
-__device__ __forceinline__ float total_of(const Shared& shared, int first, int columns, int blocks) {
-    float total = 0.0f;
-    for (int column = first; column < first + columns; column++)
-        for (int rank = 0; rank < blocks; rank++)
-            total += CLUSTER ? cluster_load(shared.sums + column, rank) : shared.sums[column];
-    return total;
-}
-
-template <bool CLUSTER>
-__device__ __forceinline__ void sync_all() {
-    if (CLUSTER)
-        cluster_sync();
-    else
-        __syncthreads();
-}
-
 // Mean and rstd of every group of the piece into shared.moments. Ends with a barrier of all blocks.
 template <bool LAST, bool CLUSTER>
 __device__ __forceinline__ void find_moments(
@@ -165,7 +148,7 @@ __device__ __forceinline__ void find_moments(
     sum_block<LAST>(shared, value, piece.vectors, piece.slice);
     sync_all<CLUSTER>();
     if (thread < groups)
-        shared.moments[2 * thread] = total_of<CLUSTER>(shared, thread * columns, columns, blocks) / numbers;
+        shared.moments[2 * thread] = cluster_total<CLUSTER>(shared.sums + thread * columns, columns, blocks) / numbers;
     sync_all<CLUSTER>();
     // Squares around each thread's own mean, and that mean's around the group's: nothing large cancels.
     const float share = 1.0f / fmaxf(sums.count, 1.0f);
@@ -178,7 +161,7 @@ __device__ __forceinline__ void find_moments(
     sum_block<LAST>(shared, value, piece.vectors, piece.slice);
     sync_all<CLUSTER>();
     if (thread < groups) {
-        const float variance = total_of<CLUSTER>(shared, thread * columns, columns, blocks) / numbers;
+        const float variance = cluster_total<CLUSTER>(shared.sums + thread * columns, columns, blocks) / numbers;
         shared.moments[2 * thread + 1] = 1.0f / sqrtf(variance + float_from_bits(p.epsilon_bits));
     }
     // No block of the cluster leaves while another reads its sums.
