@@ -28,6 +28,7 @@ def demo(output: Path, as_json: bool) -> None:
         f"  engine {summary['engine_bytes'] / 1e6:.1f} MB, RTX engine {summary['rtx_engine_bytes'] / 1e6:.1f} MB, "
         f"{summary['seconds']:.0f} s in all\n"
         f"  look at {output}/bicubic.png beside {output}/sr_int8.png"
+        + (f", or open {output}/{summary['report']} in a browser" if summary["report"] else "")
     )
     if as_json:
         emit_json(summary)
