@@ -112,13 +112,7 @@ def upscale_files(
             raise _AppearedError
         return _read(upscaler, job, options, tile_progress)
 
-    made = overlapped(
-        wanted,
-        read,
-        lambda opened: opened.work.bands(),
-        lambda opened, bands: _write(upscaler, opened, bands, options),
-        _is_small,
-    )
+    made = _made(upscaler, wanted, options, read)
     for job in jobs:
         if id(job) not in kept:
             error = f"{job.source}: {job.output} {job.problem}" if job.problem else None
@@ -135,16 +129,22 @@ def upscale_file(
     upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None = None
 ) -> FileReport:
     """Raises ImageError, UsageError, OutOfMemoryError, VerificationError, OSError; then the output is as it was."""
-    made = overlapped(
-        [job],
-        lambda job: _read(upscaler, job, options, tile_progress),
-        lambda opened: opened.work.bands(),
-        lambda opened, bands: _write(upscaler, opened, bands, options),
-    )
-    ((_, result),) = made
+    ((_, result),) = _made(upscaler, [job], options, lambda job: _read(upscaler, job, options, tile_progress))
     if isinstance(result, Exception):
         raise result
     return result
+
+
+def _made(
+    upscaler: Upscaler, jobs: Sequence[Job], options: FileOptions, read: Callable[[Job], _Opened]
+) -> Iterator[tuple[Job, FileReport | Exception]]:
+    return overlapped(
+        jobs,
+        read,
+        lambda opened: opened.work.bands(),
+        lambda opened, bands: _write(upscaler, opened, bands, options),
+        _is_small,
+    )
 
 
 def _is_small(job: Job) -> bool:
