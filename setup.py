@@ -66,5 +66,5 @@ setup(
         "metrics": METRICS,
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
     },
-    entry_points={"console_scripts": ["intsr = intsr.cli:run"]},
+    entry_points={"console_scripts": ["intsr = intsr.entry:run"]},
 )

@@ -1,5 +1,5 @@
 """`python -m intsr`."""
 
-from intsr.cli import run
+from intsr.entry import run
 
 run()

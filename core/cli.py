@@ -134,10 +134,10 @@ def main() -> None:
         sys.exit(EXIT_OUT_OF_MEMORY)
 
 
-def run() -> None:
-    """`main` as a process of its own, the command's entry point."""
+def run_command() -> None:
+    """`main` as a process of its own. `intsr.entry` calls it."""
     # Where a shell started this in its background, Ctrl-C is not meant for it.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         main()

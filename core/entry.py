@@ -1,0 +1,23 @@
+"""Where the `intsr` process begins: Ctrl-C is answered from here on, also while the rest is still being imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def run() -> None:
+    """The command's entry point."""
+    # Where a shell started this in its background, Ctrl-C is not meant for it.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end_at_once)
+    from intsr.cli import run_command
+
+    run_command()
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    # Nothing has been opened, so nothing needs to be cleaned up; an exception would come out of an import.
+    os.write(2, b"intsr: interrupted\n")
+    os._exit(128 + number)
