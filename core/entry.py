@@ -18,6 +18,7 @@ def run() -> None:
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
-    # Nothing has been opened, so nothing needs to be cleaned up; an exception would come out of an import.
-    os.write(2, b"intsr: interrupted\n")
+    # Nothing has been opened, so nothing needs to be cleaned up; an exception would come out of an import. The empty
+    # line is for the terminal, which has written ^C.
+    os.write(2, b"\nintsr: interrupted\n")
     os._exit(128 + number)

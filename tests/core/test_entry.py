@@ -25,11 +25,11 @@ def _run(code: str) -> tuple[int, str, str]:
 
 
 def test_ctrl_c_while_importing_is_one_line() -> None:
-    assert _run(_INTERRUPTED) == (130, "", "intsr: interrupted\n")
+    assert _run(_INTERRUPTED) == (130, "", "\nintsr: interrupted\n")
 
 
 def test_ctrl_c_when_the_command_line_is_there_is_the_same_line() -> None:
-    assert _run(_INTERRUPTED.replace('"intsr.cli", ', "")) == (130, "", "intsr: interrupted\n")
+    assert _run(_INTERRUPTED.replace('"intsr.cli", ', "")) == (130, "", "\nintsr: interrupted\n")
 
 
 def test_in_a_shells_background_ctrl_c_is_for_somebody_else() -> None:
