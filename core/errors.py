@@ -34,6 +34,10 @@ class UsageError(IntsrError):
     """A command line or argument that cannot be carried out."""
 
 
+class OutputExistsError(UsageError):
+    """A file that was not there when the work began, and that nobody has said may be replaced."""
+
+
 class ImageError(IntsrError):
     """A picture that cannot be read or written."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from intsr.errors import UsageError
+from intsr.errors import OutputExistsError, UsageError
 
 HASH_CHUNK_BYTES = 1 << 22
 _PREFIX_CHARACTERS = 40
@@ -84,11 +84,12 @@ def _check_no_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary file name in the folder of `path`; on success it is synced and renamed to `path`.
 
     On any exception, Ctrl-C included, the temporary file is removed and `path` is as it was. Raises UsageError
-    where `path` is a folder or cannot be written. What a killed process leaves, `remove_stale_parts` finds.
+    where `path` is a folder or cannot be written; without `overwrite` OutputExistsError where it is there by then.
+    What a killed process leaves, `remove_stale_parts` finds.
     """
     _check_no_folder(path)
     check_writable_folder(path.parent)
@@ -97,11 +98,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(file_mode())
         _fsync_path(temporary)
-        temporary.replace(path)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _rename_to_new(temporary, path)
         _fsync_path(path.parent)
     finally:
         os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Renaming replaces what is there; a second name for the same file does not. Raises OutputExistsError."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise OutputExistsError(path, "already exists", fix="give --skip-existing or --overwrite") from error
+    except OSError as error:
+        # Some drives know no second names (FAT, network shares): only a look is left, a moment before.
+        if os.path.lexists(path):
+            raise OutputExistsError(path, "already exists", fix="give --skip-existing or --overwrite") from error
+        temporary.replace(path)
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime import image_write
 from intsr.runtime.image_deep import DeepTiff, deep_tiff_from_path, read_deep
 from intsr.runtime.image_header import (
     READ_FORMATS,
@@ -124,7 +124,7 @@ def _check_mode(path: Path, image: Image.Image) -> None:
 
 
 def _check_memory(path: Path, info: ImageInfo) -> None:
-    free = image_write.available_bytes()
+    free = memory.free_bytes()
     if free is not None and info.decode_bytes > free:
         got = f"{info.width_px}x{info.height_px} pixels need {info.decode_bytes >> 20} MiB, {free >> 20} MiB are free"
         raise OutOfMemoryError(path, got, fix="cut the picture into parts first")

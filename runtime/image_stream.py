@@ -113,6 +113,7 @@ def open_writer(
     metadata: ImageMetadata = NO_METADATA,
     resize_to: tuple[int, int] | None = None,
     quality: int | None = None,
+    overwrite: bool = True,
 ) -> Iterator[PictureWriter]:
     """A picture file in the format that its suffix names; it is there, synced and checked, when the context is left.
 
@@ -122,8 +123,8 @@ def open_writer(
 
     Encoding runs beside the caller, in threads. Memory: 64 MiB and some rows; for WebP, AVIF and BMP the whole
     picture (`WriteFormat.held_bytes`). Raises ImageError where the format cannot hold the picture, where rows are
-    missing and where the file cannot be written; UsageError as `atomic_path`. After any exception `path` is as it
-    was.
+    missing and where the file cannot be written; UsageError, OutputExistsError as `atomic_path`. After any exception
+    `path` is as it was.
     """
     target, kind = format_from_path(path), np.dtype(dtype)
     size, all_channels = resize_to or (width_px, height_px), channels + has_alpha
@@ -134,7 +135,7 @@ def open_writer(
     resizer = RowResizer((width_px, height_px), size) if size != (width_px, height_px) else None
     metadata = metadata_for_size(metadata, *size)
     shape = (size[1], size[0], all_channels)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite) as temporary:
         sink: _Sink
         if target.held_bytes:
             sink = _WholePicture(shape, temporary, target, metadata, quality)

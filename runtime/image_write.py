@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,6 @@ from intsr.runtime.networks import Array
 __all__ = [
     "WRITE_FORMATS",
     "WriteFormat",
-    "available_bytes",
     "check_alpha_fits",
     "check_format_fits",
     "enlarge_alpha",
@@ -34,17 +32,6 @@ __all__ = [
 
 # Rows of an array that are interleaved with their transparency at a time.
 _ROWS = 256
-
-
-def available_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def enlarge_alpha(alpha: Array, upscale_factor: int) -> Array:

@@ -8,18 +8,18 @@ Only the input picture grows with its area, and so does the encoder's share wher
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.bands import BAND_BYTES, LEAST_BAND_ROWS
 from intsr.runtime.color_fix import HELD_BYTES
 from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.image_write import available_bytes, format_from_path
+from intsr.runtime.image_write import format_from_path
 
 if TYPE_CHECKING:
     from intsr.runtime.upscaler import Upscaler
@@ -30,7 +30,6 @@ _BANDS_UNDER_WAY = 6
 _ENCODER_ROWS = 256
 _ENCODER_BYTES = 80 << 20
 _SAFETY = 1.1
-_CGROUP = Path("/sys/fs/cgroup")
 _SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,9})?)\s*(?P<unit>[KMGT])?(?P<suffix>I?B)?")
 
 
@@ -48,7 +47,7 @@ class MemoryBudget:
         """For the whole process, what it has already included; None where nobody says."""
         if self.limit_bytes is not None:
             return self.limit_bytes
-        free = free_bytes()
+        free = memory.free_bytes()
         return None if free is None else free + resident_bytes()
 
     def fits(self, needed_bytes: int) -> bool:
@@ -104,41 +103,6 @@ def picture_bytes(
     waiting = min(HELD_BYTES, width_px * info.height_px * factor * 12) if adain else 0
     total = info.decode_bytes + enlarged + canvas + _BANDS_UNDER_WAY * band + encoder + waiting
     return int(total * _SAFETY)
-
-
-def free_bytes() -> int | None:
-    """What this process can still have: of the machine's memory, and of the group's it was put into."""
-    found = [value for value in (available_bytes(), _group_bytes()) if value is not None]
-    return min(found, default=None)
-
-
-def _group_bytes() -> int | None:
-    """Left in the control group, as containers have; None without a limit."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit_bytes = int((_CGROUP / limit).read_text())
-            used_bytes = int((_CGROUP / usage).read_text()) - _reclaimable_bytes()
-        except (OSError, ValueError):
-            continue
-        # Version 1 writes a huge number for no limit.
-        if limit_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-            return max(limit_bytes - max(used_bytes, 0), 0)
-    return None
-
-
-def _reclaimable_bytes() -> int:
-    """Of the group's usage, cached files: the kernel drops them when memory is wanted."""
-    for path in (_CGROUP / "memory.stat", _CGROUP / "memory/memory.stat"):
-        try:
-            for line in path.read_text().splitlines():
-                if line.startswith(("inactive_file ", "total_inactive_file ")):
-                    return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
-    return 0
 
 
 def bytes_from_text(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from intsr.errors import IntsrError, OutOfMemoryError, UsageError, printable
+from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, UsageError, printable
 from intsr.runtime.bands import Band, FinishedBand, TileProgress
 from intsr.runtime.batch import Job
 from intsr.runtime.image_io import LoadedImage, read_image, read_info
@@ -32,7 +32,8 @@ _MOST_TIMES = 16.0
 class FileOptions:
     """color_fix, overlap_px: None for the engine's. outscale: how many times as large the output is, None for the
     engine's factor. quality: 1 to 100, of JPEG, WebP and AVIF, None for each format's own. keep_metadata: EXIF, XMP
-    and ICC. memory_bytes: what the whole process may take, None for what is free.
+    and ICC. memory_bytes: what the whole process may take, None for what is free. overwrite: an output that is there
+    by the time it is done is replaced.
     """
 
     color_fix: str | None = None
@@ -41,6 +42,7 @@ class FileOptions:
     quality: int | None = None
     keep_metadata: bool = True
     memory_bytes: int | None = None
+    overwrite: bool = True
 
     def __post_init__(self) -> None:
         if self.outscale is not None and not 0 < self.outscale <= _MOST_TIMES:
@@ -119,7 +121,7 @@ def upscale_files(
             yield FileReport(str(job.source), str(job.output), "failed" if error else "skipped", error=error)
             continue
         _, result = next(made)
-        if isinstance(result, _AppearedError):
+        if isinstance(result, _AppearedError) or (isinstance(result, OutputExistsError) and skip(job)):
             yield FileReport(str(job.source), str(job.output), "skipped")
         else:
             yield _failure(job, result) if isinstance(result, Exception) else result
@@ -199,6 +201,7 @@ def _write(
         metadata,
         size if size != (made_width, made_height) else None,
         options.quality,
+        options.overwrite,
     )
     with writer as picture:
         for rows in _with_alpha(work.finish(bands), loaded.alpha, upscaler.upscale_factor):

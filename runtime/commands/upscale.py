@@ -121,7 +121,7 @@ def upscale(
     if skip_existing and overwrite:
         raise UsageError("--skip-existing", "together with --overwrite", "one of them")
     memory_bytes = bytes_from_text(memory) if memory is not None else None
-    options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes)
+    options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes, overwrite)
     tile_px = _tile_from_text(tile)
     factor = read_manifest(engine).upscale_factor
     naming = Naming(_template(template, name_suffix), output_format, outscale or factor, engine.stem)

@@ -1,10 +1,12 @@
 """A file or folder appears whole or not at all, and what was there before stays until then."""
 
+import errno
 import hashlib
 import os
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intsr import files
-from intsr.errors import UsageError
+from intsr.errors import OutputExistsError, UsageError
 from intsr.files import (
     atomic_folder,
     atomic_path,
@@ -46,6 +48,24 @@ def test_file_is_replaced(tmp_path):
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert _tree(tmp_path) == {"a.bin": b"new"}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "a drive without them"])
+@pytest.mark.parametrize("appears", [True, False])
+def test_without_overwrite_a_file_that_appears_meanwhile_stays(tmp_path, monkeypatch, links, appears):
+    if not links:
+
+        def no_links(*_):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(files.os, "link", no_links)
+    path, problem = tmp_path / "a.bin", "a.bin: already exists; give --skip-existing or --overwrite"
+    expected = pytest.raises(OutputExistsError, match=problem) if appears else nullcontext()
+    with expected, atomic_path(path, overwrite=False) as temporary:
+        temporary.write_bytes(b"new")
+        if appears:
+            path.write_bytes(b"somebody else's")
+    assert _tree(tmp_path) == {"a.bin": b"somebody else's" if appears else b"new"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError])

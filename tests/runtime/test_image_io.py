@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime import image_write
 from intsr.runtime.image_io import read_image, read_info
 from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_write import write_image
@@ -159,10 +159,10 @@ def test_memory_is_predicted_from_the_header(
 ) -> None:
     path = _save(tmp_path / "a.png", Image.fromarray(photo))
     needed = read_info(path).decode_bytes
-    monkeypatch.setattr(image_write, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(OutOfMemoryError, match="71x53 pixels need"):
         read_image(path)
-    monkeypatch.setattr(image_write, "available_bytes", lambda: needed)
+    monkeypatch.setattr(memory, "free_bytes", lambda: needed)
     read_image(path)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
-from intsr.runtime import memory_budget
 from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import MemoryBudget, bytes_from_text, free_bytes, picture_bytes
+from intsr.runtime.memory_budget import MemoryBudget, bytes_from_text, picture_bytes
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 
@@ -82,23 +82,23 @@ def test_the_engine_counts_by_the_area_of_its_tile() -> None:
 
 
 def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_budget, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory_budget, "available_bytes", lambda: 8 << 30)
-    assert free_bytes() == 8 << 30
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
+    assert memory.free_bytes() == 8 << 30
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text(f"{1 << 30}\n")
-    assert free_bytes() == 8 << 30
+    assert memory.free_bytes() == 8 << 30
     (tmp_path / "memory.max").write_text(f"{2 << 30}\n")
-    assert free_bytes() == 1 << 30
+    assert memory.free_bytes() == 1 << 30
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 29}\n")
-    assert free_bytes() == (1 << 30) + (1 << 29)
+    assert memory.free_bytes() == (1 << 30) + (1 << 29)
     (tmp_path / "memory.max").unlink()
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{9223372036854771712}\n")
     (tmp_path / "memory/memory.usage_in_bytes").write_text(f"{1 << 30}\n")
-    assert free_bytes() == 8 << 30
-    monkeypatch.setattr(memory_budget, "available_bytes", lambda: None)
-    assert free_bytes() is None and MemoryBudget().fits(1 << 60)
+    assert memory.free_bytes() == 8 << 30
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert memory.free_bytes() is None and MemoryBudget().fits(1 << 60)
 
 
 @pytest.mark.parametrize(

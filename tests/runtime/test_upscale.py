@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr import memory
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE
-from intsr.runtime import image_stream, memory_budget, upscale_file
+from intsr.runtime import image_stream, upscale_file
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -119,6 +120,40 @@ def test_a_batch_is_resumed(intsr: Run, identity_engine: Path, photo: np.ndarray
     assert Image.open(output / "b.png").size == (142, 106)
 
 
+@pytest.mark.parametrize(
+    ("option", "code", "status", "kept"),
+    [
+        ("", EXIT_SOME_FAILED, "failed", True),
+        ("--skip-existing", 0, "skipped", True),
+        ("--overwrite", 0, "ok", False),
+    ],
+)
+def test_a_file_that_appears_while_one_is_made(
+    intsr: Run,
+    identity_engine: Path,
+    photo_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    code: int,
+    status: str,
+    kept: bool,
+) -> None:
+    """Somebody else writes it between the check before the first picture and the end of this one."""
+    output, check = tmp_path / "out.png", image_stream.check_written
+
+    def written_by_another(*args) -> None:
+        check(*args)
+        output.write_bytes(b"another's")
+
+    monkeypatch.setattr(image_stream, "check_written", written_by_another)
+    arguments = ["upscale", identity_engine, photo_path, "-o", output, "--json", *filter(None, [option])]
+    got, out, _ = intsr(*arguments)
+    assert (got, json.loads(out)["status"]) == (code, status)
+    assert (output.read_bytes() == b"another's") == kept
+    assert [name for name in _files(tmp_path) if name.endswith(".part")] == []
+
+
 def test_names_and_formats(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     assert intsr("upscale", identity_engine, photo_path, "-o", output, "--suffix", "_x2", "--format", "webp")[0] == 0
@@ -194,7 +229,7 @@ def test_an_output_folder_that_cannot_be_made(
 def test_too_little_memory(
     intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory_budget, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
     assert (code, "pixels out need about" in err) == (EXIT_OUT_OF_MEMORY, True)
 

@@ -239,15 +239,15 @@ def _with_checksums(data: bytes) -> bytes:
 
 def read_mutants(seed: int, first: int, last: int) -> None:
     """In a process of its own: a line before each mutant, one after it."""
+    from intsr import memory
     from intsr.errors import ImageError, OutOfMemoryError
     from intsr.memory import peak_resident_bytes, restart_peak
-    from intsr.runtime import image_write
     from intsr.runtime.image_io import read_image, read_info
     from intsr.runtime.vips import vips
 
     vips()
     wholes = originals()
-    image_write.available_bytes = lambda: FREE_BYTES
+    memory.free_bytes = lambda: FREE_BYTES
     used_pages = int(Path("/proc/self/statm").read_text().split()[0])
     most_bytes = used_pages * resource.getpagesize() + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
