@@ -40,6 +40,16 @@ def import_official(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px: 
     return calibration_from_official(model, checkpoint, bits, tile_px, round(watch.seconds, 3))
 
 
+def check_one_tile(calibration: Calibration, tiles_px: Sequence[int]) -> None:
+    """Official attention has a range for each token: such a calibration fits the tile that it was imported for.
+
+    Any other calibration fits every size. Raises UsageError.
+    """
+    if calibration.official_layers and list(tiles_px) != [calibration.tile_px]:
+        got = ",".join(map(str, tiles_px))
+        raise UsageError("--tile", got, f"{calibration.tile_px}, the one size that the checkpoint was made for")
+
+
 def calibration_from_official(
     model: SRModel, checkpoint: OfficialCheckpoint, bits: Bits, tile_px: int, seconds: float = 0.0
 ) -> Calibration:

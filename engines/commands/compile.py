@@ -198,6 +198,7 @@ def _export(
 ) -> None:
     from intsr.calib.calibrate import parse_parts
     from intsr.calib.model import open_model
+    from intsr.calib.official_calibration import check_one_tile
     from intsr.engines.targets import target_from_name
     from intsr.export.lowering import lowering_from_name
     from intsr.export.pipeline import export_model
@@ -217,11 +218,10 @@ def _export(
     # Before calibrating, which takes longer.
     tile_px, *further = _checked_tiles(tiles_px, found, source.spec)
     ranges = _ranges(source, calibration, images, official, bits, parts, tile_px)
-    if ranges is not None and ranges.official_layers and further:
-        # Its attention has a range for each token.
-        if tiles_px is not None:
-            raise UsageError("--tile", ",".join(map(str, tiles_px)), "the one size that the checkpoint was made for")
-        further = []
+    if ranges is not None and ranges.official_layers:
+        # It fits one size only: no further ones unless they were asked for, which is an error.
+        further = further if tiles_px is not None else []
+        check_one_tile(ranges, [tile_px, *further])
     if weight_only and ranges is None and Bits.parse(bits).quantized:
         ranges = static_calibration(source, Bits.parse(bits), parse_parts(parts), tile_px)
     name = (found.weight_only_lowering if weight_only else None) or found.lowering

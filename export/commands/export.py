@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from intsr.console import common_options, detail, emit_json, model_options, say
+from intsr.console import TileSizes, common_options, detail, emit_json, say, weight_options
+from intsr.errors import UsageError
+from intsr.several_values import SeveralValuesCommand, passionsr_option
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration import Calibration
+    from intsr.calib.model import ModelSource
 
 
-@click.command(epilog="Example: intsr export demo --calibration demo-w8a8 --target cpu -o demo-onnx")
+@click.command(
+    cls=SeveralValuesCommand,
+    epilog="Example: intsr export demo --calibration demo-w8a8 --target cpu -o demo-onnx",
+)
 @click.argument("model")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder; full precision without.")
+@passionsr_option
+@click.option("--bits", default="w8a8", show_default=True, help="With --passionsr: wXaY.")
 @click.option("--target", default="cpu", show_default=True, help="Target, or lowering, that the graphs are for.")
 @click.option(
     "--plugins",
@@ -21,15 +34,26 @@ from intsr.console import common_options, detail, emit_json, model_options, say
     multiple=True,
     help="tensorrt: operators that run with kernels of IntSR's own; compiling then needs nvcc.",
 )
-@model_options
+@click.option(
+    "--tile",
+    "tiles_px",
+    type=TileSizes(),
+    metavar="PX[,PX]",
+    default="128",
+    show_default=True,
+    help="Sides of the low-resolution tiles, the default first; several for target cpu.",
+)
+@weight_options
 @common_options
 def export(
     model: str,
     output: Path,
     calibration: Path | None,
+    official: tuple[Path, ...],
+    bits: str,
     target: str,
     plugins: tuple[str, ...],
-    tile_px: int,
+    tiles_px: tuple[int, ...],
     context: Path | None,
     lora: Path | None,
     as_json: bool,
@@ -39,18 +63,47 @@ def export(
     MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
     word demo.
     """
-    from intsr.calib.calibration import load_calibration
     from intsr.calib.model import open_model
     from intsr.export.lowering import lowering_from_name
-    from intsr.export.onnx_export import EXPORT_NAME
+    from intsr.export.onnx_export import EXPORT_NAME, check_tile
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
 
+    _check_sources(calibration, official)
     lowering = lowering_from_name(target, plugins)
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
-    ranges = load_calibration(calibration) if calibration else None
-    written = export_model(open_model(model, context, lora), ranges, lowering, tile_px, output, detail)
-    say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {tile_px}")
+    source = open_model(model, context, lora)
+    for tile_px in tiles_px:
+        check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
+    ranges = _ranges(source, calibration, official, bits, tiles_px)
+    written = export_model(source, ranges, lowering, tiles_px[0], output, detail, tiles_px[1:])
+    say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {', '.join(map(str, tiles_px))}")
     if as_json:
         emit_json({"output": str(output), **asdict(written)})
+
+
+def _check_sources(calibration: Path | None, official: tuple[Path, ...]) -> None:
+    """What was given and would change nothing is an error, not ignored. Raises UsageError."""
+    if calibration is not None and official:
+        raise UsageError("--calibration, --passionsr", "both", "one of them")
+    given = click.get_current_context().get_parameter_source("bits") is ParameterSource.COMMANDLINE
+    if given and not official:
+        raise UsageError("--bits", "without --passionsr", "none: a calibration has its own")
+
+
+def _ranges(
+    source: ModelSource, calibration: Path | None, official: tuple[Path, ...], bits: str, tiles_px: tuple[int, ...]
+) -> Calibration | None:
+    from intsr.calib.calibration import load_calibration
+    from intsr.calib.official_calibration import check_one_tile, import_official
+    from intsr.types import Bits
+
+    if official:
+        ranges = import_official(source.load(), official, Bits.parse(bits), tiles_px[0])
+    elif calibration is not None:
+        ranges = load_calibration(calibration)
+    else:
+        return None
+    check_one_tile(ranges, tiles_px)
+    return ranges

@@ -195,7 +195,7 @@ def test_reference_layers_in_onnx(reference: Any, tmp_path: Path) -> None:
 
 
 def test_from_the_command_line(intsr: Any, tiny_folder: Path, official_files: list[Path], tmp_path: Path) -> None:
-    """Import, compile (from the files and from the folder: the same engine), verify."""
+    """Import, export (from the files and from the folder: the same graphs), compile, verify."""
     unet, vae = official_files
     folder, engine = tmp_path / "official", tmp_path / "official.engine"
     pictures = tmp_path / "pictures"
@@ -207,6 +207,12 @@ def test_from_the_command_line(intsr: Any, tiny_folder: Path, official_files: li
     assert code == 0 and json.loads(out)["method"] == "passionsr-official" and "sign slip" in error
     code, out, _ = intsr("inspect", folder, "--json")
     assert code == 0 and json.loads(out)["calibration"]["bits"] == "w6a6"
+    graphs = []
+    for number, source in enumerate((("--passionsr", unet, vae, *options), ("--calibration", folder, *options[2:]))):
+        export = tmp_path / f"onnx{number}"
+        assert intsr("export", tiny_folder, *source, "-o", export)[0] == 0
+        graphs.append({path.name: path.read_bytes() for path in export.iterdir() if path.suffix != ".json"})
+    assert len(graphs[0]) >= 3 and graphs[0] == graphs[1]
     code, out, error = intsr(
         *("compile", tiny_folder, "--passionsr", unet, vae, *options, "--precision", "f32", "-o", engine, "--json")
     )
@@ -218,6 +224,34 @@ def test_from_the_command_line(intsr: Any, tiny_folder: Path, official_files: li
     )
     assert code == 0, error
     assert min(network["psnr_db"] for network in json.loads(out)["networks"]) > 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--calibration", "c"), "--calibration, --passionsr: both; expected one of them"),
+        (("--bits", "fp"), "--bits"),
+        (("--tile", "16"), "use --tile 8"),
+        (("--tile", "8,16"), "the one size that the checkpoint was made for"),
+    ],
+)
+def test_what_an_export_of_an_import_does_not_take(
+    arguments: tuple[str, ...],
+    message: str,
+    intsr: Any,
+    tiny_folder: Path,
+    official_files: list[Path],
+    tmp_path: Path,
+) -> None:
+    given = ("export", tiny_folder, "--passionsr", *official_files, *arguments, "-o", tmp_path / "out")
+    code, _, error = intsr(*given)
+    assert code == 2 and message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bits_of_an_export_are_those_of_an_import(intsr: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    code, _, error = intsr("export", tiny_folder, "--bits", "w6a6", "-o", tmp_path / "out")
+    assert code == 2 and "--bits: without --passionsr" in error
 
 
 @pytest.mark.parametrize(

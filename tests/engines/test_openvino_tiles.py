@@ -168,7 +168,8 @@ def test_what_is_built_where_nothing_is_asked_for(tiny_model: SRModel) -> None:
 def test_an_official_checkpoint_has_one_size(
     intsr: Intsr, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compile_module, "_ranges", lambda *_: SimpleNamespace(official_layers={"unet.conv_in": 1}))
+    imported = SimpleNamespace(official_layers={"unet.conv_in": 1}, tile_px=16)
+    monkeypatch.setattr(compile_module, "_ranges", lambda *_: imported)
     asked = []
 
     def export(*arguments: object) -> None:
@@ -177,10 +178,16 @@ def test_an_official_checkpoint_has_one_size(
 
     monkeypatch.setattr("intsr.export.pipeline.export_model", export)
     given = ("compile", tiny_folder, "--calibration", tmp_path, "-o", tmp_path / "x.engine")
-    code, _, error = intsr(*given, "--tile", "16,8")
-    assert code == 2 and "--tile: 16,8; expected the one size that the checkpoint was made for" in error
-    assert intsr(*given, "--tile", "16")[0] == intsr(*given)[0] == 2
-    assert asked == [(16, []), (128, [])]
+    problem = "--tile: {}; expected 16, the one size that the checkpoint was made for"
+    for tiles in ("16,8", "8", "32"):
+        code, _, error = intsr(*given, "--tile", tiles)
+        assert code == 2 and problem.format(tiles) in error
+    # The default's first size is not silently changed, its further ones are left out.
+    assert problem.format(128) in intsr(*given)[2]
+    assert asked == []
+    imported.tile_px = 128
+    assert "here: enough" in intsr(*given)[2]
+    assert asked == [(128, [])]
 
 
 def test_overlap_of_a_further_size() -> None:
