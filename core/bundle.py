@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,6 +26,11 @@ MANIFEST_NAME = "manifest.json"
 # What a manifest never reaches: a small file must not unpack into all the memory there is.
 MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
+# In the local header of a member that may be long: its sizes in 64 bits.
+_ZIP64_BYTES = 20
+# So that weights can be used where they lie in the file: what SIMD instructions like best.
+MEMBER_ALIGNMENT_BYTES = 64
+_ALIGNMENT_ID, _ALIGNMENT_FIELD = 0xD935, struct.Struct("<HHH")
 # Device, inode, size in bytes, time of the last change in ns.
 Identity = tuple[int, int, int, int]
 # A fixed time stamp: the same members give the same bytes.
@@ -34,10 +40,16 @@ _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, Path]) -> Manifest:
     """Write the bundle in one piece or not at all; returns the manifest with the members' hashes filled in."""
     manifest = replace(manifest, sha256={name: sha256_from_path(file) for name, file in members.items()})
-    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("wb") as output,
+        zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive,
+    ):
         archive.writestr(_zip_info(MANIFEST_NAME), json.dumps(asdict(manifest), indent=2))
         for name, file in members.items():
-            with file.open("rb") as source, archive.open(_zip_info(name), "w", force_zip64=True) as target:
+            info = _zip_info(name)
+            info.extra = _alignment(output.tell() + _LOCAL_HEADER_BYTES + len(name.encode()) + _ZIP64_BYTES)
+            with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 while chunk := source.read(HASH_CHUNK_BYTES):
                     target.write(chunk)
     return manifest
@@ -47,6 +59,12 @@ def _zip_info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name, _ZIP_EPOCH)
     info.external_attr = 0o644 << 16
     return info
+
+
+def _alignment(start: int) -> bytes:
+    """An extra field that moves a member from `start` to a multiple of MEMBER_ALIGNMENT_BYTES; Android's zipalign."""
+    fill_bytes = -(start + _ALIGNMENT_FIELD.size) % MEMBER_ALIGNMENT_BYTES
+    return _ALIGNMENT_FIELD.pack(_ALIGNMENT_ID, 2 + fill_bytes, MEMBER_ALIGNMENT_BYTES) + bytes(fill_bytes)
 
 
 def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
@@ -86,6 +104,31 @@ def read_manifest(path: Path) -> Manifest:
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
         raise BundleError(path, f"not a bundle ({error})", "an .engine file that intsr compile wrote") from error
     return manifest_from_mapping(values, str(path))
+
+
+class LastingMember:
+    """A member's bytes as they lie in the file, for as long as this object is held. view: writable, so that libraries
+    take it, but what they wrote would not reach the file.
+
+    As with every mapped file, a program that changes the file in place changes, or ends, those that use it; our own
+    put a new file in its place.
+    """
+
+    def __init__(self, descriptor: int, start: int, end: int) -> None:
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        length = end - start + skipped
+        # A length of 0 would mean all of the file.
+        self._map = mmap.mmap(descriptor, max(length, 1), access=mmap.ACCESS_COPY, offset=start - skipped)
+        self.view = memoryview(self._map)[skipped:length]
+
+    def drop_pages(self) -> None:
+        """As `Bundle.drop_pages`."""
+        _drop_pages(self._map)
+
+
+def _drop_pages(mapping: mmap.mmap) -> None:
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class Bundle:
@@ -145,13 +188,27 @@ class Bundle:
                     f"{expected[:12]}",
                     "compile or copy the file again",
                 )
+            self.drop_pages()
 
     def member(self, name: str) -> memoryview:
         """The member's bytes, without a copy. Release the view before `close`."""
+        start, end = self._range(name)
+        return memoryview(self._map)[start:end]
+
+    def lasting_member(self, name: str) -> LastingMember:
+        """The member in a mapping of its own, which outlives the bundle."""
+        start, end = self._range(name)
+        return LastingMember(self._file.fileno(), start, end)
+
+    def _range(self, name: str) -> tuple[int, int]:
         start, end = self._ranges[name]
         if end > len(self._map):
             raise BundleError(self.path, f"member {name} is cut short", fix="copy the file again")
-        return memoryview(self._map)[start:end]
+        return start, end
+
+    def drop_pages(self) -> None:
+        """What has been read of the file no longer counts as this process's memory; reading it again is no error."""
+        _drop_pages(self._map)
 
     def sizes_bytes(self) -> dict[str, int]:
         return {name: end - start for name, (start, end) in self._ranges.items()}

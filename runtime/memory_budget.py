@@ -58,18 +58,24 @@ class MemoryBudget:
         self, upscaler: Upscaler, info: ImageInfo, size: tuple[int, int], output: Path, color_fix: str | None = None
     ) -> None:
         """size: of the output file, (width, height) in pixels. Raises OutOfMemoryError."""
-        needed = upscaler.resident_bytes_at(upscaler.tile_px)
-        needed += picture_bytes(upscaler, info, size, output, color_fix)
-        if self.fits(needed):
+
+        def needed(tile_px: int) -> int:
+            picture = picture_bytes(upscaler, info, size, output, color_fix, tile_px)
+            return upscaler.resident_bytes_at(tile_px) + picture
+
+        if self.fits(needed(upscaler.tile_px)):
             return
-        got = f"{size[0]}x{size[1]} pixels out need about {needed >> 20} MiB"
+        got = f"{size[0]}x{size[1]} pixels out need about {needed(upscaler.tile_px) >> 20} MiB"
         allowed = f"at most {(self.allowed_bytes() or 0) >> 20} MiB"
-        smaller = [tile for tile in upscaler.tile_sizes if tile < upscaler.tile_px]
-        fix = (
-            f"give --tile {smaller[0]}"
-            if smaller
-            else "cut the picture into parts, or use an engine of smaller tiles"
-        )
+        smaller = sorted((tile for tile in upscaler.tile_sizes if tile < upscaler.tile_px), reverse=True)
+        fitting = next((tile for tile in smaller if self.fits(needed(tile))), None)
+        least_bytes = upscaler.resident_bytes_at(min(upscaler.tile_sizes))
+        if fitting is not None:
+            fix = f"give --tile {fitting}"
+        elif not self.fits(least_bytes):
+            fix = f"more memory: the engine alone takes {least_bytes >> 20} MiB"
+        else:
+            fix = "cut the picture into parts, or use an engine of smaller tiles"
         raise OutOfMemoryError(output, got, allowed, fix)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
 from intsr.runtime.openvino_member import split_member, unpack_xml
@@ -26,7 +28,9 @@ class OpenVINONetwork:
     running it takes beside the weights, estimated rather too high; it keeps that much from its first run on.
     """
 
-    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine") -> None:
+    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
+        # Some are read where they lie in the file: its mapping lives as long as the compiled model.
+        self._weights = weights
         self.input, self.output = entry.input, entry.output
         self._where = f"{where}:{entry.member}"
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
@@ -59,6 +63,7 @@ class OpenVINONetwork:
 
     def close(self) -> None:
         self._request = self._compiled = None
+        self._weights = None
 
 
 def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object, cpu: str = "") -> str:
@@ -111,7 +116,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
         settings["PERF_COUNT"] = True
-    xml, tensor = _read_ir(openvino, bundle, entry)
+    xml, weights = _read_ir(bundle, entry)
+    tensor = openvino.Tensor(weights.array, shared_memory=True)
     try:
         compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
     except RuntimeError as error:
@@ -121,22 +127,39 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
             f"built with {bundle.manifest.library_version}",
             "compile the model again: intsr compile MODEL --target cpu",
         ) from error
+    # Most weights are in there now in layouts of its own.
+    weights.drop_pages()
     _check_shapes(compiled, entry, bundle.path)
-    return OpenVINONetwork(entry, compiled, bundle.path)
+    return OpenVINONetwork(entry, compiled, bundle.path, weights)
 
 
-def _read_ir(openvino: Any, bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Any]:
-    """The xml, and the weights in OpenVINO's own memory: the model may outlive the mapped file."""
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """array: (bytes,) uint8, aligned. member: what it lies in, None for memory of its own."""
+
+    array: Array
+    member: LastingMember | None = None
+
+    def drop_pages(self) -> None:
+        if self.member is not None:
+            self.member.drop_pages()
+
+
+def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, _Weights]:
+    """The xml, and the weights as they lie in the file; older bundles do not align them: those are copied."""
     packed = entry.weights_member or entry.member
-    with bundle.member(packed) as view:
-        xml, weights = split_member(view, f"{bundle.path}:{packed}")
-        with weights:
-            tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([len(weights)]))
-            tensor.data[:] = np.frombuffer(weights, np.uint8)
+    member = bundle.lasting_member(packed)
+    xml, view = split_member(member.view, f"{bundle.path}:{packed}")
+    weights = _Weights(np.frombuffer(view, np.uint8), member)
+    if weights.array.ctypes.data % MEMBER_ALIGNMENT_BYTES:
+        aligned = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
+        start = -aligned.ctypes.data % MEMBER_ALIGNMENT_BYTES
+        weights = _Weights(aligned[start : start + len(view)])
+        weights.array[:] = np.frombuffer(view, np.uint8)
     if entry.weights_member:
         with bundle.member(entry.member) as view:
             xml = unpack_xml(view, f"{bundle.path}:{entry.member}")
-    return xml, tensor
+    return xml, weights
 
 
 def _check_shapes(compiled: Any, entry: NetworkEntry, where: object) -> None:

@@ -132,13 +132,17 @@ class Upscaler:
         for name, info in (("encoder input", networks[0].input), ("decoder output", networks[2].output)):
             if info.shape != (networks[0].input.shape[0], 3, side_px, side_px):
                 raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
-        self._opened_bytes = resident_bytes()
+        self.count_opened_memory()
         self._activation_bytes = sum(getattr(network, "activation_bytes", None) or 0 for network in networks)
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
         """Sides of the tiles that there are networks for, pixels, the largest first."""
         return (self.tile_px,)
+
+    def count_opened_memory(self) -> None:
+        """Take what is resident now for what the open networks take. Before the first inference."""
+        self._opened_bytes = resident_bytes()
 
     def resident_bytes_at(self, tile_px: int) -> int:
         """What this process takes with the engine at work on such tiles, and no picture."""

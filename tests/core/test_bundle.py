@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intsr import bundle as bundle_module
-from intsr.bundle import MANIFEST_NAME, Bundle, manifest_from_mapping, read_manifest, write_bundle
+from intsr.bundle import (
+    MANIFEST_NAME,
+    MEMBER_ALIGNMENT_BYTES,
+    Bundle,
+    manifest_from_mapping,
+    read_manifest,
+    write_bundle,
+)
 from intsr.errors import BundleError, UsageError
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -69,6 +76,49 @@ def test_members_lie_uncompressed_in_the_file(bundle_path, members):
     whole = bundle_path.read_bytes()
     assert all(file.read_bytes() in whole for file in members.values())
     assert zipfile.ZipFile(bundle_path).testzip() is None
+
+
+@SAME_FOLDER
+@given(names=st.lists(st.text("abcdé.", min_size=1, max_size=90), min_size=1, max_size=5, unique=True))
+def test_members_are_aligned_whatever_they_are_called(tmp_path, manifest, names):
+    for number in range(len(names)):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * (number * 37 + 1))
+    files = {f"{name}!": tmp_path / str(number) for number, name in enumerate(names)}
+    files |= {entry.member: tmp_path / "0" for entry in manifest.networks}
+    path = tmp_path / "named.engine"
+    write_bundle(path, manifest, files)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with Bundle(path) as bundle:
+        for name, (start, end) in bundle._ranges.items():
+            assert start % MEMBER_ALIGNMENT_BYTES == 0
+            assert whole[start:end] == files[name].read_bytes()
+
+
+def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, members):
+    with Bundle(bundle_path) as bundle:
+        lasting = {name: bundle.lasting_member(name) for name in members}
+    bundle_path.unlink()
+    for name, file in members.items():
+        lasting[name].drop_pages()
+        assert bytes(lasting[name].view) == file.read_bytes()
+
+
+def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bundle_path):
+    before = bundle_path.read_bytes()
+    with Bundle(bundle_path) as bundle:
+        view = bundle.lasting_member("unet.plan").view
+        view[:] = bytes(len(view))
+        assert bundle_path.read_bytes() == before
+        assert bytes(bundle.member("unet.plan")) in before
+
+
+def test_a_lasting_member_may_be_empty(tmp_path, manifest, members):
+    (tmp_path / "empty").write_bytes(b"")
+    write_bundle(tmp_path / "a.engine", manifest, members | {"unet.plan": tmp_path / "empty"})
+    with Bundle(tmp_path / "a.engine") as bundle:
+        assert bytes(bundle.lasting_member("unet.plan").view) == b""
 
 
 def test_a_failed_write_leaves_the_old_bundle(bundle_path, manifest, members):

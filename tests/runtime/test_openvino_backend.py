@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 import struct
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from intsr.errors import BundleError, EngineMismatchError
@@ -26,6 +30,37 @@ from intsr.runtime.openvino_member import MAGIC, append_weights, pack_member, pa
 )
 def test_precision(requested: str, quantized: bool, capabilities: list[str], expected: str) -> None:
     assert resolve_precision(requested, quantized, capabilities, "x.engine") == expected
+
+
+def _mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+def test_weights_are_read_where_they_lie_and_let_go_when_it_is_closed(
+    make_engine, photo: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "mapped.engine"
+    shutil.copy(make_engine("cpu"), path)
+    with open_engine(path) as engine:
+        assert _mapped(path)
+        expected = engine.upscale(photo)
+        # A new file of the same name is another file.
+        path.with_suffix(".new").write_bytes(b"x")
+        path.with_suffix(".new").replace(path)
+        np.testing.assert_array_equal(engine.upscale(photo), expected)
+    gc.collect()
+    assert not _mapped(path) and not _mapped(tmp_path)
+
+
+def test_a_bundle_whose_members_are_not_aligned_is_copied(make_engine, photo: np.ndarray, tmp_path: Path) -> None:
+    """As older versions wrote them."""
+    path, old = make_engine("cpu"), tmp_path / "old.engine"
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with open_engine(path) as engine, open_engine(old) as copied:
+        assert _mapped(path) and not _mapped(old)
+        np.testing.assert_array_equal(copied.upscale(photo), engine.upscale(photo))
 
 
 @pytest.mark.parametrize(
