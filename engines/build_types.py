@@ -19,7 +19,8 @@ class BuildOptions:
     target: name of the target. workspace_bytes: limit of scratch memory while a kernel runs, None for the library's
     own. hardware_compatibility: which other GPUs a `tensorrt` plan must run on; anything but `none` costs speed.
     compute_capabilities: for example (86, 89), the only GPUs a `tensorrt-rtx` plan is for; empty for all.
-    timing_cache: read before and rewritten after the build; it saves time and does not make builds reproducible.
+    timing_cache: of `tensorrt`, read before and rewritten after the build; it saves time and does not make builds
+    reproducible.
     detailed: keep the finished plan's kernels in the report.
     """
 
@@ -57,7 +58,7 @@ class BuildReport:
 
     seconds: of the build alone, without starting the child. plan_bytes: size of the plan. peak_bytes: the child's
     peak resident memory, which the worker fills in. library, library_version: what built it. gpu_architecture: GPUs
-    that the plan runs on, for example `sm86+`; empty for CPUs. plan: summary of the finished plan
+    that the plan runs on, for example `sm80+`; empty for CPUs. plan: summary of the finished plan
     (`PlanSummary.to_mapping`), empty where the target has none or it was not asked for.
     """
 

@@ -9,10 +9,11 @@ from intsr.engines import rtx_bindings
 from intsr.engines.build_types import BuildOptions, BuildReport
 from intsr.engines.tensorrt_build import Library, build_plan
 from intsr.errors import BuildError
+from intsr.runtime.tensorrt_plan import RTX_PORTABLE
 
 TARGET = "tensorrt-rtx"
-# What a plan is for when nothing else is asked: every RTX GPU from Ampere up (8.6, 8.9, 12.0). Hopper is not one.
-DEFAULT_ARCHITECTURE = "sm86+"
+# What a plan is for when nothing else is asked.
+DEFAULT_ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in RTX_PORTABLE)
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -23,6 +24,8 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     if options.hardware_compatibility == "same-compute-capability":
         got = "hardware compatibility same-compute-capability"
         raise BuildError(TARGET, got, "none: its plans run on all RTX GPUs", "leave the option out")
+    if options.timing_cache is not None:
+        raise BuildError(TARGET, "a timing cache", "none: it measures no kernels", "leave the option out")
     module, version = rtx_bindings.load()
     if options.compute_capabilities and not rtx_bindings.is_official(module):
         fix = "leave it out, or install NVIDIA's own tensorrt_rtx wheel"

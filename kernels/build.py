@@ -1,6 +1,6 @@
 """`python -m intsr.kernels.build`: compile kernels/cuda/*.cu with nvcc, for every GPU generation they are meant for.
 
-One fatbin a source, next to it, with machine code for each architecture and PTX of the last for what comes after.
+One fatbin a source, next to it, with machine code for each architecture and PTX for GPUs of the others.
 Register spills in a kernel are an error: they mean that a tile does not fit, and cost more than they seem to.
 """
 
@@ -23,6 +23,9 @@ from intsr.kernels.parameters import SOURCES
 CUDA_FOLDER = Path(__file__).parent / "cuda"
 # A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.
 ARCHITECTURES = (80, 86, 89, 90, 120)
+# For GPUs without machine code here, which a driver compiles when it loads the file: 9.0's for B200, GB300 and Thor
+# (10.0, 10.3, 11.0), to which PTX of 12.0 does not go back; 12.0's for what comes after RTX 50.
+PTX_ARCHITECTURES = (90, 120)
 _LANGUAGE = ("-std=c++17", "-O3")
 _FLAGS = (*_LANGUAGE, "-Xptxas=-v", "--fatbin")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)")
@@ -89,8 +92,7 @@ def check_reports(source: str, reports: Sequence[KernelReport], architectures: S
 
 def nvcc_command(nvcc: Path, source: str, out: Path, architectures: Sequence[int]) -> list[str]:
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
-    last = architectures[-1]
-    targets.append(f"-gencode=arch=compute_{last},code=compute_{last}")
+    targets += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in PTX_ARCHITECTURES]
     return [str(nvcc), *_FLAGS, *targets, "-o", str(out), str(CUDA_FOLDER / f"{source}.cu")]
 
 

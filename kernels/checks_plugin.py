@@ -8,7 +8,7 @@ import numpy as np
 
 from intsr.kernels.check_types import NEXT_CODE, Check, Random, Tolerance
 from intsr.kernels.device import Array, Device, Plan
-from intsr.kernels.plan_plugin import PluginNorm, plan_group_norm_plugin
+from intsr.kernels.plan_plugin import WAYS, PluginNorm, plan_group_norm_plugin
 from intsr.kernels.reference_norm import group_norm_plugin
 
 # A value at a tie of fp16 takes the next one: 2**-8 for values of 8 to 16, the largest here.
@@ -21,7 +21,7 @@ def plugin_check(
     norm: PluginNorm,
     layout: str,
     output: str,
-    clustered: bool = False,
+    way: str = "block",
     outlier: bool = False,
 ) -> Check:
     """shape: (N, C, H, W). outlier: the very first number is far from all others."""
@@ -39,7 +39,7 @@ def plugin_check(
 
     def plan(device: Device) -> Plan:
         source = device.upload(to_layout(x))
-        return plan_group_norm_plugin(device, source, vectors, norm, layout, output, clustered)
+        return plan_group_norm_plugin(device, source, vectors, norm, layout, output, way)
 
     def expected() -> Array:
         ends = (norm.lowest, norm.highest) if codes else None
@@ -47,7 +47,7 @@ def plugin_check(
         exact = group_norm_plugin(x, four, norm.groups, norm.epsilon, norm.activation, ends)
         return to_layout(exact if codes else exact.astype(np.float16))
 
-    name = f"plugin {layout} {output}{' cluster' if clustered else ''}"
+    name = f"plugin {layout} {output}{'' if way == 'block' else f' {way}'}"
     tolerance = NEXT_CODE if codes else NEXT_HALF
     text = f"{'x'.join(map(str, shape))} in {norm.groups} groups"
     return Check(name, text, plan, expected, tolerance, x.size * (3 if codes else 4))
@@ -60,15 +60,18 @@ def small_plugin_checks(rng: Random, clusters: bool) -> Iterator[Check]:
         yield plugin_check(rng, (1, 32, 8, 8), PluginNorm(8, 1e-5, True, -13, 50), layout, "codes", outlier=True)
         # More than shared memory holds: part of it is read a second time.
         yield plugin_check(rng, (1, 16, 64, 40), PluginNorm(2, 1e-5, True), layout, "codes")
-        if clusters:
-            yield plugin_check(rng, (1, 64, 8, 5), PluginNorm(32, 1e-5, False), layout, "codes", True)
+        # A channel of more vectors than a block has threads: a step stays inside it, or does not.
+        yield plugin_check(rng, (1, 16, 72, 64), PluginNorm(2, 1e-5, True), layout, "halves")
+        for way in ("cluster", "shared") if clusters else ("shared",):
+            yield plugin_check(rng, (1, 64, 8, 5), PluginNorm(32, 1e-5, False), layout, "codes", way)
             # Blocks without anything to do.
-            yield plugin_check(rng, (2, 16, 2, 4), PluginNorm(2, 1e-5, True), layout, "halves", True)
+            yield plugin_check(rng, (2, 16, 2, 4), PluginNorm(2, 1e-5, True), layout, "halves", way)
+        yield plugin_check(rng, (1, 16, 72, 64), PluginNorm(2, 1e-5, True), layout, "codes", "shared")
 
 
 def full_plugin_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     for side, channels in ((64, 320), (16, 1280), (512, 128)):
         for layout in ("linear", "last"):
-            for clustered in (False, True) if clusters else (False,):
+            for way in WAYS if clusters else ("block", "shared"):
                 norm = PluginNorm(32, 1e-6, True)
-                yield plugin_check(rng, (1, channels, side, side), norm, layout, "codes", clustered)
+                yield plugin_check(rng, (1, channels, side, side), norm, layout, "codes", way)

@@ -14,19 +14,27 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from intsr.errors import UsageError
+from intsr.errors import UsageError, VerificationError
 
 Array = NDArray[Any]
 
 
+class ContextLostError(VerificationError):
+    """A fault of a kernel, after which every call of this process to this GPU fails."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceArray:
-    """A dense array, C order, in a device's memory. owner: keeps the memory; freed with it."""
+    """A dense array, C order, in a device's memory. owner: keeps the memory; freed with it.
+
+    stream: handle of the CUDA stream that it is written in, for readers to wait for; None where nothing is under way.
+    """
 
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     owner: Any = field(repr=False, compare=False, default=None)
+    stream: int | None = field(compare=False, default=None)
 
     @property
     def size(self) -> int:
@@ -38,7 +46,14 @@ class DeviceArray:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False), "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "strides": None,
+            "stream": self.stream,
+            "version": 3,
+        }
 
 
 def device_array(value: Any) -> DeviceArray:
@@ -60,7 +75,7 @@ def device_array(value: Any) -> DeviceArray:
         raise UsageError("array", f"strides {tuple(strides)}", f"{dense}, dense in C order", "make it contiguous")
     if read_only:
         raise UsageError("array", "a read-only array", "a writable one")
-    return DeviceArray(pointer, shape, dtype, value)
+    return DeviceArray(pointer, shape, dtype, value, interface.get("stream"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +120,10 @@ class Device(DeviceMemory, Protocol):
     def download(self, array: DeviceArray) -> Array: ...
 
     def run(self, plan: Plan) -> DeviceArray:
-        """Start all launches of the plan, in order; -> its output, complete once downloaded or synchronized."""
+        """Start all launches of the plan, in order; -> its output, complete once downloaded or synchronized.
+
+        Raises ContextLostError where a kernel has done what no later call recovers from.
+        """
         ...
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:

@@ -1,7 +1,8 @@
 """Launches the compiled kernels through the CUDA driver's own API (cuda-python), without torch.
 
 Works in the device's primary context, on a stream of its own: arrays of torch or cupy can be read and written
-(`__cuda_array_interface__`), once their own work is done.
+(`__cuda_array_interface__`), once their own work is done. Its arrays name that stream for cupy and numba
+to wait for; torch does not: `synchronize` first.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import statistics
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,29 @@ from numpy.typing import DTypeLike
 
 from intsr.errors import BuildError, EngineMismatchError, MissingLibraryError, OutOfMemoryError, VerificationError
 from intsr.kernels.build import fatbin_path
-from intsr.kernels.device import Array, DeviceArray, Launch, Plan
-from intsr.kernels.parameters import KERNELS
+from intsr.kernels.device import Array, ContextLostError, DeviceArray, Launch, Plan
+from intsr.kernels.parameters import KERNELS, ReadParams
 
 # Dynamic shared memory that needs no permission.
 _PLAIN_SHARED_BYTES = 48 * 1024
-# More than the second-level cache of any GPU: clearing it takes earlier results out of the cache.
+# More than the second-level cache of any GPU: writing and reading it takes earlier results out of the cache.
 _FLUSH_BYTES = 256 << 20
+_READ_THREADS, _READ_BLOCKS = 256, 4
+# "Any further CUDA work will return the same error." Source: CUDA driver API, CUresult.
+_LOST = frozenset(
+    (
+        "CUDA_ERROR_ECC_UNCORRECTABLE",
+        "CUDA_ERROR_ILLEGAL_ADDRESS",
+        "CUDA_ERROR_LAUNCH_TIMEOUT",
+        "CUDA_ERROR_ASSERT",
+        "CUDA_ERROR_HARDWARE_STACK_ERROR",
+        "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+        "CUDA_ERROR_MISALIGNED_ADDRESS",
+        "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+        "CUDA_ERROR_INVALID_PC",
+        "CUDA_ERROR_LAUNCH_FAILED",
+    )
+)
 
 
 def load_driver() -> Any:
@@ -85,19 +103,23 @@ class CudaDevice:
         self._shared_bytes: dict[str, int] = {}
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a driver function gives besides its status. Raises OutOfMemoryError, VerificationError."""
+        """What a driver function gives besides its status. Raises OutOfMemoryError, VerificationError.
+
+        ContextLostError of the latter for a kernel's fault, which shows in whatever waits for it.
+        """
         status, *values = function(*arguments)
         if int(status) != 0:
             name = getattr(function, "__name__", "CUDA driver")
             if int(status) == int(self._driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY):
                 raise OutOfMemoryError("GPU memory", f"{name} failed", fix="use smaller tiles")
-            raise VerificationError(name, getattr(status, "name", str(int(status))))
+            reason = getattr(status, "name", str(int(status)))
+            raise (ContextLostError if reason in _LOST else VerificationError)(name, reason)
         return values[0] if len(values) == 1 else values
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         kind = np.dtype(dtype)
         memory = _Memory(self._call, self._driver, int(np.prod(shape)) * kind.itemsize)
-        return DeviceArray(memory.pointer, tuple(shape), kind, memory)
+        return DeviceArray(memory.pointer, tuple(shape), kind, memory, int(self._stream))
 
     def upload(self, array: Array) -> DeviceArray:
         dense = np.ascontiguousarray(array)
@@ -122,7 +144,8 @@ class CudaDevice:
     def run(self, plan: Plan) -> DeviceArray:
         for launch in plan.launches:
             self._launch(launch)
-        return plan.output
+        # It may be an array of another library, which is written in this stream from now on.
+        return replace(plan.output, stream=int(self._stream))
 
     def _function(self, launch: Launch) -> Any:
         driver, name = self._driver, launch.kernel
@@ -201,10 +224,15 @@ class CudaDevice:
     def _median(self, start: Callable[[], Any], repeats: int) -> float:
         driver = self._driver
         events = [self._call(driver.cuEventCreate, 0) for _ in range(2)]
-        flush = self.empty((_FLUSH_BYTES,), np.uint8)
+        flush, blocks = self.empty((_FLUSH_BYTES,), np.uint8), self.multiprocessors * _READ_BLOCKS
+        sums = self.empty((blocks * _READ_THREADS // 32,), np.uint32)
+        params = ReadParams(words=flush, out=sums, count=_FLUSH_BYTES // 16)
+        read = Launch("read_words", (blocks, 1, 1), _READ_THREADS, params)
         times = []
         for _ in range(repeats + 3):
             self._call(driver.cuMemsetD8Async, flush.pointer, 0, _FLUSH_BYTES, self._stream)
+            # What was written is still in the cache: reading writes it back, before the clock starts.
+            self._launch(read)
             self._call(driver.cuEventRecord, events[0], self._stream)
             start()
             self._call(driver.cuEventRecord, events[1], self._stream)

@@ -37,6 +37,13 @@ def _sum_of_products(a: torch.Tensor, b: torch.Tensor, shape: torch.Size) -> tor
     return _sum_to(a * b, shape)
 
 
+def _in_full(x: torch.Tensor) -> torch.Tensor:
+    """Float32 of what autocast has made bfloat16: with 8 bits of its own it would round codes a second time, and the
+    ends' gradients, which are sums of rounding errors, would be that rounding's.
+    """
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class _RangeQuantize(Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, steps: int) -> torch.Tensor:
@@ -73,16 +80,16 @@ class _RangeQuantize(Function):
 
 
 def quantize_in_range(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int) -> torch.Tensor:
-    """y of the algebra above, same shape and dtype as x (float32).
+    """y of the algebra above, x's shape; float32, also of a bfloat16 x.
 
     low, high: scalars for one grid, or of x's rank with 1 along every axis that shares a grid; low < high.
     """
-    y: torch.Tensor = _RangeQuantize.apply(x, low, high, 2**bits - 1)
+    y: torch.Tensor = _RangeQuantize.apply(*map(_in_full, (x, low, high)), 2**bits - 1)
     return y
 
 
 def quantize_symmetric(x: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     """8-bit weights: codes -127 to 127, D = reach / 127; gradients for both. Shapes as in `quantize_in_range`."""
-    reach = reach.clamp_min(127 * MIN_SCALE)  # below, a rounded-up scale would leave the codes off centre
-    y: torch.Tensor = _RangeQuantize.apply(x, -reach, reach, 254)
+    reach = _in_full(reach).clamp_min(127 * MIN_SCALE)  # below, a rounded-up scale would leave the codes off centre
+    y: torch.Tensor = _RangeQuantize.apply(_in_full(x), -reach, reach, 254)
     return y

@@ -40,6 +40,10 @@ class PeakParams(_Params):
     _fields_: ClassVar = _fields(pointers="out", ints="turns")
 
 
+class ReadParams(_Params):
+    _fields_: ClassVar = _fields(pointers="words out", longs="count")
+
+
 class NormParams(_Params):
     _fields_: ClassVar = _fields(
         pointers="x out gamma beta shift multiplier partial moments",
@@ -101,6 +105,7 @@ KERNELS: dict[str, tuple[str, type[_Params]]] = {
     "int8_conv_128": ("int8_matmul", ProductParams),
     "int8_conv_64": ("int8_matmul", ProductParams),
     "int8_peak": ("int8_matmul", PeakParams),
+    "read_words": ("int8_matmul", ReadParams),
     "group_norm_block": ("group_norm", NormParams),
     "group_norm_cluster": ("group_norm", NormParams),
     "group_norm_sums": ("group_norm", NormParams),

@@ -19,6 +19,8 @@ _NORM_THREADS, _SUM_THREADS, _SLAB = 512, 256, 256
 # Larger clusters than 8 need a permission that not every GPU gives.
 _CLUSTERS = (2, 4, 8)
 _STAGES, _STEP_BYTES = 3, 64
+# A part of a picture that one multiprocessor reads sooner than two further launches begin. An estimate.
+_SMALL_PART_BYTES = 64 * 1024
 
 
 def norm_slice(channels: int, groups: int) -> int:
@@ -31,14 +33,25 @@ def _held_bytes(rows: int, slice_: int, groups_of_slice: int) -> int:
     return rows * slice_ * 2 + _NORM_THREADS * 8 * 4 + slice_ * 4 + groups_of_slice * 2 * 4
 
 
-def choose_norm_way(device: Device, pixels: int, channels: int, groups: int) -> tuple[str, int]:
-    """(way, blocks that share a slice): held in one block's shared memory, in a cluster's, or read twice."""
-    slice_ = norm_slice(channels, groups)
-    for blocks in (1, *(_CLUSTERS if device.capability >= (9, 0) else ())):
-        needed = _held_bytes(-(-pixels // blocks), slice_, slice_ * groups // channels)
-        if needed <= device.shared_bytes:
-            return ("cluster" if blocks > 1 else "block"), blocks
-    return "two-pass", 1
+def choose_norm_way(device: Device, pictures: int, pixels: int, channels: int, groups: int) -> tuple[str, int]:
+    """(way, blocks that share a slice): held in one block's shared memory, in a cluster's, or read twice.
+
+    Reading once on few multiprocessors takes longer than reading twice on all of them: of what fits, the smallest
+    cluster with a block for every multiprocessor; else the largest, if that is half of them or its part is small.
+    """
+    slice_, pieces = norm_slice(channels, groups), channels // norm_slice(channels, groups) * pictures
+    fitting = [
+        blocks
+        for blocks in (1, *(_CLUSTERS if device.capability >= (9, 0) else ()))
+        if _held_bytes(-(-pixels // blocks), slice_, slice_ * groups // channels) <= device.shared_bytes
+    ]
+    if not fitting:
+        return "two-pass", 1
+    blocks = next((b for b in fitting if b * pieces >= device.multiprocessors), fitting[-1])
+    part_bytes = -(-pixels // blocks) * slice_ * 2
+    if 2 * blocks * pieces < device.multiprocessors and part_bytes > _SMALL_PART_BYTES:
+        return "two-pass", 1
+    return ("cluster" if blocks > 1 else "block"), blocks
 
 
 def plan_group_norm_quantize(device: Device, x: Any, norm: NormQuantize, way: str = "", cluster: int = 0) -> Plan:
@@ -47,7 +60,7 @@ def plan_group_norm_quantize(device: Device, x: Any, norm: NormQuantize, way: st
     source = require(x, "x", np.float16, (None, None, None, channels))
     pictures, pixels = source.shape[0], source.shape[1] * source.shape[2]
     if not way:
-        way, cluster = choose_norm_way(device, pixels, channels, norm.groups)
+        way, cluster = choose_norm_way(device, pictures, pixels, channels, norm.groups)
     constants = {
         "gamma": norm.gamma,
         "beta": norm.beta,

@@ -22,6 +22,10 @@ VECTORS = ("gamma", "beta", "shift", "multiplier")
 LAYOUTS, OUTPUTS = ("linear", "last"), ("codes", "halves")
 SOURCE = "group_norm_plugin"
 CLUSTER_BLOCKS = 8
+# Blocks of a grid that share a piece: each reads all of it for the moments, out of the cache but for the first.
+SHARES = 4
+# Ways to run one norm: a block a piece, a cluster (compute capability 9.0 and up), or several blocks without one.
+WAYS = ("block", "cluster", "shared")
 # More needs a permission that nobody documents TensorRT to ask for.
 SHARED_BYTES = 48 * 1024
 _THREADS = 512
@@ -74,11 +78,13 @@ def takes_last(channels: int) -> bool:
 
 
 def plugin_launch(
-    shape: tuple[int, ...], norm: PluginNorm, layout: str, output: str, clustered: bool = False
+    shape: tuple[int, ...], norm: PluginNorm, layout: str, output: str, way: str = "block"
 ) -> PluginLaunch:
     """shape: (N, C, H, W), whatever the layout. Raises UsageError for one that the kernels do not take."""
-    if layout not in LAYOUTS or output not in OUTPUTS:
-        raise UsageError("plugin", f"{layout!r}, {output!r}", f"one of {LAYOUTS} and of {OUTPUTS}")
+    if layout not in LAYOUTS or output not in OUTPUTS or way not in WAYS:
+        raise UsageError(
+            "plugin", f"{layout!r}, {output!r}, {way!r}", f"one of {LAYOUTS}, of {OUTPUTS} and of {WAYS}"
+        )
     last = layout == "last"
     if not takes_shape(shape, norm.groups) or (last and not takes_last(shape[1])):
         expected = f"(N, C, H, W), C % {16 if last else 8} and H W % 8 and C % {norm.groups} groups 0"
@@ -87,7 +93,7 @@ def plugin_launch(
     pixels, slice_ = height * width, norm_slice(channels, norm.groups)
     group_size = channels // norm.groups
     of_slice = slice_ if last else group_size
-    blocks = CLUSTER_BLOCKS if clustered else 1
+    blocks = {"block": 1, "cluster": CLUSTER_BLOCKS, "shared": SHARES}[way]
     rows = -(-(pixels if last else pixels // 8 * group_size) // blocks)
     # Source: `Shared` in group_norm_plugin.cu.
     fixed = _THREADS * 8 * 4 + of_slice * 4 + (slice_ // group_size) * 2 * 4
@@ -97,17 +103,17 @@ def plugin_launch(
     epsilon_bits = struct.unpack("<i", struct.pack("<f", norm.epsilon))[0]
     grid_codes = (norm.lowest + CODE_OFFSET, norm.highest + CODE_OFFSET)
     return PluginLaunch(
-        f"plugin_{layout}_{output}{'_cluster' if clustered else ''}",
+        f"plugin_{layout}_{output}{'_cluster' if way == 'cluster' else ''}",
         (blocks, channels // slice_ if last else norm.groups, pictures),
         _THREADS,
         held * 16 + fixed,
-        blocks,
+        blocks if way == "cluster" else 1,
         (pixels, channels, norm.groups, slice_, held, epsilon_bits, int(norm.activation), *grid_codes),
     )
 
 
 def plan_group_norm_plugin(
-    device: Device, x: Any, vectors: dict[str, Any], norm: PluginNorm, layout: str, output: str, clustered: bool
+    device: Device, x: Any, vectors: dict[str, Any], norm: PluginNorm, layout: str, output: str, way: str
 ) -> Plan:
     """x: float16, (N, C, H, W) where `linear`, else (N, H, W, C) -> int8 or float16 of the same shape.
 
@@ -115,7 +121,7 @@ def plan_group_norm_plugin(
     """
     source = require(x, "x", np.float16, (None, None, None, None))
     a, b, c, d = source.shape
-    launch = plugin_launch((a, b, c, d) if layout == "linear" else (a, d, b, c), norm, layout, output, clustered)
+    launch = plugin_launch((a, b, c, d) if layout == "linear" else (a, d, b, c), norm, layout, output, way)
     uploaded = {name: device.upload(vectors[name]) for name in VECTORS}
     out = device.empty(source.shape, np.int8 if output == "codes" else np.float16)
     params = PluginParams(x=source, out=out, **uploaded, **dict(zip(NUMBERS, launch.numbers, strict=True)))

@@ -1,7 +1,8 @@
 """`python -m intsr.kernels.selfcheck`: every kernel against its reference on fresh random inputs, on this GPU.
 
 One line a check: name, shape, largest error, share of numbers that differ, time, rate, share of the peak measured
-here first. Exit codes: 0 all agree, 1 some do not, 3 no usable GPU.
+here first. Exit codes: 0 all agree, 1 some do not, 3 no usable GPU. A kernel that faults ends it: what would follow
+fails with it, and would hide which one it was.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
 from intsr.kernels.checks import Check, Random, full_checks, small_checks
-from intsr.kernels.device import Array, Device, Launch, Plan
+from intsr.kernels.device import Array, ContextLostError, Device, Launch, Plan
 from intsr.kernels.parameters import PeakParams
 
 _COPY_BYTES = 1 << 30
@@ -35,7 +36,10 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """time_ms and what follows from it are None on an emulated device, whose times mean nothing."""
+    """time_ms and what follows from it are None on an emulated device, whose times mean nothing.
+
+    context_lost: whether the kernel's fault left the GPU unusable, so that no later check was run.
+    """
 
     name: str
     shape: str
@@ -46,6 +50,7 @@ class Result:
     gbs: float | None = None
     tops: float | None = None
     share_of_peak: float | None = None
+    context_lost: bool = False
 
     def line(self) -> str:
         head = f"{'ok  ' if self.passed else 'FAIL'} {self.name:36} {self.shape:40} "
@@ -102,7 +107,7 @@ def open_device(emulate: bool) -> Device:
 
 
 def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:
-    """All checks, saying one line each; a check that cannot run is a failed one."""
+    """All checks, saying one line each; a check that cannot run is a failed one, the last where the GPU is lost."""
     peaks = None if device.emulated else measure_peaks(device)
     say(f"{device.name}, compute capability {device.capability[0]}.{device.capability[1]}, seed {seed}")
     if peaks:
@@ -114,8 +119,12 @@ def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tupl
         try:
             result = run_check(device, check, peaks)
         except IntsrError as error:
+            lost = isinstance(error, ContextLostError)
             say(f"FAIL {check.name} {check.shape}: {error}")
-            results.append(Result(check.name, check.shape, False, float("inf"), 1.0))
+            results.append(Result(check.name, check.shape, False, float("inf"), 1.0, context_lost=lost))
+            if lost:
+                say(f"stopped: the GPU's context is lost with {check.name} {check.shape}; later checks were not run")
+                break
             continue
         results.append(result)
         say(result.line())

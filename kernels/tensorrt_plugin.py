@@ -8,7 +8,8 @@ Inputs x (N, C, H, W) float16, then gamma, beta, shift, multiplier (C,) float32;
 
 Source: tensorrt.plugin's own documentation (register, autotune, aot_impl). A kernel's parameters are the inputs'
 addresses, then the numbers, then the output's. No scratch memory, no second launch, no cluster and no more than 48 KB
-of shared memory are documented, so that the kernels ask for none of it: a cluster is compiled into its kernel.
+of shared memory are documented, so that the kernels ask for none of it: a cluster is compiled into its kernel, and
+where there are no clusters a group's blocks do without one another.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from intsr.kernels.plan_plugin import (
 
 # The operators' numbers, in the order that TensorRT passes them in.
 ATTRIBUTES = {"groups": int, "epsilon": float, "activation": int, "lowest": int, "highest": int}
-# Ways to run one layer; TensorRT measures them while it builds. Its numbers are positive.
-BLOCK_TACTIC, CLUSTER_TACTIC = 1, 2
+# Ways to run one layer, by TensorRT's numbers for them, which are positive; it measures them while it builds.
+TACTICS = {1: "block", 2: "cluster", 3: "shared"}
 _CLUSTERS_FROM, _PTX_ARCHITECTURES = (9, 0), (80, 90)
 
 
@@ -66,7 +67,7 @@ def layer_launch(
     if min(shape) < 1:
         raise BuildError("TensorRT plugin", f"shape {shape}", "static shapes")
     layout = "linear" if tensor_format == trt.TensorFormat.LINEAR else "last"
-    return plugin_launch(shape, norm, layout, output, tactic == CLUSTER_TACTIC)
+    return plugin_launch(shape, norm, layout, output, TACTICS[tactic])
 
 
 @functools.cache
@@ -129,7 +130,9 @@ def _combinations(plugin: Any, channels: int, output: str, architecture: int) ->
     ends = [("LINEAR", "LINEAR")]
     if takes_last(channels):
         ends.append(("HWC8", "HWC16" if output == "codes" else "HWC8"))
-    tactics = [BLOCK_TACTIC, CLUSTER_TACTIC] if architecture >= 90 else [BLOCK_TACTIC]
+    # A cluster does what blocks without one do, and reads once.
+    ways = ("block", "cluster" if architecture >= 90 else "shared")
+    tactics = [tactic for tactic, way in TACTICS.items() if way in ways]
     return [
         plugin.AutoTuneCombination(types, ", ".join([first, *["LINEAR"] * len(VECTORS), last]), tactics)
         for first, last in ends

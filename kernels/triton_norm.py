@@ -7,6 +7,7 @@ where it fits. The same arithmetic as group_norm.cu. Needs the extra `triton`; T
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,23 +25,24 @@ except ImportError:
     triton = tl = None
 
 
-def _group_norm_kernel(
-    x_pointer: Any,
-    out_pointer: Any,
-    gamma_pointer: Any,
-    beta_pointer: Any,
-    shift_pointer: Any,
-    multiplier_pointer: Any,
-    pixels: Any,
-    channels: Any,
-    epsilon: Any,
-    zero_point: Any,
-    highest: Any,
+# Triton evaluates annotations, with no other names at hand than its own: constants alone have any.
+def _group_norm_kernel(  # type: ignore[no-untyped-def, unused-ignore]
+    x_pointer,
+    out_pointer,
+    gamma_pointer,
+    beta_pointer,
+    shift_pointer,
+    multiplier_pointer,
+    pixels,
+    channels,
+    epsilon,
+    zero_point,
+    highest,
     group_size: tl.constexpr,
     columns: tl.constexpr,
     rows: tl.constexpr,
     activation: tl.constexpr,
-) -> None:
+):
     picture, group = tl.program_id(0), tl.program_id(1)
     column = tl.arange(0, columns)
     channel = group * group_size + column
@@ -92,6 +94,13 @@ def _compiled_on_use() -> Any:
     return triton.jit(_group_norm_kernel)
 
 
+def _launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on torch's current GPU, whichever has the tensors."""
+    import torch
+
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def group_norm_quantize_triton(x: torch.Tensor, norm: NormQuantize) -> torch.Tensor:
     """(N, H, W, C) float16, contiguous -> int8 codes, same shape, as `reference_norm.group_norm_quantize`.
 
@@ -108,18 +117,19 @@ def group_norm_quantize_triton(x: torch.Tensor, norm: NormQuantize) -> torch.Ten
     arrays = (norm.gamma, norm.beta, norm.let_shift, norm.multiplier)
     constants = [torch.from_numpy(np.ascontiguousarray(array)).to(x.device) for array in arrays]
     out = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    _compiled_on_use()[(pictures, norm.groups)](
-        x,
-        out,
-        *constants,
-        height * width,
-        channels,
-        norm.epsilon,
-        norm.grid.zero_point - CODE_OFFSET,
-        norm.grid.qmax - CODE_OFFSET,
-        group_size=group_size,
-        columns=columns,
-        rows=max(1, 4096 // columns),
-        activation=norm.activation,
-    )
+    with _launching_on(x.device):
+        _compiled_on_use()[(pictures, norm.groups)](
+            x,
+            out,
+            *constants,
+            height * width,
+            channels,
+            norm.epsilon,
+            norm.grid.zero_point - CODE_OFFSET,
+            norm.grid.qmax - CODE_OFFSET,
+            group_size=group_size,
+            columns=columns,
+            rows=max(1, 4096 // columns),
+            activation=norm.activation,
+        )
     return out

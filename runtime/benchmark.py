@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
 from intsr.memory import peak_resident_bytes, resident_bytes
+from intsr.runtime.benchmark_environment import clock_from_gpus, gpus_from_nvidia_smi
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.networks import Array, precision_from_network
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
@@ -23,6 +25,8 @@ from intsr.types import NETWORKS, SYNTHETIC_NOTE
 REFERENCES: dict[str, str] = {"torch": "intsr.calib.torch_engine:open_reference"}
 
 WARM_UP_MS = 200.0
+# GPUs raise their clocks in steps, and take longer.
+WARM_UP_DEVICE_MS = 1500.0
 # Variation above this is noise that comparisons should not be trusted through; trtexec warns at the same.
 VARIATION_LIMIT_PERCENT = 2.5
 
@@ -33,6 +37,7 @@ class Entry:
 
     device: the GPU, None for the CPU. cuda_graphs: asks whether networks run as such. device_bytes: asks for the GPU
     memory taken since opening. opened_bytes: what the process has grown by in opening it and running it once.
+    clock_mhz: of the GPU after warming up.
     """
 
     path: str
@@ -47,6 +52,7 @@ class Entry:
     device_bytes: Callable[[], int] | None = None
     opened_bytes: int | None = None
     peak_device_bytes: int | None = None
+    clock_mhz: float | None = None
     total_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
     transfers_ms: list[float] = field(default_factory=list)
@@ -73,7 +79,8 @@ class Measurement:
     images_per_s, output_megapixels_per_s: from the mean. networks_ms: the three networks alone, on a GPU by its own
     clock and without copies. transfers_ms: copies to and from a GPU, which run beside the networks. engine_bytes: of
     the file. opened_bytes: see `Entry`. peak_device_bytes: GPU memory taken since opening. peak_process_bytes: of the
-    whole process, all entries. synthetic: of random weights.
+    whole process, all entries. clock_mhz: of the GPU's multiprocessors, read while it worked, just before measuring.
+    synthetic: of random weights.
     """
 
     path: str
@@ -100,6 +107,7 @@ class Measurement:
     peak_device_bytes: int | None = None
     device: str | None = None
     cuda_graphs: bool | None = None
+    clock_mhz: float | None = None
     synthetic: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -148,10 +156,12 @@ def counterpart_of(path: Path) -> Path | None:
     return None
 
 
-def entry_from_reference(model: str, tile_px: int, threads: int) -> Entry:
+def entry_from_reference(
+    model: str, tile_px: int, threads: int, context: Path | None = None, lora: Path | None = None
+) -> Entry:
     """The model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
     module, _, function = REFERENCES["torch"].partition(":")
-    upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads)
+    upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, context, lora)
     precision = precision_from_network(upscaler.networks[0])
     return Entry(model, "torch", "fp", precision, upscaler, synthetic=upscaler.synthetic)
 
@@ -179,9 +189,7 @@ def measure(
     0 to 1.
     """
     for entry in entries:
-        warmed_ms = 0.0
-        while warmed_ms < WARM_UP_MS:
-            warmed_ms += entry.run(picture).total_ms
+        _warm_up(entry, picture)
     share = 0.0
     while share < 1:
         for entry in entries:
@@ -194,6 +202,21 @@ def measure(
         share = min(shares)
         on_round(min(share, 1.0))
     return [_measurement(entry, picture) for entry in entries]
+
+
+def _warm_up(entry: Entry, picture: Array) -> None:
+    warmed_ms = 0.0
+    while warmed_ms < (WARM_UP_MS if entry.device is None else WARM_UP_DEVICE_MS):
+        warmed_ms += entry.run(picture).total_ms
+    if entry.device is None:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        gpus = pool.submit(gpus_from_nvidia_smi)
+        # A GPU that waits lowers its clock: it works until it is read.
+        entry.run(picture)
+        while not gpus.done():
+            entry.run(picture)
+    entry.clock_mhz = clock_from_gpus(gpus.result(), entry.device)
 
 
 def _measurement(entry: Entry, picture: Array) -> Measurement:
@@ -226,6 +249,7 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         peak_device_bytes=entry.peak_device_bytes,
         device=entry.device,
         cuda_graphs=entry.cuda_graphs() if entry.cuda_graphs is not None else None,
+        clock_mhz=entry.clock_mhz,
         synthetic=entry.synthetic,
     )
 

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,18 @@ def gpus_from_nvidia_smi() -> list[dict[str, str]]:
         return []
     rows = csv.reader(done.stdout.splitlines(), skipinitialspace=True)
     return [dict(zip(_GPU_FIELDS.values(), row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
+
+
+def clock_from_gpus(gpus: Sequence[Mapping[str, str]], device: str) -> float | None:
+    """SM clock in MHz of the one GPU whose name is in `device`; None where that is unknown, or several have it."""
+    clocks = [gpu["clock_sm_mhz"] for gpu in gpus if f" {gpu['name']} (" in device]
+    if len(clocks) != 1:
+        return None
+    try:
+        return float(clocks[0])
+    except ValueError:
+        # A word instead of a number: the driver does not say.
+        return None
 
 
 def cpu_model() -> str:

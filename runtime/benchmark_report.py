@@ -123,7 +123,8 @@ def _transfers(measurement: Measurement) -> str:
     if measurement.transfers_ms is None:
         return "no copies to a device"
     graphs = "as CUDA graphs" if measurement.cuda_graphs else "kernel by kernel, without CUDA graphs"
-    return f"copies to and from the GPU beside them {measurement.transfers_ms:.2f} ms; {graphs}"
+    clock = "" if measurement.clock_mhz is None else f"; {measurement.clock_mhz:.0f} MHz after warming up"
+    return f"copies to and from the GPU beside them {measurement.transfers_ms:.2f} ms; {graphs}{clock}"
 
 
 def _memory(measurement: Measurement) -> Iterator[str]:

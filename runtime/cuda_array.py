@@ -10,6 +10,9 @@ import numpy as np
 from intsr.errors import UsageError
 from intsr.types import TensorInfo
 
+# Of an array whose maker does not say which stream it is written in, as PyTorch's: it may be any.
+UNKNOWN_STREAM = -1
+
 
 @dataclass(frozen=True, slots=True)
 class CudaArray:
@@ -33,7 +36,7 @@ class CudaArray:
 
 
 def address_and_stream(array: Any, info: TensorInfo, writable: bool) -> tuple[int, int | None]:
-    """Where it is, and the stream that its maker writes it in, if any.
+    """Where it is, and the stream that its maker writes it in: None where nobody writes it, or `UNKNOWN_STREAM`.
 
     Raises UsageError where it has another shape, dtype or layout than the network's tensor.
     """
@@ -51,7 +54,9 @@ def address_and_stream(array: Any, info: TensorInfo, writable: bool) -> tuple[in
     address, read_only = interface["data"]
     if writable and read_only:
         raise UsageError(f"array for {info.name}", "read-only memory", "memory that can be written")
-    return int(address), interface.get("stream")
+    # An explicit None says that nothing is to be waited for. No entry says nothing: PyTorch's interface is of
+    # version 2, which knows no streams, and its kernels may still be running.
+    return int(address), interface.get("stream", UNKNOWN_STREAM)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:

@@ -96,6 +96,10 @@ class Cuda(Protocol):
         """`wait` for all that another library put into its stream so far; foreign: that stream's address."""
         ...
 
+    def synchronize_device(self) -> None:
+        """Wait for everything on the device, whoever put it there."""
+        ...
+
     def begin_capture(self, stream: Any) -> None: ...
 
     def end_capture(self, stream: Any) -> Any:

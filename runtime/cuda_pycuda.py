@@ -132,6 +132,10 @@ class PyCuda:
 
     def wait_for_foreign(self, stream: Any, foreign: int) -> None:
         # pycuda makes no stream of an address: wait for the whole context instead.
+        self.synchronize_device()
+
+    def synchronize_device(self) -> None:
+        # The primary context, in which other libraries work, too.
         self._do(self._driver.Context.synchronize)
 
     def begin_capture(self, stream: Any) -> None:

@@ -7,6 +7,7 @@ there too, and a stream of one is a stream of the other.
 from __future__ import annotations
 
 import ctypes
+import sys
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _NO_DRIVER = (
     "cudaErrorCompatNotSupportedOnDevice",
     "cudaErrorInitializationError",
 )
+# What the CUDA runtime inside cuda-bindings 13 runs on: the driver of any CUDA 13.
+_NEEDED_VERSION, _NEEDED_DRIVER = 13000, "R580"
 _BLOCKING_SYNC, _GRAPH_FLAGS = 1, 0
 
 
@@ -44,16 +47,40 @@ def _error(status: str, text: str, where: object) -> IntsrError:
     if status in ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY"):
         fix = "close other programs on the GPU, or compile the model with a smaller --tile"
         return OutOfMemoryError(where, f"the GPU is out of memory ({text})", fix=fix)
+    if status == "cudaErrorInsufficientDriver" and 0 < (version := _driver_version()) < _NEEDED_VERSION:
+        expected = f"CUDA {_dotted(_NEEDED_VERSION)} or newer (driver {_NEEDED_DRIVER})"
+        got = f"the NVIDIA driver is for CUDA {_dotted(version)}"
+        return EngineMismatchError(where, got, expected, "update the NVIDIA driver")
     if status in _NO_DRIVER:
         return no_driver(where, status)
     return EngineMismatchError(where, f"CUDA failed: {text}", fix="see nvidia-smi for the state of the GPU")
 
 
+def _driver_version() -> int:
+    """What the driver itself says, 12080 for CUDA 12.8; 0 where there is none.
+
+    CUDA's runtime gives a driver that is too old and one that is missing the same status.
+    """
+    version = ctypes.c_int()
+    try:
+        status = _load_driver().cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value if status == 0 else 0
+
+
+def _load_driver() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def list_devices(runtime: Any, where: object) -> list[CudaDevice]:
     """Every visible GPU. Raises EngineMismatchError where there is no driver."""
     count = checked(runtime, where, "cudaGetDeviceCount")
-    version = checked(runtime, where, "cudaDriverGetVersion")
-    driver = f"{version // 1000}.{version % 1000 // 10}"
+    driver = _dotted(checked(runtime, where, "cudaDriverGetVersion"))
     return [_device(runtime, where, index, driver) for index in range(count)]
 
 
@@ -157,6 +184,9 @@ class CudaPython:
         finally:
             # CUDA frees it once the wait is over.
             self.destroy_event(event)
+
+    def synchronize_device(self) -> None:
+        self._call("cudaDeviceSynchronize")
 
     def begin_capture(self, stream: Any) -> None:
         # Thread-local: what other threads do meanwhile (an allocation, say) does not spoil it.

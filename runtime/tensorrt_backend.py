@@ -15,11 +15,13 @@ from intsr.errors import UsageError
 from intsr.runtime.cuda_array import CudaArray, address_and_stream
 from intsr.runtime.cuda_interface import Cuda, open_cuda
 from intsr.runtime.networks import Array, LayerTime, PicturePipeline, SessionOptions, checked_input
+from intsr.runtime.tensorrt_kernel_cache import KernelCache, open_kernel_cache
 from intsr.runtime.tensorrt_library import (
     EXTRAS,
     check_tensors,
     create_context,
     deserialize,
+    give_memory,
     load_library,
     make_runtime,
 )
@@ -83,7 +85,8 @@ class TensorRTNetwork:
 
         Returns `out`, or the engine's own buffer, which the next run overwrites. It returns before the GPU is done:
         whoever reads the result does so behind the stream that it names, or after `synchronize`. Keep x and out until
-        then. Each new pair of addresses costs a run and a capture. Raises UsageError, EngineMismatchError.
+        then. Arrays that name no stream (PyTorch's) are waited for with the whole device. A pair of addresses that
+        comes a second time is captured as a graph. Raises UsageError, EngineMismatchError.
         """
         session = self._session
         session.enter()
@@ -93,9 +96,7 @@ class TensorRTNetwork:
             result = CudaArray(self._output_address, self.output.shape, self.output.dtype, own_stream)
         source, *streams = address_and_stream(x, self.input, writable=False)
         target, *more = address_and_stream(result, self.output, writable=True)
-        for stream in {*streams, *more}:
-            if stream not in (None, own_stream):
-                session.cuda.wait_for_foreign(session.compute, stream)
+        session.wait_for_others((*streams, *more))
         self._stage.run(source, target)
         return result
 
@@ -153,12 +154,14 @@ def _open_on_device(bundle: Bundle, options: SessionOptions, cuda: Cuda, session
 
 def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> list[Stage]:
     """Deserialize the plans and give their contexts one arena."""
-    library, entries, where = session.library, bundle.manifest.networks, session.where
-    runtime = make_runtime(library, where)
-    runtimes, engines = [runtime], list[Any]()
-    # TensorRT's objects go when the last reference to them does: contexts before engines, engines before the runtime.
+    library, manifest, where = session.library, bundle.manifest, session.where
+    runtime, entries = make_runtime(library, where), manifest.networks
+    runtimes, engines, caches = [runtime], list[Any](), list[KernelCache | None]()
+    # TensorRT's objects go when the last reference to them does: contexts before the caches that they look into and
+    # before engines, engines before the runtime.
     session.on_close(runtimes.clear)
     session.on_close(engines.clear)
+    session.on_close(caches.clear)
     for entry in entries:
         with bundle.member(entry.member) as plan:
             engines.append(deserialize(library, runtime, plan, f"{where}:{entry.member}"))
@@ -167,7 +170,9 @@ def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> l
     arena = session.alloc(arena_bytes)
     stages = []
     for entry, engine in zip(entries, engines, strict=True):
-        context = create_context(library, engine, where)
-        context.set_device_memory(arena, arena_bytes)
-        stages.append(Stage(session, entry, context, options.profile))
+        sha256 = manifest.sha256[entry.member]
+        caches.append(open_kernel_cache(library, engine, sha256, session.cuda.device, where))
+        context = create_context(library, engine, where, caches[-1].config if caches[-1] else None)
+        give_memory(library, context, arena, arena_bytes, f"{where}: {entry.name}")
+        stages.append(Stage(session, entry, context, options.profile, caches[-1]))
     return stages

@@ -91,13 +91,25 @@ def deserialize(library: Library, runtime: Any, plan: memoryview, where: object)
     return engine
 
 
-def create_context(library: Library, engine: Any, where: object) -> Any:
-    """An IExecutionContext without memory of its own: give it some with `set_device_memory`."""
+def create_context(library: Library, engine: Any, where: object, config: Any = None) -> Any:
+    """An IExecutionContext without memory of its own: give it some with `give_memory`.
+
+    config: an IRuntimeConfig that says so, too. Raises EngineMismatchError, OutOfMemoryError.
+    """
     strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    context = engine.create_execution_context(strategy)
+    context = engine.create_execution_context(strategy if config is None else config)
     if context is None:
         raise library.log.error(where, "creating an execution context")
     return context
+
+
+def give_memory(library: Library, context: Any, address: int, size_bytes: int, where: object) -> None:
+    """Raises EngineMismatchError, OutOfMemoryError."""
+    # The call answers nothing: that it was refused can only be read in the log.
+    library.log.errors.clear()
+    context.set_device_memory(address, size_bytes)
+    if library.log.errors:
+        raise library.log.error(where, "giving the execution context its memory")
 
 
 def check_tensors(library: Library, engine: Any, entry: NetworkEntry, where: object) -> None:

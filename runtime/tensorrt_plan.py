@@ -16,8 +16,9 @@ _HEADER_BYTES = 64
 # How a plan's plugins may be made: compiled into the plan, so that nothing has to be loaded first. A plugin of any
 # other kind would be code beside the plan, which this runtime has not.
 AHEAD_OF_TIME = "ahead-of-time"
-# GPUs that TensorRT-RTX does not run on although its default range would take them in: Hopper.
-_RTX_EXCLUDES = ((9, 0),)
+# GPUs that a TensorRT-RTX plan is for where no others were asked for, by NVIDIA's support matrix. Of what lies
+# between and beyond, RTX runs on none (Hopper, data-centre Blackwell), or only with plans made for it (12.1).
+RTX_PORTABLE = ((8, 6), (8, 9), (12, 0))
 
 
 def check_plan(view: memoryview, manifest: Manifest, where: object) -> None:
@@ -55,19 +56,21 @@ def check_device(manifest: Manifest, device: CudaDevice, where: object) -> None:
     if architecture_fits(manifest.gpu_architecture, device.capability, manifest.target):
         return
     got = f"built for {manifest.gpu_architecture or 'no GPU architecture'}; here is {device}"
-    fix = f"choose one with --device, or make an engine for this one: intsr compile MODEL --target {manifest.target}"
+    # Where RTX's plans do not run, there is no RTX to make one with.
+    fix = "choose one with --device, or make an engine for this one, on it: intsr compile MODEL --target tensorrt"
     raise EngineMismatchError(where, got, "a GPU of that architecture", fix)
 
 
 def architecture_fits(architecture: str, capability: tuple[int, int], target: str) -> bool:
-    """`sm89`: that capability alone. `sm86,sm89`: one of them. `sm80+`: that one and every later one."""
-    if target == "tensorrt-rtx" and capability in _RTX_EXCLUDES:
-        return False
+    """`sm89`: that capability alone. `sm86,sm89`: one of them. `sm80+`: that one and every later one; of
+    TensorRT-RTX (whose engines said `sm86+` once) those of them that its plans are for.
+    """
+    later = target != "tensorrt-rtx" or capability in RTX_PORTABLE
     for part in architecture.split(","):
         match = re.fullmatch(r"sm(\d+)(\d)(\+?)", part.strip())
         if match is None:
             continue
         wanted = (int(match[1]), int(match[2]))
-        if capability == wanted or (match[3] and capability > wanted):
+        if capability == wanted or (match[3] and later and capability > wanted):
             return True
     return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from math import prod
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from intsr.errors import IntsrError
+from intsr.runtime.cuda_array import UNKNOWN_STREAM
 from intsr.runtime.cuda_graphs import GraphCache
 from intsr.runtime.cuda_interface import Cuda
 from intsr.runtime.networks import Array, LayerTime
+from intsr.runtime.tensorrt_kernel_cache import KernelCache
 from intsr.runtime.tensorrt_library import Library
 from intsr.types import NetworkEntry, TensorInfo
 
@@ -72,6 +74,19 @@ class Session:
             raise ValueError(f"{self.where} is closed")
         self.cuda.make_current()
 
+    def wait_for_others(self, streams: Iterable[int | None]) -> None:
+        """What other libraries put into `streams` so far comes before what networks do from here on.
+
+        None: nothing is to be waited for. UNKNOWN_STREAM: the host waits for the whole device.
+        """
+        foreign = set(streams) - {None, self.cuda.stream_address(self.compute)}
+        if UNKNOWN_STREAM in foreign:
+            self.cuda.synchronize_device()
+            return
+        for stream in foreign:
+            if stream is not None:
+                self.cuda.wait_for_foreign(self.compute, stream)
+
     def used_bytes(self) -> int:
         """Device memory taken since the session was opened, by this and by any other process."""
         return max(self._free_bytes - self.cuda.memory_info()[0], 0)
@@ -93,12 +108,14 @@ class Session:
 
 
 class Stage:
-    """One network's execution context, its memory the session's shared arena."""
+    """One network's execution context, its memory the session's shared arena. kernels: where they are kept, if so."""
 
-    def __init__(self, session: Session, entry: NetworkEntry, context: Any, profile: bool) -> None:
+    def __init__(
+        self, session: Session, entry: NetworkEntry, context: Any, profile: bool, kernels: KernelCache | None = None
+    ) -> None:
         self.name, self.input, self.output = entry.name, entry.input, entry.output
         self.layer_times: list[LayerTime] = []
-        self._session, self._context = session, context
+        self._session, self._context, self._kernels = session, context, kernels
         self._graphs = GraphCache(session.cuda, f"{session.where}: {entry.name}")
         if profile:
             self._profiler = _make_profiler(session.library.trt, self.layer_times)
@@ -120,6 +137,9 @@ class Stage:
             self._enqueue(input_address, output_address, stream)
 
         self._graphs.run(key, enqueue, self._session.compute)
+        if self._kernels is not None:
+            # Here the first run has compiled all that there is to compile, and the GPU still computes.
+            self._kernels.save()
 
     def _enqueue(self, input_address: int, output_address: int, stream: Any) -> None:
         session = self._session
@@ -132,6 +152,8 @@ class Stage:
     def _release(self) -> None:
         self._graphs.close()
         self._context = None
+        # Behind the context, which looks into it.
+        self._kernels = None
 
 
 def _make_profiler(trt: Any, times: list[LayerTime]) -> Any:

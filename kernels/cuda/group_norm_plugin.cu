@@ -6,6 +6,8 @@
 //
 // Layouts: `linear` is (N, C, H, W), a group in one piece; `last` is (N, H, W, C) and C % 16 == 0, TensorRT's HWC8 and
 // HWC16, a slice of channels (see group_norm.cu) a piece. One block, or a cluster of eight (sm_90 and up), a piece.
+// Where there are no clusters several blocks can share a piece, too: each finds the moments of all of it by itself, as
+// blocks of a grid cannot wait for one another, and writes its own part.
 // x is read from memory once as far as shared memory holds it (`held` vectors a block), the rest a second time.
 #include "common.cuh"
 
@@ -25,15 +27,18 @@ struct PluginParams {
 };
 
 constexpr int PLUGIN_THREADS = 512, PLUGIN_CLUSTER = 8;
+// Loads that a thread has under way at once: a block asks for 32 KB, as few multiprocessors must keep the memory busy.
+// Fewer where it writes, so that two blocks of layout `linear` have registers enough on one multiprocessor.
+constexpr int PLUGIN_BATCH = 4, PLUGIN_WRITES = 2;
 
 // A kernel of separate parameters on the device, of one struct for the emulation, which has the same layout.
 #ifdef INTSR_EMULATE
 #define INTSR_PLUGIN_CLUSTER
-#define INTSR_PLUGIN_KERNEL(name, cluster) INTSR_KERNEL(name, PluginParams, PLUGIN_THREADS, 1)
+#define INTSR_PLUGIN_KERNEL(name, blocks, cluster) INTSR_KERNEL(name, PluginParams, PLUGIN_THREADS, blocks)
 #else
-#define INTSR_PLUGIN_KERNEL(name, cluster)                                                                         \
+#define INTSR_PLUGIN_KERNEL(name, blocks, cluster)                                                                 \
     __device__ __forceinline__ void name##_body(const PluginParams& p);                                            \
-    extern "C" __global__ void __launch_bounds__(PLUGIN_THREADS, 1) cluster name(                                  \
+    extern "C" __global__ void __launch_bounds__(PLUGIN_THREADS, blocks) cluster name(                             \
         const uint16_t* x, const float* gamma, const float* beta, const float* shift, const float* multiplier,     \
         int pixels, int channels, int groups, int slice, int held, int epsilon_bits, int activation, int lowest,   \
         int highest, void* out) {                                                                                  \
@@ -53,29 +58,32 @@ struct Sums {
     float count, pivot[8], sum[8], square[8];
 };
 
-// This block's part of a piece: `count` vectors, of which vector i lies at x[place(i)].
+// One of `parts` equal parts of a piece: `count` vectors. A thread takes every `active`-th of them, from its own number
+// on: the first lies at x[start(thread)], each further one `step` on. No division on the way.
 template <bool LAST>
 struct Piece {
-    int64_t base;
-    int count, active, vectors, channels, slice;
+    int64_t base, step;
+    int first, count, active, vectors, channels, slice;
 
-    __device__ __forceinline__ Piece(const PluginParams& p, int blocks, int rank) : channels(p.channels) {
+    __device__ __forceinline__ Piece(const PluginParams& p, int parts, int part) : channels(p.channels) {
         const int group_size = p.channels / p.groups;
         slice = LAST ? p.slice : group_size;
         vectors = LAST ? p.slice / 8 : 1;
         // A row: one pixel's part of the slice, or one vector of the group.
-        const int all = LAST ? p.pixels : p.pixels / 8 * group_size, most = (all + blocks - 1) / blocks;
-        const int first = min(rank * most, all), rows = min(most, all - first);
+        const int all = LAST ? p.pixels : p.pixels / 8 * group_size, most = (all + parts - 1) / parts;
+        first = min(part * most, all);
+        const int rows = min(most, all - first);
         count = rows * vectors;
         active = PLUGIN_THREADS / vectors * vectors;
         const int64_t picture = static_cast<int64_t>(blockIdx.z) * p.pixels * p.channels;
         base = LAST ? picture + static_cast<int64_t>(first) * p.channels + blockIdx.y * p.slice
-                    : picture + static_cast<int64_t>(blockIdx.y) * p.pixels * group_size + first * 8;
+                    : picture + (static_cast<int64_t>(blockIdx.y) * p.pixels * group_size +
+                                 static_cast<int64_t>(first) * 8);
+        step = LAST ? static_cast<int64_t>(active / vectors) * channels : PLUGIN_THREADS * 8;
     }
 
-    __device__ __forceinline__ int64_t place(int i) const {
-        return LAST ? base + static_cast<int64_t>(i / vectors) * channels + i % vectors * 8
-                    : base + static_cast<int64_t>(i) * 8;
+    __device__ __forceinline__ int64_t start(int thread) const {
+        return base + (LAST ? static_cast<int64_t>(thread / vectors) * channels + thread % vectors * 8 : thread * 8);
     }
 };
 
@@ -168,37 +176,62 @@ __device__ __forceinline__ void find_moments(
     sync_all<CLUSTER>();
 }
 
+// Of a vector's eight lanes, each its own channel or all of one.
+template <bool LAST>
 struct Constants {
-    float mean[8], factor[8], beta[8], shift[8], multiplier[8];
+    static constexpr int LANES = LAST ? 8 : 1;
+    float mean[LANES], factor[LANES], beta[LANES], shift[LANES], multiplier[LANES];
+
+    // channel: of the first lane. first_group: whose moments come first.
+    __device__ __forceinline__ void load(const PluginParams& p, const float* moments, int channel, int first_group) {
+        const int group_size = p.channels / p.groups;
+#pragma unroll
+        for (int j = 0; j < LANES; j++) {
+            const int of = channel + j;
+            // The piece of layout `linear` is one group.
+            const float* group = moments + (LAST ? 2 * (of / group_size - first_group) : 0);
+            mean[j] = group[0];
+            factor[j] = group[1] * p.gamma[of];
+            beta[j] = p.beta[of];
+            shift[j] = p.shift[of];
+            multiplier[j] = p.multiplier[of];
+        }
+    }
 };
 
-// channel: of the first lane; step: 1 where the lanes are eight channels, 0 where all are one.
-template <bool LAST>
-__device__ __forceinline__ Constants constants_of(const PluginParams& p, const float* moments, int channel, int first) {
-    Constants c;
-    const int group_size = p.channels / p.groups;
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const int of = LAST ? channel + j : channel;
-        const float* group = moments + 2 * (of / group_size - first);
-        c.mean[j] = group[0];
-        c.factor[j] = group[1] * p.gamma[of];
-        c.beta[j] = p.beta[of];
-        c.shift[j] = p.shift[of];
-        c.multiplier[j] = p.multiplier[of];
-    }
-    return c;
-}
+// The channel of a thread's vector in layout `linear`, kept up to date by additions as the thread goes on.
+struct Channel {
+    int number, inside;           // inside: vectors of the channel before this one
+    int of_channel, whole, rest;  // vectors a channel; a step in whole channels and further vectors
 
-template <bool HALVES>
-__device__ __forceinline__ void store(const PluginParams& p, const Constants& c, int64_t place, uint4 vector) {
+    __device__ __forceinline__ Channel(const PluginParams& p, int first_channel, int vector) {
+        of_channel = p.pixels / 8;
+        whole = PLUGIN_THREADS / of_channel;
+        rest = PLUGIN_THREADS - whole * of_channel;
+        number = first_channel + vector / of_channel;
+        inside = vector % of_channel;
+    }
+
+    // Whether the next vector is of another channel.
+    __device__ __forceinline__ bool advance() {
+        inside += rest;
+        const int over = inside >= of_channel;
+        inside -= over ? of_channel : 0;
+        number += whole + over;
+        return whole + over > 0;
+    }
+};
+
+template <bool LAST, bool HALVES>
+__device__ __forceinline__ void store(const PluginParams& p, const Constants<LAST>& c, int64_t place, uint4 vector) {
     float x[8];
     floats_from_halves(x, vector);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
-        float y = (x[j] - c.mean[j]) * c.factor[j] + c.beta[j];
+        const int lane = LAST ? j : 0;
+        float y = (x[j] - c.mean[lane]) * c.factor[lane] + c.beta[lane];
         if (p.activation) y = silu(y);
-        x[j] = (y - c.shift[j]) * c.multiplier[j];
+        x[j] = (y - c.shift[lane]) * c.multiplier[lane];
     }
     if (HALVES) {
         const uint4 out = {pack_halves(x[0], x[1]), pack_halves(x[2], x[3]), pack_halves(x[4], x[5]),
@@ -212,80 +245,113 @@ __device__ __forceinline__ void store(const PluginParams& p, const Constants& c,
     }
 }
 
+// Sums of a thread's vectors; `held` of them from `begin` on, those that this block writes first, into shared memory.
+template <bool LAST>
+__device__ __forceinline__ Sums read_piece(
+    const PluginParams& p, const Shared& shared, const Piece<LAST>& piece, int begin) {
+    Sums sums = {};
+    const uint16_t* from = p.x + piece.start(threadIdx.x);
+    const int end = piece.count - begin;
+    // Counted from `begin`, below 0 before it.
+    for (int i = static_cast<int>(threadIdx.x) - begin; i < end; i += PLUGIN_BATCH * piece.active) {
+        uint4 batch[PLUGIN_BATCH];
+        // All loads before the first use.
+#pragma unroll
+        for (int b = 0; b < PLUGIN_BATCH; b++)
+            if (i + b * piece.active < end) batch[b] = *reinterpret_cast<const uint4*>(from + b * piece.step);
+#pragma unroll
+        for (int b = 0; b < PLUGIN_BATCH; b++) {
+            const int at = i + b * piece.active;
+            if (at >= end) break;
+            // Read back behind the barriers of find_moments.
+            if (at >= 0 && at < p.held) shared.held[at] = batch[b];
+            add_vector(sums, batch[b]);
+        }
+        from += PLUGIN_BATCH * piece.step;
+    }
+    return sums;
+}
+
+template <bool LAST, bool HALVES>
+__device__ __forceinline__ void write_piece(const PluginParams& p, const Shared& shared, const Piece<LAST>& piece) {
+    const int thread = threadIdx.x, group_size = p.channels / p.groups, of_piece = static_cast<int>(blockIdx.y);
+    Channel channel(p, of_piece * group_size, LAST ? 0 : piece.first + thread);
+    Constants<LAST> constants;
+    const int first = LAST ? of_piece * p.slice + thread % piece.vectors * 8 : channel.number;
+    if (thread < piece.count) constants.load(p, shared.moments, first, of_piece * (p.slice / group_size));
+    int64_t place = piece.start(thread);
+    for (int i = thread; i < piece.count; i += PLUGIN_WRITES * piece.active) {
+        uint4 batch[PLUGIN_WRITES];
+#pragma unroll
+        for (int b = 0; b < PLUGIN_WRITES; b++) {
+            const int at = i + b * piece.active;
+            if (at >= piece.count) break;
+            batch[b] = at < p.held ? shared.held[at] : *reinterpret_cast<const uint4*>(p.x + place + b * piece.step);
+        }
+#pragma unroll
+        for (int b = 0; b < PLUGIN_WRITES; b++) {
+            const int at = i + b * piece.active;
+            if (at >= piece.count) break;
+            store<LAST, HALVES>(p, constants, place, batch[b]);
+            place += piece.step;
+            if (!LAST && channel.advance() && at + piece.active < piece.count)
+                constants.load(p, shared.moments, channel.number, 0);
+        }
+    }
+}
+
 template <bool LAST, bool CLUSTER, bool HALVES>
 __device__ __forceinline__ void norm_plugin(const PluginParams& p, unsigned char* memory) {
-    const int blocks = CLUSTER ? PLUGIN_CLUSTER : 1, rank = CLUSTER ? static_cast<int>(cluster_rank()) : 0;
-    const int thread = threadIdx.x, group_size = p.channels / p.groups;
-    const Piece<LAST> piece(p, blocks, rank);
+    const int parts = CLUSTER ? PLUGIN_CLUSTER : gridDim.x, part = CLUSTER ? cluster_rank() : blockIdx.x;
+    const Piece<LAST> own(p, parts, part), all(p, 1, 0);
+    const Piece<LAST>& seen = CLUSTER ? own : all;
     Shared shared;
     shared.held = reinterpret_cast<uint4*>(memory);
     shared.partial = reinterpret_cast<float*>(shared.held + p.held);
     shared.sums = shared.partial + PLUGIN_THREADS * 8;
-    shared.moments = shared.sums + piece.slice;
+    shared.moments = shared.sums + own.slice;
     Sums sums = {};
-    if (thread < piece.active)
-        for (int i = thread; i < piece.count; i += piece.active) {
-            const uint4 vector = *reinterpret_cast<const uint4*>(p.x + piece.place(i));
-            // Read back by the thread that wrote it: no barrier.
-            if (i < p.held) shared.held[i] = vector;
-            add_vector(sums, vector);
-        }
-    find_moments<LAST, CLUSTER>(p, shared, piece, sums, blocks);
-    if (thread >= piece.active) return;
-    const int first_group = LAST ? static_cast<int>(blockIdx.y) * (p.slice / group_size) : static_cast<int>(blockIdx.y);
-    Constants constants;
-    if (LAST) {
-        const int channel = static_cast<int>(blockIdx.y) * p.slice + thread % piece.vectors * 8;
-        constants = constants_of<LAST>(p, shared.moments, channel, first_group);
-    }
-    const int64_t start = static_cast<int64_t>(blockIdx.z) * p.pixels * p.channels;
-    for (int i = thread; i < piece.count; i += piece.active) {
-        const int64_t place = piece.place(i);
-        if (!LAST) {
-            const int channel = static_cast<int>((place - start) / p.pixels);
-            constants = constants_of<LAST>(p, shared.moments, channel, first_group);
-        }
-        const uint4 vector = i < p.held ? shared.held[i] : *reinterpret_cast<const uint4*>(p.x + place);
-        store<HALVES>(p, constants, place, vector);
-    }
+    if (threadIdx.x < own.active) sums = read_piece<LAST>(p, shared, seen, CLUSTER ? 0 : own.first * own.vectors);
+    find_moments<LAST, CLUSTER>(p, shared, seen, sums, CLUSTER ? PLUGIN_CLUSTER : 1);
+    if (threadIdx.x < own.active) write_piece<LAST, HALVES>(p, shared, own);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_linear_codes, ) {
+INTSR_PLUGIN_KERNEL(plugin_linear_codes, 2, ) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<false, false, false>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_linear_halves, ) {
+INTSR_PLUGIN_KERNEL(plugin_linear_halves, 2, ) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<false, false, true>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_last_codes, ) {
+INTSR_PLUGIN_KERNEL(plugin_last_codes, 1, ) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<true, false, false>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_last_halves, ) {
+INTSR_PLUGIN_KERNEL(plugin_last_halves, 1, ) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<true, false, true>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_linear_codes_cluster, INTSR_PLUGIN_CLUSTER) {
+INTSR_PLUGIN_KERNEL(plugin_linear_codes_cluster, 2, INTSR_PLUGIN_CLUSTER) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<false, true, false>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_linear_halves_cluster, INTSR_PLUGIN_CLUSTER) {
+INTSR_PLUGIN_KERNEL(plugin_linear_halves_cluster, 2, INTSR_PLUGIN_CLUSTER) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<false, true, true>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_last_codes_cluster, INTSR_PLUGIN_CLUSTER) {
+INTSR_PLUGIN_KERNEL(plugin_last_codes_cluster, 1, INTSR_PLUGIN_CLUSTER) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<true, true, false>(p, shared);
 }
 
-INTSR_PLUGIN_KERNEL(plugin_last_halves_cluster, INTSR_PLUGIN_CLUSTER) {
+INTSR_PLUGIN_KERNEL(plugin_last_halves_cluster, 1, INTSR_PLUGIN_CLUSTER) {
     INTSR_SHARED(unsigned char, shared);
     norm_plugin<true, true, true>(p, shared);
 }

@@ -12,6 +12,8 @@ typedef void* Handle;
 typedef struct { char name[64]; } Function;
 enum { OK = 0, INVALID = 1, BAD_IMAGE = 200, NOT_FOUND = 500, FAILED = 719 };
 static const Handle STREAM = (Handle)7, GRAPH = (Handle)5, EXECUTABLE = (Handle)6;
+/* Set by the kernel named by INTSR_STUB_FAULT. As on a GPU, its launch succeeds and every later call fails. */
+static int lost = OK;
 
 int cuInit(unsigned flags) { return flags == 0 ? OK : INVALID; }
 int cuDriverGetVersion(int* version) { *version = 13000; return OK; }
@@ -29,8 +31,9 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
 int cuDevicePrimaryCtxRetain(Handle* context, int device) { *context = (Handle)1; return OK; }
 int cuCtxSetCurrent(Handle context) { return context == (Handle)1 ? OK : INVALID; }
 int cuStreamCreate(Handle* stream, unsigned flags) { *stream = STREAM; return OK; }
-int cuStreamSynchronize(Handle stream) { return stream == STREAM ? OK : INVALID; }
+int cuStreamSynchronize(Handle stream) { return lost ? lost : stream == STREAM ? OK : INVALID; }
 int cuMemAlloc_v2(uint64_t* pointer, size_t size) {
+    if (lost) return lost;
     if (size > (1ull << 33)) return 2;
     *pointer = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
     return OK;
@@ -101,6 +104,8 @@ int cuFuncSetAttribute(Function* function, int attribute, int value) {
 
 static int run(Function* function, const unsigned* grid, unsigned block, unsigned cluster, unsigned shared,
                void** p) {
+    if (lost) return lost;
+    if (getenv("INTSR_STUB_FAULT") && !strcmp(getenv("INTSR_STUB_FAULT"), function->name)) lost = 700;
     typedef const char* (*Kernel)(const void*, const unsigned*, unsigned, unsigned, unsigned);
     Kernel kernel = (Kernel)kernel_symbol(function->name, "");
     if (!kernel) return NOT_FOUND;

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from intsr.errors import BuildError, MissingLibraryError
 from intsr.kernels import build, checks, launch, roofline, selfcheck
+from intsr.kernels.device import ContextLostError
 from intsr.kernels.emulate import CUDA_FOLDER, EmulatedDevice
 from intsr.kernels.parameters import KERNELS, SOURCES
 
@@ -74,7 +76,46 @@ def test_nvcc_compiles_every_kernel_without_spills(monkeypatch, tmp_path, source
     kernels = {kernel for kernel, (of, _) in KERNELS.items() if of == source}
     assert {(r.kernel, r.architecture) for r in reports} == {(k, a) for k in kernels for a in build.ARCHITECTURES}
     assert all(report.spill_bytes == report.stack_bytes == 0 < report.registers for report in reports)
-    assert (tmp_path / f"{source}.fatbin").read_bytes()[:4] == bytes.fromhex("50ed55ba")
+    image = (tmp_path / f"{source}.fatbin").read_bytes()
+    machine_code = {("machine code", architecture) for architecture in build.ARCHITECTURES}
+    assert set(fatbin_entries(image)) == machine_code | {("PTX", 90), ("PTX", 120)}
+
+
+def fatbin_entries(image: bytes) -> list[tuple[str, int]]:
+    """(what, architecture) of all that a fatbin holds."""
+    magic, _, header_bytes, size_bytes = struct.unpack_from("<IHHQ", image)
+    assert magic == 0xBA55ED50 and header_bytes + size_bytes == len(image)
+    found, at = [], header_bytes
+    while at < len(image):
+        kind, _, entry_bytes, payload_bytes = struct.unpack_from("<HHIQ", image, at)
+        found.append(({1: "PTX", 2: "machine code"}[kind], *struct.unpack_from("<I", image, at + 28)))
+        at += entry_bytes + payload_bytes
+    return found
+
+
+def test_every_gpu_from_8_0_has_machine_code_or_ptx_that_reaches_it(tmp_path):
+    """Machine code runs on its own and later minor versions, PTX on every later GPU, none on an earlier one."""
+    command = " ".join(build.nvcc_command(tmp_path / "nvcc", "picture", tmp_path / "out", build.ARCHITECTURES))
+    # B200, GB300, Thor, DGX Spark, and one to come.
+    for gpu in (100, 103, 110, 121, 140):
+        reach = [a for a in build.ARCHITECTURES if a // 10 == gpu // 10 and a <= gpu]
+        reach += [a for a in (90, 120) if a <= gpu and f"arch=compute_{a},code=compute_{a}" in command]
+        assert reach, gpu
+    assert "arch=compute_120,code=compute_120" in command
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", SOURCES)
+def test_ptx_becomes_machine_code_of_gpus_without_any_here(tmp_path, source):
+    """What a driver does on 10.0, 10.3 and 11.0, as far as this nvcc knows them; without spills there, too."""
+    known = subprocess.run([NVCC, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    targets = [f"sm_{gpu}" for gpu in (100, 103, 110) if f"sm_{gpu}" in known]
+    assert targets
+    command = [str(NVCC), *build._FLAGS, f"-gencode=arch=compute_90,code=[{','.join(targets)}]"]
+    command += ["-o", str(tmp_path / "out"), str(CUDA_FOLDER / f"{source}.cu")]
+    reports = build.parse_reports(build._run(command, source))
+    assert {f"sm_{report.architecture}" for report in reports} == set(targets)
+    assert all(report.spill_bytes == report.stack_bytes == 0 < report.registers for report in reports)
 
 
 @pytest.mark.parametrize("missing", ["library", "driver"])
@@ -111,6 +152,36 @@ def test_a_difference_fails_the_check_and_the_command(monkeypatch, capsys):
     assert [check["passed"] for check in report["checks"]] == [True, False]
     assert report["seed"] == 5 and report["checks"][1]["max_error"] == 1
     assert "FAIL wrong" in err and err.endswith("2 checks, 1 failed\n")
+
+
+def test_a_lost_gpu_ends_the_checks_with_the_first_culprit(monkeypatch, capsys):
+    """All later ones would fail as well, and say nothing."""
+
+    class Faulty(EmulatedDevice):
+        def run(self, plan):
+            if plan.launches[0].kernel == "luma_from_unit":
+                raise ContextLostError("cuStreamSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS")
+            return super().run(plan)
+
+    def some(rng, clusters):
+        yield checks.pixels_check(rng, 9, 7, True)
+        yield checks.luma_check(rng, 9, 7)
+        yield checks.pixels_check(rng, 9, 7, False)
+
+    monkeypatch.setattr(selfcheck, "small_checks", some)
+    monkeypatch.setattr(selfcheck, "open_device", lambda emulate: Faulty())
+    assert selfcheck.main(["--emulate", "--json"]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)["checks"]
+    assert [(check["name"], check["context_lost"]) for check in found] == [
+        ("pixels from float16", False),
+        ("luma", True),
+    ]
+    assert err.splitlines()[-3:] == [
+        "FAIL luma 9x7: cuStreamSynchronize: CUDA_ERROR_ILLEGAL_ADDRESS",
+        "stopped: the GPU's context is lost with luma 9x7; later checks were not run",
+        "2 checks, 1 failed",
+    ]
 
 
 def test_infinities_and_wrong_types_never_agree():

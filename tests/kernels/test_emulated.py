@@ -15,7 +15,7 @@ import pytest
 from intsr.errors import BuildError, VerificationError
 from intsr.kernels import emulate
 from intsr.kernels.device import Launch, Plan
-from intsr.kernels.parameters import KERNELS, SOURCES, PeakParams
+from intsr.kernels.parameters import KERNELS, SOURCES, PeakParams, ReadParams
 
 try:
     emulate.find_cpp_compiler()
@@ -99,6 +99,18 @@ def test_the_peak_kernel_multiplies():
     assert np.count_nonzero(got) > 200
 
 
+def test_reading_for_the_caches_leaves_nothing_out():
+    """Blocks, a batch and a half for each, and a rest."""
+    device, blocks, count = emulate.EmulatedDevice(), 3, 3 * 256 * 6 + 77
+    words = np.random.default_rng(0).integers(0, 1 << 32, (count, 4), dtype=np.uint32)
+    out, uploaded = device.empty((blocks * 8,), np.uint32), device.upload(words)
+    launch = Launch("read_words", (blocks, 1, 1), 256, ReadParams(words=uploaded, out=out, count=count))
+    got = device.download(device.run(Plan((launch,), out, (uploaded,))))
+    warps = np.arange(count) // 32 % (blocks * 8)
+    expected = [int(words[warps == warp].sum(dtype=np.uint64)) % (1 << 32) for warp in range(blocks * 8)]
+    assert got.tolist() == expected
+
+
 STUB = Path(__file__).parent / "stub_driver.c"
 SCRIPT = """
 import numpy as np, pathlib, sys
@@ -112,6 +124,23 @@ try:
 except IntsrError as error:
     sys.exit(str(error))
 made, rng = [], np.random.default_rng(0)
+launch._FLUSH_BYTES = 1 << 20
+called, call = [], device._call
+device._call = lambda function, *arguments: called.append(function.__name__) or call(function, *arguments)
+plan = checks.pixels_check(rng, 9, 7, True).plan(device)
+assert plan.output.__cuda_array_interface__["stream"] == 7
+out = np.zeros((3, 8, 8), np.float32)
+interface = device.upload(out).__cuda_array_interface__ | {"stream": 5}
+foreign = type("Foreign", (), {"__cuda_array_interface__": interface})
+accumulated = checks.plan_picture.plan_accumulate(
+    device, foreign, device.upload(np.zeros((1, 3, 8, 8), np.float16)), out[0, 0], out[0, 0], 0, 0
+)
+assert accumulated.output.stream == 5 and device.run(accumulated).stream == 7
+device.milliseconds(plan, 1)
+turn = ["cuMemsetD8Async", "cuLaunchKernel", "cuEventRecord", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"]
+start = called.index("cuMemsetD8Async")
+assert [name for name in called[start:] if name in turn] == turn * 4, called[start:]
+del device._call
 for check in checks.small_checks(rng, True):
     result = selfcheck.run_check(device, check, selfcheck.Peaks(100.0, 100.0) if "from" in check.name else None, 1)
     assert result.passed and result.time_ms in (None, 1.5), result.line()
@@ -130,14 +159,25 @@ print(device.name, device.capability, len(made))
 """
 
 
-def run_on_stub(tmp_path, **environment):
+FAULT = """
+import pathlib, sys
+from intsr.kernels import launch, selfcheck
+image = pathlib.Path(sys.argv[1])
+image.write_bytes(bytes.fromhex("50ed55ba") * 4)
+launch.fatbin_path = lambda source: image
+selfcheck.full_checks, selfcheck.measure_peaks = selfcheck.small_checks, lambda device: None
+sys.exit(selfcheck.main(["--seed", "3"]))
+"""
+
+
+def run_on_stub(tmp_path, script=SCRIPT, **environment):
     compiler = emulate.find_cpp_compiler()
     library = tmp_path / "libcuda.so.1"
     flags = ["-x", "c", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1"]
     subprocess.run([*compiler, *flags, str(STUB), "-o", str(library), "-ldl"], check=True)
     kernels = ":".join(emulate._library(source)._name for source in SOURCES)
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path), "INTSR_STUB_KERNELS": kernels} | environment
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "image")]
+    command = [sys.executable, "-c", script, str(tmp_path / "image")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -157,3 +197,14 @@ def test_an_old_gpu_is_refused(tmp_path):
     result = run_on_stub(tmp_path, INTSR_STUB_OLD="1")
     assert result.returncode == 1
     assert result.stderr.strip() == "GPU: stub GPU of compute capability 7.0; expected 8.0 or newer"
+
+
+@pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_a_kernel_s_fault_ends_selfcheck_with_its_name(tmp_path):
+    """The driver reports it where something waits for it, and from then on everywhere."""
+    result = run_on_stub(tmp_path, FAULT, INTSR_STUB_FAULT="adain_sums")
+    assert result.returncode == 1, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[-3].startswith("FAIL adain 1x1: cu") and lines[-3].endswith("CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert lines[-2] == "stopped: the GPU's context is lost with adain 1x1; later checks were not run"
+    assert lines[-1] == f"{len(lines) - 3} checks, 1 failed" and len(lines) > 10

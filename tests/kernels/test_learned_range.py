@@ -86,3 +86,21 @@ def test_eight_bit_weights_are_symmetric_and_equal_training():
     np.testing.assert_array_equal(scale, plain[1])
     trained = quantize_symmetric(torch.from_numpy(weight), torch.from_numpy(reach).reshape(-1, 1))
     np.testing.assert_allclose(trained.numpy(), dequantize_weight(codes, scale), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_quantized_in_full(dtype):
+    """As autocast gives it: the same codes, the same gradients as of the same values in float32."""
+    torch.manual_seed(0)
+    values, weights = (torch.randn(4, 500) * 2).to(dtype), torch.randn(4, 500)
+    found = []
+    for x in (values.clone().requires_grad_(), values.float().requires_grad_()):
+        ends = torch.tensor(-2.9, requires_grad=True), torch.tensor(3.1, requires_grad=True)
+        y = quantize_in_range(x, *ends, 8)
+        (y * weights).sum().backward()
+        found.append((y.detach(), ends[0].grad, ends[1].grad, x.grad.to(dtype)))
+    assert found[0][0].dtype == torch.float32
+    assert all(torch.equal(got, expected) for got, expected in zip(*found, strict=True))
+    # Of bfloat16's own 8 bits: no value would be on the grid.
+    codes = found[0][0] / (found[0][0].unique().diff().min())
+    torch.testing.assert_close(codes, codes.round(), atol=2e-2, rtol=0)

@@ -31,6 +31,16 @@ def test_arrays_of_other_libraries_are_taken_as_they_are():
     assert plan.output.shape == (1, 3, 16, 16)
 
 
+def test_arrays_name_the_stream_they_are_written_in():
+    """What is emulated is done when it returns; what another library writes is to be waited for there."""
+    mine = DEVICE.empty((6, 9, 3), np.uint8)
+    assert mine.__cuda_array_interface__["stream"] is None
+    theirs = device_array(foreign(mine, stream=77))
+    assert theirs.__cuda_array_interface__["stream"] == 77
+    without = {key: value for key, value in mine.__cuda_array_interface__.items() if key != "stream"}
+    assert device_array(SimpleNamespace(__cuda_array_interface__=without | {"version": 2})).stream is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -70,18 +80,50 @@ def test_parameters_name_every_field():
         PixelsParams(planes=0, out=0)
 
 
+# Multiprocessors, shared memory of a block, compute capability.
+A100, ADA, HOPPER, RTX_50 = (108, 163, (8, 0)), (128, 99, (8, 9)), (132, 227, (9, 0)), (170, 99, (12, 0))
+
+
 @pytest.mark.parametrize(
-    ("shared_bytes", "capability", "expected"),
+    ("gpu", "pictures", "side", "channels", "groups", "expected"),
     [
-        (99 * 1024, (8, 9), ("two-pass", 1)),
-        (99 * 1024, (12, 0), ("cluster", 4)),
-        (227 * 1024, (9, 0), ("cluster", 2)),
-        (400 * 1024, (8, 0), ("block", 1)),
+        # Held nowhere.
+        (ADA, 1, 64, 320, 32, ("two-pass", 1)),
+        (HOPPER, 1, 512, 128, 32, ("two-pass", 1)),
+        # Eight slices: a cluster of two would hold them, and leave 116 multiprocessors without work.
+        (HOPPER, 1, 64, 320, 32, ("cluster", 8)),
+        (RTX_50, 1, 64, 320, 32, ("cluster", 8)),
+        # The smallest that gives every multiprocessor a block.
+        (HOPPER, 9, 64, 320, 32, ("cluster", 2)),
+        (HOPPER, 5, 64, 320, 32, ("cluster", 4)),
+        (HOPPER, 5, 32, 1280, 32, ("block", 1)),
+        # Not all of them, but more than half; and less than half.
+        (HOPPER, 1, 256, 128, 32, ("cluster", 8)),
+        (HOPPER, 1, 256, 64, 8, ("two-pass", 1)),
+        # It fits, in 16 blocks of 108; so little that these are soon done.
+        (A100, 1, 32, 640, 32, ("two-pass", 1)),
+        (A100, 1, 8, 2560, 32, ("block", 1)),
+        (A100, 4, 32, 640, 32, ("block", 1)),
     ],
 )
-def test_the_norm_is_held_where_it_fits(shared_bytes, capability, expected):
-    device = EmulatedDevice(capability, shared_bytes)
-    assert plan_network.choose_norm_way(device, 64 * 64, 320, 32) == expected
+def test_the_norm_is_held_where_it_fits_and_fills_the_gpu(gpu, pictures, side, channels, groups, expected):
+    multiprocessors, shared_kib, capability = gpu
+    device = EmulatedDevice(capability, shared_kib * 1024)
+    device.multiprocessors = multiprocessors
+    assert plan_network.choose_norm_way(device, pictures, side * side, channels, groups) == expected
+
+
+def test_pictures_share_the_multiprocessors():
+    """The plan asks for all its pictures together."""
+    norm = NormQuantize(
+        *(np.ones(32, np.float32),) * 2, 4, 1e-5, True, *(np.ones(32, np.float32),) * 2, QuantParams(1, 0, 8)
+    )
+    ways = [
+        plan_network.plan_group_norm_quantize(DEVICE, DEVICE.empty((n, 8, 8, 32), np.float16), norm).launches[0]
+        for n in (1, 2)
+    ]
+    # Six multiprocessors, four slices a picture.
+    assert [(way.kernel, way.cluster) for way in ways] == [("group_norm_cluster", 2), ("group_norm_block", 1)]
 
 
 def test_a_norm_that_does_not_fit_a_block_is_refused():

@@ -1,5 +1,6 @@
 """The plugin's launches: sizes, limits, what is refused, and the PTX that TensorRT gets."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -10,7 +11,16 @@ import pytest
 from intsr.errors import BuildError, UsageError
 from intsr.kernels import build, checks_plugin, emulate, selfcheck
 from intsr.kernels.parameters import KERNELS, PluginParams
-from intsr.kernels.plan_plugin import NUMBERS, OPERATORS, SHARED_BYTES, SOURCE, PluginNorm, plugin_launch, takes_shape
+from intsr.kernels.plan_plugin import (
+    NUMBERS,
+    OPERATORS,
+    SHARED_BYTES,
+    SOURCE,
+    WAYS,
+    PluginNorm,
+    plugin_launch,
+    takes_shape,
+)
 from intsr.kernels.tensorrt_plugin import ptx_architecture, ptx_of_kernel
 
 NORM = PluginNorm(32, 1e-6, True)
@@ -22,15 +32,16 @@ except BuildError:
 SIZES = [(320, 64), (640, 64), (960, 32), (1920, 32), (2560, 8), (1280, 16), (128, 512), (512, 64)]
 
 
-@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layout", ["linear", "last"])
 @pytest.mark.parametrize(("channels", "side"), SIZES)
-def test_every_norm_of_the_full_model_has_a_launch(channels, side, layout, clustered):
-    launch = plugin_launch((1, channels, side, side), NORM, layout, "codes", clustered)
+def test_every_norm_of_the_full_model_has_a_launch(channels, side, layout, way):
+    launch = plugin_launch((1, channels, side, side), NORM, layout, "codes", way)
     numbers = dict(zip(NUMBERS, launch.numbers, strict=True))
     assert launch.shared_bytes <= SHARED_BYTES and launch.block == 512
     assert min(launch.numbers) >= 0 and launch.kernel in KERNELS
-    assert launch.grid[0] == (8 if clustered else 1) == launch.cluster
+    assert launch.grid[0] == {"block": 1, "cluster": 8, "shared": 4}[way]
+    assert launch.cluster == (8 if way == "cluster" else 1)
     pieces = channels * side * side // 8 // launch.grid[1] // launch.grid[0]
     # Everything is held where it fits, else as much as there is room for.
     assert numbers["held"] == pieces or launch.shared_bytes > SHARED_BYTES - 16
@@ -38,8 +49,24 @@ def test_every_norm_of_the_full_model_has_a_launch(channels, side, layout, clust
 
 
 def test_a_unets_norm_is_read_once_by_a_cluster():
-    held = {c: plugin_launch((1, 320, 64, 64), NORM, "linear", "codes", c).numbers[4] for c in (False, True)}
-    assert held[True] * 8 >= 320 // 32 * 64 * 64 // 8 > held[False]
+    held = {way: plugin_launch((1, 320, 64, 64), NORM, "linear", "codes", way).numbers[4] for way in WAYS}
+    assert held["cluster"] * 8 >= 320 // 32 * 64 * 64 // 8 > held["block"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "blocks"), [("linear", (32, 32, 128, 128, 256, 256)), ("last", (8, 32, 32, 128, 64, 256))]
+)
+def test_the_documented_share_of_a_gpu_that_a_norm_uses(layout, blocks):
+    grids = [
+        [math.prod(plugin_launch((1, c, s, s), NORM, layout, "codes", way).grid) for c, s in SIZES]
+        for way in ("block", "shared", "cluster")
+    ]
+    assert tuple(end(grid) for grid in grids for end in (min, max)) == blocks
+    document = (build.CUDA_FOLDER.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    ends = zip(blocks[::2], blocks[1::2], strict=True)
+    cells = [str(low) if low == high else f"{low} to {high}" for low, high in ends]
+    name = {"linear": "NCHW", "last": "NHWC"}[layout]
+    assert f"| {name} | {' | '.join(cells)} |" in document
 
 
 @pytest.mark.parametrize(
@@ -84,6 +111,8 @@ def test_ptx_of_one_kernel_assembles_alone_without_spills(architecture, tmp_path
     ptx = build.ptx_from_source(SOURCE, architecture)
     names = [name for name, (source, _) in KERNELS.items() if source == SOURCE]
     assert len(names) == 8 and ptx.count(b".visible .entry") == 8
+    # A GPU has no instruction for these: about a hundred of others each, which one vector had.
+    assert not re.findall(rb"\b(?:div|rem)\.[su]64", ptx)
     for name in ("plugin_linear_codes", "plugin_last_codes_cluster"):
         alone = ptx_of_kernel(ptx, name)
         assert alone.count(b".entry") == 1 and len(alone) < len(ptx) / 4
@@ -118,9 +147,25 @@ def test_a_kernel_without_its_barrier_is_noticed(monkeypatch, tmp_path):
     emulate._library.cache_clear()
     try:
         rng = np.random.default_rng(0)
-        check = checks_plugin.plugin_check(rng, (1, 64, 8, 5), PluginNorm(32, 1e-5, True), "last", "codes", True)
+        check = checks_plugin.plugin_check(rng, (1, 64, 8, 5), PluginNorm(32, 1e-5, True), "last", "codes", "cluster")
         assert not selfcheck.run_check(emulate.EmulatedDevice(), check, None).passed
     except BuildError as error:
         pytest.skip(str(error))
     finally:
         emulate._library.cache_clear()
+
+
+@pytest.mark.parametrize("layout", ["linear", "last"])
+def test_blocks_that_share_a_group_give_what_one_block_gives(layout):
+    """To the last bit: each adds up the whole group in the same order. Part of it is held, the rest read again."""
+    try:
+        device = emulate.EmulatedDevice((8, 6))
+        shape, norm = (1, 16, 136, 64), PluginNorm(2, 1e-5, True)
+        assert plugin_launch(shape, norm, "linear", "codes", "shared").numbers[4] < 136 * 64 // 4
+        results = {}
+        for way in ("block", "shared"):
+            check = checks_plugin.plugin_check(np.random.default_rng(0), shape, norm, layout, "codes", way)
+            results[way] = device.download(device.run(check.plan(device)))
+    except BuildError as error:
+        pytest.skip(str(error))
+    np.testing.assert_array_equal(results["shared"], results["block"])

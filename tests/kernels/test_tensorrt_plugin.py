@@ -172,12 +172,13 @@ def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architectur
     assert got["names"] == ["groups", "epsilon", "activation", "lowest", "highest"]
     assert got["kind"] == ("INT8" if output == "codes" else "HALF") and tuple(got["shape"]) == SHAPE
     last = ["HWC8", "HWC16" if output == "codes" else "HWC8"]
-    tactics = [1, 2] if architecture == 90 else [1]
+    # Clusters from 9.0 up; before, blocks that share a group without one.
+    tactics = [1, 2] if architecture == 90 else [1, 3]
     ways = [(formats, tactic) for formats in (["LINEAR", "LINEAR"], last) for tactic in tactics]
     assert sorted(([g["formats"], g["tactic"]] for g in got["launches"]), key=str) == sorted(map(list, ways), key=str)
     for one in got["launches"]:
         layout = "linear" if one["formats"][0] == "LINEAR" else "last"
-        launch = plugin_launch(SHAPE, NORM, layout, output, one["tactic"] == 2)
+        launch = plugin_launch(SHAPE, NORM, layout, output, {1: "block", 2: "cluster", 3: "shared"}[one["tactic"]])
         assert (
             one["kernel"] == launch.kernel and one["ptx"] == f"head\n.visible .entry {launch.kernel}({architecture}"
         )

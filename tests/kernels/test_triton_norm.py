@@ -1,11 +1,19 @@
-"""The Triton kernel, interpreted on the CPU, against its reference."""
+"""The Triton kernel: interpreted on the CPU against its reference, and compiled for GPUs."""
 
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import util
 
+import numpy as np
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from intsr.kernels import triton_norm
+from intsr.kernels.quantizer import QuantParams
+from intsr.kernels.reference_norm import NormQuantize
 
 SCRIPT = """
 import numpy as np, torch
@@ -34,7 +42,66 @@ except UsageError as error:
 """
 
 
-@pytest.mark.skipif(util.find_spec("triton") is None, reason="triton is not installed (extra: triton)")
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from intsr.kernels import triton_norm
+kernel = triton_norm._compiled_on_use()
+names = [param.name for param in kernel.params]
+kinds = {"x_pointer": "*fp16", "out_pointer": "*i8", "epsilon": "fp32"}
+# Triton makes a constant of a whole number that is 1.
+for capability, group_size, ones in ((80, 10, []), (86, 4, ["zero_point"]), (90, 80, ["pixels"]), (120, 10, [])):
+    columns = 1 << (group_size - 1).bit_length()
+    constants = {"group_size": group_size, "columns": columns, "rows": 4096 // columns, "activation": True}
+    constants |= dict.fromkeys(ones, 1)
+    types = {name: kinds.get(name, "*fp32" if name.endswith("_pointer") else "i32") for name in names}
+    types |= dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, types, {(names.index(name),): value for name, value in constants.items()}, {})
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert f".target sm_{capability}" in made.asm["ptx"] and made.asm["cubin"][:4] == bytes([127]) + b"ELF"
+    print(capability)
+"""
+NO_TRITON = pytest.mark.skipif(util.find_spec("triton") is None, reason="triton is not installed (extra: triton)")
+
+
+@NO_TRITON
+def test_the_kernel_compiles_for_gpus(tmp_path) -> None:
+    """The interpreter takes what the compiler does not, annotations of other modules for one."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    result = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == ["80", "86", "90", "120"]
+
+
+def test_the_kernel_is_launched_on_the_gpu_that_has_the_tensor(monkeypatch) -> None:
+    """Not on torch's current one. The tensors have no memory, the launch is recorded."""
+    events: list[object] = []
+
+    @contextmanager
+    def on(device):
+        events.append(device)
+        yield
+        events.append("left")
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: events.append(grid)
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(triton_norm, "_compiled_on_use", Kernel)
+    ones = np.ones(8, np.float32)
+    norm = NormQuantize(ones, ones, 2, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
+    triton_norm.group_norm_quantize_triton(torch.zeros(1, 2, 2, 8, dtype=torch.float16), norm)
+    assert events == [(1, 2)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.zeros(3, 2, 2, 8, dtype=torch.float16, device="cuda:1")
+        assert triton_norm.group_norm_quantize_triton(x, norm).device == x.device
+    assert events[1:] == [torch.device("cuda:1"), (3, 2), "left"]
+
+
+@NO_TRITON
 def test_interpreted_kernel_agrees_with_its_reference():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intsr.errors import EXIT_ENGINE_MISMATCH
-from intsr.runtime import benchmark
+from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_SOME_FAILED, EXIT_USAGE
+from intsr.runtime import benchmark, benchmark_report
 from intsr.runtime.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES, UpscaleResult
@@ -51,6 +53,34 @@ def test_warm_up_then_interleaved_until_both_limits_hold() -> None:
     assert second.images_per_s == pytest.approx(20)
     assert second.output_megapixels_per_s == pytest.approx(20 * 32 * 32 / 1e6)
     assert benchmark.relative_to_first([first, second])[1]["speedup"] == pytest.approx(2)
+
+
+def test_a_gpu_warms_up_longer_and_its_clock_is_read_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    gpus = [{"name": "NVIDIA H200", "clock_sm_mhz": "1980"}, {"name": "NVIDIA A2", "clock_sm_mhz": "300"}]
+    ran_before, ran_again = [], threading.Event()
+
+    class Working(ClockedUpscaler):
+        def upscale_with_timings(self, picture: np.ndarray) -> UpscaleResult:
+            if ran_before:
+                ran_again.set()
+            return super().upscale_with_timings(picture)
+
+    def gpus_from_nvidia_smi() -> list[dict[str, str]]:
+        ran_before.append(len(log))
+        assert ran_again.wait(timeout=60), "the GPU waits while its clock is read"
+        return gpus
+
+    monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", gpus_from_nvidia_smi)
+    entry = _entry("a", [], log)
+    entry.upscaler, entry.device = Working("a", [100.0], log), "cuda:0 NVIDIA H200 (sm90)"  # type: ignore[assignment]
+    (result,) = measure([entry], bench_picture(8), min_runs=2, min_seconds=0)
+    # 1.5 s instead of 0.2; the thread may begin a run later than it was asked to.
+    assert ran_before[0] >= 15
+    assert result.clock_mhz == 1980 and result.runs == 2
+    monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", list)
+    # As where there is no nvidia-smi.
+    assert measure([entry], bench_picture(8), 1, 0)[0].clock_mhz is None
 
 
 def test_statistics() -> None:
@@ -119,8 +149,8 @@ def test_people_get_a_table(intsr: Run, identity_engine: Path) -> None:
 def test_reference_is_opened_by_name(intsr: Run, identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def open_reference(model: str, tile_px: int, threads: int | None) -> object:
-        asked.append((model, tile_px, threads))
+    def open_reference(model: str, tile_px: int, threads: int | None, *weights: Path | None) -> object:
+        asked.append((model, tile_px, threads, *weights))
         return open_engine(identity_engine, threads)
 
     module = types.ModuleType("fake_reference")
@@ -129,8 +159,17 @@ def test_reference_is_opened_by_name(intsr: Run, identity_engine: Path, monkeypa
     monkeypatch.setitem(benchmark.REFERENCES, "torch", "fake_reference:open_reference")
     code, out, _ = intsr("bench", identity_engine, *QUICK, "--reference", "demo", "--json")
     assert code == 0
-    assert asked == [("demo", 16, 1)]
+    assert asked == [("demo", 16, 1, None, None)]
     assert [engine["target"] for engine in json.loads(out)["engines"]] == ["onnxruntime", "torch"]
+    given = ("--reference", "sd21", "--context", "c.safetensors", "--lora", "osediff.pkl")
+    assert intsr("bench", identity_engine, *QUICK, *given)[0] == 0
+    assert asked[1:] == [("sd21", 16, 1, Path("c.safetensors"), Path("osediff.pkl"))]
+
+
+@pytest.mark.parametrize("option", ["--context", "--lora"])
+def test_weights_of_no_reference(intsr: Run, identity_engine: Path, option: str) -> None:
+    code, _, err = intsr("bench", identity_engine, *QUICK, option, "file")
+    assert code == EXIT_USAGE and f"{option}: no model that it belongs to; expected --reference MODEL too" in err
 
 
 def test_an_engine_that_does_not_run_here(intsr: Run, make_engine) -> None:
@@ -143,3 +182,24 @@ def test_the_picture_is_the_same_every_time() -> None:
     assert picture.shape == (128, 128, 3)
     assert picture.std() > 20
     np.testing.assert_array_equal(picture, bench_picture(128))
+
+
+@pytest.mark.parametrize("option", ["--csv", "--markdown"])
+def test_a_file_that_cannot_be_written_is_told_before_measuring(
+    intsr: Run, identity_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(benchmark, "measure", lambda *args: pytest.fail("measured"))
+    code, _, err = intsr("bench", identity_engine, *QUICK, option, tmp_path)
+    assert (code, "is a folder" in err) == (EXIT_USAGE, True)
+
+
+def test_what_was_measured_is_printed_before_files_are_written(
+    intsr: Run, identity_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, rows: object) -> None:
+        raise OSError(errno.ENOSPC, "full", str(path))
+
+    monkeypatch.setattr(benchmark_report, "write_csv", full)
+    code, out, err = intsr("bench", identity_engine, *QUICK, "--csv", tmp_path / "a.csv", "--json")
+    assert (code, len(json.loads(out)["engines"])) == (EXIT_SOME_FAILED, 1)
+    assert "a.csv: no space left on the device" in err

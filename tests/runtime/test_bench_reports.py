@@ -133,8 +133,11 @@ def test_memory_and_networks_alone(intsr: Run, pair: tuple[Path, Path]) -> None:
         assert engine["device"] is None and engine["cuda_graphs"] is None and engine["transfers_ms"] is None
 
 
-def test_a_gpu_engine(intsr: Run, machine) -> None:
+def test_a_gpu_engine(intsr: Run, machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a simulated GPU, whose clock ticks once an operation: numbers of no meaning, from the right places."""
+    monkeypatch.setattr(benchmark, "WARM_UP_DEVICE_MS", 50.0)
+    gpu = {"name": "GeForce Two", "clock_sm_mhz": "2520"}
+    monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", lambda: [gpu])
     arguments = ("--alone", "--layers", "--device", "cuda:1")
     code, out, _ = intsr("bench", machine.engine(), *QUICK, *arguments, "--json")
     assert code == 0
@@ -142,10 +145,12 @@ def test_a_gpu_engine(intsr: Run, machine) -> None:
     assert engine["device"].startswith("cuda:1 GeForce Two") and engine["cuda_graphs"] is True
     assert engine["transfers_ms"] >= 2 and engine["networks_ms"] >= 3
     assert engine["networks_ms"] == pytest.approx(sum(engine["stages_ms"][name] for name in NETWORKS))
-    assert engine["peak_device_bytes"] > 3000
+    assert engine["peak_device_bytes"] > 3000 and engine["clock_mhz"] == 2520
     assert [layer["name"] for layer in engine["layers"]][:2] == ["encoder_conv", "encoder_norm"]
+    gpu["name"] = "GeForce One"
     code, out, _ = intsr("bench", machine.engine(), *QUICK, "--alone", "--cuda-backend", "pycuda")
-    assert code == 0 and "without CUDA graphs" in out and "copies to and from the GPU" in out
+    assert code == 0 and "without CUDA graphs; 2520 MHz after warming up" in out
+    assert "copies to and from the GPU" in out
 
 
 def test_gpus_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +162,15 @@ def test_gpus_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (gpu,) = benchmark_environment.gpus_from_nvidia_smi()
     assert gpu["name"] == "NVIDIA GeForce RTX 4090" and gpu["driver_version"] == "580.95.05"
     assert (gpu["clock_sm_mhz"], gpu["clock_sm_max_mhz"], gpu["power_limit_w"]) == ("2520", "3105", "450.00")
+    assert benchmark_environment.clock_from_gpus([gpu], "cuda:0 NVIDIA GeForce RTX 4090 (sm89)") == 2520
+    # Another; two of the same name; a name that is only the beginning of another; a driver that does not say.
+    for gpus, device in (
+        ([gpu], "cuda:0 NVIDIA A2 (sm86)"),
+        ([gpu, gpu], "cuda:0 NVIDIA GeForce RTX 4090 (sm89)"),
+        ([gpu], "cuda:0 NVIDIA GeForce RTX 4090 D (sm89)"),
+        ([gpu | {"clock_sm_mhz": "[N/A]"}], "cuda:0 NVIDIA GeForce RTX 4090 (sm89)"),
+    ):
+        assert benchmark_environment.clock_from_gpus(gpus, device) is None
     program.write_text(f"#!{sys.executable}\nraise SystemExit('no devices were found')\n")
     assert benchmark_environment.gpus_from_nvidia_smi() == []
     program.unlink()

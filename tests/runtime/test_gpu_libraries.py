@@ -12,6 +12,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ trt, version = rtx_bindings.load()
 DESCRIBE = (
     RTX_CODE
     + """
-classes = ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger")
+classes = ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger", "IRuntimeConfig")
 print(json.dumps({
     "classes": {c: {n: getattr(getattr(trt, c), n).__doc__ or "" for n in dir(getattr(trt, c))} for c in classes},
     "settable": [n for n, p in vars(trt.IExecutionContext).items() if getattr(p, "fset", None)],
@@ -74,18 +76,47 @@ def _own(cls: type) -> dict[str, object]:
 
 
 @needs_rtx
-@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger"])
-def test_the_simulated_tensorrt_has_only_what_the_real_one_has(machine, real: dict, name: str) -> None:
+@pytest.mark.parametrize(
+    ("simulated", "name"),
+    [
+        *((name, name) for name in ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger")),
+        ("IRuntimeConfig", "IRuntimeConfig"),
+        # By a configuration is the other way to make a context.
+        ("RtxCudaEngine", "ICudaEngine"),
+    ],
+)
+def test_the_simulated_tensorrt_has_only_what_the_real_one_has(
+    machine, real: dict, simulated: str, name: str
+) -> None:
     known = real["classes"][name]
-    for attribute, value in _own(getattr(machine.support, name)).items():
+    for attribute, value in _own(getattr(machine.support, simulated)).items():
         assert attribute in known, f"{name}.{attribute}"
         if callable(value):
-            parameters = list(inspect.signature(value).parameters)[1:]
-            signatures = [
-                re.findall(r"(?:^|, )(\w+): ", text) for text in re.findall(r"\((self: .*)\) ->", known[attribute])
-            ]
-            assert ["self", *parameters] in signatures, f"{name}.{attribute}{signatures}"
+            _check_parameters(value, f"{name}.{attribute}", known[attribute])
     assert "profiler" in real["settable"]
+
+
+def _check_parameters(simulated: Callable[..., object], name: str, documentation: str) -> None:
+    parameters = list(inspect.signature(simulated).parameters)[1:]
+    signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in re.findall(r"\((self: .*)\) ->", documentation)]
+    assert ["self", *parameters] in signatures, f"{name}{signatures}"
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="NVIDIA's own tensorrt_rtx is not installed")
+def test_the_simulated_kernel_cache_is_that_of_nvidias_own_bindings(machine) -> None:
+    known = _child(DESCRIBE.replace('"IRuntimeConfig")', '"IRuntimeConfig", "IRuntimeCache")'))["classes"]
+    for simulated, name in (("RtxRuntimeConfig", "IRuntimeConfig"), ("IRuntimeCache", "IRuntimeCache")):
+        for attribute, value in _own(getattr(machine.support, simulated)).items():
+            _check_parameters(value, f"{name}.{attribute}", known[name][attribute])
+
+
+@needs_rtx
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is not None, reason="NVIDIA's own tensorrt_rtx is installed")
+def test_tensorrts_bindings_keep_no_kernels(machine, real: dict) -> None:
+    """Else docs/tensorrt.md is wrong, and they are kept through bindings over another library."""
+    official = _own(machine.support.RtxRuntimeConfig)
+    assert set(official) == {"create_runtime_cache", "set_runtime_cache"}
+    assert not set(official) & set(real["classes"]["IRuntimeConfig"])
 
 
 @needs_rtx
@@ -228,5 +259,6 @@ def test_tensorrt_that_is_missing(target: str, extra: str, monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setattr(rtx_bindings, "load", load)
+    monkeypatch.setattr(tensorrt_library, "find_spec", lambda name: None)
     with pytest.raises(EngineMismatchError, match=rf"is not installed.*intsr\[{extra}\]"):
         tensorrt_library.load_library(target, "e.engine")

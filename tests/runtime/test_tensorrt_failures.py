@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from intsr.bundle import read_manifest, write_bundle
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
+from intsr.runtime import cuda_python, tensorrt_library
+from intsr.runtime.devices import list_devices
 from intsr.runtime.engine import open_engine
 
 BACKENDS = ("cuda-python", "pycuda")
@@ -33,8 +36,46 @@ def _fails(machine, error: type[Exception], words: str, path: Path | None = None
     machine.assert_nothing_is_left()
 
 
+def _driver_says(monkeypatch: pytest.MonkeyPatch, version: int | None, status: int = 0) -> None:
+    """version: of the driver's own library, 12080 for CUDA 12.8; None where there is no such library."""
+
+    def cuDriverGetVersion(pointer: object) -> int:
+        pointer._obj.value = version  # type: ignore[attr-defined]
+        return status
+
+    def load() -> SimpleNamespace:
+        if version is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return SimpleNamespace(cuDriverGetVersion=cuDriverGetVersion)
+
+    monkeypatch.setattr(cuda_python, "_load_driver", load)
+
+
+@pytest.mark.parametrize(("version", "text"), [(12080, "12.8"), (12020, "12.2"), (11080, "11.8")])
+def test_a_driver_that_is_too_old_is_not_called_missing(
+    machine, monkeypatch: pytest.MonkeyPatch, version: int, text: str
+) -> None:
+    machine.gpu.fail["cudaGetDeviceCount"] = "cudaErrorInsufficientDriver"
+    _driver_says(monkeypatch, version)
+    words = rf"is for CUDA {text}; expected CUDA 13\.0 or newer \(driver R580\); update the NVIDIA driver"
+    _fails(machine, EngineMismatchError, words)
+    devices, reason = list_devices("cuda-python")
+    assert [device.name for device in devices] == ["cpu"] and "update the NVIDIA driver" in reason
+
+
+@pytest.mark.parametrize(("version", "status"), [(None, 0), (0, 0), (12080, 3), (13020, 0)])
+def test_the_same_status_without_an_old_driver(
+    machine, monkeypatch: pytest.MonkeyPatch, version: int | None, status: int
+) -> None:
+    """No library, a stub, a call that fails, a driver that is new enough."""
+    machine.gpu.fail["cudaGetDeviceCount"] = "cudaErrorInsufficientDriver"
+    _driver_says(monkeypatch, version, status)
+    _fails(machine, EngineMismatchError, "no usable NVIDIA driver .cudaErrorInsufficientDriver.*an NVIDIA GPU")
+
+
 @pytest.mark.parametrize("status", ["cudaErrorInsufficientDriver", "cudaErrorNoDevice"])
-def test_no_driver(machine, status: str) -> None:
+def test_no_driver(machine, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
+    _driver_says(monkeypatch, None)
     machine.gpu.fail["cudaGetDeviceCount"] = status
     _fails(machine, EngineMismatchError, f"no usable NVIDIA driver .{status}.*intsr compile MODEL")
     machine.gpu.fail["init"] = "cuInit failed: no CUDA-capable device is detected"
@@ -54,7 +95,12 @@ def test_no_gpu_at_all(machine) -> None:
         ("sm89", (9, 0), "tensorrt"),
         ("sm80+", (7, 5), "tensorrt"),
         ("", (8, 9), "tensorrt"),
-        ("sm86+", (9, 0), "tensorrt-rtx"),
+        # Engines of earlier versions say sm86+: RTX's plans are for 8.6, 8.9 and 12.0 all the same.
+        *(
+            ("sm86+", capability, "tensorrt-rtx")
+            for capability in [(8, 0), (8, 7), (9, 0), (10, 0), (11, 0), (12, 1)]
+        ),
+        ("sm86,sm89,sm120", (8, 7), "tensorrt-rtx"),
         ("sm86,sm120", (8, 9), "tensorrt-rtx"),
     ],
 )
@@ -62,7 +108,8 @@ def test_another_architecture(machine, architecture: str, capability: tuple[int,
     machine.gpu.capability = capability
     path = machine.engine(target, gpu_architecture=architecture)
     here = f"sm{capability[0]}{capability[1]}"
-    _fails(machine, EngineMismatchError, f"built for .*; here is cuda:0 .*{here}.*--device", path)
+    words = f"built for .*; here is cuda:0 .*{here}.*--device, or .*intsr compile MODEL --target tensorrt$"
+    _fails(machine, EngineMismatchError, words, path)
     assert machine.trt.deserialized == []
 
 
@@ -71,8 +118,11 @@ def test_another_architecture(machine, architecture: str, capability: tuple[int,
     [
         ("sm80+", (9, 0), "tensorrt"),
         ("sm120", (12, 0), "tensorrt"),
-        ("sm86+", (12, 0), "tensorrt-rtx"),
-        ("sm86,sm89", (8, 9), "tensorrt-rtx"),
+        *(("sm86+", capability, "tensorrt-rtx") for capability in [(8, 6), (8, 9), (12, 0)]),
+        *(("sm86,sm89,sm120", capability, "tensorrt-rtx") for capability in [(8, 6), (8, 9), (12, 0)]),
+        # Asked for by name.
+        ("sm75", (7, 5), "tensorrt-rtx"),
+        ("sm121", (12, 1), "tensorrt-rtx"),
     ],
 )
 def test_architectures_that_fit(machine, architecture: str, capability: tuple[int, int], target: str) -> None:
@@ -136,6 +186,19 @@ def test_host_code_in_plans_stays_off(machine) -> None:
 def test_tensorrt_is_out_of_memory(machine, what: str) -> None:
     machine.trt.failures[what] = "Error Code 2: OutOfMemory (Requested size was 900000000 bytes.)"
     _fails(machine, OutOfMemoryError, "out of memory.*smaller --tile")
+
+
+def test_memory_that_the_context_refuses_is_an_error_when_the_engine_is_opened(machine) -> None:
+    """The call answers nothing."""
+    machine.trt.failures["memory"] = "Parameter check failed, condition: size >= deviceMemorySize"
+    _fails(machine, EngineMismatchError, "encoder: giving the execution context its memory failed .Parameter check")
+    # What was said before, of something else, is not what this call said.
+    library = tensorrt_library.load_library("tensorrt", "e.engine")
+    library.log.errors.append("something was said")
+    taken: list[tuple[int, int]] = []
+    context = SimpleNamespace(set_device_memory=lambda memory, size: taken.append((memory, size)))
+    tensorrt_library.give_memory(library, context, 4096, 100, "e.engine")
+    assert taken == [(4096, 100)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -31,6 +31,7 @@ class Simulator:
         self.device, self.host_memory, self.host = {}, {}, {}
         self.streams, self.events, self.graphs, self.modules = {}, {}, {}, {}
         self.capturing, self.log, self.calls, self.fail = {}, [], Counter(), {}
+        self.spoiled = set()
         self.current, self.clock = None, 0.0
         self._numbers = itertools.count(4096, 512)
 
@@ -127,6 +128,7 @@ class CudaError(enum.IntEnum):
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
     cudaErrorLaunchFailure = 719
 
 
@@ -179,6 +181,10 @@ class CudaRuntime:
         return (CudaError.cudaErrorMemoryAllocation, None) if address is None else (address,)
 
     def cudaFree(self, devPtr):
+        if self._gpu.capturing:
+            # It would wait for the device: forbidden, and the end of the capture.
+            self._gpu.spoiled |= set(self._gpu.capturing)
+            return (CudaError.cudaErrorStreamCaptureUnsupported,)
         del self._gpu.device[devPtr]
         return ()
 
@@ -214,6 +220,11 @@ class CudaRuntime:
         self._gpu.drain(stream)
         return ()
 
+    def cudaDeviceSynchronize(self):
+        for stream in list(self._gpu.streams):
+            self._gpu.drain(stream)
+        return ()
+
     def cudaStreamWaitEvent(self, stream, event, flags):
         self._gpu.wait(stream, event)
         return ()
@@ -247,8 +258,11 @@ class CudaRuntime:
         return ()
 
     def cudaStreamEndCapture(self, stream):
-        graph = self._gpu.number()
-        self._gpu.graphs[graph] = self._gpu.capturing.pop(stream)
+        work, graph = self._gpu.capturing.pop(stream), self._gpu.number()
+        if stream in self._gpu.spoiled:
+            self._gpu.spoiled.remove(stream)
+            return CudaError.cudaErrorStreamCaptureInvalidated, None
+        self._gpu.graphs[graph] = work
         return (graph,)
 
     def cudaGraphInstantiate(self, graph, flags):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import weakref
 from collections import Counter
 from types import SimpleNamespace
 
@@ -60,7 +61,9 @@ def write_plan(target: str, version: tuple[int, ...], description: dict) -> byte
 
 
 class FakeTensorRT:
-    """The `tensorrt` module. failures: `deserialize`, `context`, `address`, `execute`, `capture` -> what it logs."""
+    """The `tensorrt` module. failures: `deserialize`, `context`, `memory`, `address`, `execute`, `capture`, `config`,
+    `cache` -> what it logs. compiled: kernels, by `become_official`. faults: what would have crashed the process.
+    """
 
     def __init__(self, gpu) -> None:
         self.gpu, self.failures, self.live = gpu, {}, Counter()
@@ -68,6 +71,8 @@ class FakeTensorRT:
         self.ILogger, self.IProfiler = ILogger, IProfiler
         self.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
         self.TensorIOMode = TensorIOMode
+        self.IRuntimeConfig, self.compiled, self.faults = IRuntimeConfig, [], []
+        self.cache_contents, self.driver = [], "580"
         self.__version__ = "10.13.0.35"
         module = self
 
@@ -75,6 +80,10 @@ class FakeTensorRT:
             _module = module
 
         self.Runtime = BoundRuntime
+
+    def become_official(self) -> None:
+        """NVIDIA's own `tensorrt_rtx`: the same, and it keeps kernels, and takes back those of the same driver."""
+        self.IRuntimeConfig, self.__version__ = RtxRuntimeConfig, "1.7.1.116"
 
     def fails(self, what: str, logger) -> bool:
         if what in self.failures:
@@ -102,7 +111,9 @@ class Runtime:
         if weights is None:
             self._logger.log(ErrorSeverity.ERROR, "Error Code 2: OutOfMemory (Requested size was 100 bytes.)")
             return None
-        return ICudaEngine(self._module, self._logger, description, weights)
+        official = self._module.IRuntimeConfig is RtxRuntimeConfig
+        engine = RtxCudaEngine if official else ICudaEngine
+        return engine(self._module, self._logger, description, weights)
 
 
 class ICudaEngine:
@@ -171,6 +182,8 @@ class IExecutionContext:
 
     def set_device_memory(self, memory, size):
         assert size >= self._engine.device_memory_size_v2
+        if self._module.fails("memory", self._engine._logger):
+            return
         self._state.arena = (memory, size)
 
     def set_tensor_address(self, name, memory):
@@ -203,3 +216,85 @@ class IExecutionContext:
             self.profiler.report_layer_time(f"{state.name}_conv", 1.5)
             self.profiler.report_layer_time(f"{state.name}_norm", 0.5)
         return True
+
+
+class IRuntimeConfig:
+    """As in PyPI's bindings."""
+
+    def __init__(self, engine):
+        self._engine, self._module, self._strategy = engine, engine._module, ExecutionContextAllocationStrategy.STATIC
+        self._contexts = weakref.WeakSet()
+        self._module.live["config"] += 1
+
+    def __del__(self):
+        self._module.live["config"] -= 1
+        if self._contexts:
+            self._module.faults.append("a configuration went before its context")
+
+    def get_execution_context_allocation_strategy(self):
+        return self._strategy
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self._strategy = strategy
+
+
+class RtxRuntimeConfig(IRuntimeConfig):
+    def create_runtime_cache(self):
+        return None if self._module.fails("cache", self._engine._logger) else IRuntimeCache(self._module)
+
+    def set_runtime_cache(self, cache):
+        # It does not keep it: a cache that went leaves the context with a pointer to nothing.
+        self._cache = weakref.ref(cache)
+        return True
+
+
+class IRuntimeCache:
+    def __init__(self, module):
+        self._module, self._kernels, self._contexts = module, [], weakref.WeakSet()
+        module.live["cache"] += 1
+
+    def __del__(self):
+        self._module.live["cache"] -= 1
+        if self._contexts:
+            self._module.faults.append("a cache went before its context")
+
+    def serialize(self):
+        return bytearray(json.dumps([self._module.driver, self._kernels]).encode())
+
+    def deserialize(self, blob):
+        self._module.cache_contents.append(bytes(blob))
+        driver, kernels = json.loads(blob)
+        if driver != self._module.driver:
+            return False
+        self._kernels = kernels
+        return True
+
+
+class RtxCudaEngine(ICudaEngine):
+    def create_runtime_config(self):
+        return None if self._module.fails("config", self._logger) else RtxRuntimeConfig(self)
+
+    def create_execution_context(self, runtime_config):
+        strategy = runtime_config.get_execution_context_allocation_strategy()
+        context = super().create_execution_context(strategy)
+        if context is not None:
+            context.__class__, context._cache = RtxExecutionContext, runtime_config._cache
+            runtime_config._contexts.add(context)
+            context._cache()._contexts.add(context)
+            context._compile("at the start")
+        return context
+
+
+class RtxExecutionContext(IExecutionContext):
+    def _compile(self, when):
+        cache = self._cache()
+        kernel = f"{self._state.name} {when}"
+        if cache is None:
+            self._module.faults.append("a context looked into a cache that went")
+        elif kernel not in cache._kernels:
+            self._module.compiled.append(kernel)
+            cache._kernels.append(kernel)
+
+    def execute_async_v3(self, stream_handle):
+        self._compile("at the first run")
+        return super().execute_async_v3(stream_handle)
