@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intsr.calib.calibration import JSON_NAME, load_calibration
+from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
 from intsr.calib.model import SRModel, load_model
 from intsr.calib.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
@@ -61,13 +61,15 @@ def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: in
     return tuple(TorchNetwork(modules[name], *tensors[name]) for name in NETWORKS)
 
 
-def open_reference(model_name: str, tile_px: int, threads: int | None) -> Upscaler:
+def open_reference(
+    model_name: str, tile_px: int, threads: int | None, context: Path | None = None, lora: Path | None = None
+) -> Upscaler:
     """The model in torch fp32 eager behind the runtime's own tiling and colour fix (for `intsr bench`)."""
     from intsr.runtime.upscaler import Upscaler
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model = load_model(model_name)
+    model = load_model(model_name, context, lora)
     encoder, unet, decoder = torch_networks(reference_networks(model), model, tile_px)
     return Upscaler(
         networks=(encoder, unet, decoder),
@@ -87,21 +89,19 @@ def reference_for_verification(
     lora: Path | None,
     tile_px: int,
     calibration_digest: str,
+    weight_only: bool = False,
 ) -> tuple[TorchReference, ModelSpec]:
     """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
 
-    calibration_digest: the engine's; another calibration's numbers would say nothing about it.
+    calibration_digest: the engine's; another calibration's numbers would say nothing about it. weight_only: of an
+    engine whose activations are floats, whatever grids the calibration has for them.
     Raises UsageError, ModelError, CalibrationError.
     """
     if not (Path(against) / JSON_NAME).is_file():
         model = load_model(against, context, lora)
-        return TorchReference(torch_networks(reference_networks(model), model, tile_px)), model.spec
+        return reference_from_calibration(model, None, tile_px), model.spec
     if model_name is None:
         raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
-    # The engine's own folding, seen from torch: what it must agree with.
-    from intsr.export.fake_quant import fake_quantized
-    from intsr.export.pipeline import folded_from_model
-
     calibration = load_calibration(Path(against))
     if calibration.digest() != calibration_digest:
         built = f"digest {calibration_digest[:12]}" if calibration_digest else "none (full precision)"
@@ -109,12 +109,25 @@ def reference_for_verification(
             against, f"digest {calibration.digest()[:12]}", f"the one that the engine was made with, {built}"
         )
     model = load_model(model_name, context, lora)
-    if calibration.official_layers:
+    return reference_from_calibration(model, calibration, tile_px, weight_only), model.spec
+
+
+def reference_from_calibration(
+    model: SRModel, calibration: Calibration | None, tile_px: int, weight_only: bool = False
+) -> TorchReference:
+    """What an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
+    # The engine's own folding, seen from torch.
+    from intsr.export.fake_quant import fake_quantized
+    from intsr.export.pipeline import folded_from_model
+
+    if calibration is None:
+        return TorchReference(torch_networks(reference_networks(model), model, tile_px))
+    if calibration.official_layers and not weight_only:
         from intsr.calib.official_forward import official_model
 
         # Not the folded form, but what the official code computes.
         official = official_model(model, calibration.official_layers, calibration.official_attentions)
-        return TorchReference(torch_networks(reference_networks(official), model, tile_px)), model.spec
+        return TorchReference(torch_networks(reference_networks(official), model, tile_px))
     folded = folded_from_model(model, calibration)
-    modules = {network.name: fake_quantized(network) for network in folded.networks}
-    return TorchReference(torch_networks(modules, model, tile_px)), model.spec
+    modules = {network.name: fake_quantized(network, weight_only) for network in folded.networks}
+    return TorchReference(torch_networks(modules, model, tile_px))

@@ -23,6 +23,7 @@ EXTRAS = {
     "pycuda": "pycuda",
     "matplotlib": "plot",
     "jinja2": "report",
+    "tensorrt_rtx": "rtx",
     "tensorrt_bindings": "rtx",
     "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
     "pyiqa": "metrics",

@@ -14,6 +14,7 @@ from typing import Any
 from intsr.bundle import SCHEMA_VERSION, write_bundle
 from intsr.engines.build_types import BuildOptions, BuildReport
 from intsr.engines.child import Build, build_each_in_child
+from intsr.engines.plan_cache import PlanCache
 from intsr.engines.targets import Target, target_from_name
 from intsr.errors import UsageError
 from intsr.export.onnx_export import OnnxExport, load_export
@@ -36,11 +37,13 @@ def compile_engine(
     options: BuildOptions,
     precision: str | None = None,
     on_network: Callable[[str], None] = lambda name: None,
+    cache: PlanCache | None = None,
 ) -> Manifest:
     """Build every graph of a folder that `export_onnx` wrote for `options.target`, a child process for each network.
 
-    precision: of what is not integer, written into the manifest; None for the target's own. Nothing is left behind
-    on failure. Raises UsageError (lowering of another target), ExportError, BuildError, MissingLibraryError.
+    precision: of what is not integer, written into the manifest; None for the target's own. cache: of networks built
+    before. Nothing is left behind on failure. Raises UsageError (lowering of another target), ExportError,
+    BuildError, MissingLibraryError.
     """
     target = target_from_name(options.target)
     export = load_export(export_folder)
@@ -59,7 +62,8 @@ def compile_engine(
         for entries in zip(export.networks, *(tile.networks for tile in export.tiles), strict=True):
             on_network(entries[0].name)
             sizes = [export.tile_px, *(tile.tile_px for tile in export.tiles)]
-            built.append(_build(target, export_folder, Path(folder), dict(zip(sizes, entries, strict=True)), options))
+            graphs = dict(zip(sizes, entries, strict=True))
+            built.append(_build(target, export_folder, Path(folder), graphs, options, cache))
         members = {name: Path(folder) / name for network in built for name in network.members()}
         plans = {network.entries[0].name: network.reports[0].plan for network in built}
         if any("layers" in plan for plan in plans.values()):
@@ -82,7 +86,12 @@ class _Built:
 
 
 def _build(
-    target: Target, export_folder: Path, folder: Path, graphs: Mapping[int, NetworkEntry], options: BuildOptions
+    target: Target,
+    export_folder: Path,
+    folder: Path,
+    graphs: Mapping[int, NetworkEntry],
+    options: BuildOptions,
+    cache: PlanCache | None,
 ) -> _Built:
     """graphs: tile size -> the network's graph of that size, the default first."""
     first, *further = graphs
@@ -94,7 +103,7 @@ def _build(
         Build(export_folder / graph.member, folder / member, options if member == main else further_options)
         for member, graph in zip(members, graphs.values(), strict=True)
     ]
-    reports = build_each_in_child(target.module, builds)
+    reports = build_each_in_child(target.module, builds) if cache is None else cache.build_each(target, builds)
     weights_member = ""
     if further and target.sharing:
         module, _, function = target.sharing.partition(":")

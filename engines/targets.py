@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 
-from intsr.errors import UsageError
+from intsr.errors import MissingLibraryError, UsageError
 from intsr.export.lowering import LOWERING_OF_TARGET, OTHERS_OF_TARGET, WEIGHT_ONLY_OF_TARGET
+from intsr.loading import EXTRAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,8 @@ class Target:
     suffix: of its member. precision: of what is not integer, `auto` where the runtime decides on the machine.
     sharing: "module:function", function(member, further members), where further tile sizes can do with the first
     one's weights; their members then have `further_suffix`. tiles: what is built where nothing else is asked for.
+    libraries: import names, one of these groups is needed to build. times_kernels: the builder chooses them by
+    measuring on this machine's GPU.
     """
 
     name: str
@@ -23,6 +28,8 @@ class Target:
     sharing: str = ""
     further_suffix: str = ""
     tiles: tuple[int, ...] = (128,)
+    libraries: tuple[tuple[str, ...], ...] = ()
+    times_kernels: bool = False
 
     @property
     def lowering(self) -> str:
@@ -37,6 +44,16 @@ class Target:
         """Whether graphs of that lowering can be built."""
         return lowering in (self.lowering, self.weight_only_lowering, *OTHERS_OF_TARGET.get(self.name, ()))
 
+    def check_installed(self) -> None:
+        """Before long work; nothing is imported. Raises MissingLibraryError naming what the last group lacks."""
+        missing: list[str] = []
+        for group in self.libraries:
+            missing = [library for library in group if library not in sys.modules and find_spec(library) is None]
+            if not missing:
+                return
+        if missing:
+            raise MissingLibraryError(missing[0], EXTRAS[missing[0]], f"target {self.name}")
+
 
 TARGETS = (
     Target(
@@ -48,9 +65,15 @@ TARGETS = (
         further_suffix="xml.gz",
         tiles=(128, 64),
     ),
-    Target("onnxruntime", "intsr.engines.onnxruntime", "onnx", "f32"),
-    Target("tensorrt", "intsr.engines.tensorrt", "plan", "f16"),
-    Target("tensorrt-rtx", "intsr.engines.tensorrt_rtx", "plan", "f16"),
+    Target("onnxruntime", "intsr.engines.onnxruntime", "onnx", "f32", libraries=(("onnxruntime",),)),
+    Target("tensorrt", "intsr.engines.tensorrt", "plan", "f16", libraries=(("tensorrt",),), times_kernels=True),
+    Target(
+        "tensorrt-rtx",
+        "intsr.engines.tensorrt_rtx",
+        "plan",
+        "f16",
+        libraries=(("tensorrt_rtx",), ("onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_bindings")),
+    ),
 )
 TARGET_NAMES = tuple(target.name for target in TARGETS)
 

@@ -29,6 +29,16 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
+    """Files beside `path` that hold weights of a model that `read_onnx` gave, in order."""
+    external = (tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return [path.parent / name for name in sorted({_location(tensor) for tensor in external})]
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return str({entry.key: entry.value for entry in tensor.external_data}.get("location", ""))
+
+
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
@@ -41,7 +51,7 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
-    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+    location = _location(tensor)
     file = path.parent / location
     inside = bool(location) and file.resolve().is_relative_to(path.parent.resolve())
     if not inside or Path(location).is_absolute() or file.is_symlink():

@@ -146,9 +146,10 @@ def _watch(items: Sequence[Any], description: str) -> Any:
 
 
 def _command_line(values: Mapping[str, Any]) -> dict[str, str | None]:
-    """Options of calibrate as it is given them: name -> value, None for a flag; without flags that are off."""
+    """Options of calibrate as it is given them: name -> value, None for a flag; without what is off or not given."""
     names = {parameter.name: parameter.opts[0] for parameter in calibrate.params}
-    return {names[key]: None if value is True else str(value) for key, value in values.items() if value is not False}
+    given = {key: value for key, value in values.items() if value is not False and value is not None}
+    return {names[key]: None if value is True else str(value) for key, value in given.items()}
 
 
 def _scorer(metrics_text: str | None) -> PerceptualScorer:

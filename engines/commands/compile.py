@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, TileSizes, common_options, emit_json, progress, say, weight_options
+from intsr.console import Stopwatch, TileSizes, common_options, emit_json, say, weight_options
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
-    from intsr.calib.model import ModelSource
-    from intsr.engines.targets import Target
-    from intsr.types import ModelSpec
+    from intsr.engines.compile_request import CompileRequest
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
-OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora")
+OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify")
 TARGETS_OF_OPTION = {
     "activations": TENSORRT,
     "plugins": ("tensorrt",),
     "precision": ("cpu",),
     "workspace_mib": TENSORRT,
     "hardware_compatibility": TENSORRT,
-    "timing_cache": TENSORRT,
+    "timing_cache": ("tensorrt",),
 }
 
 
@@ -39,7 +36,7 @@ TARGETS_OF_OPTION = {
     "intsr compile demo-onnx/ --target tensorrt-rtx -o demo.rtx.engine",
 )
 @click.argument("source", metavar="MODEL|EXPORT")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .engine file to write.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The .engine file to write.  [required]")
 @click.option("--target", default="cpu", show_default=True, help="cpu, onnxruntime, tensorrt or tensorrt-rtx.")
 @click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder.")
 @click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these first, in one pass.")
@@ -76,11 +73,20 @@ TARGETS_OF_OPTION = {
     show_default=True,
     help="tensorrt: other GPUs that the plan must run on; costs speed.",
 )
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="TensorRT: reuse measured kernel times.")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="tensorrt: reuse measured kernel times.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder of networks built before, used and added to.")
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Compare with torch on this folder's pictures; below --min-psnr nothing is written.",
+)
+@click.option("--min-psnr", "min_psnr_db", default=30.0, show_default=True, help="Of --verify: end to end, in dB.")
+@click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes, and stop.")
 @common_options
 def compile_command(
     source: str,
-    output: Path,
+    output: Path | None,
     target: str,
     calibration: Path | None,
     images: Path | None,
@@ -96,6 +102,10 @@ def compile_command(
     workspace_mib: int | None,
     hardware_compatibility: str,
     timing_cache: Path | None,
+    cache: Path | None,
+    verify: Path | None,
+    min_psnr_db: float,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Build an .engine file.
@@ -105,42 +115,63 @@ def compile_command(
     `intsr export` wrote for the same target.
     """
     from intsr.engines.build_types import BuildOptions
+    from intsr.engines.compile_check import Check, place_for
+    from intsr.engines.compile_request import CompileRequest, export_request, prepare
     from intsr.engines.compiler import compile_engine
+    from intsr.engines.plan_cache import PlanCache
+    from intsr.engines.targets import target_from_name
     from intsr.export.onnx_export import EXPORT_NAME
     from intsr.files import check_output_file
 
     watch = Stopwatch()
     is_export = (Path(source) / EXPORT_NAME).is_file()
     _check_options(target, is_export, calibration is not None, bool(official))
+    request = CompileRequest(
+        source,
+        target,
+        calibration,
+        images,
+        official,
+        bits,
+        parts,
+        tiles_px,
+        context,
+        lora,
+        activations == "fp16",
+        plugins,
+    )
     options = BuildOptions(
         target=target,
         workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
         hardware_compatibility=hardware_compatibility,
         timing_cache=timing_cache,
     )
+    if dry_run:
+        _show_plan(request, is_export, as_json)
+        return
+    if output is None:
+        raise UsageError("-o, --output", "missing", "the .engine file to write")
     check_output_file(output)
+    check = None if verify is None else Check(verify, min_psnr_db)
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
-        export_folder = Path(source)
+        export_folder, result = Path(source), None
         if not is_export:
-            export_folder = Path(folder) / "onnx"
-            _export(
-                source,
-                target,
-                calibration,
-                images,
-                official,
-                bits,
-                parts,
-                tiles_px,
-                context,
-                lora,
-                activations,
-                plugins,
+            found = target_from_name(target)
+            found.check_installed()
+            pictures = [] if check is None else check.pictures(found)
+            export_folder, prepared = Path(folder) / "onnx", prepare(request)
+            ranges = export_request(prepared, export_folder)
+        with place_for(output, check is not None) as place:
+            manifest = compile_engine(
                 export_folder,
+                place,
+                options,
+                precision,
+                lambda name: say(f"building {name} for {target}"),
+                None if cache is None else PlanCache(cache, lambda name: say(f"{name}: built before, from {cache}")),
             )
-        manifest = compile_engine(
-            export_folder, output, options, precision, lambda name: say(f"building {name} for {target}")
-        )
+            if check is not None:
+                result = check.run(place, pictures, prepared.source, ranges, request.weight_only)
     report: dict[str, Any] = {
         "output": str(output),
         "size_bytes": output.stat().st_size,
@@ -153,9 +184,28 @@ def compile_command(
             for name, plan in manifest.build["plans"].items()
         },
     }
-    say(f"{output}: {manifest.bits} for {target}, {report['size_bytes'] / 1e6:.1f} MB, {watch.seconds:.1f} s")
+    tiles = f"tiles of {', '.join(map(str, manifest.tile_sizes))}"
+    size = f"{report['size_bytes'] / 1e6:.1f} MB"
+    agrees = "" if result is None else f", {result.end_to_end.psnr_db:.2f} dB against torch"
+    say(f"{output}: {manifest.bits} for {target}, {tiles}, {size}, {watch.seconds:.1f} s{agrees}")
     if as_json:
+        if result is not None:
+            networks = [*result.networks, result.end_to_end]
+            report["agreement"] = {item.name: item.to_mapping() for item in networks}
         emit_json(report)
+
+
+def _show_plan(request: CompileRequest, is_export: bool, as_json: bool) -> None:
+    from intsr.engines.compile_plan import lines_of_plan
+    from intsr.engines.compile_request import plan_of, prepare
+
+    if is_export:
+        raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
+    plan = plan_of(prepare(request))
+    if as_json:
+        emit_json(plan.to_mapping())
+    else:
+        click.echo("\n".join(lines_of_plan(plan)))
 
 
 def _check_options(target: str, is_export: bool, is_calibrated: bool, is_official: bool) -> None:
@@ -171,6 +221,8 @@ def _check_options(target: str, is_export: bool, is_calibrated: bool, is_officia
     for name in ("bits", "parts") if is_calibrated else ():
         if name in given:
             raise UsageError(given[name], "together with --calibration", "one of them: a calibration has its own")
+    if context.params["bits"] == "fp" and not is_calibrated and "parts" in given:
+        raise UsageError(given["parts"], "together with --bits fp", "one of them: nothing is quantized")
     if is_official and "parts" in given:
         raise UsageError(given["parts"], "together with --passionsr", "one of them: the files given say it")
     for name in (*OF_MODEL, "activations", "plugins") if is_export else ():
@@ -179,94 +231,3 @@ def _check_options(target: str, is_export: bool, is_calibrated: bool, is_officia
     for name, targets in TARGETS_OF_OPTION.items():
         if name in given and found.name not in targets:
             raise UsageError(given[name], f"together with --target {target}", f"target {' or '.join(targets)}")
-
-
-def _export(
-    model_name: str,
-    target: str,
-    calibration: Path | None,
-    images: Path | None,
-    official: tuple[Path, ...],
-    bits: str,
-    parts: str,
-    tiles_px: tuple[int, ...] | None,
-    context: Path | None,
-    lora: Path | None,
-    activations: str,
-    plugins: tuple[str, ...],
-    folder: Path,
-) -> None:
-    from intsr.calib.calibrate import parse_parts
-    from intsr.calib.model import open_model
-    from intsr.calib.official_calibration import check_one_tile
-    from intsr.engines.targets import target_from_name
-    from intsr.export.lowering import lowering_from_name
-    from intsr.export.pipeline import export_model
-    from intsr.export.weight_only import static_calibration
-    from intsr.types import Bits
-
-    weight_only = activations == "fp16"
-    sources = bool(calibration) + bool(images) + bool(official) + (not Bits.parse(bits).quantized)
-    if sources != 1 and not (weight_only and sources == 0):
-        raise UsageError(
-            model_name,
-            "no single source of ranges",
-            "one of --calibration DIR, --images DIR, --passionsr UNET.pth [VAE.pth], --bits fp",
-        )
-    source = open_model(model_name, context, lora)
-    found = target_from_name(target)
-    # Before calibrating, which takes longer.
-    tile_px, *further = _checked_tiles(tiles_px, found, source.spec)
-    ranges = _ranges(source, calibration, images, official, bits, parts, tile_px)
-    if ranges is not None and ranges.official_layers:
-        # It fits one size only: no further ones unless they were asked for, which is an error.
-        further = further if tiles_px is not None else []
-        check_one_tile(ranges, [tile_px, *further])
-    if weight_only and ranges is None and Bits.parse(bits).quantized:
-        ranges = static_calibration(source, Bits.parse(bits), parse_parts(parts), tile_px)
-    name = (found.weight_only_lowering if weight_only else None) or found.lowering
-    lowering = lowering_from_name(name, plugins)
-    export_model(source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"), further)
-
-
-def _checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec) -> tuple[int, ...]:
-    """What was asked for, else the target's own as far as the networks take them. Raises UsageError."""
-    from intsr.export.onnx_export import check_tile, tile_step
-
-    first, *further = given or target.tiles
-    if given is None:
-        step = tile_step(spec.upscale_factor, spec.size_multiple_px)
-        further = [tile for tile in further if tile % step == 0]
-    for tile in (first, *further):
-        check_tile(tile, spec.upscale_factor, spec.size_multiple_px)
-    return (first, *further)
-
-
-def _ranges(
-    source: ModelSource,
-    calibration: Path | None,
-    images: Path | None,
-    official: tuple[Path, ...],
-    bits: str,
-    parts: str,
-    tile_px: int,
-) -> Calibration | None:
-    from intsr.calib.calibrate import Recipe, calibrate, parse_parts
-    from intsr.calib.calibration import load_calibration
-    from intsr.calib.official_calibration import import_official
-    from intsr.calib.pictures import list_pictures
-    from intsr.types import Bits
-
-    if calibration is not None:
-        return load_calibration(calibration)
-    if official:
-        return import_official(source.load(), official, Bits.parse(bits), tile_px)
-    if images is None:
-        return None
-    pictures = list_pictures(images)
-    recipe = Recipe("maxmin+let", Bits.parse(bits), parse_parts(parts), tile_px)
-
-    def show(batches: Any) -> Any:
-        return progress(batches, "calibrating", total=len(pictures))
-
-    return calibrate(source.load(), pictures, recipe, show)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, say
+from intsr.console import common_options, emit_json, say, weight_options
 
 _PATH = click.Path(path_type=Path)
 
@@ -29,6 +29,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engines.")
 @click.option("-o", "--output", type=_PATH, default=Path("report.html"), show_default=True)
+@weight_options
 @common_options
 def report(
     sources: tuple[Path, ...],
@@ -45,6 +46,8 @@ def report(
     precision: str,
     threads: int | None,
     output: Path,
+    context: Path | None,
+    lora: Path | None,
     as_json: bool,
 ) -> None:
     """Write one self-contained HTML file about a calibration, engines, finished pictures, or all of them.
@@ -67,6 +70,8 @@ def report(
         hr=hr,
         calibration_images=calibration_images,
         model=model,
+        context=context,
+        lora=lora,
         bench=tuple(bench_from_file(path) for path in bench),
         reference=reference,
         limit=limit,

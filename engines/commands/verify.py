@@ -43,13 +43,14 @@ def verify(
     from intsr.calib.torch_engine import reference_for_verification
     from intsr.engines.verify import verify as run
     from intsr.errors import VerificationError
+    from intsr.export.onnx_export import is_weight_only
     from intsr.runtime.engine import open_engine
 
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision, tile_px=tile_px) as opened:
         tile_px, synthetic = opened.tile_px, opened.manifest.synthetic
-        digest = opened.manifest.calibration_digest
-        reference, spec = reference_for_verification(against, model, context, lora, tile_px, digest)
+        digest, floats = opened.manifest.calibration_digest, is_weight_only(opened.manifest.bits)
+        reference, spec = reference_for_verification(against, model, context, lora, tile_px, digest, floats)
         inputs = calibration_inputs(progress(pictures, "verifying"), spec, tile_px)
         result = run(opened, reference, inputs)
     passed = result.end_to_end.psnr_db >= min_psnr_db

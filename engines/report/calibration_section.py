@@ -95,7 +95,7 @@ def _measured(request: ReportRequest, say: Say) -> _Measured | None:
         say("layers are not measured: an imported calibration has several grids a layer")
         return None
     say(f"measuring the layers of {request.model}")
-    model = load_model(request.model)
+    model = load_model(request.model, request.context, request.lora)
     layers = observe_layers(model, calibration, _pictures(request), request.layer_pictures)
     return _Measured(observed_tile_px(model.spec, calibration), layers)
 

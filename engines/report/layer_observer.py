@@ -201,7 +201,7 @@ def observe_layers(
 
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
-    calibration.check_model(model.digest, model.spec.name)
+    calibration.check_model(model.digest, model.spec.name, model.older_digest)
     modules: dict[str, nn.Module] = {**integer_sites(model, calibration.parts)}
     ticket: list[str] = []
     observers = {

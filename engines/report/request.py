@@ -19,9 +19,9 @@ class ReportRequest:
     """calibration: a folder. engines: files, in the page's order. outputs: finished pictures, name -> folder.
 
     images: low-resolution pictures. hr: their originals, of the same names. calibration_images: what the calibration
-    saw. model: what the calibration belongs to; with pictures, its layers are measured. bench: what `intsr bench
-    --json` printed, one mapping a file. reference: name of the variant that others are compared with, None for the
-    first full-precision engine. shown: how many pictures get a slider.
+    saw. model: what the calibration belongs to; with pictures, its layers are measured. context, lora: that model's.
+    bench: what `intsr bench --json` printed, one mapping a file. reference: name of the variant that others are
+    compared with, None for the first full-precision engine. shown: how many pictures get a slider.
     """
 
     calibration: Path | None = None
@@ -31,6 +31,8 @@ class ReportRequest:
     hr: Path | None = None
     calibration_images: Path | None = None
     model: str | None = None
+    context: Path | None = None
+    lora: Path | None = None
     bench: tuple[Mapping[str, Any], ...] = ()
     reference: str | None = None
     limit: int = 24
@@ -52,6 +54,9 @@ class ReportRequest:
             raise UsageError(
                 "--images", "nothing to run them through", "engines, a calibration or --outputs NAME=DIR"
             )
+        if self.model is None and (self.context or self.lora):
+            option = "--lora" if self.lora else "--context"
+            raise UsageError(option, "no model that it belongs to", "--model MODEL too")
         if self.model is not None and self.calibration is None:
             raise UsageError("--model", "no calibration is given", "a calibration folder, whose layers are measured")
         if self.model is not None and self.layer_images is None:

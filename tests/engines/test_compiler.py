@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -260,3 +261,22 @@ def test_export_of_the_symmetric_lowering_in_float32_is_for_comparison_only(
     )
     with pytest.raises(UsageError, match="symmetric-f32"):
         compile_engine(tmp_path / "f32", tmp_path / "x.engine", BuildOptions("tensorrt-rtx"))
+
+
+def test_a_missing_library_is_named_before_any_work(
+    intsr: Callable[..., tuple[int, str, str]], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*_: object) -> None:
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr("intsr.engines.compile_request.export_model", export)
+    monkeypatch.setattr("intsr.engines.targets.find_spec", lambda _: None)
+    for target, missing in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "onnxruntime_ep_nv_tensorrt_rtx")):
+        for library in ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", missing):
+            monkeypatch.delitem(sys.modules, library, raising=False)
+        code, _, error = intsr(
+            *("compile", tiny_folder, "--bits", "fp", "--target", target, "-o", tmp_path / "x.engine")
+        )
+        assert code == 2
+        assert f"target {target}: {missing} is not installed; install it with: pip install" in error
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,9 @@ import pytest
 from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration import Calibration
 from intsr.calib.model import SRModel
+from intsr.engines import compile_request
 from intsr.engines.build_types import BuildOptions
-from intsr.engines.commands.compile import _checked_tiles
+from intsr.engines.compile_request import checked_tiles
 from intsr.engines.compiler import compile_engine, overlap_of_further
 from intsr.engines.inspect_engine import inspect_engine
 from intsr.engines.openvino_tiles import share_weights
@@ -31,8 +31,6 @@ from intsr.runtime.engine import open_engine
 from intsr.runtime.openvino_member import pack_member, split_member, unpack_xml
 from intsr.types import NETWORKS
 
-# By name: where a command is exported under its module's name, importing it gives the command.
-compile_module = sys.modules["intsr.engines.commands.compile"]
 Intsr = Callable[..., tuple[int, str, str]]
 DEFAULT_PX, FURTHER_PX = 16, 8
 Engines = dict[tuple[str, tuple[int, ...]], Path]
@@ -156,27 +154,27 @@ def test_the_command(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_what_is_built_where_nothing_is_asked_for(tiny_model: SRModel) -> None:
     cpu, rtx = target_from_name("cpu"), target_from_name("tensorrt-rtx")
-    assert _checked_tiles(None, cpu, tiny_model.spec) == (128, 64)
-    assert _checked_tiles(None, rtx, tiny_model.spec) == (128,)
+    assert checked_tiles(None, cpu, tiny_model.spec) == (128, 64)
+    assert checked_tiles(None, rtx, tiny_model.spec) == (128,)
     # Networks that take whole multiples of 128 alone have no smaller size; one that is asked for is refused.
     coarse = replace(tiny_model.spec, size_multiple_px=512)
-    assert _checked_tiles(None, cpu, coarse) == (128,)
+    assert checked_tiles(None, cpu, coarse) == (128,)
     with pytest.raises(UsageError, match="--tile: 64 pixels; expected a positive multiple of 128; use 128"):
-        _checked_tiles((128, 64), cpu, coarse)
+        checked_tiles((128, 64), cpu, coarse)
 
 
 def test_an_official_checkpoint_has_one_size(
     intsr: Intsr, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imported = SimpleNamespace(official_layers={"unet.conv_in": 1}, tile_px=16)
-    monkeypatch.setattr(compile_module, "_ranges", lambda *_: imported)
+    monkeypatch.setattr(compile_request, "_ranges", lambda *_: imported)
     asked = []
 
     def export(*arguments: object) -> None:
         asked.append((arguments[3], arguments[-1]))
         raise UsageError("here", "enough")
 
-    monkeypatch.setattr("intsr.export.pipeline.export_model", export)
+    monkeypatch.setattr(compile_request, "export_model", export)
     given = ("compile", tiny_folder, "--calibration", tmp_path, "-o", tmp_path / "x.engine")
     problem = "--tile: {}; expected 16, the one size that the checkpoint was made for"
     for tiles in ("16,8", "8", "32"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -281,6 +282,8 @@ ERRORS = [
     (["--images", "lr"], "nothing to report on"),
     (["fp.engine", "--model", "demo"], "no calibration is given"),
     (["calibration", "--model", "demo"], "layers are measured on pictures"),
+    (["calibration", "--context", "a"], "--context: no model that it belongs to; expected --model MODEL too"),
+    (["calibration", "--lora", "a"], "--lora: no model that it belongs to"),
     (["fp.engine", "--images", "nothing"], "no such folder"),
     (["--outputs", "hr"], "expected NAME=DIR"),
     (["--outputs", "a=hr", "--outputs", "a=lr"], "a twice"),
@@ -317,6 +320,20 @@ def test_mistakes_are_one_line(
     assert not Path("mistake.html").exists()
 
 
+def test_a_model_with_its_context_elsewhere(sources: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """As SD 2.1's folders are without their text encoder; a LoRA goes the same way."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    context = (folder / "context.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    settings = json.loads((folder / "intsr_model.json").read_text())
+    (folder / "intsr_model.json").write_text(json.dumps({**settings, "context": None}))
+    given = (sources / "calibration", "--model", folder, "--calibration-images", sources / "lr")
+    result = invoke(*given, "-o", tmp_path / "r.html")
+    assert isinstance(result.exception, IntsrError) and "--context" in str(result.exception)
+    result = invoke(*given, "--context", context, "-o", tmp_path / "r.html", "--json", "-q")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["calibration"]["measured_pictures"] == 2
+
+
 def test_a_missing_library_is_named_with_its_extra(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = invoke(sources / "fp.engine", "-o", sources / "no.html")
@@ -328,6 +345,7 @@ def test_a_missing_library_is_named_with_its_extra(sources: Path, monkeypatch: p
 
 def test_engines_are_reported_on_without_the_compiler(sources: Path, tmp_path: Path) -> None:
     code = """
+import shutil
 import sys
 sys.modules.update(dict.fromkeys(("torch", "diffusers", "onnx", "safetensors", "skimage", "scipy")))
 from intsr.cli import main

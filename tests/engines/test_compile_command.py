@@ -1,0 +1,253 @@
+"""`intsr compile` beyond building: its plan, the check against torch, and networks that were built before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from intsr.bundle import read_manifest
+from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.model import SRModel
+from intsr.engines import child, plan_cache
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.compiler import compile_engine
+from intsr.engines.plan_cache import PlanCache
+from intsr.export.lowering import LOWERINGS
+from intsr.export.onnx_export import load_export
+from intsr.export.pipeline import export_model
+
+Intsr = Callable[..., tuple[int, str, str]]
+TILE_PX = 16
+
+
+@pytest.fixture(scope="module")
+def export(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric-cpu"], TILE_PX, folder)
+    return folder
+
+
+@pytest.fixture
+def calibration(tiny_calibration: Calibration, tmp_path: Path) -> Path:
+    save_calibration(tiny_calibration, tmp_path / "calibration")
+    return tmp_path / "calibration"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (TILE_PX, TILE_PX, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_dry_run_says_what_an_export_has(
+    intsr: Intsr, tiny_folder: Path, calibration: Path, export: Path, tmp_path: Path
+) -> None:
+    """Its shapes and parameters are those of the real thing, and nothing is written."""
+    given = ("compile", tiny_folder, "--calibration", calibration, "--tile", f"{TILE_PX},8", "--dry-run", "--json")
+    code, out, error = intsr(*given)
+    assert code == 0, error
+    plan = json.loads(out)
+    assert [network["tile_px"] for network in plan["networks"]] == [TILE_PX] * 3 + [8] * 3
+    for network, entry in zip(plan["networks"], load_export(export).networks, strict=False):
+        assert (network["name"], tuple(network["input"])) == (entry.name, entry.input.shape)
+        assert tuple(network["output"]) == entry.output.shape
+        assert network["precision"] == "w8a8 in int8, the rest float32 or bf16"
+    info = json.loads(intsr("info", tiny_folder, "--size", TILE_PX * 4, "--json")[1])
+    assert sum(network["parameters"] for network in plan["networks"][:3]) == info["total"]["parameters"]
+    assert plan["engine_bytes"] > info["total"]["parameters"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "precisions", "bytes_per_parameter"),
+    [
+        (("--bits", "fp"), {"float32 or bf16"}, 4),
+        (("--bits", "fp", "--target", "tensorrt-rtx"), {"fp16"}, 2),
+        (
+            ("--activations", "fp16", "--target", "tensorrt-rtx", "--bits", "w4a8"),
+            {"weights of 4 bits in int8, the rest fp16"},
+            1,
+        ),
+        (
+            ("--images", "somewhere", "--parts", "unet", "--bits", "w6a6"),
+            {"w6a6 in int8, the rest float32 or bf16", "float32 or bf16"},
+            None,
+        ),
+    ],
+)
+def test_a_dry_run_of_each_source(
+    intsr: Intsr, tiny_folder: Path, arguments: tuple[str, ...], precisions: set[str], bytes_per_parameter: int | None
+) -> None:
+    given = ("compile", tiny_folder, *arguments, "--tile", TILE_PX, "--dry-run")
+    code, out, error = intsr(*given, "--json")
+    assert code == 0, error
+    plan = json.loads(out)
+    assert {network["precision"] for network in plan["networks"]} == precisions
+    parameters = sum(network["parameters"] for network in plan["networks"])
+    if bytes_per_parameter is not None:
+        extra = plan_module_extra(plan["target"])
+        assert plan["engine_bytes"] == extra + bytes_per_parameter * parameters
+    lines = intsr(*given)[1].splitlines()
+    assert len(lines) == 1 + 3 + 2 and lines[1].startswith("encoder") and "of memory" in lines[-1]
+
+
+def plan_module_extra(target: str) -> int:
+    from intsr.engines.compile_plan import _EXTRA_BYTES
+
+    return _EXTRA_BYTES[target]
+
+
+def test_without_an_output_there_is_only_a_dry_run(intsr: Intsr, tiny_folder: Path, export: Path) -> None:
+    code, _, error = intsr("compile", tiny_folder, "--bits", "fp")
+    assert code == 2 and "--output" in error
+    code, _, error = intsr("compile", export, "--dry-run")
+    assert code == 2 and "--dry-run: together with an export folder" in error
+
+
+def test_an_engine_that_agrees_is_written_and_says_how_well(
+    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "x.engine"
+    given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--precision", "f32")
+    code, out, error = intsr(*given, "-o", output, "--verify", pictures, "--json")
+    assert code == 0, error
+    end_to_end = json.loads(out)["agreement"]["end_to_end"]["psnr_db"]
+    assert f"{end_to_end:.2f} dB against torch" in error
+    code, out, _ = intsr(
+        *("verify", output, "--against", calibration, "--model", tiny_folder, "--images", pictures, "--json")
+    )
+    assert code == 0 and json.loads(out)["end_to_end"]["psnr_db"] == end_to_end
+    assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
+
+
+def test_an_engine_that_does_not_agree_is_not_written(
+    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out" / "x.engine"
+    output.parent.mkdir()
+    output.write_bytes(b"before")
+    given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "-o", output)
+    code, _, error = intsr(*given, "--verify", pictures, "--min-psnr", "150")
+    assert code == 1 and "dB against torch: no engine was written; expected at least 150" in error
+    assert output.read_bytes() == b"before"
+    assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
+
+
+def test_what_verifying_needs_is_looked_for_before_any_work(
+    intsr: Intsr, tiny_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worked(*_: object) -> None:
+        raise AssertionError("minutes of work")
+
+    monkeypatch.setattr("intsr.engines.compile_request.export_model", worked)
+    given = ("compile", tiny_folder, "--bits", "fp", "-o", tmp_path / "x.engine", "--tile", TILE_PX)
+    code, _, error = intsr(*given, "--verify", tmp_path / "nothing")
+    assert code == 2 and "nothing" in error
+    monkeypatch.setattr("intsr.engines.compile_check.list_devices", lambda _: (["cpu"], "no driver"))
+    monkeypatch.setattr("intsr.engines.targets.find_spec", lambda _: True)
+    code, _, error = intsr(*given, "--verify", pictures, "--target", "tensorrt-rtx")
+    assert code == 2 and "--verify: an engine of target tensorrt-rtx cannot run here (no driver)" in error
+
+
+class _Builds:
+    """Counts what is really built."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+
+        def build(module: str, builds: list[child.Build]) -> list:
+            self.names += [build.onnx_path.name for build in builds]
+            return child.build_each_in_child(module, builds)
+
+        monkeypatch.setattr(plan_cache, "build_each_in_child", build)
+
+
+def test_what_was_built_before_is_not_built_again(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds, reused = _Builds(monkeypatch), []
+    cache = PlanCache(tmp_path / "cache", reused.append)
+    for name in ("a", "b"):
+        compile_engine(export, tmp_path / f"{name}.engine", BuildOptions("onnxruntime"), cache=cache)
+    assert builds.names == ["encoder.onnx", "unet.onnx", "decoder.onnx"]
+    assert reused == ["encoder", "unet", "decoder"]
+    first, second = (read_manifest(tmp_path / f"{name}.engine") for name in ("a", "b"))
+    assert first.sha256 == second.sha256 and first.build["plans"] == second.build["plans"]
+    assert first.library_version == second.library_version
+
+
+def test_another_weight_option_library_or_builder_is_another_build(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = plan_cache.Target("onnxruntime", "m", "onnx", "f32")
+    options, graph = BuildOptions("onnxruntime"), tmp_path / "unet.onnx"
+    graph.write_bytes((export / "unet.onnx").read_bytes())
+
+    def key(options: BuildOptions = options) -> str:
+        return plan_cache._key(target, child.Build(graph, tmp_path / "plan", options))
+
+    seen = [key()]
+    assert key() == seen[0] == key(BuildOptions("onnxruntime", timing_cache=tmp_path))
+    seen.append(key(BuildOptions("onnxruntime", workspace_bytes=1)))
+    with monkeypatch.context() as patch:
+        patch.setattr(plan_cache, "_builder_digest", lambda: "another")
+        seen.append(key())
+    with monkeypatch.context() as patch:
+        library = plan_cache.LIBRARIES["onnxruntime"]
+        patch.setitem(
+            plan_cache.LIBRARIES, "onnxruntime", type(library)(library.name, lambda: "0.1", library.install)
+        )
+        seen.append(key())
+    model = onnx.load(graph)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.raw_data)
+    weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
+    onnx.save(model, graph)
+    seen.append(key())
+    assert len(seen) == len(set(seen)) == 5
+
+
+def test_external_weights_are_part_of_it(export: Path, tmp_path: Path) -> None:
+    model = onnx.load(export / "unet.onnx")
+    onnx.save(model, tmp_path / "unet.onnx", save_as_external_data=True, location="unet.data", size_threshold=0)
+    target = plan_cache.Target("onnxruntime", "m", "onnx", "f32")
+    build = child.Build(tmp_path / "unet.onnx", tmp_path / "plan", BuildOptions("onnxruntime"))
+    before = plan_cache._key(target, build)
+    data = bytearray((tmp_path / "unet.data").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "unet.data").write_bytes(data)
+    assert plan_cache._key(target, build) != before
+
+
+@pytest.mark.parametrize("harm", ["plan altered", "plan gone", "report cut", "report of another kind"])
+def test_a_broken_cache_is_built_anew(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    cache = PlanCache(tmp_path / "cache")
+    compile_engine(export, tmp_path / "a.engine", BuildOptions("onnxruntime"), cache=cache)
+    for path in (tmp_path / "cache").iterdir():
+        if harm.startswith("plan") and path.suffix == ".plan":
+            path.write_bytes(path.read_bytes()[:-1] + b"x") if harm == "plan altered" else path.unlink()
+        elif harm.startswith("report") and path.suffix == ".json":
+            path.write_text('{"report"' if harm == "report cut" else '{"report": [], "sha256": 1}')
+    builds = _Builds(monkeypatch)
+    compile_engine(export, tmp_path / "b.engine", BuildOptions("onnxruntime"), cache=cache)
+    assert len(builds.names) == 3
+    assert read_manifest(tmp_path / "a.engine").sha256 == read_manifest(tmp_path / "b.engine").sha256
+
+
+def test_from_the_command_line(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
+    given = ("compile", tiny_folder, "--bits", "fp", "--tile", f"{TILE_PX},8", "--cache", tmp_path / "cache", "-o")
+    assert "built before" not in intsr(*given, tmp_path / "a.engine")[2]
+    code, _, error = intsr(*given, tmp_path / "b.engine")
+    assert code == 0 and error.count("built before") == 6
+    assert read_manifest(tmp_path / "a.engine").sha256 == read_manifest(tmp_path / "b.engine").sha256
