@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from statistics import fmean
 from typing import Any
 
 from intsr.engines.report.formats import decibels, mebibytes, megabytes, milliseconds, times
@@ -68,6 +69,7 @@ def _of_pictures(pictures: Facts | None) -> list[dict[str, Any]]:
     means = {mean["variant"]: mean for mean in pictures["means"]}
     mean, count = means[pictures["primary"]], means[pictures["primary"]]["pictures"]
     of = f"mean of {count} pictures" if count > 1 else "one picture"
+    of += f" ({mean['left_out']} calibrated on left out)" if mean["left_out"] else ""
     numbers = []
     key = "psnr_to_reference_db"
     if mean[key] is not None:
@@ -94,13 +96,18 @@ def _of_seams(pictures: Facts | None) -> list[dict[str, Any]]:
     }
     if not found:
         return []
-    if not all(scores.get((picture, "lr")) for picture in found):
-        worst, note = max(found.values()), "worst seam score; 1.00 is no seam"
-    else:
+    note = "steps at tile borders; 1.00 is no seam"
+    if all(scores.get((picture, "lr")) for picture in found):
         # A border that runs along an edge of the picture is none: the input has that step as well.
-        worst = max(score / scores[picture, "lr"] for picture, score in found.items())
-        note = "worst picture: steps at tile borders over those of the enlarged input there; 1.00 is no seam"
-    return [_number("seam_score", "Seams", worst, f"{worst:.2f}", note)]
+        found = {picture: score / scores[picture, "lr"] for picture, score in found.items()}
+        note = "steps at tile borders over those of the enlarged input there; 1.00 is no seam"
+    mean, worst = fmean(found.values()), max(found, key=lambda picture: found[picture])
+    if len(found) > 1:
+        # One picture may have much content along a line: then full precision has it, too.
+        base, enlarged = scores.get((worst, pictures["reference"])), scores.get((worst, "lr"))
+        beside = f", {base / enlarged:.2f} in full precision" if base and enlarged else ""
+        note = f"mean of {len(found)} pictures: {note}; most in {worst}: {found[worst]:.2f}{beside}"
+    return [_number("seam_score", "Seams", mean, f"{mean:.2f}", note)]
 
 
 def _of_engines(engines: Facts | None) -> list[dict[str, Any]]:

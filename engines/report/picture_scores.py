@@ -120,13 +120,21 @@ def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, reque
 
 
 def mean_scores(scores: Sequence[dict[str, Any]], variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One mapping a variant: the mean of what there is, None where nothing is. seam_score: the largest."""
+    """One mapping a variant: the mean of what there is, None where nothing is. seam_score: the largest.
+
+    Pictures that ranges were taken from flatter: they are left out (`left_out`: how many) where there are others.
+    """
     means = []
     for variant in variants:
-        own = [score for score in scores if score["variant"] == variant.name]
+        every = [score for score in scores if score["variant"] == variant.name]
+        own = [score for score in every if not score["calibrated_on"]] or every
         if not own:
             continue
-        mean: dict[str, Any] = {"variant": variant.name, "pictures": len(own)}
+        mean: dict[str, Any] = {
+            "variant": variant.name,
+            "pictures": len(own),
+            "left_out": len(every) - len(own),
+        }
         for key in ("psnr_to_reference_db", "psnr_y_db", "ssim_y", "ms"):
             values = [score[key] for score in own if score[key] is not None]
             mean[key] = float(np.mean(values)) if values else None

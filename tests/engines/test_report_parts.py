@@ -17,11 +17,12 @@ from intsr.calib.sites import MIN_INTEGER_CHANNELS
 from intsr.engines import inspect_calibration
 from intsr.engines.report import picture_files, reasons
 from intsr.engines.report.formats import decibels, share
+from intsr.engines.report.head import head_of
 from intsr.engines.report.layer_observer import BEYOND, BINS, MAX_SQNR_DB, LayerObserver, observe_layers
 from intsr.engines.report.layer_order import graph_order, short_name
 from intsr.engines.report.page import spark
-from intsr.engines.report.picture_scores import Block, error_levels, worst_blocks
-from intsr.engines.report.variants import Picture
+from intsr.engines.report.picture_scores import Block, error_levels, mean_scores, worst_blocks
+from intsr.engines.report.variants import Picture, Variant
 from intsr.errors import CalibrationError
 from intsr.export.fake_quant import FakeQuantLayer
 from intsr.export.fold import FoldedLayer
@@ -188,3 +189,36 @@ def test_grids_end_where_the_histograms_lines_are() -> None:
     assert (BEYOND / (1 + 2 * BEYOND) * 120, (1 + BEYOND) / (1 + 2 * BEYOND) * 120) == (20, 100)
     params = QuantParams.from_range(-1.0, 1.0, 8)
     assert abs(params.real_max - 1.0) < params.scale
+
+
+def _score(picture: str, variant: str, psnr: float, seam: float, calibrated_on: bool = False) -> dict[str, object]:
+    keys = ("psnr_to_reference_db", "psnr_y_db", "ssim_y", "ms")
+    values: dict[str, object] = dict.fromkeys(keys, psnr) | {"max_error_levels": 1, "seam_score": seam}
+    return {"picture": picture, "variant": variant, "calibrated_on": calibrated_on} | values
+
+
+def _facts(scores: list[dict[str, object]]) -> dict[str, object]:
+    variants = [Variant(name, name, "engine") for name in ("lr", "fp", "int8")]
+    return {"primary": "int8", "reference": "fp", "scores": scores, "means": mean_scores(scores, variants)}
+
+
+def test_pictures_that_were_calibrated_on_are_left_out_of_means() -> None:
+    names = ("lr", "fp", "int8")
+    scores = [_score("a", name, 20, 1.0) for name in names] + [_score("b", name, 30, 1.0, True) for name in names]
+    means = mean_scores(scores, [Variant("int8", "int8", "engine")])
+    assert [(mean["psnr_y_db"], mean["pictures"], mean["left_out"]) for mean in means] == [(20, 1, 1)]
+    numbers = {number["key"]: number for number in head_of(_facts(scores), None, None, [])["key_numbers"]}
+    assert numbers["psnr_y_db"]["value"] == 20
+    assert "one picture (1 calibrated on left out)" in numbers["psnr_y_db"]["note"]
+    # Where there are no others, they are what there is.
+    (mean,) = mean_scores([score for score in scores if score["picture"] == "b"], [Variant("fp", "fp", "engine")])
+    assert (mean["psnr_y_db"], mean["pictures"], mean["left_out"]) == (30, 1, 0)
+
+
+def test_the_number_of_seams_is_a_mean_and_names_the_worst() -> None:
+    scores = [_score("a", "lr", 0, 1.0), _score("a", "fp", 0, 1.0), _score("a", "int8", 0, 1.01)]
+    scores += [_score("b", "lr", 0, 1.4), _score("b", "fp", 0, 1.54), _score("b", "int8", 0, 1.61)]
+    (number,) = [n for n in head_of(_facts(scores), None, None, [])["key_numbers"] if n["key"] == "seam_score"]
+    assert number["value"] == pytest.approx((1.01 + 1.15) / 2) and number["text"] == "1.08"
+    assert "mean of 2 pictures" in number["note"]
+    assert number["note"].endswith("most in b: 1.15, 1.10 in full precision")
