@@ -33,7 +33,9 @@ _ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class DeepTiff:
-    """The header of a TIFF with 16 bits a channel. channels: 1 or 3, without transparency. directory: all tags."""
+    """The header of a TIFF with 16 bits a channel. channels: 1 or 3, without transparency. directory: all tags.
+    order: of its bytes, `<` or `>`.
+    """
 
     width_px: int
     height_px: int
@@ -41,6 +43,7 @@ class DeepTiff:
     has_alpha: bool
     more_frames: bool
     directory: Directory
+    order: str
     icc_profile: bytes
     xmp: bytes
 
@@ -51,7 +54,7 @@ def deep_tiff_from_path(path: Path) -> DeepTiff | None:
         if file.read(4) not in _TIFF_STARTS:
             return None
         try:
-            directory, _, following = read_directory(file)
+            directory, layout, following = read_directory(file)
         except BROKEN_DIRECTORY:
             # Pillow forgives more, and says what it does not.
             return None
@@ -66,7 +69,7 @@ def deep_tiff_from_path(path: Path) -> DeepTiff | None:
     has_alpha = (*samples, 1)[0] > channels and (not extra or extra[0] != 0)
     (width,), (height,) = numbers(directory, WIDTH), numbers(directory, HEIGHT)
     icc_profile, xmp = values(directory, ICC), values(directory, XMP)
-    return DeepTiff(width, height, channels, has_alpha, following > 0, directory, icc_profile, xmp)
+    return DeepTiff(width, height, channels, has_alpha, following > 0, directory, layout.order, icc_profile, xmp)
 
 
 def read_deep(path: Path, size: tuple[int, int], channels: int, has_alpha: bool) -> tuple[Array, Array | None]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeAlias
 
 EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD = 0x8769, 0x8825, 0xA005
 POINTERS = (EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD)
-BYTE, LONG, UNDEFINED, LONG8 = 1, 4, 7, 16
+BYTE, SHORT, LONG, UNDEFINED, LONG8 = 1, 3, 4, 7, 16
 _IFD = 13
 # Of each type of value: its bytes, and the bytes that a change of byte order turns round.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -135,22 +135,22 @@ def _turned(data: bytes, unit_bytes: int) -> bytes:
     return b"".join(data[at : at + unit_bytes][::-1] for at in range(0, len(data), unit_bytes))
 
 
-def directory_bytes(directory: Directory, start: int, big: bool) -> bytes:
-    """A little-endian directory with its values and the directories in it, for the offset `start` of a file."""
+def directory_bytes(directory: Directory, start: int, big: bool, order: str = "<") -> bytes:
+    """A directory with its values and the directories in it, for the offset `start` of a file. order: `<` or `>`."""
     pointer, inline_bytes = ("Q", 8) if big else ("I", 4)
-    head = struct.pack("<Q" if big else "<H", len(directory))
+    head = struct.pack(order + ("Q" if big else "H"), len(directory))
     behind = start + len(head) + len(directory) * (20 if big else 12) + inline_bytes
     tail = b""
     for tag, item in sorted(directory.items()):
         place = behind + len(tail)
         if isinstance(item, dict):
-            tail += directory_bytes(item, place, big)
+            tail += directory_bytes(item, place, big, order)
             item = Entry(LONG8 if big else LONG, struct.pack("<" + pointer, place))
-        data = item.data
+        data = item.data if order == "<" else _turned(item.data, _UNIT_BYTES[item.kind])
         if len(data) > inline_bytes:
             tail += data + b"\0" * (len(data) % 2)
-            data = struct.pack("<" + pointer, place)
-        head += struct.pack("<HH" + pointer, tag, item.kind, item.count) + data.ljust(inline_bytes, b"\0")
+            data = struct.pack(order + pointer, place)
+        head += struct.pack(order + "HH" + pointer, tag, item.kind, item.count) + data.ljust(inline_bytes, b"\0")
     return head + b"\0" * inline_bytes + tail
 
 

@@ -12,17 +12,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from intsr.runtime.image_density import jfif_from_density
 from intsr.runtime.image_feed import PNG_SIGNATURE, png_chunk
-from intsr.runtime.image_formats import JPEG_SEGMENT_BYTES, JPEG_XMP_HEADER
+from intsr.runtime.image_formats import JPEG_XMP_HEADER
+from intsr.runtime.image_jpeg import JPEG_SEGMENT_BYTES
 from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata
-from intsr.runtime.image_png import DENSITY, chunks_beside_profile
+from intsr.runtime.image_png import DENSITY, chunks_beside_profile, density_of_chunks
 
 # Signature and IHDR of PNG; SOI of JPEG: what stays in front of everything.
 _PNG_FIRST_BYTES, _JPEG_FIRST_BYTES = len(PNG_SIGNATURE) + 25, 2
 _JPEG_TABLES = b"\xff\xdb"
 # Square pixels, of no particular size. The PNG chunk is as long as the one that libvips writes with a size made up.
 _SQUARE_PNG = png_chunk(b"pHYs", struct.pack(">IIB", 1, 1, 0))
-_SQUARE_JPEG = b"JFIF\0" + struct.pack(">HBHHBB", 0x0101, 0, 1, 1, 0, 0)
+_SQUARE_JPEG = (0, 1, 1)
 _JPEG_ICC_HEADER = b"ICC_PROFILE\0"
 _APP0, _APP1, _APP2 = 0xE0, 0xE1, 0xE2
 
@@ -72,7 +74,9 @@ def png_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
 
 def jpeg_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
     """sample: any file of this encoder with these settings. Too long EXIF or XMP is left out: `notes_for_output`."""
-    segments = [_jpeg_segment(_APP0, _SQUARE_JPEG)]
+    density = density_of_chunks(metadata.png_chunks)
+    said = (jfif_from_density(density) if density else None) or _SQUARE_JPEG
+    segments = [_jpeg_segment(_APP0, b"JFIF\0" + struct.pack(">HBHHBB", 0x0101, *said, 0, 0))]
     for header, data in ((EXIF_HEADER, metadata.exif), (JPEG_XMP_HEADER, metadata.xmp)):
         body = header + data.removeprefix(header)
         if data and len(body) <= JPEG_SEGMENT_BYTES:
@@ -82,6 +86,7 @@ def jpeg_beginning(sample: bytes, metadata: ImageMetadata) -> Beginning:
     parts = [metadata.icc_profile[at : at + step] for at in range(0, len(metadata.icc_profile), step)]
     for number, part in enumerate(parts, 1):
         segments.append(_jpeg_segment(_APP2, _JPEG_ICC_HEADER + bytes((number, len(parts))) + part))
+    segments += [_jpeg_segment(marker, body) for marker, body in metadata.jpeg_segments]
     return Beginning(_JPEG_FIRST_BYTES, b"".join(segments), sample.index(_JPEG_TABLES) - _JPEG_FIRST_BYTES)
 
 

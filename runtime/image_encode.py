@@ -11,10 +11,12 @@ from typing import Any
 from PIL import Image
 from PIL import features as pillow_features
 
+from intsr.runtime.image_density import dpi_from_density
 from intsr.runtime.image_embed import Beginning, jpeg_beginning, png_beginning
 from intsr.runtime.image_feed import PNG_COLOUR_TYPES
 from intsr.runtime.image_formats import WriteFormat, profile_fits
 from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.image_png import density_of_chunks
 from intsr.runtime.image_tiff import append_directory, check_tiff
 from intsr.runtime.networks import Array
 from intsr.runtime.vips import problem_from_vips, vips
@@ -97,6 +99,8 @@ def encode_whole(
         icc_profile = metadata.icc_profile if profile_fits(metadata.icc_profile, target) else b""
         found = {"exif": metadata.exif, "icc_profile": icc_profile, "xmp": metadata.xmp}
         settings |= {key: value for key, value in found.items() if value}
+    elif density := density_of_chunks(metadata.png_chunks):
+        settings["dpi"] = dpi_from_density(density)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     image.save(path, format=target.pillow, **settings)
 

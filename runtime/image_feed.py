@@ -23,6 +23,7 @@ PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 # What lies between the caller and the encoder, so that neither waits for the other all the time.
 BUFFER_BYTES = 64 << 20
 _CHUNK_BYTES = 4 << 20
+_DRAIN_BYTES = 1 << 16
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
@@ -79,13 +80,29 @@ class RowFeed:
         self._buffer = _Buffer(BUFFER_BYTES)
         self._error: BaseException | None = None
         self._stopped = False
+        # Made beforehand: where memory has run out, there is none to throw the rest of the stream into.
+        self._drain = (bytearray(_DRAIN_BYTES),)
         self._source, self._sink = os.pipe()
         # Daemons: an interrupt in the wrong place must not leave a program that never ends.
         self._threads = [
             threading.Thread(target=target, daemon=True) for target in (self._write_pipe, self._read_pipe)
         ]
-        for thread in self._threads:
-            thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        """Both threads or neither. Raises OSError."""
+        begun: list[threading.Thread] = []
+        try:
+            for thread in self._threads:
+                thread.start()
+                begun.append(thread)
+        except (RuntimeError, MemoryError) as error:
+            # Each thread closes its own end of the pipe.
+            for descriptor in (self._sink, self._source)[len(begun) :]:
+                os.close(descriptor)
+            self._threads = begun
+            self.stop()
+            raise OSError(f"no thread could be started: {error}") from error
 
     def put(self, rows: Array) -> None:
         """rows: (h, W, C). Blocks while the encoder is behind. Raises what the encoder raised."""
@@ -118,8 +135,8 @@ class RowFeed:
             raise self._error
 
     def _write_pipe(self) -> None:
-        deflate = zlib.compressobj(0)
         try:
+            deflate = zlib.compressobj(0)
             _write_all(self._sink, self._header)
             while (chunk := self._buffer.get()) is not None:
                 if data := deflate.compress(chunk):
@@ -139,9 +156,11 @@ class RowFeed:
             self._fail(error)
         finally:
             # libvips keeps a copy of the descriptor for as long as it likes: a writer would wait for ever.
-            while os.read(self._source, _CHUNK_BYTES):
-                pass
-            os.close(self._source)
+            try:
+                while os.readv(self._source, self._drain):
+                    pass
+            finally:
+                os.close(self._source)
 
     def _fail(self, error: BaseException) -> None:
         self._error = self._error or error

@@ -7,18 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intsr.errors import ImageError
+from intsr.runtime.image_density import text_from_density
+from intsr.runtime.image_jpeg import JPEG_SEGMENT_BYTES, names_of_segments
 from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata, exif_directory
-from intsr.runtime.image_png import chunks_beside_profile, unusual_names
+from intsr.runtime.image_png import (
+    CODE_POINTS,
+    chunks_beside_profile,
+    density_of_chunks,
+    names_of_text,
+    text_from_code_points,
+    unusual_chunks,
+    usual_density,
+)
 from intsr.runtime.networks import Array
 
 if TYPE_CHECKING:
     from intsr.runtime.image_io import ImageInfo
 
-# What one segment of a JPEG can carry: its length has 16 bits and counts itself.
-JPEG_SEGMENT_BYTES = 65533
 JPEG_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 # Grey becomes colour in them.
 _WITHOUT_GREY = ("WEBP", "AVIF")
+_WITH_DENSITY = ("JPEG", "TIFF", "BMP")
+# Of EXIF.
+_RESOLUTION = 0x011A
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +114,35 @@ def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
         notes.append("EXIF, XMP and ICC were dropped: BMP holds none of them")
     if not profile_fits(metadata.icc_profile, target):
         notes.append(f"ICC was dropped: it is a profile of grey, which becomes colour in {target.pillow}")
-    chunks = unusual_names(chunks_beside_profile(metadata.png_chunks, metadata.icc_profile))
-    if chunks and target.pillow != "PNG":
-        notes.append(f"{', '.join(chunks)} of the PNG dropped: {target.pillow} has no such thing")
+    notes += _notes_of_chunks(metadata, target)
     if target.pillow != "JPEG":
+        if metadata.jpeg_segments:
+            names = ", ".join(names_of_segments(metadata.jpeg_segments))
+            notes.append(f"{names} of the JPEG dropped: {target.pillow} has no place for it")
         return tuple(notes)
     bodies = {"EXIF": (EXIF_HEADER, metadata.exif), "XMP": (JPEG_XMP_HEADER, metadata.xmp)}
     for name, (header, data) in bodies.items():
         if len(header + data.removeprefix(header)) > JPEG_SEGMENT_BYTES:
             notes.append(f"{name} was dropped: JPEG holds up to {JPEG_SEGMENT_BYTES} bytes of it")
     return tuple(notes)
+
+
+def _notes_of_chunks(metadata: ImageMetadata, target: WriteFormat) -> list[str]:
+    """What of PNG's chunks, or of what they say, a format cannot hold."""
+    if target.pillow == "PNG":
+        return []
+    notes, found = [], unusual_chunks(chunks_beside_profile(metadata.png_chunks, metadata.icc_profile))
+    names = [name.decode() for name, _ in found if name != CODE_POINTS]
+    if names:
+        notes.append(f"{', '.join(names)} of the PNG dropped: {target.pillow} has no such thing")
+    for name, body in found:
+        if name == CODE_POINTS:
+            colours = text_from_code_points(body)
+            notes.append(f"colours of {colours} will be taken for sRGB: {target.pillow} cannot say so; write a .png")
+    density = density_of_chunks(metadata.png_chunks)
+    said = target.pillow in _WITH_DENSITY or _RESOLUTION in exif_directory(metadata.exif)[0]
+    if density and not said and not usual_density(density):
+        notes.append(f"{text_from_density(density)} dropped: {target.pillow} has no place for it")
+    if texts := names_of_text(metadata.png_chunks):
+        notes.append(f"text of the PNG dropped ({texts}): {target.pillow} has no such thing")
+    return notes

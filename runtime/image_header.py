@@ -14,14 +14,15 @@ from PIL import Image, UnidentifiedImageError
 from PIL import features as pillow_features
 
 from intsr.errors import ImageError
+from intsr.runtime.image_avif import avif_is_deep
 from intsr.runtime.image_feed import PNG_SIGNATURE
+from intsr.runtime.image_kinds import is_avif, other_kind
 from intsr.runtime.image_metadata import orientation_from_exif
-from intsr.runtime.image_pixels import ALPHA_MODES, GREY_16_MODES, GREY_MODES
+from intsr.runtime.image_pixels import ALPHA_MODES, GREY_16_MODES, GREY_MODES, PEAK_16
 
 # What is tried on a file's content; its name does not matter.
 READ_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "AVIF")
 _FORMATS = "a PNG, JPEG, WebP, TIFF, BMP or AVIF picture"
-_AVIF_STARTS = (b"ftypavif", b"ftypavis")
 # What Pillow's decoders raise on broken data.
 _BROKEN = (
     OSError,
@@ -38,8 +39,8 @@ _BROKEN = (
 _PILLOW_BYTES = 4
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 14}
 _SMALL_BYTES = 1 << 20
-# Where an AVIF tells how its pixels are encoded.
-_AVIF_HEAD_BYTES = 1 << 16
+# The highest of the levels in a PNG, by Pillow's name of what it holds.
+_GREY_LEVELS = {"L;2": 3, "L;4": 15, "L": 255}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +88,12 @@ def broken_as_image_error(path: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", category=UserWarning)
             yield
     except UnidentifiedImageError as error:
-        if _is_avif(path) and not pillow_features.check("avif"):
+        if is_avif(path) and not pillow_features.check("avif"):
             fix = "install a Pillow with AVIF, or convert it"
             raise ImageError(path, "AVIF, which this Pillow does not read", fix=fix) from error
+        if kind := other_kind(path):
+            fix = "convert it to PNG or JPEG first"
+            raise ImageError(path, f"{kind} file, which is not read", _FORMATS, fix) from error
         raise ImageError(path, "not a picture, whatever its name says", _FORMATS) from error
     except Image.DecompressionBombError as error:
         raise too_many_pixels(path) from error
@@ -100,11 +104,6 @@ def broken_as_image_error(path: Path) -> Iterator[None]:
 def too_many_pixels(path: Path) -> ImageError:
     limit = f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
     return ImageError(path, "more pixels than the limit", limit, "cut it into parts first")
-
-
-def _is_avif(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(12)[4:] in _AVIF_STARTS
 
 
 class _File(io.BufferedReader):
@@ -156,6 +155,23 @@ def stored_modes(image: Image.Image) -> str:
     return " ".join(str(tile[3]) for tile in image.tile)
 
 
+def peak_16(stored: str) -> int:
+    """What white is in a mode of 16 bits: Pillow leaves packed 12-bit values as they are. stored: `stored_modes`."""
+    return 4095 if "I;12" in stored else PEAK_16
+
+
+def scale_transparent_level(image: Image.Image) -> None:
+    """Of a PNG in grey of few bits, the transparent level, as it is among the decoded ones. Before load().
+
+    Pillow stretches 2 and 4 bits to 8, but not what is said of them. Source: PNG Specification, Third Edition,
+    11.3.1.1: only the low bits count.
+    """
+    level, stored = image.info.get("transparency"), stored_modes(image)
+    if image.format == "PNG" and isinstance(level, int) and stored in _GREY_LEVELS:
+        most = _GREY_LEVELS[stored]
+        image.info["transparency"] = (level & most) * 255 // most
+
+
 def _has_late_metadata(path: Path) -> bool:
     """Whether chunks of EXIF or text follow the pixels of a PNG."""
     with path.open("rb") as file:
@@ -169,26 +185,13 @@ def _has_late_metadata(path: Path) -> bool:
     return False
 
 
-def _stored(image: Image.Image) -> str:
-    # Only before load() does Pillow tell how many bits the file has.
-    return " ".join(str(tile[3]) for tile in image.tile)
-
-
 def notes_from_image(path: Path, image: Image.Image, info: ImageInfo) -> tuple[str, ...]:
     notes = []
     if ";16" in stored_modes(image) and info.bits == 8:
         notes.append("16 bits a channel became 8: this kind of picture is read in no other way")
-    if image.format == "AVIF" and _avif_is_deep(path):
+    if image.format == "AVIF" and avif_is_deep(path):
         notes.append("10 or 12 bits a channel became 8: AVIF is read in no other way")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         notes.append(f"only the first of {frames} frames was read")
     return tuple(notes)
-
-
-def _avif_is_deep(path: Path) -> bool:
-    """Source: AV1 Codec ISO Media File Format Binding 2.3, the third byte of `av1C`: tier, high_bitdepth, ..."""
-    with path.open("rb") as file:
-        head = file.read(_AVIF_HEAD_BYTES)
-    at = head.find(b"av1C")
-    return 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)

@@ -1,4 +1,4 @@
-"""Read pictures, broken ones included: what cannot be kept is an error or a note, never silence."""
+"""Read pictures, broken ones included: what is lost of them, and would be missed, is an error or a note."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
+from intsr.runtime.image_beside import beside_from_image, chunks_from_density
 from intsr.runtime.image_deep import DeepTiff, deep_tiff_from_path, read_deep
+from intsr.runtime.image_density import density_from_resolution
 from intsr.runtime.image_header import (
     READ_FORMATS,
     ImageInfo,
@@ -17,6 +19,9 @@ from intsr.runtime.image_header import (
     info_from_image,
     notes_from_image,
     opened,
+    peak_16,
+    scale_transparent_level,
+    stored_modes,
     too_many_pixels,
 )
 from intsr.runtime.image_metadata import (
@@ -28,7 +33,7 @@ from intsr.runtime.image_metadata import (
     xmp_from_image,
 )
 from intsr.runtime.image_pixels import COLOUR_MODES, GREY_16_MODES, GREY_MODES, arrays_from_image, turned
-from intsr.runtime.image_png import chunks_from_png
+from intsr.runtime.image_xmp import notes_from_xmp
 from intsr.runtime.networks import Array
 
 __all__ = ["READ_FORMATS", "ImageInfo", "LoadedImage", "read_image", "read_info"]
@@ -77,11 +82,15 @@ def _read_by_pillow(path: Path, upscale_factor: int) -> tuple[LoadedImage, int]:
         info = info_from_image(path, image, turned_later=False)
         _check_mode(path, image)
         _check_memory(path, info)
-        notes = notes_from_image(path, image, info)
+        notes, peak = notes_from_image(path, image, info), peak_16(stored_modes(image))
+        scale_transparent_level(image)
         image.load()
         metadata, orientation, more = _metadata(path, image, upscale_factor)
         if not _is_deep(info):
-            pixels, alpha, other = arrays_from_image(image, info.has_alpha)
+            pixels, alpha, other = arrays_from_image(image, info.has_alpha, peak)
+            if image.format == "BMP" and alpha is not None and not alpha.any():
+                # Some programs announce transparency, and leave it empty.
+                alpha, other = None, (*other, "its transparency is 0 everywhere, and was taken for none")
             if image.mode == "CMYK":
                 # The profile was of the inks.
                 metadata = replace(metadata, icc_profile=b"")
@@ -107,9 +116,12 @@ def _read_deep_tiff(path: Path, deep: DeepTiff, upscale_factor: int) -> tuple[Lo
     _check_memory(path, info)
     pixels, alpha = read_deep(path, sides, deep.channels, deep.has_alpha)
     size = (info.width_px, info.height_px)
-    metadata = upright_metadata(deep.directory, deep.icc_profile, deep.xmp, size, upscale_factor)
-    notes = ("only the first of several frames was read",) if deep.more_frames else ()
-    return LoadedImage(pixels, alpha, metadata, notes), orientation_from_directory(deep.directory)
+    metadata = upright_metadata(deep.directory, deep.icc_profile, deep.xmp, size, upscale_factor, deep.order)
+    orientation = orientation_from_directory(deep.directory)
+    chunks = chunks_from_density(density_from_resolution(deep.directory), turned=orientation >= 5)
+    frames = ("only the first of several frames was read",) if deep.more_frames else ()
+    notes = (*frames, *notes_from_xmp(deep.xmp))
+    return LoadedImage(pixels, alpha, replace(metadata, png_chunks=chunks), notes), orientation
 
 
 def _is_deep(info: ImageInfo) -> bool:
@@ -137,13 +149,13 @@ def _metadata(path: Path, image: Image.Image, upscale_factor: int) -> tuple[Imag
         orientation = orientation_from_exif(image.getexif())
     except Exception as error:  # Pillow raises many kinds on broken EXIF.
         orientation, notes = 1, (f"EXIF is broken, so the picture may lie on its side ({error})",)
-    directory, more = directory_from_image(path, image)
+    directory, order, more = directory_from_image(path, image)
     size = image.size if orientation < 5 else image.size[::-1]
-    icc_profile = image.info.get("icc_profile") or b""
-    metadata = upright_metadata(directory, icc_profile, xmp_from_image(image), size, upscale_factor)
-    if image.format == "PNG":
-        metadata = replace(metadata, png_chunks=chunks_from_png(path, turned=orientation >= 5))
-    return metadata, orientation, (*notes, *more)
+    icc_profile, xmp = image.info.get("icc_profile") or b"", xmp_from_image(image)
+    metadata = upright_metadata(directory, icc_profile, xmp, size, upscale_factor, order)
+    chunks, segments, others = beside_from_image(path, image, directory, turned=orientation >= 5)
+    metadata = replace(metadata, png_chunks=chunks, jpeg_segments=segments)
+    return metadata, orientation, tuple(dict.fromkeys((*notes, *more, *notes_from_xmp(xmp), *others)))
 
 
 def _upright(loaded: LoadedImage, orientation: int) -> LoadedImage:

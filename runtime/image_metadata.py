@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -15,22 +15,30 @@ from PIL import Image
 from intsr.runtime.image_directory import (
     BROKEN_DIRECTORY,
     EXIF_IFD,
+    INTEROPERABILITY_IFD,
     LONG,
     LONG8,
     POINTERS,
+    UNDEFINED,
     Directory,
     Entry,
     directory_bytes,
     numbers,
     read_directory,
 )
+from intsr.runtime.image_jpeg import JpegSegments
+from intsr.runtime.image_xmp import xmp_for_upright, xmp_with_sizes
 
 # Names and bodies of chunks.
 PngChunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
 EXIF_HEADER = b"Exif\0\0"
 _ORIENTATION = 0x0112
-_WIDTHS, _HEIGHTS = 0xA002, 0xA003
-_ROOT_BYTES = b"II*\0\x08\0\0\0"
+# Sides in pixels, in the EXIF directory and in that of interoperability.
+_SIDES = ({0xA002: 0, 0xA003: 1}, {0x1001: 0, 0x1002: 1})
+# Of the EXIF directory: places in pixels of the original.
+_PLACES = (0x9214, 0xA214)
+_CFA_PATTERN, _WIDE_TEXT = 0xA302, b"UNICODE\0"
+_ROOTS = {"<": b"II*\0\x08\0\0\0", ">": b"MM\0*\0\0\0\x08"}
 # Of the first directory, what says how its file stores the pixels, which in a TIFF is there too: layout, colours,
 # places and layers; where on Earth a pixel lies; what a camera's raw values mean; and what is kept apart: XMP, ICC.
 _STORAGE = frozenset(
@@ -41,22 +49,23 @@ _RAW = frozenset(range(50706, 52600)) - {50708, 50827}
 _LEFT_OUT = _STORAGE | _GRID | _RAW | {_ORIENTATION}
 # What a plain TIFF has; of BigTIFF's own types only a number can be said in it.
 _PLAIN_KINDS = range(1, 13)
-# As Pillow takes it out of the pictures that it turns.
-_XMP_ORIENTATION = re.compile(rb"\s?tiff:Orientation=\"[0-9]\"|<tiff:Orientation>[0-9]</tiff:Orientation>")
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-_PNG_EXIF = "Raw profile type exif"
+# As text of a PNG, in hexadecimal.
+_PNG_EXIF, _PNG_XMP = "Raw profile type exif", "Raw profile type xmp"
 
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """exif: as a TIFF header and directories, orientation taken out. icc_profile, xmp: as in the file. Empty where
-    none. png_chunks: those that say how PNG's values are meant; only PNG holds them.
+    """exif: as a TIFF header and directories, in the byte order that it had; orientation taken out. icc_profile, xmp:
+    as in the file. Empty where none. png_chunks: density, which others hold too; text; and those that say how PNG's
+    values are meant. jpeg_segments: comment and IPTC. The last two are as their files have them, and only they do.
     """
 
     exif: bytes = b""
     icc_profile: bytes = b""
     xmp: bytes = b""
     png_chunks: PngChunks = ()
+    jpeg_segments: JpegSegments = ()
 
 
 def orientation_from_exif(exif: Image.Exif) -> int:
@@ -73,26 +82,74 @@ def orientation_from_directory(directory: Directory) -> int:
     return value if value in range(1, 9) else 1
 
 
-def directory_from_image(path: Path, image: Image.Image) -> tuple[Directory, tuple[str, ...]]:
-    """The EXIF of a decoded image, byte by byte as it is, and a note where some of it is broken. path: its file."""
+def directory_from_image(path: Path, image: Image.Image) -> tuple[Directory, str, tuple[str, ...]]:
+    """The EXIF of a decoded image, byte by byte as it is, its byte order, `<` or `>`, and a note where some of it is
+    broken. path: its file.
+    """
     if image.format == "TIFF":
         with path.open("rb") as file:
-            return _readable_part(file)
+            directory, notes = _readable_part(file)
+            file.seek(0)
+            return directory, _order(file.read(2)), notes
     found = image.info.get("exif") or b""
     if not found and _PNG_EXIF in image.info:
         try:
-            # Three lines, then numbers of two digits.
-            found = bytes.fromhex("".join(image.info[_PNG_EXIF].split("\n")[3:]))
+            found = _from_raw_profile(image.info[_PNG_EXIF])
         except ValueError as error:
-            return {}, (_broken_note(error),)
-    return exif_directory(bytes(found))
+            return {}, "<", (_broken_note(error),)
+    directory, notes = exif_directory(bytes(found))
+    return directory, order_of_exif(bytes(found)), notes
 
 
 def exif_directory(exif: bytes) -> tuple[Directory, tuple[str, ...]]:
-    """As `directory_from_image`, of the bytes: a TIFF header and directories, with or without the name in front."""
+    """The directories of EXIF, and a note. exif: a TIFF header and directories, with or without the name in front."""
+    exif = _without_header(exif)
+    return _readable_part(io.BytesIO(exif)) if exif else ({}, ())
+
+
+def order_of_exif(exif: bytes) -> str:
+    """`<` or `>`."""
+    return _order(_without_header(exif))
+
+
+def little_endian_directory(exif: bytes) -> Directory:
+    """The directories of EXIF for a little-endian file.
+
+    Values of no type hold bytes in the order of the file: of wide text and of the sensor's pattern it is known where.
+    """
+    directory, _ = exif_directory(exif)
+    return directory if order_of_exif(exif) == "<" else _with_turned_values(directory)
+
+
+def _with_turned_values(directory: Directory) -> Directory:
+    made: Directory = {}
+    for tag, item in directory.items():
+        if isinstance(item, dict):
+            made[tag] = _with_turned_values(item)
+            continue
+        head, pairs, rest = b"", b"", item.data
+        if item.kind == UNDEFINED and item.data.startswith(_WIDE_TEXT):
+            head, pairs, rest = _WIDE_TEXT, item.data[len(_WIDE_TEXT) :], b""
+        elif item.kind == UNDEFINED and tag == _CFA_PATTERN:
+            pairs, rest = item.data[:4], item.data[4:]
+        turned = b"".join(pairs[at : at + 2][::-1] for at in range(0, len(pairs), 2))
+        made[tag] = Entry(item.kind, head + turned + rest)
+    return made
+
+
+def _without_header(exif: bytes) -> bytes:
     while exif.startswith(EXIF_HEADER):
         exif = exif.removeprefix(EXIF_HEADER)
-    return _readable_part(io.BytesIO(exif)) if exif else ({}, ())
+    return exif
+
+
+def _order(head: bytes) -> str:
+    return ">" if head.startswith(b"MM") else "<"
+
+
+def _from_raw_profile(text: str) -> bytes:
+    """Three lines, then numbers of two digits. Raises ValueError."""
+    return bytes.fromhex("".join(text.split("\n")[3:]))
 
 
 def _readable_part(file: BinaryIO) -> tuple[Directory, tuple[str, ...]]:
@@ -112,27 +169,40 @@ def _broken_note(error: Exception) -> str:
 def xmp_from_image(image: Image.Image) -> bytes:
     """Empty where there is none that can be told."""
     found = next((image.info[key] for key in _XMP_KEYS if key in image.info), b"")
+    if not found and _PNG_XMP in image.info:
+        with suppress(ValueError):
+            found = _from_raw_profile(image.info[_PNG_XMP])
     return found.encode() if isinstance(found, str) else found if isinstance(found, bytes) else b""
 
 
 def upright_metadata(
-    directory: Directory, icc_profile: bytes, xmp: bytes, size: tuple[int, int], upscale_factor: int = 1
+    directory: Directory,
+    icc_profile: bytes,
+    xmp: bytes,
+    size: tuple[int, int],
+    upscale_factor: int = 1,
+    order: str = "<",
 ) -> ImageMetadata:
-    """size: (width, height) when upright; sizes in EXIF become those of the enlarged picture. The orientation is
-    taken out of all of it.
+    """size: (width, height) when upright; sizes in EXIF and XMP become those of the enlarged picture. order: the byte
+    order of the EXIF. The orientation is taken out of all of it, and so are places in pixels of the original.
     """
     width_px, height_px = (side_px * upscale_factor for side_px in size)
-    exif = _exif_bytes(_with_sizes(_described(directory.items()), width_px, height_px))
-    return ImageMetadata(exif, icc_profile, _XMP_ORIENTATION.sub(b"", xmp))
+    described = _described(directory.items())
+    details = described.get(EXIF_IFD)
+    if isinstance(details, dict):
+        described[EXIF_IFD] = {tag: item for tag, item in details.items() if tag not in _PLACES}
+    exif = _exif_bytes(_with_sizes(described, width_px, height_px), order)
+    return ImageMetadata(exif, icc_profile, xmp_with_sizes(xmp_for_upright(xmp), width_px, height_px))
 
 
 def metadata_for_size(metadata: ImageMetadata, width_px: int, height_px: int) -> ImageMetadata:
-    """The same, with the sizes that its EXIF mentions set to these. What is broken in it is dropped."""
+    """The same, with the sizes that its EXIF and XMP mention set to these. What is broken in EXIF is dropped."""
+    metadata = replace(metadata, xmp=xmp_with_sizes(metadata.xmp, width_px, height_px))
     directory, notes = exif_directory(metadata.exif)
     changed = _with_sizes(directory, width_px, height_px)
     if changed == directory and not notes:
         return metadata
-    return replace(metadata, exif=_exif_bytes(_described(changed.items())))
+    return replace(metadata, exif=_exif_bytes(_described(changed.items()), order_of_exif(metadata.exif)))
 
 
 def _described(items: Iterable[tuple[int, Entry | Directory]], depth: int = 0) -> Directory:
@@ -159,13 +229,22 @@ def _with_sizes(directory: Directory, width_px: int, height_px: int) -> Director
     details = directory.get(EXIF_IFD)
     if not isinstance(details, dict):
         return directory
-    sizes = {_WIDTHS: width_px, _HEIGHTS: height_px}
-    wrong = {tag: side_px for tag, side_px in sizes.items() if tag in details and numbers(details, tag) != (side_px,)}
-    changed = {tag: Entry(LONG, struct.pack("<I", side_px)) for tag, side_px in wrong.items()}
-    return directory | {EXIF_IFD: details | changed} if changed else directory
+    sides = (width_px, height_px)
+    made = _with_sides(details, _SIDES[0], sides)
+    inner = details.get(INTEROPERABILITY_IFD)
+    if isinstance(inner, dict):
+        made = made | {INTEROPERABILITY_IFD: _with_sides(inner, _SIDES[1], sides)}
+    return directory | {EXIF_IFD: made}
 
 
-def _exif_bytes(directory: Directory) -> bytes:
+def _with_sides(directory: Directory, tags: dict[int, int], sides: tuple[int, int]) -> Directory:
+    """tags: to which of the sides. Where a number is right its type stays."""
+    wrong = {tag: at for tag, at in tags.items() if tag in directory and numbers(directory, tag) != (sides[at],)}
+    return directory | {tag: Entry(LONG, struct.pack("<I", sides[at])) for tag, at in wrong.items()}
+
+
+def _exif_bytes(directory: Directory, order: str = "<") -> bytes:
     if not directory:
         return b""
-    return EXIF_HEADER + _ROOT_BYTES + directory_bytes(directory, len(_ROOT_BYTES), big=False)
+    root = _ROOTS[order]
+    return EXIF_HEADER + root + directory_bytes(directory, len(root), False, order)

@@ -15,14 +15,17 @@ GREY_16_MODES = ("I;16", "I;16B", "I;16L", "I;16N")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 ALPHA_MODES = ("LA", "PA", "RGBA")
 _ROWS = 64
+PEAK_16 = 65535
 
 
-def arrays_from_image(image: Image.Image, has_alpha: bool) -> tuple[Array, Array | None, tuple[str, ...]]:
+def arrays_from_image(
+    image: Image.Image, has_alpha: bool, peak: int = PEAK_16
+) -> tuple[Array, Array | None, tuple[str, ...]]:
     """A decoded image -> (H, W, 3) or (H, W), uint8 or uint16; the alpha (H, W), None where opaque; notes.
 
-    image: in one of the modes above. Of a palette, the colours.
+    image: in one of the modes above. Of a palette, the colours. peak: white in a mode of 16 bits; it becomes 65535.
     """
-    to_rows, notes = _rows_from_mode(image, has_alpha)
+    to_rows, notes = _rows_from_mode(image, has_alpha, peak)
     first = to_rows(image.crop((0, 0, image.width, 1)))
     channels = first.shape[2] - has_alpha
     shape = (image.height, image.width)
@@ -54,16 +57,26 @@ def turned(pixels: Array, orientation: int) -> Array:
     return np.ascontiguousarray(pixels)
 
 
-def _rows_from_mode(image: Image.Image, has_alpha: bool) -> tuple[Callable[[Image.Image], Array], tuple[str, ...]]:
+def _rows_from_mode(
+    image: Image.Image, has_alpha: bool, peak: int
+) -> tuple[Callable[[Image.Image], Array], tuple[str, ...]]:
     """A function: rows as an image -> (h, W, C)."""
     if image.mode in GREY_16_MODES:
-        return lambda rows: np.asarray(rows).astype(np.uint16)[..., None], ()
+        return lambda rows: _full_scale(np.asarray(rows).astype(np.uint16)[..., None], peak), ()
     if image.mode == "CMYK" and not has_alpha:
         convert, note = _rgb_from_cmyk(image.info.get("icc_profile") or b"")
         return lambda rows: np.asarray(convert(rows)), (note,)
     grey = image.mode in GREY_MODES
     mode = ("LA" if has_alpha else "L") if grey else ("RGBA" if has_alpha else "RGB")
     return lambda rows: np.atleast_3d(np.asarray(rows.convert(mode))), ()
+
+
+def _full_scale(values: Array, peak: int) -> Array:
+    """uint16 in [0, peak] -> in [0, 65535], to the nearest."""
+    if peak == PEAK_16:
+        return values
+    scaled: Array = ((values.astype(np.uint32) * PEAK_16 + peak // 2) // peak).astype(np.uint16)
+    return scaled
 
 
 def _rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image], str]:

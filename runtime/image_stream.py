@@ -140,7 +140,10 @@ def open_writer(
         if target.held_bytes:
             sink = _WholePicture(shape, temporary, target, metadata, quality)
         else:
-            sink = RowFeed(shape, kind, lambda source: encode_stream(source, temporary, target, metadata, quality))
+            with _unwritable_as_image_error(path):
+                sink = RowFeed(
+                    shape, kind, lambda source: encode_stream(source, temporary, target, metadata, quality)
+                )
         try:
             writer = PictureWriter(path, (height_px, width_px, all_channels), kind, resizer, sink)
             yield writer

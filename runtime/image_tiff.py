@@ -10,15 +10,15 @@ import os
 import struct
 from pathlib import Path
 
+from intsr.runtime.image_density import RESOLUTION_TAGS, resolution_from_density
 from intsr.runtime.image_directory import BYTE, UNDEFINED, Entry, directory_bytes, numbers, read_directory
-from intsr.runtime.image_metadata import ImageMetadata, exif_directory
+from intsr.runtime.image_metadata import ImageMetadata, little_endian_directory
+from intsr.runtime.image_png import density_of_chunks
 
 WIDTH, HEIGHT, SAMPLES, BITS = 256, 257, 277, 258
 PHOTOMETRIC, EXTRA_SAMPLES, SAMPLE_FORMAT = 262, 338, 339
 _STRIP_OFFSETS, _STRIP_BYTES = 273, 279
 XMP, ICC = 700, 34675
-# What libvips says of the size in centimetres: it does not know.
-_RESOLUTION = (282, 283, 296)
 
 
 def append_directory(path: Path, metadata: ImageMetadata) -> None:
@@ -27,15 +27,18 @@ def append_directory(path: Path, metadata: ImageMetadata) -> None:
         directory, layout, _ = read_directory(file)
         if layout.order != "<":
             raise ValueError("a big-endian TIFF")
-        described = {tag: entry for tag, entry in directory.items() if tag not in _RESOLUTION}
+        # What libvips says of the size in centimetres: it does not know.
+        described = {tag: entry for tag, entry in directory.items() if tag not in RESOLUTION_TAGS}
+        if density := density_of_chunks(metadata.png_chunks):
+            described |= resolution_from_density(density)
         # What is broken was named by `notes_for_output`; it must not cost the picture.
-        described |= exif_directory(metadata.exif)[0]
+        described |= little_endian_directory(metadata.exif)
         if metadata.xmp:
             described[XMP] = Entry(BYTE, metadata.xmp)
         if metadata.icc_profile:
             described[ICC] = Entry(UNDEFINED, metadata.icc_profile)
         # The pixels' own entries hold whatever the EXIF says.
-        described |= {tag: entry for tag, entry in directory.items() if tag not in _RESOLUTION}
+        described |= {tag: entry for tag, entry in directory.items() if tag not in RESOLUTION_TAGS}
         start = file.seek(0, os.SEEK_END)
         start += file.write(b"\0" * (start % 2))
         file.write(directory_bytes(described, start, layout.big))

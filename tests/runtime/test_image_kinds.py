@@ -211,3 +211,88 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read: Callable[[Pa
     os.mkfifo(path)
     with pytest.raises(ImageError, match="not a regular file"):
         read(path)
+
+
+def _packed_tiff(values: np.ndarray) -> bytes:
+    """(H, W) in [0, 4095], W even: two values in three bytes, the high bits first."""
+    height, width = values.shape
+    pairs = values.reshape(-1, 2)
+    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+    pixels = packed.astype(np.uint8).tobytes()
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+    tags.append((279, len(pixels)))
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory + bytes(4)
+
+
+def test_packed_12_bit_grey_reaches_from_black_to_white(tmp_path: Path) -> None:
+    values = np.arange(4096).reshape(64, 64)
+    (tmp_path / "a.tif").write_bytes(_packed_tiff(values))
+    loaded = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(loaded.pixels, np.rint(values * (65535 / 4095)))
+    assert (loaded.pixels.dtype, loaded.notes, read_info(tmp_path / "a.tif").bits) == (np.uint16, (), 16)
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+@pytest.mark.parametrize(("bits", "noise"), [(1, 0), (2, 0), (4, 0), (8, 0), (2, 0x0100), (4, 0x0100), (8, 0x0100)])
+def test_transparent_level_of_grey_of_few_bits(tmp_path: Path, bits: int, level: int, noise: int) -> None:
+    """noise: in the bits that do not count."""
+    level, most = min(level, 2**bits - 1), 2**bits - 1
+    values = np.arange(32) % (most + 1)
+    row = np.packbits(np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 2, bits, 0, 0, 0, 0)) + chunk(
+        b"tRNS", struct.pack(">H", level + noise)
+    )
+    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * 2)) + chunk(b"IEND", b"")
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    loaded = read_image(path)
+    np.testing.assert_array_equal(loaded.pixels, np.tile(values * 255 // most, (2, 1)))
+    np.testing.assert_array_equal(loaded.alpha, np.tile(np.where(values == level, 0, 255), (2, 1)))
+    if not noise:
+        other = np.frombuffer(vips().Image.new_from_file(str(path)).write_to_memory(), np.uint8).reshape(2, 32, -1)
+        np.testing.assert_array_equal(np.dstack([loaded.pixels, loaded.alpha]), other)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_empty_transparency_of_a_bmp_is_none(tmp_path: Path, photo: np.ndarray, alpha: int) -> None:
+    """With a mask for it in the header: some programs announce it, and write nothing there."""
+    pixels = np.dstack([photo[..., ::-1], np.zeros(photo.shape[:2], np.uint8)])
+    pixels[0, 0, 3] = alpha
+    height, width = photo.shape[:2]
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, width, -height, 1, 32, 3, pixels.size, 0, 0, 0, 0) + masks
+    header = header.ljust(108, b"\0")
+    path = tmp_path / "a.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 14 + 108 + pixels.size, 0, 0, 14 + 108) + header + pixels.tobytes())
+    loaded = read_image(path)
+    np.testing.assert_array_equal(loaded.pixels, photo)
+    if alpha:
+        np.testing.assert_array_equal(loaded.alpha, pixels[..., 3])
+        assert loaded.notes == ()
+    else:
+        assert loaded.alpha is None
+        assert loaded.notes == ("its transparency is 0 everywhere, and was taken for none",)
+
+
+@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"GIF89a\1\0\1\0\0\0\0", "a GIF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL"),
+        (b"8BPS\0\1", "a Photoshop"),
+    ],
+)
+def test_a_picture_of_another_kind_is_called_by_its_name(
+    tmp_path: Path, start: bytes, kind: str, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / "a.png").write_bytes(start + bytes(100))
+    with pytest.raises(ImageError, match=f"{kind} file, which is not read; expected .* convert it to PNG or JPEG"):
+        read(tmp_path / "a.png")

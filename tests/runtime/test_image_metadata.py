@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from intsr.runtime.image_directory import EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD, Directory, Entry, directory_bytes
 from intsr.runtime.image_feed import PNG_SIGNATURE, png_chunk
@@ -181,8 +181,11 @@ def test_chunks_of_png_stay_in_png_and_are_named_elsewhere(tmp_path: Path, photo
     assert [data[: data.index(b"IDAT")].count(png_chunk(*chunk)) for chunk in CHUNKS] == [1, 1, 1]
     assert data.count(b"pHYs") == 1
     assert notes_for_output(loaded.metadata, Path("b.png")) == ()
-    expected = "gAMA, cICP, pHYs of the PNG dropped: TIFF has no such thing"
-    assert notes_for_output(loaded.metadata, Path("b.tif")) == (expected,)
+    values = "gAMA of the PNG dropped: TIFF has no such thing"
+    colours = "colours of BT.2020 with PQ will be taken for sRGB: TIFF cannot say so; write a .png"
+    assert notes_for_output(loaded.metadata, Path("b.tif")) == (values, colours)
+    density = "300x150 dpi dropped: WEBP has no place for it"
+    assert density in notes_for_output(loaded.metadata, Path("b.webp"))
 
 
 def test_usual_chunks_of_png_are_not_worth_a_note(tmp_path: Path, photo: np.ndarray) -> None:
@@ -211,3 +214,12 @@ def test_directories_that_name_each_other_end_soon() -> None:
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", 3000) + head * 3000 + bytes(4)
     directory, _ = exif_directory(exif)
     assert list(directory) == [EXIF_IFD]
+
+
+def test_xmp_in_hexadecimal_is_read(tmp_path: Path, photo: np.ndarray) -> None:
+    """As some programs write it into a PNG; what is no hexadecimal costs nothing else."""
+    for digits, expected in ((XMP.hex(), XMP.replace(b' tiff:Orientation="6"', b"")), ("words", b"")):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Raw profile type xmp", f"\nxmp\n    {len(XMP)}\n{digits}\n")
+        Image.fromarray(photo).save(tmp_path / "a.png", pnginfo=text)
+        assert read_image(tmp_path / "a.png").metadata == ImageMetadata(xmp=expected)

@@ -145,6 +145,64 @@ def test_an_encoder_that_fails_does_not_block(tmp_path: Path, suffix: str, monke
     _nothing_is_left(tmp_path, threads)
 
 
+_NO_MEMORY = """
+import os, resource, sys
+from pathlib import Path
+import numpy as np
+from intsr.runtime import image_stream
+from intsr.runtime.image_stream import open_writer
+
+def fail(source, *_):
+    # As libvips, which keeps a descriptor of its own.
+    os.dup(source)
+    # The writer has filled the pipe by then, and from here on there is no memory but what is at hand.
+    while len(os.read(source, 1 << 10)) < 1 << 10:
+        pass
+    resource.setrlimit(resource.RLIMIT_AS, (1, 1))
+    raise MemoryError
+
+image_stream.encode_stream = fail
+rows = np.zeros((1000, 1000, 3), np.uint8)
+try:
+    with open_writer(Path(sys.argv[1]), 1000, 100000, 3, np.uint8) as writer:
+        for _ in range(100):
+            writer.write(rows)
+except BaseException as error:
+    print(type(error).__name__)
+"""
+
+
+def test_an_encoder_without_memory_does_not_block(tmp_path: Path) -> None:
+    """What the writer still has to say goes nowhere, and needs no memory for that."""
+    command = [sys.executable, "-c", _NO_MEMORY, str(tmp_path / "a.png")]
+    # Large pieces that were given back are not at hand again, and no thread has a stock of its own.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=environment)
+    assert (result.stdout, result.stderr) == ("MemoryError\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_threads_that_cannot_be_started_are_an_image_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: int
+) -> None:
+    threads, descriptors = threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+    start, asked = threading.Thread.start, []
+
+    def limited(thread: threading.Thread) -> None:
+        asked.append(thread)
+        if len(asked) > begun:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    opened = open_writer(tmp_path / "a.png", 8, 4, 3, np.uint8)
+    with pytest.raises(ImageError, match="no thread could be started"), opened:
+        raise AssertionError("opened")
+    _nothing_is_left(tmp_path, threads)
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
 _KILLED = """
 import sys, time
 import numpy as np

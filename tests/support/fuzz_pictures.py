@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 MOST_SECONDS = 5.0
 # Above what a process has when it begins.
@@ -79,7 +80,31 @@ def originals() -> list[bytes]:
     made += [_saved(colour, "WEBP", save_all=True, append_images=[clear], duration=10)]
     made += [_saved(image, "BMP") for image in (grey, grey.convert("1"), colour.quantize(16), colour)]
     made += [_saved(image, "AVIF", speed=10, **tags) for image in (grey, colour, clear)]
-    return made
+    return made + with_texts(colour)
+
+
+def with_texts(colour: Image.Image) -> list[bytes]:
+    """What formats keep in ways of their own: text, comments, IPTC, sizes in XMP, density."""
+    texts = PngInfo()
+    texts.add_text("parameters", "a cat", zip=True)
+    texts.add_itxt("Title", "T")
+    texts.add(b"tEXt", b"late\0text", after_idat=True)
+    xmp = b"<x:xmpmeta tiff:Orientation='6' tiff:ImageWidth='45' hdrgm:Version='1.0'><exif:SubjectArea>1<"
+    blocks = b"8BIM\4\4\0\0\0\0\0\6\x1c\2\x78\0\1c8BIM\4\x0c\0\0\0\0\0\2xx"
+    segment = b"Photoshop 3.0\0" + blocks
+    jpeg = _saved(colour, "JPEG", comment=b"by hand", dpi=(300, 150), xmp=xmp)
+    jpeg = jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+    few = _saved(colour.convert("L").quantize(4), "PNG", bits=2)
+    few = few[:25] + b"\0" + few[26:]
+    few = _with_checksums(few[:33] + _chunk(b"tRNS", b"\0\2") + few[33:])
+    return [
+        _saved(colour, "PNG", pnginfo=texts, dpi=(300, 300)),
+        jpeg,
+        few,
+        _saved(colour, "TIFF", dpi=(300, 150)),
+        _saved(colour, "BMP", dpi=(300, 150)),
+        _saved(colour, "AVIF", speed=10),
+    ]
 
 
 def _saved(image: Image.Image, kind: str, **settings: object) -> bytes:
