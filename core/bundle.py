@@ -19,6 +19,7 @@ from typing import Any
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
+from intsr.manifest_checks import check_manifest
 from intsr.types import Manifest, dataclass_from_mapping, network_entries_from_list, tile_entries_from_list
 
 SCHEMA_VERSION = 1
@@ -80,10 +81,9 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
         networks = network_entries_from_list(values["networks"], where)
         tiles = tile_entries_from_list(values.get("tiles", []), where)
         manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks, "tiles": tiles}, where)
-        if not isinstance(manifest.sha256, dict):
-            raise TypeError("sha256 is not an object")
+        check_manifest(manifest)
         return manifest
-    except (KeyError, TypeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise BundleError(where, f"manifest is not valid ({error})", fix="compile the model again") from error
 
 

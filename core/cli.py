@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from types import FrameType
 
@@ -24,6 +25,8 @@ from intsr.errors import (
 )
 from intsr.loading import EXTRAS
 
+# The signal that has asked for the end.
+_ended_by: int | None = None
 # So often Ctrl-C ends the program at once, whatever is left behind.
 _INSISTING = 5
 
@@ -68,6 +71,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # click looks for similar names among commands that it has, and these are not imported yet.
+        similar = get_close_matches(args[0], COMMANDS, 1) if args and args[0] not in COMMANDS else []
+        if similar and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {similar[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
@@ -91,16 +103,41 @@ def _one_line(error: click.ClickException) -> str:
 
 def _terminate(number: int, _: FrameType | None) -> None:
     # An exception, so that temporary files are removed on the way out; 128 + the signal, as shells report it.
+    global _ended_by
+    _ended_by = number
     sys.exit(128 + number)
+
+
+def _handle_signals() -> None:
+    global _ended_by
+    _ended_by = None
+    signal.signal(signal.SIGTERM, _terminate)
+    # The terminal was closed; under nohup that is ignored, and stays so.
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        signal.signal(hangup, _terminate)
+
+
+def _invoke() -> int:
+    """The code to end with."""
+    try:
+        # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
+        code = cli.main(prog_name="intsr", standalone_mode=False)
+    except BaseException:
+        # Whatever became of a signal's exception on its way: where a C library was being imported, an ImportError.
+        if _ended_by == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        if _ended_by is not None:
+            raise SystemExit(128 + _ended_by) from None
+        raise
+    return code if isinstance(code, int) else EXIT_OK
 
 
 def main() -> None:
     """Entry point: user errors are one line, bugs keep their traceback."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _handle_signals()
     try:
-        # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
-        code = cli.main(prog_name="intsr", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else EXIT_OK)
+        sys.exit(_invoke())
     except IntsrError as error:
         click.echo(f"intsr: error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -145,9 +182,9 @@ def run_command() -> None:
         if error.code == EXIT_INTERRUPTED:
             # Where Ctrl-C came while a C library was running Python code, the interpreter would remember it and end
             # by that signal in spite of the code. Nothing is left to clean up: every context has been closed.
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
             os._exit(EXIT_INTERRUPTED)
         raise
 
@@ -160,5 +197,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         if next(pressed) >= _INSISTING:
             os._exit(EXIT_INTERRUPTED)
 
+    global _ended_by
+    _ended_by = number
     signal.signal(signal.SIGINT, interrupt_again)
     raise KeyboardInterrupt

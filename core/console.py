@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 # 0 quiet, 1 normal, 2 verbose: set once by the options of the command that runs.
 _verbosity = 1
+# What is drawn on the terminal now: lines go above it.
+_bar: Progress | None = None
+# Where there is no terminal, so often a line says how far it got.
+_LINE_EVERY_S = 30.0
+_now = time.monotonic
 
 
 def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -88,32 +96,93 @@ def weight_options(function: F) -> F:
     return function
 
 
+def on_terminal() -> bool:
+    """Whether somebody sees stderr; it may be closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def tell(message: str) -> None:
+    """A line for people, on stderr, -q or not; above the progress bar where one is drawn."""
+    if _bar is None:
+        click.echo(message, err=True)
+    else:
+        _above_bar(_bar, message)
+
+
 def say(message: str) -> None:
     """A line for people, on stderr; silent with -q."""
     if _verbosity >= 1:
-        click.echo(message, err=True)
+        tell(message)
 
 
 def detail(message: str) -> None:
     """A line on stderr that only -v shows."""
     if _verbosity >= 2:
-        click.echo(message, err=True)
+        tell(message)
 
 
 def emit_json(value: Any) -> None:
     """One JSON value on one line of stdout."""
-    click.echo(json.dumps(value, allow_nan=False))
+    text = json.dumps(value, allow_nan=False)
+    if _bar is not None and sys.stdout is not None and sys.stdout.isatty():
+        # The same screen, which the bar would be in the way of.
+        _above_bar(_bar, text)
+    else:
+        click.echo(text)
+
+
+def _above_bar(bar: Progress, message: str) -> None:
+    # click would write to the terminal itself, into the line of the bar.
+    bar.console.print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def _drawn(*columns: ProgressColumn) -> Iterator[Progress]:
+    global _bar
+    from rich.console import Console
+    from rich.progress import Progress
+
+    before = _bar
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        _bar = bar
+        try:
+            yield bar
+        finally:
+            _bar = before
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and ETA on stderr where that is a terminal, silently elsewhere."""
-    if _verbosity < 1 or not sys.stderr.isatty():
+    """Iterate with a progress bar and ETA on stderr where that is a terminal, with a line now and then elsewhere."""
+    if _verbosity < 1:
         yield from items
-        return
-    from rich.console import Console
-    from rich.progress import track
+    elif on_terminal():
+        with _drawn() as bar:
+            yield from bar.track(items, total, description=description)
+    else:
+        yield from _with_lines(
+            items, description, len(items) if total is None and isinstance(items, Sized) else total
+        )
 
-    yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+    start = told = _now()
+    for count, item in enumerate(items, 1):
+        yield item
+        now = _now()
+        if now - told < _LINE_EVERY_S or count == total:
+            continue
+        told = now
+        if total is None:
+            say(f"{description}: {count} done")
+        else:
+            left_s = (now - start) / count * (total - count)
+            say(f"{description}: {count} of {total}, about {_duration(left_s)} left")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(round(seconds), 1)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -122,15 +191,13 @@ def meter(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
     On stderr where that is a terminal, silent elsewhere.
     """
-    if _verbosity < 1 or not sys.stderr.isatty():
+    if _verbosity < 1 or not on_terminal():
         yield lambda count, note: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    note_column = TextColumn("{task.fields[note]}")
-    with Progress(*columns, note_column, console=Console(stderr=True), transient=True) as bar:
+    usual = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _drawn(*usual, TextColumn("{task.fields[note]}")) as bar:
         task = bar.add_task(description, total=total, note="")
         yield lambda count, note: bar.update(task, advance=count, note=note)
 

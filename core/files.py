@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -29,7 +30,11 @@ def _fsync_path(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(path, f"cannot write here ({error.strerror})", fix="choose another output")
+    reason = error.strerror
+    if error.errno == errno.ENOENT and path.is_dir():
+        # /proc and the like: what is missing is the new file.
+        reason = "no new files can be made in this folder"
+    return UsageError(path, f"cannot write here ({reason})", fix="choose another output")
 
 
 def check_writable_folder(folder: Path) -> None:

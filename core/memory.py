@@ -6,9 +6,13 @@ import contextlib
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+# Limit and usage by version of control groups.
+_V2, _V1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
 
 
 def peak_resident_bytes() -> int:
@@ -45,32 +49,53 @@ def free_bytes() -> int | None:
 
 
 def _group_bytes() -> int | None:
-    """Left in the control group, as containers have; None without a limit."""
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limit_bytes = int((_CGROUP / limit).read_text())
-            used_bytes = int((_CGROUP / usage).read_text()) - _reclaimable_bytes()
-        except (OSError, ValueError):
-            continue
-        # Version 1 writes a huge number for no limit.
-        if limit_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-            return max(limit_bytes - max(used_bytes, 0), 0)
-    return None
+    """Left in the control groups that this process is in, as containers have; None without a limit.
+
+    A group's limit is for all groups below it too. Source: Linux, admin-guide/cgroup-v1/memory and cgroup-v2.
+    """
+    found = [_left_bytes(folder, names) for folder, names in _own_groups()]
+    return min((value for value in found if value is not None), default=None)
 
 
-def _reclaimable_bytes() -> int:
+def _own_groups() -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Folders of the process's group and of those above it, up to what is mounted: in a container that is mostly its
+    own group, whatever path the host calls it by.
+    """
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = _OWN_GROUPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    ways = {"": "/", "memory": "/"}
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for name in controllers.split(","):
+            if name in ways and ".." not in path.split("/"):
+                ways[name] = path
+    for root, path, names in ((_CGROUP, ways[""], _V2), (_CGROUP / "memory", ways["memory"], _V1)):
+        folder = root / path.strip("/")
+        yield from ((level, names) for level in (folder, *folder.parents) if level.is_relative_to(root))
+
+
+def _left_bytes(group: Path, names: tuple[str, str]) -> int | None:
+    """None without a limit, or where there is no such group."""
+    try:
+        limit_bytes, used_bytes = (int((group / name).read_text()) for name in names)
+    except (OSError, ValueError):
+        return None
+    # Version 1 writes a huge number for no limit.
+    if limit_bytes >= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        return None
+    return max(limit_bytes - max(used_bytes - _reclaimable_bytes(group), 0), 0)
+
+
+def _reclaimable_bytes(group: Path) -> int:
     """Of the group's usage, cached files: the kernel drops them when memory is wanted."""
-    for path in (_CGROUP / "memory.stat", _CGROUP / "memory/memory.stat"):
-        try:
-            for line in path.read_text().splitlines():
-                if line.startswith(("inactive_file ", "total_inactive_file ")):
-                    return int(line.split()[1])
-        except (OSError, ValueError):
-            continue
-    return 0
+    try:
+        values = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
+        # Version 1 counts groups below apart, and its usage has them in.
+        return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0
 
 
 def available_bytes() -> int | None:

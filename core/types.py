@@ -159,8 +159,8 @@ class Manifest:
 
     tile_px: the side of the square low-resolution tile that the networks take; its output has
     tile_px * upscale_factor. overlap_px: default overlap of neighbouring tiles, in low-resolution pixels.
-    library: what built it. gpu_architecture: for example `sm80+` or `sm86,sm89`, empty where none. precision: of what is
-    not integer. sha256: of every member but the manifest. build: numbers of the build (sizes, seconds), free form.
+    library: what built it. gpu_architecture: for example `sm80+` or `sm86,sm89`, empty where none. precision: of what
+    is not integer. sha256: of every member but the manifest. build: numbers of the build (sizes, seconds), free form.
     synthetic: of random weights. tiles: further tile sizes that the bundle holds networks for, where tile_px,
     overlap_px and networks are the default's. Bundles older than these two keys have none.
     """

@@ -16,6 +16,8 @@ from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
 from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.benchmark_environment import clock_from_gpus, gpus_from_nvidia_smi
+from intsr.runtime.benchmark_libraries import load_library
+from intsr.runtime.compatibility import check_runs_here
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.networks import Array, precision_from_network
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
@@ -118,6 +120,9 @@ def entry_from_engine(
     path: Path, threads: int, precision: str, device: str | None = None, cuda_backend: str = "cuda-python"
 ) -> Entry:
     """device, cuda_backend: of GPU engines. Raises whatever `open_engine` raises."""
+    # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
+    check_runs_here(read_manifest(path), path)
+    load_library(read_manifest(path).target)
     before = resident_bytes()
     engine: Engine = open_engine(path, threads, precision, device, cuda_backend)
     manifest, network = engine.manifest, engine.networks[0]

@@ -43,7 +43,7 @@ class Engine(Upscaler):
         )
         self.path, self.manifest, self.options = path, manifest, options
         self.precision = precision_from_network(networks[0])
-        self._identity = identity
+        self._identity, self._closed = identity, False
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
@@ -53,15 +53,19 @@ class Engine(Upscaler):
     def reopen(self, tile_px: int) -> Engine:
         """The same file with the same options at another tile size; this engine is closed first.
 
-        At the size that it has already, it is returned as it is. The members' hashes are checked again only where the
-        file has changed. Raises UsageError for a size that the file does not hold (this engine then stays open), and
-        what `open_engine` raises.
+        At the size that it has already, it is returned as it is where it is open. The members' hashes are checked
+        again only where the file has changed. Raises UsageError for a size that the file does not hold (this engine
+        then stays open), and what `open_engine` raises.
         """
-        if tile_px == self.tile_px:
+        if tile_px == self.tile_px and not self._closed:
             return self
         self.manifest.at_tile(tile_px)
         self.close()
         return _open(self.path, replace(self.options, tile_px=tile_px), self._identity)
+
+    def close(self) -> None:
+        self._closed = True
+        super().close()
 
     def __enter__(self) -> Engine:
         return self

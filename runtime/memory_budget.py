@@ -79,6 +79,21 @@ class MemoryBudget:
         raise OutOfMemoryError(output, got, allowed, fix)
 
 
+@dataclass(frozen=True, slots=True)
+class PictureBytes:
+    """What a picture takes beside the engine, at most. pixels: the input, from its reading to its end. computing:
+    until the networks are through with it. finishing: bands and encoder, until its file is there.
+    """
+
+    pixels: int
+    computing: int
+    finishing: int
+
+    @property
+    def total(self) -> int:
+        return self.pixels + self.computing + self.finishing
+
+
 def picture_bytes(
     upscaler: Upscaler,
     info: ImageInfo,
@@ -87,7 +102,19 @@ def picture_bytes(
     color_fix: str | None = None,
     tile_px: int | None = None,
 ) -> int:
-    """What a picture takes beside the engine, at most, in bytes. size: of the output file, width and height.
+    """`PictureBytes.total` of `picture_parts`."""
+    return picture_parts(upscaler, info, size, output, color_fix, tile_px).total
+
+
+def picture_parts(
+    upscaler: Upscaler,
+    info: ImageInfo,
+    size: tuple[int, int],
+    output: Path,
+    color_fix: str | None = None,
+    tile_px: int | None = None,
+) -> PictureBytes:
+    """What a picture will take. size: of the output file, width and height.
 
     color_fix, tile_px: None for the engine's default and the tile that is open.
     """
@@ -107,8 +134,8 @@ def picture_bytes(
     encoder = held_bytes * size[0] * size[1] + rows + fixed
     adain = (color_fix or upscaler.color_fix) == "adain"
     waiting = min(HELD_BYTES, width_px * info.height_px * factor * 12) if adain else 0
-    total = info.decode_bytes + enlarged + canvas + _BANDS_UNDER_WAY * band + encoder + waiting
-    return int(total * _SAFETY)
+    finishing = _BANDS_UNDER_WAY * band + encoder + waiting
+    return PictureBytes(*(int(count * _SAFETY) for count in (info.decode_bytes, enlarged + canvas, finishing)))
 
 
 def bytes_from_text(text: str) -> int:

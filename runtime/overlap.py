@@ -7,7 +7,7 @@ to the other is bounded, so that a slow disk holds the computing up instead of f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -77,50 +77,55 @@ def overlapped(
     prepare: Callable[[J], P],
     compute: Callable[[P], Generator[B]],
     finish: Callable[[P, Iterable[B]], R],
-    ahead: Callable[[J], bool] = lambda job: True,
+    ahead: Callable[[J, Sequence[J]], bool] = lambda job, under_way: True,
+    beside: Callable[[J, J], bool] = lambda job, finishing: True,
 ) -> Iterator[tuple[J, R | Exception]]:
     """Each job, in order, with what `finish` returned or the exception that ended it.
 
-    jobs: taken one ahead, so that they may come from an iterator without end. prepare: in the reading thread; where
-    `ahead` is false for a job, only when its turn has come. compute: in the caller's. finish: in the finishing
-    thread, with what `compute` yields. Only exceptions that are not `Exception` (Ctrl-C) and those of `jobs` end the
-    whole; then every thread has ended when they come out.
+    jobs: taken one ahead, so that they may come from an iterator without end. prepare: in the reading thread.
+    compute: in the caller's. finish: in the finishing thread, with what `compute` yields. ahead: whether a job may be
+    prepared while those of `under_way` are computed (the last) and finished (one before it, if any); else it is when
+    its turn has come. beside: asked then, whether that may be while the one before is still being finished; else that
+    is waited for, and nothing of it is held any more. Only exceptions that are not `Exception` (Ctrl-C) and those of
+    `jobs` end the whole; then every thread has ended when they come out.
     """
-    with ThreadPoolExecutor(1, "intsr-read") as reader, ThreadPoolExecutor(1, "intsr-finish") as finisher:
-        waiting: deque[tuple[J, Future[R] | Exception]] = deque()
-        for job, coming in _prepared(jobs, prepare, ahead, reader):
-            try:
-                waiting.append((job, _one(coming.result(), compute, finish, finisher)))
-            except Exception as error:
-                waiting.append((job, error))
-            # What is being finished goes on beside the next; what was before it is done or waited for.
-            while len(waiting) > 1:
-                earlier, ended = waiting.popleft()
-                result = _outcome(ended)
-                yield earlier, result
-        while waiting:
-            earlier, ended = waiting.popleft()
-            result = _outcome(ended)
-            yield earlier, result
-
-
-def _prepared(
-    jobs: Iterable[J], prepare: Callable[[J], P], ahead: Callable[[J], bool], reader: ThreadPoolExecutor
-) -> Iterator[tuple[J, Future[P]]]:
-    """Each job with what is being made of it; the next is begun when the reader is through with this one."""
     iterator = iter(jobs)
     held: deque[tuple[J, Future[P] | None]] = deque()
+    finishing: deque[tuple[J, Future[R] | Exception]] = deque()
+    with ThreadPoolExecutor(1, "intsr-read") as reader, ThreadPoolExecutor(1, "intsr-finish") as finisher:
 
-    def hold_one() -> None:
-        for job in islice(iterator, 1):
-            held.append((job, reader.submit(prepare, job) if ahead(job) else None))
+        def hold_one(under_way: Sequence[J]) -> None:
+            for job in islice(iterator, 1):
+                held.append((job, reader.submit(prepare, job) if ahead(job, under_way) else None))
 
-    hold_one()
-    while held:
-        job, future = held.popleft()
-        future = future or reader.submit(prepare, job)
-        hold_one()
-        yield job, future
+        hold_one(())
+        while held:
+            job, coming = held.popleft()
+            if coming is None:
+                if finishing and not beside(job, finishing[0][0]):
+                    yield from _first(finishing)
+                coming = reader.submit(prepare, job)
+            hold_one([*(earlier for earlier, _ in finishing), job])
+            finishing.append((job, _computed(coming, compute, finish, finisher)))
+            # It holds what was prepared, longer than the finishing does.
+            del coming
+            # What is being finished goes on beside the next; what was before it is done or waited for.
+            while len(finishing) > 1:
+                yield from _first(finishing)
+        while finishing:
+            yield from _first(finishing)
+
+
+def _computed(
+    coming: Future[P],
+    compute: Callable[[P], Generator[B]],
+    finish: Callable[[P, Iterable[B]], R],
+    finisher: ThreadPoolExecutor,
+) -> Future[R] | Exception:
+    try:
+        return _one(coming.result(), compute, finish, finisher)
+    except Exception as error:
+        return error
 
 
 def _one(
@@ -153,6 +158,13 @@ def _one(
             handoff.end(failed=True)
             raise
     return future
+
+
+def _first(waiting: deque[tuple[J, Future[R] | Exception]]) -> Iterator[tuple[J, R | Exception]]:
+    """The first, taken away and waited for."""
+    job, ended = waiting.popleft()
+    result = _outcome(ended)
+    yield job, result
 
 
 def _outcome(result: Future[R] | Exception) -> R | Exception:

@@ -12,6 +12,7 @@ import numpy as np
 from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, UsageError, printable
 from intsr.runtime.bands import Band, FinishedBand, TileProgress
 from intsr.runtime.batch import Job
+from intsr.runtime.batch_memory import BatchMemory
 from intsr.runtime.image_io import LoadedImage, read_image, read_info
 from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_stream import open_writer
@@ -23,8 +24,6 @@ from intsr.runtime.resize import Enlarger
 from intsr.runtime.upscaler import Upscaler, Work
 from intsr.types import SYNTHETIC_NOTE
 
-# A picture that is read while another is computed has at most so many pixels; a larger one waits for its turn.
-_AHEAD_PX = 24_000_000
 _MOST_TIMES = 16.0
 
 
@@ -140,22 +139,15 @@ def upscale_file(
 def _made(
     upscaler: Upscaler, jobs: Sequence[Job], options: FileOptions, read: Callable[[Job], _Opened]
 ) -> Iterator[tuple[Job, FileReport | Exception]]:
+    room = BatchMemory(upscaler, options)
     return overlapped(
         jobs,
         read,
         lambda opened: opened.work.bands(),
         lambda opened, bands: _write(upscaler, opened, bands, options),
-        _is_small,
+        room.ahead,
+        room.beside,
     )
-
-
-def _is_small(job: Job) -> bool:
-    try:
-        info = read_info(job.source)
-    except (IntsrError, OSError):
-        # Its own turn will say what is wrong.
-        return True
-    return info.width_px * info.height_px <= _AHEAD_PX
 
 
 def _failure(job: Job, error: Exception) -> FileReport:

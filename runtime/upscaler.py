@@ -9,25 +9,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intsr.errors import ImageError, UsageError
+from intsr.errors import UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.bands import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.clock import STAGES, StageClock
 from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.networks import Array, Network, PicturePipeline, TilePipeline
 from intsr.runtime.overlap import overlapped
+from intsr.runtime.picture_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.resize import Enlarger
 from intsr.runtime.tiling import TilePlan, plan_tiles
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    Picture: TypeAlias = Array | Image.Image
+    from intsr.runtime.picture_types import Picture
 
 __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 
@@ -164,6 +163,8 @@ class Upscaler:
         """The picture, `upscale_factor` times as large, of the same type and dtype.
 
         image: (H, W, 3) RGB or (H, W) grey, uint8 or uint16, or a Pillow image of mode RGB, L or I;16. Any size.
+        Pixels are taken as they lie there: where a photograph's EXIF says that it is turned, put it through
+        `PIL.ImageOps.exif_transpose` first.
         color_fix, overlap_px: None for the defaults. Raises ImageError, UsageError, VerificationError (an output
         that is not a picture: NaN, infinite, or flat although the input is not).
         """
@@ -181,7 +182,7 @@ class Upscaler:
         work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
         result = work.whole(work.rows())
         total_ms = (time.perf_counter() - start) * 1e3
-        clock, picture = work.clock, _picture_like(image, result)
+        clock, picture = work.clock, picture_like(image, result)
         return UpscaleResult(
             picture, clock.stages_ms, total_ms, work.tiles, clock.transfers_ms, on_device=clock.on_device
         )
@@ -201,7 +202,8 @@ class Upscaler:
         """As `upscale`, one picture after another, of any sizes: frames of a video, for instance.
 
         images: taken two ahead of what is given out: the colours of one are finished beside the networks of the next.
-        Raises, at its turn, what `upscale` raises.
+        Each is copied when it is taken: the caller may use its buffer again for the next. Raises, at its turn, what
+        `upscale` raises.
         """
 
         def prepare(image: Picture) -> tuple[Picture, Work]:
@@ -209,9 +211,11 @@ class Upscaler:
 
         def finish(prepared: tuple[Picture, Work], bands: Iterable[Band | FinishedBand]) -> Picture:
             image, work = prepared
-            return _picture_like(image, work.whole(work.finish(bands)))
+            return picture_like(image, work.whole(work.finish(bands)))
 
-        for _, result in overlapped(images, prepare, lambda prepared: prepared[1].bands(), finish):
+        # Here and not in `prepare`, which runs beside the iterator of the caller.
+        copies = map(copy_of, images)
+        for _, result in overlapped(copies, prepare, lambda prepared: prepared[1].bands(), finish):
             if isinstance(result, Exception):
                 raise result
             yield result
@@ -269,27 +273,3 @@ def _batches(inputs: Iterator[Array], size: int, counts: deque[int]) -> Iterator
     while batch := list(islice(inputs, size)):
         counts.append(len(batch))
         yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))
-
-
-def pixels_from_picture(image: Picture) -> Array:
-    """(H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
-    if not isinstance(image, np.ndarray):
-        if not hasattr(image, "mode"):
-            raise ImageError("picture", f"a {type(image).__name__}", "a NumPy array or a Pillow image")
-        if image.mode not in ("RGB", "L", "I;16"):
-            raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
-        image = np.asarray(image)
-    colour_axes = image.shape[2:]
-    if image.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in image.shape:
-        raise ImageError("picture", f"shape {image.shape}", "(H, W, 3) or (H, W), not empty")
-    if image.dtype not in (np.uint8, np.uint16):
-        raise ImageError("picture", f"dtype {image.dtype}", "uint8 or uint16")
-    return image
-
-
-def _picture_like(image: Picture, pixels: Array) -> Picture:
-    if isinstance(image, np.ndarray):
-        return pixels
-    from PIL import Image
-
-    return Image.fromarray(pixels)

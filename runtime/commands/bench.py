@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.console import common_options, detail, emit_json, say
+from intsr.console import common_options, detail, emit_json, on_terminal, say, weight_options
+from intsr.errors import UsageError
 
 if TYPE_CHECKING:
     from intsr.runtime.benchmark import Entry, Measurement
@@ -26,6 +27,20 @@ class _Settings:
     precision: str
     device: str | None
     cuda_backend: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """model: None where none is measured. context, lora: of that model."""
+
+    model: str | None
+    context: Path | None
+    lora: Path | None
+
+    def __post_init__(self) -> None:
+        if self.model is None and (self.context or self.lora):
+            option = "--lora" if self.lora else "--context"
+            raise UsageError(option, "no model that it belongs to", "--reference MODEL too")
 
 
 @click.command(
@@ -51,6 +66,7 @@ class _Settings:
 @click.option("--csv", "csv_path", type=_PATH, metavar="FILE", help="Write one line an engine.")
 @click.option("--markdown", "markdown_path", type=_PATH, metavar="FILE", help="Write tables.")
 @click.option("--plot", "plot_path", type=_PATH, metavar="FILE", help="Draw stages (.png, .svg, .pdf): intsr[plot].")
+@weight_options
 @common_options
 def bench(
     engines: tuple[Path, ...],
@@ -68,6 +84,8 @@ def bench(
     csv_path: Path | None,
     markdown_path: Path | None,
     plot_path: Path | None,
+    context: Path | None,
+    lora: Path | None,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of engines, end to end on one picture, interleaved in one process.
@@ -76,21 +94,22 @@ def bench(
     a GPU, blending and colour fix are included, files are not. Everything runs with the same number of threads. Where
     all engines are integer ones, a full-precision engine of the same model in the same folder is measured too.
     """
-    from intsr.files import check_writable_place
+    from intsr.files import check_output_file
     from intsr.runtime import benchmark, benchmark_report
     from intsr.runtime.benchmark_environment import environment
     from intsr.runtime.benchmark_layers import check_layers
 
+    weights = _Reference(reference, context, lora)
     if plot_path is not None:
         benchmark_report.check_plot(plot_path)
     for path in filter(None, (csv_path, markdown_path, plot_path)):
-        check_writable_place(path.parent)
+        check_output_file(path)
     settings = _Settings(threads or benchmark.default_threads(), precision, device, cuda_backend)
     paths = _with_counterpart([*([against] if against else []), *engines], alone or against or reference)
     for path in paths if layers else ():
         check_layers(path)
     with ExitStack() as opened:
-        entries = _open(paths, reference, settings, opened)
+        entries = _open(paths, weights, settings, opened)
         measurements = _measured(entries, size_px, min_runs, min_seconds)
     around = environment(settings.threads, size_px)
     warnings = benchmark.warnings_from_measurements(measurements)
@@ -98,6 +117,16 @@ def bench(
     for warning in warnings:
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
     times = _layers(paths, min_runs, settings) if layers else {}
+    if as_json:
+        values = [m.to_json() | ({"layers": times[m.path]} if m.path in times else {}) for m in measurements]
+        emit_json({"engines": values, "relative_to_first": relative, "environment": around, "warnings": warnings})
+    else:
+        for line in benchmark_report.lines_from_measurements(measurements, relative, around):
+            click.echo(line)
+        for name, layer_rows in times.items():
+            for line in benchmark_report.lines_from_layers(name, layer_rows):
+                click.echo(line)
+    # Last: a disk that is full by now takes nothing away that was measured.
     rows = benchmark_report.rows_from_measurements(measurements, relative)
     if csv_path is not None:
         benchmark_report.write_csv(csv_path, rows)
@@ -105,15 +134,6 @@ def bench(
         benchmark_report.write_markdown(markdown_path, rows, around)
     if plot_path is not None:
         benchmark_report.write_plot(plot_path, rows)
-    if as_json:
-        values = [m.to_json() | ({"layers": times[m.path]} if m.path in times else {}) for m in measurements]
-        emit_json({"engines": values, "relative_to_first": relative, "environment": around, "warnings": warnings})
-        return
-    for line in benchmark_report.lines_from_measurements(measurements, relative, around):
-        click.echo(line)
-    for name, layer_rows in times.items():
-        for line in benchmark_report.lines_from_layers(name, layer_rows):
-            click.echo(line)
 
 
 def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
@@ -131,7 +151,7 @@ def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
     return [*paths, found]
 
 
-def _open(paths: Sequence[Path], reference: str | None, settings: _Settings, opened: ExitStack) -> list[Entry]:
+def _open(paths: Sequence[Path], reference: _Reference, settings: _Settings, opened: ExitStack) -> list[Entry]:
     from intsr.runtime import benchmark
 
     entries = []
@@ -142,9 +162,10 @@ def _open(paths: Sequence[Path], reference: str | None, settings: _Settings, ope
         )
         opened.callback(entry.upscaler.close)
         entries.append(entry)
-    if reference is not None:
-        detail(f"opening {reference} in torch")
-        entries.append(benchmark.entry_from_reference(reference, entries[0].upscaler.tile_px, settings.threads))
+    if reference.model is not None:
+        detail(f"opening {reference.model} in torch")
+        tile_px, weights = entries[0].upscaler.tile_px, (reference.context, reference.lora)
+        entries.append(benchmark.entry_from_reference(reference.model, tile_px, settings.threads, *weights))
         opened.callback(entries[-1].upscaler.close)
     return entries
 
@@ -169,13 +190,11 @@ def _layers(paths: Sequence[Path], runs: int, settings: _Settings) -> dict[str, 
 
 def _measured(entries: Sequence[Entry], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:
     """With a progress bar on stderr where that is a terminal."""
-    import sys
-
     from intsr.runtime.benchmark import bench_picture, measure
 
     picture = bench_picture(size_px)
     say(f"measuring {len(entries)} on a {size_px}x{size_px} picture")
-    if not sys.stderr.isatty():
+    if not on_terminal():
         return measure(entries, picture, min_runs, min_seconds)
     from rich.console import Console
     from rich.progress import Progress

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from intsr.console import common_options, emit_json, progress, say
+from intsr.console import common_options, emit_json, on_terminal, progress, say, tell
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
+    from intsr.runtime.batch import Job
     from intsr.runtime.engine import Engine
     from intsr.runtime.tiling import Tile
-    from intsr.runtime.upscale_file import FileReport
+    from intsr.runtime.upscale_file import FileOptions, FileReport
 
 # Not asked whether it is readable: one that is not must not stop the others.
 _PATH = click.Path(path_type=Path, readable=False)
-_AUTO = "auto"
+_AUTO, _USUAL_BACKEND = "auto", "cuda-python"
+# Of so many tiles a picture takes long enough to be announced.
+_MANY_TILES = 64
+
+
+class _Times(click.ParamType[float]):
+    """`2.5`, `2x` or `x2`."""
+
+    name = "times"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().lower()
+        number = text[:-1] if text.endswith("x") else text.removeprefix("x")
+        try:
+            return float(number)
+        except ValueError:
+            self.fail(f"{value!r} is not a number of times, for example 2 or 2x", param, ctx)
 
 
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -44,10 +62,24 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     "intsr upscale model.engine holiday/ -r -o holiday-x4/ --skip-existing"
 )
 @click.argument("engine", type=_PATH)
-@click.argument("inputs", type=_PATH, nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", type=_PATH, required=True, help="A picture for one input file, else a folder.")
+@click.argument("inputs", type=_PATH, nargs=-1, metavar="INPUT...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(readable=False),
+    required=True,
+    help="A picture for one input file, else a folder; with a / at its end always a folder.",
+)
 @click.option("-r", "--recursive", is_flag=True, help="Subfolders too; their tree is repeated in the output folder.")
-@click.option("--outscale", type=float, metavar="TIMES", help="Size of the output. Default: the engine's factor.")
+@click.option(
+    "-s",
+    "--scale",
+    "--outscale",
+    "outscale",
+    type=_Times(),
+    metavar="TIMES",
+    help="Size of the output, such as 2 or 2x: a smaller file in the same time. Default: the engine's factor.",
+)
 @click.option("--color-fix", type=click.Choice(COLOR_FIXES), help="Colours of the input. Default: the engine's.")
 @click.option("--tile", default=_AUTO, show_default=True, metavar="auto|PX", help="Of the sizes the engine holds.")
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
@@ -62,7 +94,6 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option(
     "--cuda-backend",
     type=click.Choice(["cuda-python", "pycuda"]),
-    default="cuda-python",
     help="GPU engines: who talks to CUDA. Default: cuda-python.",
 )
 @click.option("--name", "template", metavar="TEMPLATE", help="Of outputs in a folder: {stem} {ext} {scale} {engine}.")
@@ -83,7 +114,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 def upscale(
     engine: Path,
     inputs: tuple[Path, ...],
-    output: Path,
+    output: str,
     recursive: bool,
     outscale: float | None,
     color_fix: str | None,
@@ -94,7 +125,7 @@ def upscale(
     threads: int | None,
     precision: str,
     device: str | None,
-    cuda_backend: str,
+    cuda_backend: str | None,
     template: str | None,
     name_suffix: str,
     output_format: str,
@@ -112,39 +143,50 @@ def upscale(
     """
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
-    from intsr.runtime.batch import Naming, check_outputs, plan_jobs, shard_from_text
+    from intsr.runtime.batch import Destination, Naming, check_outputs, plan_jobs, shard_from_text
     from intsr.runtime.engine import open_engine
     from intsr.runtime.memory_budget import bytes_from_text
     from intsr.runtime.upscale_batch import Batch
+    from intsr.runtime.upscale_checks import check_effects, check_engine_comes_first
     from intsr.runtime.upscale_file import FileOptions
 
+    check_engine_comes_first(engine, inputs)
+    if not inputs:
+        raise click.MissingParameter(param_hint="'INPUT...'", param_type="argument", ctx=click.get_current_context())
     if skip_existing and overwrite:
         raise UsageError("--skip-existing", "together with --overwrite", "one of them")
     memory_bytes = bytes_from_text(memory) if memory is not None else None
     options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes, overwrite)
     tile_px = _tile_from_text(tile)
-    factor = read_manifest(engine).upscale_factor
-    naming = Naming(_template(template, name_suffix), output_format, outscale or factor, engine.stem)
-    jobs = plan_jobs(inputs, output, recursive, naming)
+    manifest = read_manifest(engine)
+    naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
+    destination = Destination(Path(output), output.endswith(("/", os.sep)), skip_existing)
+    jobs = plan_jobs(inputs, destination, recursive, naming, lambda text: say(printable(text)))
+    given = {
+        "--name": template is not None,
+        "--suffix": bool(name_suffix),
+        "--format": output_format != "same",
+        "-r": recursive,
+        "--quality": quality is not None,
+        "--cuda-backend": cuda_backend is not None,
+    }
+    check_effects([option for option, is_given in given.items() if is_given], jobs, inputs, Path(output), manifest)
     jobs = shard_from_text(shard).part(jobs) if shard is not None else jobs
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
     check_outputs(jobs, skip_existing, overwrite)
     remove_stale_parts(job.output for job in jobs if not job.problem)
-    reports = []
-    opened = open_engine(engine, threads, precision, device, cuda_backend, tile_px=tile_px)
+    opened = open_engine(engine, threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=tile_px)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1
         made = batch.reports(
             jobs,
-            _tiles if one else None,
+            _tiles_of(jobs[0], options, manifest.upscale_factor) if one else None,
             lambda job: skip_existing and not job.problem and job.output.exists(),
         )
-        for report in made if one else progress(made, "Upscaling", len(jobs)):
-            reports.append(report)
-            _show(report, as_json)
+        reports = [_shown(report, as_json) for report in (made if one else progress(made, "Upscaling", len(jobs)))]
     _finish(reports)
 
 
@@ -172,21 +214,33 @@ def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int |
         raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")
 
 
-def _tiles(tiles: Sequence[Tile]) -> Iterable[Tile]:
-    return progress(tiles, "Upscaling", len(tiles))
+def _tiles_of(job: Job, options: FileOptions, factor: int) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
+    """Shows how far one picture has got."""
+    from intsr.runtime.image_io import read_info
+
+    def shown(tiles: Sequence[Tile]) -> Iterable[Tile]:
+        if len(tiles) >= _MANY_TILES and not on_terminal():
+            info = read_info(job.source)
+            width_px, height_px = options.output_size(info.width_px, info.height_px, factor)
+            size = f"{info.width_px}x{info.height_px} -> {width_px}x{height_px}"
+            say(printable(f"{job.source}: {size}, {len(tiles)} tiles"))
+        return progress(tiles, "Upscaling", len(tiles))
+
+    return shown
 
 
-def _show(report: FileReport, as_json: bool) -> None:
+def _shown(report: FileReport, as_json: bool) -> FileReport:
     if as_json:
         emit_json(report.to_json())
     if report.status == "failed":
-        click.echo(f"intsr: error: {report.error}", err=True)
+        tell(f"intsr: error: {report.error}")
     elif not as_json and report.status == "skipped":
         say(printable(f"{report.input}: {report.output} is there already"))
     elif not as_json:
         say(printable(f"{report.input} -> {report.output} ({report.width}x{report.height}, {report.ms:.0f} ms)"))
     for note in report.notes:
         say(printable(f"{report.input}: note: {note}"))
+    return report
 
 
 def _finish(reports: Sequence[FileReport]) -> None:

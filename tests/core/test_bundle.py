@@ -235,7 +235,7 @@ def test_a_manifest_that_unpacks_into_gigabytes_is_not_unpacked(bundle_path, mon
         ({"overlap_px": 16}, "overlap_px 16 is not below tile_px 16"),
         ({"tile_px": "16"}, "manifest is not valid"),
         ({"color_fix": "sepia"}, "'sepia'"),
-        ({"sha256": ["unet.plan"]}, "sha256 is not an object"),
+        ({"sha256": ["unet.plan"]}, "sha256 is .*, no JSON object"),
     ],
 )
 def test_wrong_manifests(bundle_path, values, message):
@@ -317,3 +317,36 @@ def test_what_is_no_bundle_at_all(tmp_path):
         (tmp_path / "odd.engine").write_bytes(content)
         with pytest.raises(BundleError, match="not a bundle"):
             Bundle(tmp_path / "odd.engine")
+
+
+_ODD = [None, [], {}, 2.5, True, "16", -1, 1e300, [1], ""]
+
+
+@pytest.mark.parametrize("value", _ODD)
+@pytest.mark.parametrize("key", ["library_version", "target", "upscale_factor", "overlap_px", "tile_px", "licence"])
+def test_values_of_another_type_are_one_line(bundle_path, key, value):
+    text = key in ("library_version", "target", "licence")
+    if isinstance(value, str) and text:
+        return
+    _change_manifest(bundle_path, **{key: value})
+    with pytest.raises(BundleError, match="manifest is not valid"):
+        read_manifest(bundle_path)
+
+
+@pytest.mark.parametrize("value", [*_ODD, [1, 3, "a", 32], [1, 3, 32.0, 32], [1, 3, 0, 32], [1, 3, 32], "float99"])
+@pytest.mark.parametrize("key", ["name", "member", "weights_member", "shape", "dtype"])
+def test_networks_of_other_types_are_one_line(bundle_path, manifest, key, value):
+    if isinstance(value, str) and (key in ("name", "weights_member") or (key == "member" and value)):
+        return
+    networks = json.loads(json.dumps(asdict(manifest)["networks"]))
+    (networks[0]["input"] if key in ("shape", "dtype") else networks[0])[key] = value
+    _change_manifest(bundle_path, networks=networks)
+    with pytest.raises(BundleError, match="manifest is not valid"):
+        read_manifest(bundle_path)
+
+
+@pytest.mark.parametrize("value", [None, 1, []])
+def test_hashes_of_other_types_are_one_line(bundle_path, manifest, value):
+    _change_manifest(bundle_path, sha256={manifest.networks[0].member: value})
+    with pytest.raises(BundleError, match="manifest is not valid"):
+        read_manifest(bundle_path)

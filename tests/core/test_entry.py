@@ -36,3 +36,22 @@ def test_in_a_shells_background_ctrl_c_is_for_somebody_else() -> None:
     code, shown, error = _run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)" + _INTERRUPTED)
     assert (code, error) == (0, "")
     assert shown.startswith("intsr, version")
+
+
+def test_a_closed_stream_is_no_file_of_ours() -> None:
+    """The next file that is opened would be number 2, where C libraries write their messages."""
+    code = """
+import os
+for number in (0, 2):
+    os.close(number)
+from intsr import entry
+entry._fill_standard_streams()
+print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/dev/zero", os.O_RDONLY) > 2)
+"""
+    assert _run(code)[:2] == (0, "['/dev/null', '/dev/null'] True\n")
+
+
+def test_ctrl_c_with_stderr_closed_is_the_same_code() -> None:
+    closed = "import os, sys; os.close(2); sys.stderr = None" + _INTERRUPTED
+    assert _run(closed)[0] == 130
+    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.entry import run\nrun()")[0] == 0

@@ -331,3 +331,8 @@ def test_a_file_taken_for_a_stale_one_before_it_was_locked_is_made_again(
         temporary.write_bytes(b"whole")
     assert target.read_bytes() == b"whole" and len(removed) == 1
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_takes_no_files_says_so() -> None:
+    with pytest.raises(UsageError, match=r"^/proc: cannot write here \(no new files can be made in this folder\); "):
+        check_output_file(Path("/proc/out.png"))

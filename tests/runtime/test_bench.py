@@ -16,6 +16,7 @@ import pytest
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_SOME_FAILED, EXIT_USAGE
 from intsr.runtime import benchmark, benchmark_report
 from intsr.runtime.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
+from intsr.runtime.benchmark_libraries import load_library
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
@@ -203,3 +204,17 @@ def test_what_was_measured_is_printed_before_files_are_written(
     code, out, err = intsr("bench", identity_engine, *QUICK, "--csv", tmp_path / "a.csv", "--json")
     assert (code, len(json.loads(out)["engines"])) == (EXIT_SOME_FAILED, 1)
     assert "a.csv: no space left on the device" in err
+
+
+@pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
+def test_no_engine_is_charged_with_its_library(make_engine, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    done: list[str] = []
+
+    def loaded(name: str) -> None:
+        load_library(name)
+        done.append(name)
+
+    monkeypatch.setattr(benchmark, "load_library", loaded)
+    monkeypatch.setattr(benchmark, "resident_bytes", lambda: done.append("asked") or 0)
+    benchmark.entry_from_engine(make_engine(target), 1, "f32").upscaler.close()  # type: ignore[attr-defined]
+    assert done == [target, "asked", "asked"]

@@ -194,3 +194,12 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
 )
 def test_release_from_version(version: str, release: tuple[int, ...]) -> None:
     assert compatibility.release_from_version(version) == release
+
+
+def test_a_closed_engine_is_opened_again(any_engine: Path, photo: np.ndarray) -> None:
+    with open_engine(any_engine) as engine:
+        assert engine.reopen(engine.tile_px) is engine
+        expected = engine.upscale(photo)
+    with engine.reopen(engine.tile_px) as again:
+        assert again is not engine
+        np.testing.assert_array_equal(again.upscale(photo), expected)

@@ -83,6 +83,7 @@ def test_the_engine_counts_by_the_area_of_its_tile() -> None:
 
 def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "none")
     monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
     assert memory.free_bytes() == 8 << 30
     (tmp_path / "memory.max").write_text("max\n")
@@ -99,6 +100,39 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pyte
     assert memory.free_bytes() == 8 << 30
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
     assert memory.free_bytes() is None and MemoryBudget().fits(1 << 60)
+
+
+def _group(folder: Path, limit: object, used_bytes: int, version: int = 2, stat: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes"), 2: ("memory.max", "memory.current")}[version]
+    for name, text in zip((*names, "memory.stat"), (limit, used_bytes, stat), strict=True):
+        (folder / name).write_text(f"{text}\n")
+
+
+def test_the_limit_of_a_group_is_for_those_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with systemd's MemoryMax: the mounted root knows nothing of it."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
+    (tmp_path / "cgroup").write_text("1:name=systemd:/other\n0::/user.slice/a:b.scope\n")
+    _group(tmp_path / "fs/user.slice/a:b.scope", "max", 100)
+    assert memory.free_bytes() == 8 << 30
+    _group(tmp_path / "fs/user.slice", 3 << 20, 1 << 20)
+    assert memory.free_bytes() == 2 << 20
+    _group(tmp_path / "fs/user.slice/a:b.scope", 1 << 20, 1000)
+    assert memory.free_bytes() == (1 << 20) - 1000
+    (tmp_path / "cgroup").write_text("0::/../outside\n")
+    assert memory.free_bytes() == 8 << 30
+
+
+def test_version_1_counts_cached_files_of_groups_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
+    (tmp_path / "cgroup").write_text("4:cpu,memory:/job\n0::/\n")
+    stat = "inactive_file 10\ntotal_inactive_file 500000"
+    _group(tmp_path / "fs/memory/job", 1 << 20, 1 << 19, 1, stat)
+    assert memory.free_bytes() == (1 << 19) + 500_000
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
+from typing import Any
 
 import pytest
 
@@ -109,8 +111,50 @@ def test_large_jobs_are_not_read_ahead() -> None:
         assert reads[-1] == job
         yield job
 
-    results = list(overlapped([0, 1, 2], prepare, compute, _total, ahead=lambda job: False))
+    results = list(overlapped([0, 1, 2], prepare, compute, _total, ahead=lambda job, under_way: False))
     assert results == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_what_is_under_way_is_told() -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+
+    def ahead(job: int, under_way: Sequence[int]) -> bool:
+        asked.append((job, tuple(under_way)))
+        return True
+
+    list(overlapped([0, 1, 2, 3], lambda job: job, _count, _total, ahead=ahead))
+    assert asked == [(0, ()), (1, (0,)), (2, (0, 1)), (3, (1, 2))]
+
+
+def test_a_job_without_room_beside_waits_for_the_one_before() -> None:
+    """And of that nothing is left by then."""
+    held: list[weakref.ref[Held]] = []
+    finished: list[int] = []
+    second_is_read = threading.Event()
+
+    class Held:
+        def __init__(self, job: int) -> None:
+            self.job = job
+
+    def prepare(job: int) -> Held:
+        second_is_read.set() if job else None
+        assert [one() for one in held] == [None] * job and finished == list(range(job))
+        made = Held(job)
+        held.append(weakref.ref(made))
+        return made
+
+    def compute(prepared: Held) -> Generator[int]:
+        yield prepared.job
+
+    def finish(prepared: Held, items: Iterable[int]) -> int:
+        total = sum(items)
+        # Time enough for a reader that does not wait; one that does lets it pass.
+        second_is_read.wait(0.2)
+        finished.append(prepared.job)
+        return total
+
+    options: dict[str, Any] = {"ahead": lambda job, under_way: False, "beside": lambda job, finishing: False}
+    assert list(overlapped([0, 1, 2], prepare, compute, finish, **options)) == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_slow_taker_holds_the_giver_up() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from intsr.runtime import cuda_python
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 Run = Callable[..., tuple[int, str, str]]
@@ -59,6 +62,15 @@ def _again(machine: Machine) -> str:
     return machine.upscale(machine.photo, "-o", machine.folder / "out.png")
 
 
+def _other_calibration(machine: Machine) -> str:
+    from intsr.calib.calibration import Calibration, save_calibration
+    from intsr.types import Bits
+
+    output = machine.folder / "calibration"
+    save_calibration(Calibration("lbq", Bits(6, 6), ("vae",), "demo", "ab" * 32, 9, 128, 1.0, 1), output)
+    return machine.intsr("calibrate", "demo", "--images", machine.folder, "-o", output)[2]
+
+
 def _huge(machine: Machine) -> str:
     # A header is enough: nothing is decoded.
     path = machine.file("huge.bmp", b"")
@@ -71,9 +83,11 @@ WAYS: dict[str, Callable[[Machine], str]] = {
     "no-file": lambda m: m.upscale(m.folder / "gone.png", "-o", m.folder / "out.png"),
     "empty": lambda m: m.upscale(m.file("a.png", b""), "-o", m.folder / "out.png"),
     "no-picture": lambda m: m.upscale(m.file("a.png", b"words"), "-o", m.folder / "out.png"),
+    "other-kind": lambda m: m.upscale(m.file("a.png", b"GIF89a" + bytes(20)), "-o", m.folder / "out.png"),
     "broken": lambda m: m.upscale(m.file("a.png", m.photo.read_bytes()[:2000]), "-o", m.folder / "out.png"),
     "pixel-limit": _huge,
     "exists": _again,
+    "other-calibration": _other_calibration,
     "collision": _twice,
     "own-input": lambda m: m.upscale(m.folder, "-o", m.folder),
     "no-pictures": lambda m: m.upscale(m.file("empty/a.txt", b"").parent, "-o", m.folder / "out"),
@@ -124,6 +138,27 @@ def test_no_gpu(intsr: Run, machine, photo_path: Path, tmp_path: Path, monkeypat
     assert _says(_entries()["no-gpu"], err), err
 
 
+def test_an_old_driver(  # type: ignore[no-untyped-def]
+    intsr: Run, machine, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OldDriver:
+        @staticmethod
+        def cuDriverGetVersion(pointer: Any) -> int:
+            pointer._obj.value = 12080
+            return 0
+
+    monkeypatch.setattr(cuda_python, "_load_driver", OldDriver)
+    machine.gpu.fail["cudaGetDeviceCount"] = "cudaErrorInsufficientDriver"
+    _, _, err = intsr("upscale", machine.engine(), photo_path, "-o", tmp_path / "out.png")
+    assert _says(_entries()["old-driver"], err), err
+
+
+def test_another_gpu(intsr: Run, machine, photo_path: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    machine.gpu.capability = (10, 0)
+    _, _, err = intsr("upscale", machine.engine("tensorrt-rtx"), photo_path, "-o", tmp_path / "out.png")
+    assert _says(_entries()["other-gpu"], err), err
+
+
 def test_every_entry_is_tried() -> None:
-    assert set(_entries()) == {*WAYS, "no-gpu"}
+    assert set(_entries()) == {*WAYS, "no-gpu", "old-driver", "other-gpu"}
     assert not _says(_entries()["empty"], "intsr: error: a.png: no such file")

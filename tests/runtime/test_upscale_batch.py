@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr.runtime import upscale_file
 from intsr.runtime.batch import Job
+from intsr.runtime.batch_memory import BatchMemory
 from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import picture_bytes
+from intsr.runtime.memory_budget import picture_bytes, picture_parts
 from intsr.runtime.upscale_batch import Batch
 from intsr.runtime.upscale_file import FileOptions
 from intsr.runtime.upscaler import Upscaler
@@ -142,3 +145,53 @@ def test_unreadable_pictures_stay_with_the_others(jobs: list[Job]) -> None:
     jobs[1].source.write_bytes(b"no picture")
     reports = _reports(FakeEngine(), jobs, 4096 * MIB)
     assert [report.status for report in reports] == ["ok", "failed", "ok"]
+
+
+def _most_at_once(
+    engine: FakeEngine, jobs: list[Job], memory_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """How many pictures were held when each was read."""
+    held: list[weakref.ref[np.ndarray]] = []
+    counts: list[int] = []
+    read = upscale_file.read_image
+
+    def counted(*arguments: Any) -> Any:
+        counts.append(sum(one() is not None for one in held))
+        loaded = read(*arguments)
+        held.append(weakref.ref(loaded.pixels))
+        return loaded
+
+    monkeypatch.setattr(upscale_file, "read_image", counted)
+    reports = _reports(engine, jobs, memory_bytes, auto=False)
+    assert [report.status for report in reports] == ["ok"] * len(jobs)
+    return counts
+
+
+def test_the_limit_is_for_all_pictures_of_a_batch(
+    jobs: list[Job], photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(16)
+    for job in jobs:
+        Image.fromarray(np.tile(photo, (10, 10, 1))).save(job.source)
+    info = ImageInfo(710, 530, "RGB", False, bits=8, channels=3)
+    one = picture_bytes(engine, info, (1420, 1060), jobs[0].output)
+    alone = engine.resident_bytes_at(16) + one
+    assert _most_at_once(engine, jobs, alone + MIB // 2, monkeypatch) == [0, 0, 0]
+
+
+def test_what_is_finished_counts_too(jobs: list[Job]) -> None:
+    engine, sizes = FakeEngine(16), ImageInfo(71, 53, "RGB", False, bits=8, channels=3)
+    parts = picture_parts(engine, sizes, (142, 106), jobs[0].output)
+    first, second, third = jobs
+
+    def memory(extra_bytes: int) -> BatchMemory:
+        limit = engine.resident_bytes_at(16) + extra_bytes
+        return BatchMemory(engine, FileOptions(memory_bytes=limit))
+
+    beside = parts.total + parts.pixels + parts.finishing
+    assert memory(beside).beside(second, first) and not memory(beside - 1).beside(second, first)
+    assert memory(beside).ahead(second, [first]) and not memory(beside - 1).ahead(second, [first])
+    three = beside + parts.pixels
+    assert memory(three).ahead(third, [first, second]) and not memory(three - 1).ahead(third, [first, second])
+    first.source.write_bytes(b"no picture")
+    assert memory(parts.total).beside(second, first), "what cannot be read takes nothing"

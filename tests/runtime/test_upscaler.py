@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,17 @@ def test_a_bad_frame_ends_the_many_at_its_turn(photo: np.ndarray) -> None:
     next(made)
     with pytest.raises(ImageError, match="shape"):
         next(made)
+
+
+def test_a_buffer_may_be_used_again_for_the_next_frame(photo: np.ndarray) -> None:
+    frames = [np.roll(photo, 7 * index, 1) for index in range(6)]
+    buffer, picture = np.empty_like(photo), Image.new("RGB", photo.shape[1::-1])
+
+    def decoded() -> Iterator[np.ndarray | Image.Image]:
+        for index, frame in enumerate(frames):
+            buffer[:] = frame
+            picture.paste(Image.fromarray(frame))
+            yield picture if index % 2 else buffer
+
+    for frame, made in zip(frames, _upscaler().upscale_many(decoded()), strict=True):
+        np.testing.assert_array_equal(np.asarray(made), _bicubic(frame))

@@ -1,0 +1,62 @@
+"""How outputs are called, and what is taken for a picture by its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+
+from intsr.errors import UsageError
+
+# The suffixes that a folder is searched for; a file that is named itself is tried whatever it is called.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
+# Pictures to everyone, which this version cannot write: never the name of a folder.
+UNWRITABLE_SUFFIXES = (".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg")
+SAME_FORMAT = "same"
+DEFAULT_TEMPLATE = "{stem}{ext}"
+TEMPLATE_FIELDS = ("stem", "ext", "scale", "engine")
+OUTPUT_FORMATS = (SAME_FORMAT, "png", "jpg", "webp", "avif", "tif", "bmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How an output inside a folder is called. template: see `TEMPLATE_FIELDS`. output_format: of `OUTPUT_FORMATS`.
+    scale: how many times as large outputs are. engine: the engine's name, for the template.
+
+    Raises UsageError for a template that is no file name.
+    """
+
+    template: str = DEFAULT_TEMPLATE
+    output_format: str = SAME_FORMAT
+    scale: float = 1.0
+    engine: str = ""
+
+    def __post_init__(self) -> None:
+        # A trial: what is wrong with a template is wrong with it for every picture.
+        self.name(Path("a.png"))
+
+    def name(self, source: Path) -> str:
+        """The output's name for an input."""
+        same = source.suffix if source.suffix.lower() in PICTURE_SUFFIXES else ".png"
+        suffix = same if self.output_format == SAME_FORMAT else f".{self.output_format}"
+        values = {"stem": source.stem, "ext": suffix, "scale": f"{self.scale:g}", "engine": self.engine}
+        name = "".join(text + values.get(field or "", "") for text, field in _template_parts(self.template))
+        if "/" in name or "\\" in name or "\0" in name or name in ("", ".", "..", suffix):
+            raise UsageError("--name", f"{self.template!r} gives {name!r}", "a file name, no folder")
+        if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+            got = f"{self.template!r} gives {name!r}"
+            raise UsageError("--name", got, "a name that ends in a picture's suffix", "end it with {ext}")
+        return name
+
+
+def _template_parts(template: str) -> list[tuple[str, str | None]]:
+    """Text and the field behind it. Raises UsageError for anything but plain known fields."""
+    fields = " ".join(f"{{{name}}}" for name in TEMPLATE_FIELDS)
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError("--name", f"{template!r} ({error})", f"text with {fields}") from error
+    for _, field, specification, conversion in parts:
+        if specification or conversion or (field is not None and field not in TEMPLATE_FIELDS):
+            raise UsageError("--name", f"{{{field}}} in {template!r}", f"only {fields}")
+    return [(text, field) for text, field, _, _ in parts]
