@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import intsr
 from intsr.calib.calibration import PARTS, Calibration, SiteQuantizer
 from intsr.calib.crops import Crops, crops_from_pictures
 from intsr.calib.journal import Journal
@@ -91,20 +93,22 @@ def calibrate(
     """Run the recipe's method over low-resolution `pictures`.
 
     progress: of methods that look once; report: of methods that train, called with the phase, how many steps were
-    done, and the loss. work: folder from which an interrupted training goes on; the caller removes it once the result
-    is saved. Raises ImageError, UsageError, CalibrationError.
+    done, and the loss. work: folder from which an interrupted training goes on, not touched by other methods; the
+    caller removes it with `journal.remove_work` once the result is saved.
+
+    Raises ImageError, UsageError, CalibrationError.
     """
     identity = _identity(model, pictures, recipe) if recipe.trains else {}
-    journal = Journal(work if recipe.trains else None, identity)
     curves: Mapping[str, list[list[float]]] = {}
-    if recipe.trains:
-        crops = crops_of_recipe(model, pictures, recipe)
-        sites, curves = _trained_sites(model, crops, recipe, journal, report)
-    else:
-        batches = calibration_batches(pictures, model.spec, recipe.tile_px)
-        sites = STATIC_METHODS[recipe.method](model, progress(batches), recipe.bits, recipe.parts)
-        if recipe.symmetric:
-            sites = {site: symmetric_range(quantizer) for site, quantizer in sites.items()}
+    with closing(Journal(work if recipe.trains else None, identity)) as journal:
+        if recipe.trains:
+            crops = crops_of_recipe(model, pictures, recipe)
+            sites, curves = _trained_sites(model, crops, recipe, journal, report)
+        else:
+            batches = calibration_batches(pictures, model.spec, recipe.tile_px)
+            sites = STATIC_METHODS[recipe.method](model, progress(batches), recipe.bits, recipe.parts)
+            if recipe.symmetric:
+                sites = {site: symmetric_range(quantizer) for site, quantizer in sites.items()}
     return Calibration(
         method=recipe.method,
         bits=recipe.bits,
@@ -177,4 +181,8 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
         "pictures": [sha256_from_path(path) for path in pictures],
         # The order of a sum depends on how many threads share it.
         "threads": torch.get_num_threads(),
+        "version": intsr.__version__,
+        "torch": str(torch.__version__),
+        # What is trained in which order: phases of another plan may go by the same names.
+        "plan": repr(plan_of_method(recipe.method, recipe.symmetric)),
     }

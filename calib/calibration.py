@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from intsr.calib.official_folder import OFFICIAL_KEY, Official, official_facts, official_tensors, take_official
 from intsr.calib.official_types import OfficialAttention, OfficialLayer
-from intsr.errors import CalibrationError
+from intsr.errors import CalibrationError, UsageError
 from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
 from intsr.types import MAX_BITS, MIN_BITS, Bits
@@ -30,19 +30,21 @@ from intsr.types import MAX_BITS, MIN_BITS, Bits
 SCHEMA_VERSION = 2
 JSON_NAME, TENSORS_NAME, CURVES_NAME = "calibration.json", "ranges.safetensors", "curves.json"
 PARTS = ("unet", "vae")
-KEYS = {
-    "schema_version",
-    "method",
-    "bits",
-    "parts",
-    "model",
-    "model_digest",
-    "pictures",
-    "tile_px",
-    "seconds",
-    "peak_bytes",
-    "sites",
+# Of calibration.json: keys, and the types that JSON may give them.
+KINDS: dict[str, tuple[type, ...]] = {
+    "schema_version": (int,),
+    "method": (str,),
+    "bits": (str,),
+    "parts": (list,),
+    "model": (str,),
+    "model_digest": (str,),
+    "pictures": (int,),
+    "tile_px": (int,),
+    "seconds": (int, float),
+    "peak_bytes": (int,),
+    "sites": (dict,),
 }
+KEYS = set(KINDS)
 END_NAMES = ("x_min", "x_max")
 # Optional tensors of a site, with their dtypes: a pair is there whole or not at all.
 ARRAY_DTYPES: dict[str, type[np.generic]] = {
@@ -182,9 +184,13 @@ class Calibration:
                 digest.update(f"{kind} {site} {quantizer.digest()}".encode())
         return digest.hexdigest()
 
-    def check_model(self, digest: str, name: str) -> None:
-        """Raises CalibrationError where this calibration belongs to another model."""
-        if digest != self.model_digest:
+    def belongs_to(self, digest: str, older_digest: str = "") -> bool:
+        """Whether it was made for the model with these digests; the older one may be ""."""
+        return self.model_digest in (digest, older_digest or digest)
+
+    def check_model(self, digest: str, name: str, older_digest: str = "") -> None:
+        """Raises CalibrationError where this calibration belongs to another model. older_digest: see `digests`."""
+        if not self.belongs_to(digest, older_digest):
             raise CalibrationError(
                 f"calibration of {self.model}",
                 f"made for a model with digest {self.model_digest[:12]}",
@@ -243,8 +249,7 @@ def load_calibration(folder: Path) -> Calibration:
     if set(values) - {OFFICIAL_KEY} != KEYS:
         difference = sorted((set(values) - {OFFICIAL_KEY}) ^ KEYS)
         raise CalibrationError(folder / JSON_NAME, f"keys unknown or missing: {', '.join(difference)}")
-    if not isinstance(values["sites"], dict):
-        raise CalibrationError(folder / JSON_NAME, "sites is no object", fix="calibrate again")
+    _check_kinds(values, curves, folder)
     official = take_official(values.get(OFFICIAL_KEY), tensors, folder)
     expected = {f"{site}.{end}" for site in values["sites"] for end in END_NAMES}
     optional = {f"{site}.{name}" for site in values["sites"] for name in ARRAY_DTYPES}
@@ -255,7 +260,7 @@ def load_calibration(folder: Path) -> Calibration:
     sites = {site: _site_from_mapping(site, entry, tensors, folder) for site, entry in values["sites"].items()}
     plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
     return Calibration(
-        bits=Bits.parse(values["bits"]),
+        bits=_bits(values["bits"], folder),
         parts=tuple(values["parts"]),
         sites=sites,
         curves=curves,
@@ -263,6 +268,24 @@ def load_calibration(folder: Path) -> Calibration:
         official_attentions=official.get("attentions", {}),
         **plain,
     )
+
+
+def _check_kinds(values: Mapping[str, Any], curves: Any, folder: Path) -> None:
+    for key, kinds in KINDS.items():
+        if not isinstance(values[key], kinds):
+            got, expected = f"{key} {values[key]!r}", f"a JSON {kinds[-1].__name__}"
+            raise CalibrationError(folder / JSON_NAME, got, expected, "calibrate again")
+    if not all(isinstance(part, str) for part in values["parts"]):
+        raise CalibrationError(folder / JSON_NAME, f"parts {values['parts']!r}", f"some of {PARTS}")
+    if not isinstance(curves, dict):
+        raise CalibrationError(folder / CURVES_NAME, f"a JSON {type(curves).__name__}", "an object")
+
+
+def _bits(text: str, folder: Path) -> Bits:
+    try:
+        return Bits.parse(text)
+    except UsageError as error:
+        raise CalibrationError(folder / JSON_NAME, f"bits {text!r}", error.expected, "calibrate again") from error
 
 
 def _site_from_mapping(site: str, entry: Any, tensors: Mapping[str, Any], folder: Path) -> SiteQuantizer:

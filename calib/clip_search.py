@@ -20,7 +20,7 @@ def sample_values(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """At most SAMPLE_VALUES of x's values, flat, and always its smallest and largest."""
     flat = x.flatten()
     if flat.numel() > SAMPLE_VALUES:
-        chosen = torch.randint(flat.numel(), (SAMPLE_VALUES,), generator=generator)
+        chosen = torch.randint(flat.numel(), (SAMPLE_VALUES,), generator=generator, device=generator.device)
         flat = torch.cat([flat[chosen], torch.stack([flat.min(), flat.max()])])
     return flat
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from intsr.calib.checkpoint import as_model_error
 from intsr.calib.ldm import TEXT_PREFIX
 from intsr.errors import ModelError
 
+# The first that is there.
+TEXT_WEIGHT_FILES = ("model.safetensors", "model.fp16.safetensors")
 CONTEXT_FIX = "give one with --context FILE.safetensors"
 OPEN_CLIP_PREFIX = f"{TEXT_PREFIX}model."
 # SD 2.x takes what the last block but one of OpenCLIP's 24 gives, and its final norm.
@@ -38,14 +41,51 @@ def context_from_folder(folder: Path) -> torch.Tensor:
     """The empty prompt through the folder's own CLIP text encoder, as OSEDiff's kin do."""
     if not ((folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()):
         raise ModelError(folder, "no prompt context", "text_encoder/ and tokenizer/", CONTEXT_FIX)
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
-    with as_model_error(folder / "text_encoder"):
+    with as_model_error(folder / "text_encoder"), _in_silence():
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True, use_safetensors=True)
+        encoder = _text_encoder(folder / "text_encoder")
         tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
         with torch.no_grad():
-            return encoder(tokens.input_ids)[0].float()
+            context: torch.Tensor = encoder(tokens.input_ids)[0]
+    return context
+
+
+def _text_encoder(folder: Path) -> Any:
+    """In float32 whatever its file holds: fp16 arithmetic would move the context. Raises ModelError."""
+    from transformers import CLIPTextModel
+
+    whole, half = (folder / name for name in TEXT_WEIGHT_FILES)
+    encoder, info = CLIPTextModel.from_pretrained(
+        folder,
+        local_files_only=True,
+        use_safetensors=True,
+        variant="fp16" if half.is_file() and not whole.is_file() else None,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    # Filled in at random otherwise.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(folder, f"{len(missing)} tensors missing ({missing[0]}, ...)", "a whole CLIP text encoder")
+    return encoder.eval()
+
+
+@contextmanager
+def _in_silence() -> Iterator[None]:
+    """transformers draws bars and tables on stderr, asked or not; what matters of them is an error here."""
+    from transformers.utils import logging
+
+    drawn, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def context_from_ldm(tensors: Mapping[str, torch.Tensor], path: Path, layers: int = OPEN_CLIP_LAYERS) -> torch.Tensor:

@@ -22,6 +22,7 @@ from intsr.calib.ldm import configs_from_ldm, without_wrapper
 from intsr.calib.networks import CLASSES, check_config
 from intsr.calib.settings import SPEC_NAME, read_json
 from intsr.calib.sources import find_model
+from intsr.calib.supported import check_channels
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 
@@ -65,6 +66,7 @@ def architecture_from_folder(folder: Path, name: str | None = None) -> Architect
         path = folder / part / "config.json"
         configs[part] = read_json(path)
         check_config(part, configs[part], path)
+    check_channels(configs["unet"], configs["vae"], folder)
     settings = read_json(folder / SPEC_NAME) if (folder / SPEC_NAME).is_file() else {}
     tokens = _tokens_from_context(folder / str(settings["context"])) if settings.get("context") else PROMPT_TOKENS
     called = settings.get("name", name or folder.resolve().name)

@@ -176,7 +176,7 @@ def _equalize_parts(grid: InputGrid, seen: Seen) -> None:
     Half of the ratio (in logarithms): the weights, multiplied by s, share one grid too and pay for it.
     """
     low, high = seen.low, seen.high
-    ends = torch.zeros(2, int(grid.index.max()) + 1)
+    ends = torch.zeros(2, int(grid.index.max()) + 1, device=low.device)
     for part in range(ends.shape[1]):
         chosen = grid.index == part
         ends[0, part], ends[1, part] = low[chosen].min(), high[chosen].max()

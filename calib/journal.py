@@ -1,30 +1,46 @@
 """What a calibration has done so far, on disk: started again after a kill, it goes on to the same result.
 
 A work folder holds `run.json`, what identifies the run; one `.pt` file for every finished phase; and `current.pt`,
-the phase in progress at some step. Everything else a phase needs is computed again from these.
+the phase in progress at some step. Everything else a phase needs is computed again from these. While a run is at work
+it keeps its blocks' inputs there, too, where --cache disk asks for that. Nothing else in the folder is ever touched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import pickle
+import re
+import shutil
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from intsr.errors import CalibrationError
+from intsr.errors import CalibrationError, UsageError
 from intsr.files import atomic_path, check_writable_folder
 
 RUN_NAME, CURRENT_NAME = "run.json", "current.pt"
+CACHE_PREFIX = "intsr-cache-"
 CHECKPOINT_SECONDS = 20.0
+# What is written beside run.json, and what a process killed while it writes leaves of any of them.
+_STATE_NAME = re.compile(r"[0-9a-f]{16}\.pt|current\.pt")
+_PART_NAME = re.compile(r"\.([0-9a-f]{16}\.pt|current\.pt|run\.json)\.\w{8}\.part")
+# Of an identity: what is installed, and cannot be given as an option.
+_INSTALLED = ("version", "torch", "plan")
 
 
 class Journal:
-    """folder: where to keep it, or None to keep nothing. identity: settings that a resumed run must share."""
+    """folder: where to keep it, or None to keep nothing. identity: settings that a resumed run must share.
+
+    Raises UsageError for a folder that holds something else, or that another process works in; CalibrationError for
+    one that was begun with other settings.
+    """
 
     def __init__(
         self, folder: Path | None, identity: Mapping[str, Any], checkpoint_seconds: float | None = None
@@ -33,15 +49,22 @@ class Journal:
         self.checkpoint_seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         self._start = self._last_checkpoint = time.monotonic()
         self._seconds_before = 0.0
+        self._unlock: Callable[[], object] = lambda: None
         if folder is None:
             return
-        path = folder / RUN_NAME
-        if path.exists():
-            _check_identity(path, identity)
-        else:
-            check_writable_folder(folder)
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+        check_writable_folder(folder)
+        lock = _lock(folder)
+        try:
+            _open_folder(folder, identity)
+        except BaseException:
+            _unlock(lock)
+            raise
+        # Whoever forgets `close` must not be shut out for the rest of the process.
+        self._unlock = weakref.finalize(self, _unlock, lock)
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        self._unlock()
 
     @property
     def seconds(self) -> float:
@@ -90,9 +113,88 @@ class Journal:
         return state
 
 
+def remove_work(folder: Path) -> None:
+    """Remove what journals have written into `folder`, and the folder if nothing else is in it.
+
+    A folder without a journal stays as it is. Raises UsageError where another process works in it.
+    """
+    if not (folder / RUN_NAME).is_file():
+        return
+    lock = _lock(folder)
+    try:
+        _remove_leftovers(folder)
+        for path in list(folder.iterdir()):
+            if _STATE_NAME.fullmatch(path.name):
+                path.unlink()
+        # At last: killed on the way, it is still seen whose folder this is.
+        (folder / RUN_NAME).unlink()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    finally:
+        _unlock(lock)
+
+
+def _open_folder(folder: Path, identity: Mapping[str, Any]) -> None:
+    path = folder / RUN_NAME
+    if path.exists():
+        _check_identity(path, identity)
+        _remove_leftovers(folder)
+        return
+    _remove_parts(folder)
+    foreign = next(folder.iterdir(), None)
+    if foreign is not None:
+        got, expected = f"holds {foreign.name} and no {RUN_NAME}", "a folder that an interrupted run left, or none"
+        raise UsageError(folder, got, expected, "move it away or choose another output")
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(dict(identity), indent=1) + "\n", encoding="utf-8")
+
+
+def _remove_parts(folder: Path) -> None:
+    for path in list(folder.iterdir()):
+        if _PART_NAME.fullmatch(path.name):
+            path.unlink()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What killed runs could not remove: half-written files, and caches as large as a block's inputs."""
+    _remove_parts(folder)
+    for path in folder.glob(f"{CACHE_PREFIX}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that locks `folder` until it is closed; None where the system has no such locks.
+
+    Raises UsageError where another process has it.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            fix = "wait for it, or choose another output"
+            raise UsageError(folder, "another process calibrates into it", fix=fix) from error
+        return None
+    return descriptor
+
+
+def _unlock(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def _check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(known, dict):
+            raise ValueError(f"a JSON {type(known).__name__}")
     except (OSError, ValueError) as error:
         raise CalibrationError(path, f"cannot be read ({error})", fix=f"remove {path.parent}") from error
     plain = json.loads(json.dumps(dict(identity)))
@@ -100,8 +202,20 @@ def _check_identity(path: Path, identity: Mapping[str, Any]) -> None:
         different = [key for key in {**known, **plain} if known.get(key) != plain.get(key)]
         got = ", ".join(f"{key} {_short(plain.get(key))}" for key in different)
         began = ", ".join(f"{key} {_short(known.get(key))}" for key in different)
-        fix = "give the same settings, start over with --restart, or choose another output"
+        fix = f"{_how_to_agree(known, different)}, start over with --restart, or choose another output"
         raise CalibrationError("resuming a calibration", got, f"{began}, as it began", fix)
+
+
+def _how_to_agree(known: Mapping[str, Any], different: list[str]) -> str:
+    """What to do about it, for what is no option of the command as well."""
+    ways = []
+    if "threads" in different and "threads" in known:
+        ways.append(f"set OMP_NUM_THREADS={known['threads']}")
+    if not set(different).isdisjoint(_INSTALLED):
+        ways.append("use the versions that it began with")
+    if not set(different) <= {"threads", *_INSTALLED}:
+        ways.append("give the same settings")
+    return " and ".join(ways)
 
 
 def _short(value: Any) -> str:

@@ -160,13 +160,16 @@ class _NetworkWalk:
     def _unit(self, name: str, unit: Unit, inputs: list[torch.Tensor], exact: list[torch.Tensor]) -> Curves:
         layers = tuple(self.layers[site] for site in unit.sites)
         key = f"{name}: {unit.name}"
+        # A stage without a step leaves no trace, in what is restored neither.
+        steps_of = [(stage, round(self.effort.block_steps * stage.share)) for stage in self.plan.block]
+        stages = [(stage, steps) for stage, steps in steps_of if steps]
         done = self.journal.finished(key)
         if done is not None:
             self._install(unit)
-            for stage in self.plan.block:
+            for stage, _ in stages:
                 prepare(stage, layers, self.seed)
             restore_state(layers, done["layers"])
-            for stage in self.plan.block:
+            for stage, _ in stages:
                 conclude(stage, layers)
             for phase, curve in done["curves"].items():
                 self.report(phase, int(curve[-1][0]), curve[-1][1])
@@ -182,11 +185,9 @@ class _NetworkWalk:
         self._install(unit)
         trained = self.quantized.get_submodule(unit.name)
         curves = {}
-        for stage in self.plan.block:
-            steps = round(self.effort.block_steps * stage.share)
-            if steps:
-                phase = f"{key}: {stage.name}"
-                curves |= self._stage(phase, stage, layers, trained, call, source, seen, steps, len(inputs))
+        for stage, steps in stages:
+            phase = f"{key}: {stage.name}"
+            curves |= self._stage(phase, stage, layers, trained, call, source, seen, steps, len(inputs))
         self.journal.finish(key, {"layers": learned_state(layers), "curves": curves})
         return curves
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,22 @@ import torch
 
 from intsr.calib.checkpoint import read_checkpoint
 from intsr.calib.context import context_from_folder, context_from_ldm, read_context
+from intsr.calib.digests import (
+    TEXT_FOLDERS,
+    TEXT_SUFFIXES,
+    WEIGHT_SUFFIXES,
+    context_fact,
+    file_facts,
+    model_digest,
+    older_digest,
+    with_lora_digest,
+)
 from intsr.calib.ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.lora import Lora, read_lora
 from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network, weights_file
 from intsr.calib.settings import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
 from intsr.calib.sources import Place, find_model
+from intsr.calib.supported import check_channels
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
@@ -30,7 +40,8 @@ class SRModel:
     """A one-step model in float32, evaluation mode, gradients off.
 
     unet, vae: None where only the other one was loaded. context: (1, tokens, channels) float32, the constant prompt
-    context. digest: SHA-256 of configuration and weights, which a calibration is bound to.
+    context. digest: SHA-256 of configuration and weights, which a calibration is bound to; older_digest: what
+    calibrations of earlier versions are bound to.
     """
 
     spec: ModelSpec
@@ -38,6 +49,7 @@ class SRModel:
     vae: AutoencoderKL
     context: torch.Tensor
     digest: str
+    older_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +64,14 @@ class ModelSource:
     digest: str
     networks: Mapping[str, NetworkSource]
     lora: Lora | None = None
+    older_digest: str = ""
 
     def load(self, *parts: str) -> SRModel:
         """Both networks, or only those named. Raises ModelError."""
         loaded: dict[str, Any] = dict.fromkeys(PARTS)
         for part in parts or PARTS:
             loaded[part] = load_network(self.networks[part], self.lora)
-        return SRModel(self.spec, loaded["unet"], loaded["vae"], self.context, self.digest)
+        return SRModel(self.spec, loaded["unet"], loaded["vae"], self.context, self.digest, self.older_digest)
 
 
 def load_model(name: str, context: Path | None = None, lora: Path | None = None) -> SRModel:
@@ -90,17 +103,14 @@ def _open_folder(place: Place, context: Path | None) -> ModelSource:
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     for part, config in configs.items():
         check_config(part, config, folder / part / "config.json")
+    check_channels(configs["unet"], configs["vae"], folder)
     networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     spec = spec_from_settings(settings, configs["unet"], _with_defaults(configs["vae"]), scheduler, folder)
     named = context or (folder / settings["context"] if settings["context"] else None)
     tensor = read_context(named) if named else context_from_folder(folder)
-    digest = _start_digest(spec, tensor)
-    for part in PARTS:
-        for path in sorted((folder / part).glob("*")):
-            if path.suffix in (".json", ".safetensors"):
-                digest.update(f"{part}/{path.name}:{sha256_from_path(path)}".encode())
-    return ModelSource(spec, tensor, digest.hexdigest(), networks)
+    of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
+    return _source(spec, tensor, networks, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
 
 
 def _with_defaults(vae: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,6 +123,7 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
     tensors = without_wrapper(checkpoint.tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     unet, vae = configs_from_ldm(shapes, place.path)
+    check_channels(unet, vae, place.path)
     check_nothing_else(list(tensors), place.path)
     networks = {
         part: NetworkSource(part, config, place.path, is_ldm=True)
@@ -121,18 +132,23 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
     settings = {**SPEC_DEFAULTS, "name": place.name, "synthetic": False}
     spec = spec_from_settings(settings, unet, vae, None, place.path)
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
-    digest = _start_digest(spec, tensor)
-    digest.update(f"file:{sha256_from_path(place.path)}".encode())
-    return ModelSource(spec, tensor, digest.hexdigest(), networks)
+    # A context that no file gave was made by an encoder in this very file.
+    of_context = [context_fact(tensor)] if context else []
+    return _source(spec, tensor, networks, of_context, [f"file:{sha256_from_path(place.path)}"])
+
+
+def _source(
+    spec: ModelSpec,
+    context: torch.Tensor,
+    networks: Mapping[str, NetworkSource],
+    of_context: list[str],
+    of_weights: list[str],
+) -> ModelSource:
+    digest, older = model_digest(spec, of_context, of_weights), older_digest(spec, context, of_weights)
+    return ModelSource(spec, context, digest, networks, older_digest=older)
 
 
 def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
     spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
-    digest = hashlib.sha256(f"{source.digest} lora:{sha256_from_path(lora.path)}".encode()).hexdigest()
-    return replace(source, spec=spec, digest=digest, lora=lora)
-
-
-def _start_digest(spec: ModelSpec, context: torch.Tensor) -> hashlib._Hash:
-    digest = hashlib.sha256(repr(spec).encode())
-    digest.update(context.numpy().tobytes())
-    return digest
+    digest, older = (with_lora_digest(each, lora.path) for each in (source.digest, source.older_digest))
+    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora)

@@ -13,6 +13,7 @@ from intsr.calib.architecture import current_name
 from intsr.calib.checkpoint import as_model_error, read_checkpoint
 from intsr.calib.ldm import network_from_ldm, without_wrapper
 from intsr.calib.lora import merge_lora
+from intsr.calib.supported import unsupported
 from intsr.errors import ModelError
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def check_config(part: str, config: Mapping[str, Any], where: Path) -> None:
         raise ModelError(where, "an SDXL UNet", "SD 2.1's: one text encoder, no added embeddings")
     if part == "vae" and not (config.get("use_quant_conv", True) and config.get("use_post_quant_conv", True)):
         raise ModelError(where, "no quant_conv", "an AutoencoderKL with quant_conv and post_quant_conv")
+    problem = unsupported(part, config)
+    if problem is not None:
+        raise ModelError(where, *problem)
 
 
 def weights_file(folder: Path) -> Path:

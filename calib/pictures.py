@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from intsr.errors import UsageError
 from intsr.runtime.pixels import PICTURE_SUFFIXES, read_pixels
-from intsr.runtime.resize import enlarge, unit_part
+from intsr.runtime.resize import Enlarger, unit_part
 from intsr.runtime.tiling import pad_to_square, plan_tiles
 from intsr.types import ModelSpec
 
@@ -39,15 +39,19 @@ def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.
 
     Pictures smaller than a tile are reflected to its size, as when they are upscaled. Raises ImageError.
     """
-    pixels: NDArray[Any] = np.rint(read_pixels(path)).astype(np.uint8)
+    levels: NDArray[Any] = read_pixels(path)
+    pixels = np.rint(levels, out=levels).astype(np.uint8)
+    del levels  # eight bytes for each one of pixels
     tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, 0).tiles
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))
     factor = spec.upscale_factor
-    enlarged = enlarge(pixels, factor, spec.resize_filter)
+    enlarger = Enlarger(pixels, factor, spec.resize_filter)
     parts = []
     for tile in (tiles[index] for index in chosen):
-        place = (side * factor for side in (tile.top, tile.left, tile.height, tile.width))
-        parts.append(pad_to_square(unit_part(enlarged, *place), tile_px * factor))
+        top, left, height, width = (side * factor for side in (tile.top, tile.left, tile.height, tile.width))
+        # Its rows alone, which have the bits of the whole: a photograph enlarged is hundreds of megabytes.
+        rows = enlarger.rows(top, top + height)
+        parts.append(pad_to_square(unit_part(rows, 0, left, height, width), tile_px * factor))
     return np.stack(parts) * np.float32(2) - np.float32(1)
 
 

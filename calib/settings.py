@@ -83,8 +83,10 @@ def _alpha_bar(config: Mapping[str, Any], timestep: int, where: Path) -> float:
     schedule, prediction = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
     if schedule not in ("scaled_linear", "linear"):
         raise ModelError(where, f"beta_schedule {schedule!r}", "scaled_linear or linear")
-    if prediction not in ("epsilon", "v_prediction"):
-        raise ModelError(where, f"prediction_type {prediction!r}", "epsilon")
+    if prediction != "epsilon":
+        # OSEDiff's and PassionSR's code has x0 from epsilon in so many words, whatever the scheduler says.
+        fix = "where the model's own code computes x0 from epsilon, write that there"
+        raise ModelError(where, f"prediction_type {prediction!r}", "epsilon", fix)
     other = [key for key in ("trained_betas", "rescale_betas_zero_snr") if config.get(key)]
     if other:
         raise ModelError(where, f"{other[0]} is set", "betas that beta_start and beta_end give")

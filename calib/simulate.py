@@ -121,7 +121,7 @@ class InputGrid(nn.Module):
     @torch.no_grad()
     def set_range(self, low: float, high: float) -> None:
         """A new base; what was learned of the range is forgotten."""
-        ends = self._admissible(torch.tensor(float(low)), torch.tensor(float(high)))
+        ends = self._admissible(*torch.tensor([low, high], dtype=torch.float32, device=self.base_low.device))
         self.base_low.copy_(ends[0])
         self.base_high.copy_(ends[1])
         self.low.zero_()
@@ -171,7 +171,9 @@ class QuantizedLayer(nn.Module):
         if self.grid.has_let:
             weight = weight * self.grid.scale().reshape(1, -1, *[1] * (weight.ndim - 2))
         if self.low_rank is not None:
-            weight = weight + (self.low_rank[0] @ self.low_rank[1]).reshape(weight.shape)
+            # What is trained is what is exported: not autocast's product.
+            with torch.autocast(weight.device.type, enabled=False):
+                weight = weight + (self.low_rank[0] @ self.low_rank[1]).reshape(weight.shape)
         return weight
 
     def weight_ends(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import intsr
 from intsr.calib.checkpoint import CHECKPOINT_SUFFIXES
+from intsr.calib.context import TEXT_WEIGHT_FILES
 from intsr.calib.networks import PARTS, WEIGHT_FILES
 from intsr.calib.settings import SPEC_NAME, read_settings
 from intsr.errors import ModelError
@@ -18,7 +19,7 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of a repository in diffusers' layout, what this needs; weights are asked for one by one.
 _SMALL_FILES = [SPEC_NAME, *(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
-_TEXT_FILES = ["tokenizer/*.json", "tokenizer/*.txt", "text_encoder/config.json", "text_encoder/model.safetensors"]
+_TEXT_FILES = ["tokenizer/*.json", "tokenizer/*.txt", "text_encoder/config.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,15 @@ def find_model(name: str, with_weights: bool = True, needs_text: bool = True) ->
 def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bool) -> Place:
     folder = _download(repository, revision, _SMALL_FILES)
     settings = read_settings(folder, repository)
+    weights = dict.fromkeys(PARTS, WEIGHT_FILES) if with_weights else {}
     if settings["context"]:
         _download(repository, revision, [str(settings["context"])])
     elif with_weights and needs_text:
         _download(repository, revision, _TEXT_FILES)
-    for part in PARTS if with_weights else ():
-        for name in WEIGHT_FILES:
-            if not any((folder / part / known).is_file() for known in WEIGHT_FILES):
+        weights["text_encoder"] = TEXT_WEIGHT_FILES
+    for part, names in weights.items():
+        for name in names:
+            if not any((folder / part / known).is_file() for known in names):
                 _download(repository, revision, [f"{part}/{name}"])
     # What was really loaded: a branch moves, a commit does not.
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision

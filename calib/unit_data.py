@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from intsr.calib.journal import CACHE_PREFIX
 from intsr.calib.units import Call, record_input, record_output
 
 CACHES = ("ram", "disk", "none")
@@ -67,10 +68,13 @@ class InMemory:
 
 
 class OnDisk:
-    """--cache disk: every pair once, a file a crop, in a folder of the system's temporary place."""
+    """--cache disk: every pair once, a file a crop, in a temporary folder below `folder`.
+
+    None: the system's place for such. What a killed process leaves below a work folder, the next `Journal` removes.
+    """
 
     def __init__(self, source: Recomputed, count: int, chunk: int, folder: Path | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="intsr-cache-", dir=folder)
+        self._folder = tempfile.TemporaryDirectory(prefix=CACHE_PREFIX, dir=folder)
         for start in range(0, count, chunk):
             indices = range(start, min(start + chunk, count))
             x, y = source.batch(indices)

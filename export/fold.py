@@ -79,18 +79,20 @@ def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedMode
 
     Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
     """
-    facts = folded_facts(model.spec, model.digest, calibration)
+    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
     networks = [
         _fold_network(name, module, model, calibration, fuse_let) for name, module in model.networks().items()
     ]
     return replace(facts, networks=tuple(networks))
 
 
-def folded_facts(spec: ModelSpec, digest: str, calibration: Calibration | None) -> FoldedModel:
+def folded_facts(
+    spec: ModelSpec, digest: str, calibration: Calibration | None, older_digest: str = ""
+) -> FoldedModel:
     """All but the networks. Raises CalibrationError where the calibration is of another model."""
     if calibration is None:
         return FoldedModel(spec, (), "none", Bits(None, None), (), "")
-    calibration.check_model(digest, spec.name)
+    calibration.check_model(digest, spec.name, older_digest)
     return FoldedModel(spec, (), calibration.method, calibration.bits, calibration.parts, calibration.digest())
 
 

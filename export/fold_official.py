@@ -89,14 +89,14 @@ def fold_official(model: SRModel, calibration: Calibration) -> FoldedModel:
     its context does not fit.
     """
     networks = tuple(fold_official_network(name, model, calibration) for name in NETWORKS)
-    facts = folded_facts(model.spec, model.digest, calibration)
+    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
     return replace(facts, networks=networks)
 
 
 @torch.no_grad()
 def fold_official_network(name: str, model: SRModel, calibration: Calibration) -> FoldedNetwork:
     """One network of `fold_official`; of the model only that part needs to be there."""
-    calibration.check_model(model.digest, model.spec.name)
+    calibration.check_model(model.digest, model.spec.name, model.older_digest)
     part = "unet" if name == "unet" else "vae"
     sites = sites_of_model(model, (part,))
     official_layers = {site: layer for site, layer in calibration.official_layers.items() if site in sites}

@@ -149,6 +149,11 @@ def bits_text(bits: Bits, lowering: Lowering) -> str:
     return f"w{bits.weights}a{8 * np.dtype(lowering.float_dtype).itemsize}"
 
 
+def is_weight_only(bits: str) -> bool:
+    """Whether `bits_text` has written it of a lowering with float activations."""
+    return bits.endswith(("a16", "a32"))
+
+
 def _write_network(
     network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, tuple[int, ...]], folder: Path
 ) -> list[NetworkEntry]:

@@ -41,7 +41,7 @@ def export_model(
         return export_onnx(
             folded_from_model(model, calibration), lowering, tile_px, folder, on_network, further_tiles
         )
-    facts = folded_facts(model.spec, model.digest, calibration)
+    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
     return export_networks(
         facts, _folded_one_by_one(model, calibration), lowering, tile_px, folder, on_network, further_tiles
     )

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from intsr.calib.supported import unsupported
 from intsr.errors import ExportError
 from intsr.types import NETWORKS, ModelSpec
 
@@ -43,6 +44,7 @@ class SpecializedModel:
     decoder: nn.Module
     digest: str
     row_factors: Mapping[str, float]
+    older_digest: str = ""
 
     def networks(self) -> dict[str, nn.Module]:
         networks = {name: getattr(self, name) for name in NETWORKS}
@@ -150,7 +152,8 @@ def specialize(model: SRModel) -> SpecializedModel:
         "vae.quant_conv": model.spec.latent_scaling_factor,
         "vae.post_quant_conv": 1 / model.spec.latent_scaling_factor,
     }
-    return SpecializedModel(spec=model.spec, digest=model.digest, row_factors=factors, **networks)
+    digests = {"digest": model.digest, "older_digest": model.older_digest}
+    return SpecializedModel(spec=model.spec, row_factors=factors, **digests, **networks)
 
 
 def _copy_sharing_weights(module: M) -> M:
@@ -170,20 +173,9 @@ def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias
 
 def _check_unet(unet: Any) -> None:
     """SD 2.1's structure only: anything else would be lost silently in SpecializedUNet.forward."""
-    config = unet.config
-    wrong = {
-        "center_input_sample": config.center_input_sample,
-        "class_embed_type": config.class_embed_type,
-        "addition_embed_type": config.addition_embed_type,
-        "encoder_hid_dim_type": config.encoder_hid_dim_type,
-        "time_embedding_act_fn": config.time_embedding_act_fn,
-        "dual_cross_attention": config.dual_cross_attention,
-    }
-    present = [name for name, value in wrong.items() if value]
-    if config.resnet_time_scale_shift != "default":
-        present.append("resnet_time_scale_shift")
-    if present or unet.mid_block is None or unet.conv_norm_out is None:
-        raise ExportError("unet/config.json", f"unsupported {', '.join(present) or 'blocks'}", "SD 2.1's UNet")
+    problem = unsupported("unet", unet.config)
+    if problem is not None:
+        raise ExportError("unet/config.json", *problem)
 
 
 def _fold_time(unet: Any, timestep: int) -> None:

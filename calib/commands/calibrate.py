@@ -2,60 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from intsr.calib.commands.training_options import (
+    DEFAULT_CROP_PX,
+    check_source,
+    check_training_options,
+    training_options,
+)
 from intsr.console import common_options, detail, emit_json, meter, model_options, progress, say
-from intsr.errors import UsageError
+from intsr.errors import ImageError, UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
     from intsr.calib.calibration import Calibration
-    from intsr.calib.model import SRModel
+    from intsr.calib.model import ModelSource, SRModel
+    from intsr.types import Bits
 
 WORK_SUFFIX = ".work"
-# Parameters that change something where a checkpoint is imported.
-OF_IMPORT = frozenset(
-    ("model", "output", "bits", "official", "tile_px", "context", "lora", "as_json", "quiet", "verbose")
-)
-
-
-def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the methods that train."""
-    decorators = (
-        click.option(
-            "--crop", "crop_px", type=click.IntRange(1), default=32, show_default=True, help="Side of a crop."
-        ),
-        click.option("--crops", type=click.IntRange(1), default=48, show_default=True, help="Crops to train on."),
-        click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops a step."),
-        click.option("--block-steps", type=click.IntRange(0), default=12, show_default=True, help="Steps a block."),
-        click.option(
-            "--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."
-        ),
-        click.option("--rate", type=click.FloatRange(0, 100, True, True), default=1.0, help="Factor on all rates."),
-        click.option(
-            "--cache",
-            type=click.Choice(["ram", "disk", "none"]),
-            default="ram",
-            show_default=True,
-            help="Where a block's inputs are kept; none: computed again for every step.",
-        ),
-        click.option("--recompute", is_flag=True, help="Joint steps: compute activations twice, in less memory."),
-        click.option("--mixed", is_flag=True, help="bfloat16 where that is safe: for GPUs."),
-        click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of crops, batches and samples."),
-        click.option("--restart", is_flag=True, help="Forget what an interrupted run has done."),
-        click.option("--dry-run", is_flag=True, help="Measure one block, estimate time and memory, write nothing."),
-    )
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
 
 
 @click.command(
@@ -65,7 +33,9 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.argument("model")
 @click.option("--images", type=click.Path(path_type=Path), help="Folder of low-resolution pictures.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Calibration folder to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Calibration folder to write; --dry-run needs none."
+)
 @click.option(
     "--method",
     default="passionsr",
@@ -78,16 +48,18 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @passionsr_option
 @model_options
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
+@click.option("--overwrite", is_flag=True, help="Replace a calibration that was made with other settings, too.")
 @training_options
 @common_options
 def calibrate(
     model: str,
     images: Path | None,
-    output: Path,
+    output: Path | None,
     official: tuple[Path, ...],
     context: Path | None,
     lora: Path | None,
     limit: int | None,
+    overwrite: bool,
     restart: bool,
     dry_run: bool,
     as_json: bool,
@@ -96,65 +68,100 @@ def calibrate(
     """Learn how to quantize a model from a folder of low-resolution pictures, or import what PassionSR learned.
 
     MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
-    word demo. Methods that train keep what they have done in OUTPUT.work: started again after an interruption, the
-    same command goes on from there to the same result.
+    word demo. Pictures that cannot be read, or are transparent, are named and skipped. Methods that train keep what
+    they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
+    same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
     """
-    from intsr.calib.calibration import JSON_NAME
-    from intsr.calib.model import load_model
+    from intsr.calib.model import open_model
     from intsr.calib.pictures import list_pictures
+
+    check_source(images is not None, bool(official))
+    recipe = _recipe(**settings)
+    check_training_options(recipe.method, recipe.trains or bool(official), dry_run)
+    pictures = list_pictures(images) if images is not None else []
+    _check_output(output, dry_run)
+    source = open_model(model, context, lora)
+    if dry_run:
+        _dry_run(source.load(), pictures[:limit], recipe, as_json)
+        return
+    assert output is not None
+    if official:
+        calibration = _import(source, official, recipe, output, overwrite)
+    else:
+        _announce_replaced(output, recipe.method, recipe.bits, recipe.parts, source, overwrite)
+        pictures = _usable(pictures, limit)
+        calibration = _run(source.load(), pictures, recipe, output, restart)
+    if as_json:
+        _emit(calibration, output, len(pictures))
+
+
+def _check_output(output: Path | None, dry_run: bool) -> None:
+    """Before long work. Raises UsageError."""
+    from intsr.calib.calibration import JSON_NAME
     from intsr.files import check_replaceable_folder, check_writable_place
 
-    _check_source(images, official)
-    recipe = _recipe(**settings)
-    pictures = list_pictures(images)[:limit] if images is not None else []
+    if output is None:
+        if not dry_run:
+            raise UsageError("-o", "not given", "the calibration folder to write", "or give --dry-run")
+        return
     check_replaceable_folder(output, marker=JSON_NAME)
     check_writable_place(output.parent)
-    loaded = load_model(model, context, lora)
-    if official:
-        _emit(_import(loaded, official, recipe, output), output, 0, as_json)
+
+
+def _announce_replaced(
+    output: Path, method: str, bits: Bits, parts: tuple[str, ...], source: ModelSource, overwrite: bool
+) -> None:
+    from intsr.calib.calibration import JSON_NAME
+    from intsr.calib.replacing import check_same_settings
+
+    if overwrite:
+        if (output / JSON_NAME).exists():
+            say(f"{output}: the calibration that is there will be replaced")
         return
-    if dry_run:
-        _dry_run(loaded, pictures, recipe, as_json)
-        return
-    work = output.with_name(output.name + WORK_SUFFIX)
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-    calibration = _run(loaded, pictures, recipe, work, output)
-    _emit(calibration, output, len(pictures), as_json)
+    name, digests = source.spec.name, (source.digest, source.older_digest)
+    if check_same_settings(output, method, bits, parts, name, *digests):
+        say(f"{output}: made before with the same model, method, bits and parts; it will be replaced")
 
 
-def _emit(calibration: Calibration, output: Path, pictures: int, as_json: bool) -> None:
-    if as_json:
-        emit_json(
-            {
-                "output": str(output),
-                "sites": len(calibration.sites),
-                "seconds": calibration.seconds,
-                "peak_bytes": calibration.peak_bytes,
-                "method": calibration.method,
-                "bits": str(calibration.bits),
-                "parts": list(calibration.parts),
-                "pictures": pictures,
-            }
-        )
+def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
+    from intsr.calib.choose_pictures import usable_pictures
+
+    skipped = 0
+
+    def skip(error: ImageError) -> None:
+        nonlocal skipped
+        skipped += 1
+        say(f"skipped: {error}")
+
+    chosen = usable_pictures(pictures, limit, skip)
+    if skipped:
+        say(f"{skipped} of {len(chosen) + skipped} pictures skipped")
+    return chosen
 
 
-def _check_source(images: Path | None, official: tuple[Path, ...]) -> None:
-    """Raises UsageError: pictures to learn from, or files to import; with files nothing else is learned."""
-    if (images is None) == (not official):
-        raise UsageError("--images, --passionsr", "both or neither", "one of them")
-    context = click.get_current_context()
-    for parameter in context.command.params if official else ():
-        name = parameter.name or ""
-        if name not in OF_IMPORT and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise UsageError(parameter.opts[0], "together with --passionsr", "--images: there is nothing to learn")
+def _emit(calibration: Calibration, output: Path, pictures: int) -> None:
+    emit_json(
+        {
+            "output": str(output),
+            "sites": len(calibration.sites),
+            "seconds": calibration.seconds,
+            "peak_bytes": calibration.peak_bytes,
+            "method": calibration.method,
+            "bits": str(calibration.bits),
+            "parts": list(calibration.parts),
+            "pictures": pictures,
+        }
+    )
 
 
-def _import(model: SRModel, files: tuple[Path, ...], recipe: Recipe, output: Path) -> Calibration:
+def _import(
+    source: ModelSource, files: tuple[Path, ...], recipe: Recipe, output: Path, overwrite: bool
+) -> Calibration:
     from intsr.calib.calibration import save_calibration
     from intsr.calib.official_calibration import import_official
 
-    calibration = import_official(model, files, recipe.bits, recipe.tile_px)
+    calibration = import_official(source.load(), files, recipe.bits, recipe.tile_px)
+    _announce_replaced(output, calibration.method, calibration.bits, calibration.parts, source, overwrite)
     save_calibration(calibration, output)
     say(
         f"{output}: {len(calibration.sites)} layers of {', '.join(calibration.parts)}, read as {calibration.bits} "
@@ -170,7 +177,8 @@ def _recipe(method: str, bits: str, parts: str, tile_px: int, symmetric: bool, *
 
     names = ("block_steps", "joint_steps", "batch", "rate", "cache", "recompute", "mixed")
     effort = Effort(**{name: training[name] for name in names})
-    crop_px = min(training["crop_px"], tile_px)
+    # Only the default gives way: what was asked for and does not fit is an error.
+    crop_px = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
     return Recipe(
         method,
         Bits.parse(bits),
@@ -185,12 +193,16 @@ def _recipe(method: str, bits: str, parts: str, tile_px: int, symmetric: bool, *
     )
 
 
-def _run(model: SRModel, pictures: list[Path], recipe: Recipe, work: Path, output: Path) -> Calibration:
+def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, restart: bool) -> Calibration:
     from intsr.calib.calibrate import calibrate as run
     from intsr.calib.calibrate import steps_of_recipe
     from intsr.calib.calibration import save_calibration
+    from intsr.calib.journal import RUN_NAME, remove_work
 
-    if work.exists() and recipe.trains:
+    work = output.with_name(output.name + WORK_SUFFIX)
+    if restart:
+        remove_work(work)
+    if recipe.trains and (work / RUN_NAME).exists():
         say(f"going on from {work}")
     description = f"{recipe.method} {recipe.bits}"
     with meter(description, steps_of_recipe(model, recipe)) as advance:
@@ -205,7 +217,8 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, work: Path, outpu
         watched = (lambda batches: batches) if recipe.trains else _watched(len(pictures))
         calibration = run(model, pictures, recipe, watched, report, work)
     save_calibration(calibration, output)
-    shutil.rmtree(work, ignore_errors=True)
+    if recipe.trains:
+        remove_work(work)
     say(
         f"{output}: {len(calibration.sites)} layers, {calibration.method} {calibration.bits}, "
         f"{len(pictures)} pictures, {calibration.seconds:.1f} s, {calibration.peak_bytes / 1e9:.2f} GB"

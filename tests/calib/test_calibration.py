@@ -98,6 +98,39 @@ def test_bits_out_of_range(calibration: Calibration, tmp_path: Path, bits: objec
         load_calibration(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("parts", None),
+        ("parts", [None]),
+        ("parts", "unet"),
+        ("parts", []),
+        ("bits", 8),
+        ("bits", "w99"),
+        ("method", {}),
+        ("model_digest", None),
+        ("pictures", "3"),
+        ("tile_px", [128]),
+        ("seconds", None),
+        ("sites", None),
+    ],
+)
+def test_values_of_another_kind(calibration: Calibration, tmp_path: Path, key: str, value: object) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    path = tmp_path / "c" / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CalibrationError, match=key) as error:
+        load_calibration(tmp_path / "c")
+    assert "\n" not in str(error.value)
+
+
+def test_curves_of_another_kind(calibration: Calibration, tmp_path: Path) -> None:
+    save_calibration(calibration, tmp_path / "c")
+    (tmp_path / "c" / "curves.json").write_text("[1]")
+    with pytest.raises(CalibrationError, match=r"curves\.json"):
+        load_calibration(tmp_path / "c")
+
+
 def test_no_calibration_there(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="intsr calibrate MODEL"):
         load_calibration(tmp_path)

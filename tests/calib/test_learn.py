@@ -189,6 +189,13 @@ def test_other_settings_do_not_resume(tiny_folder, pictures, tmp_path, intsr):
     assert intsr("calibrate", *arguments, "--bits", "w4a6", "--restart")[0] == 0
 
 
+@pytest.mark.parametrize(("method", "effort"), [("qdiffusion", Effort(0, 0, 2)), ("passionsr", Effort(0, 4, 2))])
+def test_blocks_without_a_step_are_gone_on_from(tiny_model, pictures, tmp_path, method, effort):
+    few = replace(SMALL, method=method, parts=("vae",), effort=effort)
+    whole, again = (calibrate(tiny_model, pictures, few, work=tmp_path / "w") for _ in range(2))
+    assert again.digest() == whole.digest()
+
+
 def test_a_broken_work_folder_is_one_line(tmp_path):
     Journal(tmp_path / "w", {"a": 1})
     (tmp_path / "w" / "run.json").write_text("{")

@@ -148,11 +148,11 @@ def test_unknown_setting(folder: Path) -> None:
         ({"trained_betas": [0.1] * 1000}, "trained_betas is set"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
         ({"beta_start": "small"}, "scheduler_config"),
+        ({"prediction_type": "v_prediction"}, "prediction_type 'v_prediction'; expected epsilon; where"),
+        ({"prediction_type": "sample"}, "prediction_type 'sample'; expected epsilon"),
     ],
 )
-def test_a_schedule_that_would_give_another_alpha_is_refused(
-    folder: Path, changes: dict[str, object], message: str
-) -> None:
+def test_a_schedule_of_another_kind_is_refused(folder: Path, changes: dict[str, object], message: str) -> None:
     edit_json(folder / "scheduler" / "scheduler_config.json", **changes)
     with pytest.raises(ModelError, match=message) as error:
         load_model(str(folder))

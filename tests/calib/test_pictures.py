@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from intsr.calib.model import SRModel
-from intsr.calib.pictures import MAX_TILES, calibration_batches, calibration_inputs, list_pictures
+from intsr.calib.pictures import MAX_TILES, calibration_batches, calibration_inputs, list_pictures, tiles_from_picture
 from intsr.errors import ImageError, UsageError
+from intsr.runtime.resize import Enlarger
 
 
 def write_picture(path: Path, width: int, height: int) -> Path:
@@ -35,6 +37,34 @@ def test_every_size_gives_whole_tiles(tiny_model: SRModel, tmp_path: Path, size:
     assert float(batch.min()) >= -1 and float(batch.max()) <= 1
     ((name, first),) = calibration_inputs([tmp_path / "a.png"], tiny_model.spec, 32)
     assert name == "a.png" and np.array_equal(first[0], batch[0].numpy())
+
+
+def test_tiles_are_cut_from_the_enlarged_picture(
+    tiny_model: SRModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits, though only the tiles' own rows are enlarged."""
+    path, side, asked = write_picture(tmp_path / "a.png", 300, 1000), 128, []
+    rows = Enlarger.rows
+
+    def watched(enlarger: Enlarger, top: int, bottom: int) -> NDArray[np.uint8]:
+        asked.append(bottom - top)
+        return rows(enlarger, top, bottom)
+
+    monkeypatch.setattr(Enlarger, "rows", watched)
+    got = tiles_from_picture(path, tiny_model.spec, 32)
+    # 32 rows of 10 tiles; the last ones are aligned with the picture's ends.
+    with Image.open(path) as picture:
+        whole = np.asarray(picture.resize((1200, 4000), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+    assert np.array_equal(got[0], whole[:, :side, :side] / np.float32(255) * np.float32(2) - np.float32(1))
+    assert np.array_equal(got[-1], whole[:, -side:, -side:] / np.float32(255) * np.float32(2) - np.float32(1))
+    for tile in got[1:-1]:
+        assert any(
+            np.array_equal(tile, whole[:, top : top + side, left : left + side] / np.float32(255) * 2 - np.float32(1))
+            for top in range(0, 4000 - side + 1, 4)
+            for left in range(0, 1200 - side + 1, 4)
+            if abs(float(tile[0, 0, 0]) - (whole[0, top, left] / 255 * 2 - 1)) < 1e-6
+        )
+    assert asked == [side] * MAX_TILES
 
 
 def test_folders_without_pictures(tmp_path: Path) -> None:

@@ -167,3 +167,38 @@ def test_a_layer_s_forward_is_its_parts() -> None:
     bias = conv.bias + (conv.weight * d).flatten(1).sum(1)
     expected = functional.conv2d(fake_quantize_torch(seen, params), layer.quantized_weight(), bias, 2)
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("let", ["none", "part", "channel"])
+def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, let: str) -> None:
+    """Only rounded as bfloat16 rounds what the layers compute; quantizers themselves are float32 (`--mixed`)."""
+    x = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    gradients = []
+    for mixed in (False, True):
+        layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let, False)
+        for layer in layers.values():
+            layer.grid.set_range(-4.0, 4.0)
+            layer.set_weight_range(*(end.detach() for end in _weight_ends(layer)))
+        network = with_layers(reference_networks(tiny_model)["unet"], layers)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            output = network(x)
+        output.float().square().mean().backward()
+        grids = {id(layer.grid): layer.grid for layer in layers.values()}.values()
+        gradients.append(torch.stack([p.grad for grid in grids for p in (grid.low, grid.high)]))
+    whole, of_mixed = gradients
+    assert float((of_mixed - whole).norm() / whole.norm()) < 0.3
+
+
+def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
+    """The product that EfficientDM adds, which is what is exported, under autocast too."""
+    layer = next(iter(quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False).values()))
+    rows, columns = layer.layer.weight.flatten(1).shape
+    layer.low_rank = nn.ParameterList([torch.randn(rows, 4), torch.randn(4, columns)])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = layer.scaled_weight()
+    assert torch.equal(mixed, layer.scaled_weight())
+
+
+def _weight_ends(layer: QuantizedLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = layer.scaled_weight().flatten(1)
+    return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from intsr.calib.info import architecture_from_name
 from intsr.calib.model import load_model, open_model
@@ -83,6 +84,21 @@ def test_its_text_encoder_is_asked_for_where_nothing_else_gives_a_context(hub: H
     with pytest.raises(ModelError, match="no prompt context"):
         open_model("owner/name@v1")
     assert "text_encoder/model.safetensors" in hub.patterns and "tokenizer/*.json" in hub.patterns
+
+
+@pytest.mark.parametrize(("there", "fetched"), [("", {""}), (".fp16", {".fp16"}), ("both", {""})])
+def test_one_file_of_its_text_encoder(
+    hub: Hub, there: str, fetched: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hub.model / "intsr_model.json").unlink()
+    (hub.model / "text_encoder").mkdir()
+    for kind in ("", ".fp16") if there == "both" else (there,):
+        (hub.model / "text_encoder" / f"model{kind}.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("intsr.calib.model.context_from_folder", lambda folder: torch.zeros(1, 7, 24))
+    open_model("owner/name@v1")
+    assert {name for name in hub.files() if "text_encoder" in name} == {
+        f"text_encoder/model{kind}.safetensors" for kind in fetched
+    }
 
 
 def test_half_precision_files_are_taken_where_there_are_no_others(hub: Hub) -> None:

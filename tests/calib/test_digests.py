@@ -1,0 +1,160 @@
+"""What a calibration is bound to: weights and settings, not names, places or the processor at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from intsr.calib.calibration import Calibration
+from intsr.calib.model import ModelSource, open_model
+from intsr.errors import CalibrationError
+from intsr.export.fold import fold
+from intsr.export.fold_official import fold_official
+from intsr.export.lowering import lowering_from_name
+from intsr.export.pipeline import export_model
+from intsr.export.specialize import specialize
+
+TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json")
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def with_encoder(folder: Path) -> Path:
+    """A folder whose context its text encoder makes."""
+    (folder / "intsr_model.json").unlink()
+    for name in TEXT_FILES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"content of {name}")
+    return folder
+
+
+def encode_as(monkeypatch: pytest.MonkeyPatch, kind: str, processor: int) -> None:
+    """The encoder's last bits, as another processor computes them."""
+    context = torch.linspace(-1, 1, 7 * 24).reshape(1, 7, 24) * (1 + processor * 2**-22)
+    monkeypatch.setattr(f"intsr.calib.model.context_from_{kind}", lambda *_: context)
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_another_processor_is_no_other_model(with_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    for processor in (0, 1):
+        encode_as(monkeypatch, "folder", processor)
+        sources.append(open_model(str(with_encoder)))
+    assert not torch.equal(sources[0].context, sources[1].context)
+    assert sources[0].digest == sources[1].digest
+
+
+@pytest.mark.parametrize("name", TEXT_FILES)
+def test_another_text_encoder_is_another_model(
+    with_encoder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_as(monkeypatch, "folder", 0)
+    before = open_model(str(with_encoder)).digest
+    (with_encoder / name).write_text("other content")
+    assert open_model(str(with_encoder)).digest != before
+    # Where a file gives the context, the encoder is not asked.
+    given = [open_model(str(with_encoder), with_encoder / "context.safetensors").digest]
+    (with_encoder / name).unlink()
+    given.append(open_model(str(with_encoder), with_encoder / "context.safetensors").digest)
+    assert given[0] == given[1] != before
+
+
+def test_a_single_file_brings_its_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("intsr.calib.model.read_checkpoint", lambda path: type("C", (), {"tensors": {}}))
+    for name in ("check_nothing_else", "check_channels"):
+        monkeypatch.setattr(f"intsr.calib.model.{name}", lambda *_: None)
+    unet = {"block_out_channels": (32, 48), "cross_attention_dim": 24}
+    vae = {"block_out_channels": (16, 32), "scaling_factor": 0.18215}
+    monkeypatch.setattr("intsr.calib.model.configs_from_ldm", lambda *_: (unet, vae))
+    digests = set()
+    for processor in (0, 1):
+        encode_as(monkeypatch, "ldm", processor)
+        digests.add(open_model(str(tmp_path / "base.safetensors")).digest)
+    assert len(digests) == 1
+    (tmp_path / "base.safetensors").write_bytes(b"other weights")
+    assert open_model(str(tmp_path / "base.safetensors")).digest not in digests
+
+
+def test_a_name_licence_or_place_is_not_part_of_it(folder: Path, tmp_path: Path) -> None:
+    before = open_model(str(folder)).digest
+    edit_json(folder / "intsr_model.json", name="renamed", licence="another")
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert open_model(str(moved)).digest == before
+    (moved / "intsr_model.json").unlink()
+    named = open_model(str(moved), moved / "context.safetensors")
+    again = open_model(str(moved.rename(tmp_path / "again")), tmp_path / "again" / "context.safetensors")
+    assert named.spec.name != again.spec.name and named.digest == again.digest
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("intsr_model.json", {"timestep": 998}),
+        ("intsr_model.json", {"upscale_factor": 2}),
+        ("intsr_model.json", {"resize_filter": "bicubic"}),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.0121}),
+        ("vae/config.json", {"scaling_factor": 0.2}),
+        ("unet/config.json", {"sample_size": 32}),
+    ],
+)
+def test_what_is_computed_with_is_part_of_it(folder: Path, file: str, changes: dict[str, object]) -> None:
+    before = open_model(str(folder)).digest
+    edit_json(folder / file, **changes)
+    assert open_model(str(folder)).digest != before
+
+
+def digest_as_first_made(folder: Path, source: ModelSource) -> str:
+    """Written out here once more: every calibration of then holds it."""
+    digest = hashlib.sha256(repr(source.spec).encode())
+    digest.update(source.context.numpy().tobytes())
+    for part in ("unet", "vae"):
+        for path in sorted((folder / part).glob("*")):
+            digest.update(f"{part}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
+
+
+def test_calibrations_made_with_the_first_kind_of_digest_are_taken(
+    tiny_folder: Path, tiny_calibration: Calibration, tmp_path: Path
+) -> None:
+    source = open_model(str(tiny_folder))
+    model = source.load()
+    old = replace(tiny_calibration, model_digest=digest_as_first_made(tiny_folder, source))
+    assert old.model_digest != source.digest and old.belongs_to(model.digest, model.older_digest)
+    assert fold(specialize(model), old).calibration_digest == old.digest()
+    export_model(source, old, lowering_from_name("cpu", ()), 16, tmp_path / "onnx")
+    for wrong in (replace(old, model_digest="ab" * 32), replace(old, model_digest="")):
+        with pytest.raises(CalibrationError, match="calibrate this model"):
+            fold(specialize(model), wrong)
+        with pytest.raises(CalibrationError, match="calibrate this model"):
+            fold_official(model, wrong)
+
+
+def test_the_demonstration_models_first_digest() -> None:
+    demo = open_model("demo")
+    assert demo.older_digest.startswith("2ff619253397") and demo.digest != demo.older_digest
+
+
+def test_with_a_lora_both_digests_are_others(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.pkl").write_bytes(b"adapter")
+    monkeypatch.setattr("intsr.calib.model.read_lora", lambda path: SimpleNamespace(path=path))
+    plain, merged = open_model(str(tiny_folder)), open_model(str(tiny_folder), lora=tmp_path / "a.pkl")
+    text = f"{plain.older_digest} lora:{hashlib.sha256(b'adapter').hexdigest()}"
+    assert merged.older_digest == hashlib.sha256(text.encode()).hexdigest()
+    assert len({plain.digest, plain.older_digest, merged.digest, merged.older_digest}) == 4
