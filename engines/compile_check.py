@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +47,3 @@ class Check:
             fix = "look at each network with intsr verify, or lower --min-psnr"
             raise VerificationError("--verify", got, f"at least {self.min_psnr_db:g}", fix)
         return result
-
-
-@contextmanager
-def place_for(output: Path, checked: bool) -> Iterator[Path]:
-    """Where to write what becomes `output`: itself, or where it is checked first a file beside it, which takes its
-    place when the context is left without an exception.
-    """
-    if not checked:
-        yield output
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as folder:
-        place = Path(folder) / output.name
-        yield place
-        place.replace(output)

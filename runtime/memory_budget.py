@@ -60,7 +60,7 @@ class MemoryBudget:
         """size: of the output file, (width, height) in pixels. Raises OutOfMemoryError."""
 
         def needed(tile_px: int) -> int:
-            picture = picture_bytes(upscaler, info, size, output, color_fix, tile_px)
+            picture = picture_parts(upscaler, info, size, output, color_fix, tile_px).total
             return upscaler.resident_bytes_at(tile_px) + picture
 
         if self.fits(needed(upscaler.tile_px)):
@@ -92,18 +92,6 @@ class PictureBytes:
     @property
     def total(self) -> int:
         return self.pixels + self.computing + self.finishing
-
-
-def picture_bytes(
-    upscaler: Upscaler,
-    info: ImageInfo,
-    size: tuple[int, int],
-    output: Path,
-    color_fix: str | None = None,
-    tile_px: int | None = None,
-) -> int:
-    """`PictureBytes.total` of `picture_parts`."""
-    return picture_parts(upscaler, info, size, output, color_fix, tile_px).total
 
 
 def picture_parts(

@@ -11,7 +11,7 @@ from intsr.errors import IntsrError
 from intsr.runtime.bands import TileProgress
 from intsr.runtime.batch import Job
 from intsr.runtime.image_io import read_info
-from intsr.runtime.memory_budget import MemoryBudget, picture_bytes
+from intsr.runtime.memory_budget import MemoryBudget, picture_parts
 from intsr.runtime.upscale_file import FileOptions, FileReport, upscale_files
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ class Batch:
         size = self._options.output_size(info.width_px, info.height_px, self.engine.upscale_factor)
         for tile_px in tiles:
             try:
-                picture = picture_bytes(self.engine, info, size, job.output, self._options.color_fix, tile_px)
+                parts = picture_parts(self.engine, info, size, job.output, self._options.color_fix, tile_px)
             except IntsrError:
                 return tiles[0]
-            if self._budget.fits(self.engine.resident_bytes_at(tile_px) + picture):
+            if self._budget.fits(self.engine.resident_bytes_at(tile_px) + parts.total):
                 return tile_px
         return None
 

@@ -115,9 +115,7 @@ def compile_command(
     `intsr export` wrote for the same target.
     """
     from intsr.engines.build_types import BuildOptions
-    from intsr.engines.compile_check import Check, place_for
-    from intsr.engines.compile_request import CompileRequest, export_request, prepare
-    from intsr.engines.compiler import compile_engine
+    from intsr.engines.compiler import compile_engine, place_for
     from intsr.engines.plan_cache import PlanCache
     from intsr.engines.targets import target_from_name
     from intsr.export.onnx_export import EXPORT_NAME
@@ -126,20 +124,25 @@ def compile_command(
     watch = Stopwatch()
     is_export = (Path(source) / EXPORT_NAME).is_file()
     _check_options(target, is_export, calibration is not None, bool(official))
-    request = CompileRequest(
-        source,
-        target,
-        calibration,
-        images,
-        official,
-        bits,
-        parts,
-        tiles_px,
-        context,
-        lora,
-        activations == "fp16",
-        plugins,
-    )
+    if not is_export:
+        # What an export needs nothing of, and takes seconds to import.
+        from intsr.engines.compile_check import Check
+        from intsr.engines.compile_request import CompileRequest, export_request, prepare
+
+        request = CompileRequest(
+            source,
+            target,
+            calibration,
+            images,
+            official,
+            bits,
+            parts,
+            tiles_px,
+            context,
+            lora,
+            activations == "fp16",
+            plugins,
+        )
     options = BuildOptions(
         target=target,
         workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
@@ -147,12 +150,14 @@ def compile_command(
         timing_cache=timing_cache,
     )
     if dry_run:
-        _show_plan(request, is_export, as_json)
+        if is_export:
+            raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
+        _show_plan(request, as_json)
         return
     if output is None:
         raise UsageError("-o, --output", "missing", "the .engine file to write")
     check_output_file(output)
-    check = None if verify is None else Check(verify, min_psnr_db)
+    check = None if verify is None else Check(verify, min_psnr_db)  # never with an export: `_check_options`
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         export_folder, result = Path(source), None
         if not is_export:
@@ -195,12 +200,10 @@ def compile_command(
         emit_json(report)
 
 
-def _show_plan(request: CompileRequest, is_export: bool, as_json: bool) -> None:
+def _show_plan(request: CompileRequest, as_json: bool) -> None:
     from intsr.engines.compile_plan import lines_of_plan
     from intsr.engines.compile_request import plan_of, prepare
 
-    if is_export:
-        raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
     plan = plan_of(prepare(request))
     if as_json:
         emit_json(plan.to_mapping())

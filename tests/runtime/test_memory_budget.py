@@ -13,7 +13,7 @@ from PIL import Image
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import MemoryBudget, bytes_from_text, picture_bytes
+from intsr.runtime.memory_budget import MemoryBudget, bytes_from_text, picture_parts
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 
@@ -42,7 +42,7 @@ def _info(width: int, height: int, bits: int = 8) -> ImageInfo:
 
 
 def _needed(info: ImageInfo, output: Path = OUT) -> int:
-    return picture_bytes(_upscaler(), info, (info.width_px * 4, info.height_px * 4), output)
+    return picture_parts(_upscaler(), info, (info.width_px * 4, info.height_px * 4), output).total
 
 
 def test_only_the_input_grows_with_the_height() -> None:
@@ -157,7 +157,7 @@ from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
 from intsr.runtime.batch import Job
 from intsr.runtime.engine import open_engine
 from intsr.runtime.image_io import read_info
-from intsr.runtime.memory_budget import picture_bytes
+from intsr.runtime.memory_budget import picture_parts
 from intsr.runtime.upscale_file import FileOptions, upscale_file
 engine, source, output, fix = sys.argv[1:]
 with open_engine(engine, threads=1) as opened:
@@ -168,7 +168,7 @@ with open_engine(engine, threads=1) as opened:
     upscale_file(opened, Job(pathlib.Path(source), pathlib.Path(output)), FileOptions(fix))
     info = read_info(pathlib.Path(source))
     size = (info.width_px * opened.upscale_factor, info.height_px * opened.upscale_factor)
-    print(peak_resident_bytes() - before, picture_bytes(opened, info, size, pathlib.Path(output), fix))
+    print(peak_resident_bytes() - before, picture_parts(opened, info, size, pathlib.Path(output), fix).total)
 """
 
 

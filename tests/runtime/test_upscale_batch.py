@@ -14,7 +14,7 @@ from intsr.runtime import upscale_file
 from intsr.runtime.batch import Job
 from intsr.runtime.batch_memory import BatchMemory
 from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import picture_bytes, picture_parts
+from intsr.runtime.memory_budget import picture_parts
 from intsr.runtime.upscale_batch import Batch
 from intsr.runtime.upscale_file import FileOptions
 from intsr.runtime.upscaler import Upscaler
@@ -135,7 +135,7 @@ def test_each_picture_gets_its_own(jobs: list[Job], photo: np.ndarray) -> None:
     engine = FakeEngine()
     height, width = photo.shape[:2]
     info = ImageInfo(width, height, "RGB", False, bits=8, channels=3)
-    small = picture_bytes(engine, info, (2 * width, 2 * height), jobs[0].output)
+    small = picture_parts(engine, info, (2 * width, 2 * height), jobs[0].output).total
     FakeEngine.opened.clear()
     reports = _reports(engine, jobs, engine.resident_bytes_at(64) + small + MIB)
     assert [report.tile_px for report in reports] == [64, 32, 64]
@@ -174,7 +174,7 @@ def test_the_limit_is_for_all_pictures_of_a_batch(
     for job in jobs:
         Image.fromarray(np.tile(photo, (10, 10, 1))).save(job.source)
     info = ImageInfo(710, 530, "RGB", False, bits=8, channels=3)
-    one = picture_bytes(engine, info, (1420, 1060), jobs[0].output)
+    one = picture_parts(engine, info, (1420, 1060), jobs[0].output).total
     alone = engine.resident_bytes_at(16) + one
     assert _most_at_once(engine, jobs, alone + MIB // 2, monkeypatch) == [0, 0, 0]
 
