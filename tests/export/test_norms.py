@@ -1,5 +1,6 @@
 """GroupNorm in every form, in ONNX Runtime and in OpenVINO, against torch."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -57,19 +58,33 @@ def test_any_shape(form, groups, of_group, height, width, seed):
     np.testing.assert_allclose(in_onnxruntime(graph_of(norm, form), x), in_torch(norm, x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_groups_far_from_zero_and_of_one_value(form):
-    """E[x^2] - E[x]^2 cancels where the mean is large, and may fall below 0 where nothing varies."""
+def nearly_flat(kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What a flat tile looks like inside a network, and what makes squares cancel."""
     rng = np.random.default_rng(0)
-    norm = norm_of(rng, (1, 8, 32, 32), 4)
-    x = rng.normal(size=norm.shape).astype(np.float32)
-    x[:, :2] += 30.0
-    x[:, 2:4] = 7.3
-    got, expected = in_onnxruntime(graph_of(norm, form), x), in_torch(norm, x)
-    np.testing.assert_allclose(got[:, [0, 1, 4, 5, 6, 7]], expected[:, [0, 1, 4, 5, 6, 7]], rtol=2e-3, atol=2e-3)
-    # What a constant group becomes is beta, give or take its rounding enlarged by 1 / sqrt(eps).
-    assert np.isfinite(got).all()
-    np.testing.assert_allclose(got[:, 2:4], expected[:, 2:4], atol=2.0)
+    values = np.broadcast_to(rng.normal(0, 3, (1, shape[1], *[1] * (len(shape) - 2))), shape).copy()
+    if kind == "border":  # zero padding, seen through a convolution
+        values[:, :, 0] += 1.0
+        values[..., -1] -= 0.5
+    elif kind == "one pixel apart":
+        values.reshape(*shape[:2], -1)[:, :, math.prod(shape[2:]) // 2] += 2.0
+    elif kind == "epsilon rules":  # all of it is near 3, and differs by no more than sqrt(eps)
+        values = 3.0 + 1e-3 * rng.normal(size=shape)
+    elif kind == "biased":
+        values += 30.0 + 0.3 * rng.normal(size=shape)
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 256, 256), (1, 32, 4096)])
+@pytest.mark.parametrize("kind", ["flat", "border", "one pixel apart", "epsilon rules", "biased"])
+def test_flat_values_keep_their_digits(kind, shape):
+    norm = norm_of(np.random.default_rng(3), shape, 8)
+    x = nearly_flat(kind, shape)
+    expected, model = in_torch(norm, x), graph_of(norm, "asymmetric-cpu")
+    compiled = openvino.Core().compile_model(
+        openvino.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    np.testing.assert_allclose(compiled({0: x})[0], expected, atol=1e-4)
+    np.testing.assert_allclose(in_onnxruntime(model, x), expected, atol=1e-4)
 
 
 def test_statistics_stay_in_float32_around_bf16(tmp_path: Path) -> None:
@@ -79,7 +94,7 @@ def test_statistics_stay_in_float32_around_bf16(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     norm = norm_of(rng, (1, 32, 64, 64), 8)
     x = rng.normal(size=norm.shape).astype(np.float32)
-    x[:, :4] += 12.0
+    x[:, ::4] += 12.0
     expected = in_torch(norm, x)
 
     def error(mark: bool) -> float:
@@ -100,7 +115,8 @@ def test_statistics_stay_in_float32_around_bf16(tmp_path: Path) -> None:
             info = {key: getattr(value, "value", value) for key, value in operation.get_rt_info().items()}
             if f"{STATISTICS}variance" in str(info["originalLayersNames"]):
                 kinds.add(info["runtimePrecision"])
-        assert kinds == {"f32" if mark else "bf16"}
-        return float(np.abs(compiled({0: x})[0] - expected).mean())
+        assert kinds - {"i32"} == {"f32" if mark else "bf16"}  # i32: the axes of its reductions
+        # Of each channel's level: bf16's rounding of pixels averages out, a vector's does not.
+        return float(np.abs((compiled({0: x})[0] - expected).mean((2, 3))).max())
 
-    assert error(True) < 0.01 < 0.05 < error(False)
+    assert error(True) < error(False) < 0.02
