@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import intsr
 from intsr.calib.calibration import PARTS, Calibration, SiteQuantizer
+from intsr.calib.clipped import CLIPPED_PICTURES, clipped_shares
 from intsr.calib.crops import Crops, crops_from_pictures
 from intsr.calib.journal import Journal
 from intsr.calib.learn import Effort, learn
 from intsr.calib.let import observe_let
 from intsr.calib.maxmin import observe_maxmin, symmetric_range
-from intsr.calib.pictures import calibration_batches
+from intsr.calib.pictures import calibration_batches, guard_batch, guard_side_px, with_some_detail
 from intsr.calib.plans import PLANS, plan_of_method
 from intsr.calib.reference import reference_networks
 from intsr.calib.sites import integer_sites, network_of_site
@@ -47,7 +48,7 @@ class Recipe:
     parts: `unet`, `vae` or both. tile_px: side of the low-resolution tiles looked at. symmetric: activation grids
     around 0, which TensorRT takes without a shift. The rest is for methods that train: crop_px and crops: side of the
     training crops in low-resolution pixels, and how many; effort: how much, see `learn.Effort`; seed: of every random
-    choice; device: `cpu` or `cuda`.
+    choice; device: `cpu` or `cuda`. guard: look at `made_pictures`, too.
     """
 
     method: str = "maxmin"
@@ -60,6 +61,7 @@ class Recipe:
     effort: Effort = DEFAULT_EFFORT
     seed: int = 0
     device: str = "cpu"
+    guard: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -96,17 +98,20 @@ def calibrate(
     done, and the loss. work: folder from which an interrupted training goes on, not touched by other methods; the
     caller removes it with `journal.remove_work` once the result is saved.
 
-    Raises ImageError, UsageError, CalibrationError.
+    Raises ImageError, UsageError, CalibrationError: also where no picture shows anything.
     """
     identity = _identity(model, pictures, recipe) if recipe.trains else {}
     curves: Mapping[str, list[list[float]]] = {}
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
             crops = crops_of_recipe(model, pictures, recipe)
+            list(with_some_detail((*crops.train, *crops.held_out)))
             sites, curves = _trained_sites(model, crops, recipe, journal, report)
         else:
-            batches = calibration_batches(pictures, model.spec, recipe.tile_px)
-            sites = STATIC_METHODS[recipe.method](model, progress(batches), recipe.bits, recipe.parts)
+            batches = with_some_detail(progress(calibration_batches(pictures, model.spec, recipe.tile_px)))
+            side_px = guard_side_px(model.spec, recipe.tile_px)
+            guard = guard_batch(model.spec, side_px, recipe.seed).split(1) if recipe.guard else ()
+            sites = STATIC_METHODS[recipe.method](model, batches, recipe.bits, recipe.parts, guard)
             if recipe.symmetric:
                 sites = {site: symmetric_range(quantizer) for site, quantizer in sites.items()}
     return Calibration(
@@ -121,13 +126,21 @@ def calibrate(
         peak_bytes=peak_resident_bytes(),
         sites=sites,
         curves=curves,
+        clipped=clipped_shares(model, sites, pictures[:CLIPPED_PICTURES], recipe.tile_px, recipe.seed),
     )
 
 
 def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Crops:
     """The training crops. Raises UsageError, ImageError, CalibrationError."""
     return crops_from_pictures(
-        pictures, model.spec, recipe.tile_px, recipe.crop_px, recipe.crops, recipe.effort.batch, recipe.seed
+        pictures,
+        model.spec,
+        recipe.tile_px,
+        recipe.crop_px,
+        recipe.crops,
+        recipe.effort.batch,
+        recipe.seed,
+        recipe.guard,
     )
 
 

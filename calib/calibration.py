@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,7 @@ from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
 from intsr.types import MAX_BITS, MIN_BITS, Bits
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 JSON_NAME, TENSORS_NAME, CURVES_NAME = "calibration.json", "ranges.safetensors", "curves.json"
 PARTS = ("unet", "vae")
 # Of calibration.json: keys, and the types that JSON may give them.
@@ -43,6 +43,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "peak_bytes": (int,),
     "sites": (dict,),
+    "clipped": (dict,),
 }
 KEYS = set(KINDS)
 END_NAMES = ("x_min", "x_max")
@@ -138,11 +139,20 @@ class SiteQuantizer:
 
 
 @dataclass(frozen=True, slots=True)
+class Clipped:
+    """Shares of one layer's input that lie outside its grid, 0 to 1: on pictures, and on `made_pictures`."""
+
+    pictures: float
+    guard: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Ranges of every layer of `parts` of the model whose digest is `model_digest`.
 
     seconds and peak_bytes: what calibrating took. pictures: how many. tile_px: side of the low-resolution tiles.
     curves: learning curves, phase -> [[step, loss, loss on held-out pictures], ...].
+    clipped: of every layer that engines run on integers; none of an imported calibration.
     official_layers, official_attentions: by site, of an imported calibration alone: engines then compute with these,
     and `sites` is their summary, each layer on one grid.
     """
@@ -158,13 +168,14 @@ class Calibration:
     peak_bytes: int
     sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    clipped: Mapping[str, Clipped] = field(default_factory=dict)
     official_layers: Mapping[str, OfficialLayer] = field(default_factory=dict)
     official_attentions: Mapping[str, OfficialAttention] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.parts or not set(self.parts) <= set(PARTS):
             raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS}")
-        for name in ("sites", "official_layers", "official_attentions"):
+        for name in ("sites", "clipped", "official_layers", "official_attentions"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def official(self) -> Official:
@@ -219,6 +230,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             site: {"weight_bits": q.weight_bits, "activation_bits": q.activation_bits}
             for site, q in calibration.sites.items()
         },
+        "clipped": {site: asdict(shares) for site, shares in calibration.clipped.items()},
     }
     if calibration.official_layers:
         values[OFFICIAL_KEY] = official_facts(calibration.official())
@@ -258,12 +270,13 @@ def load_calibration(folder: Path) -> Calibration:
         difference = sorted(set(tensors) ^ expected)
         raise CalibrationError(folder / TENSORS_NAME, f"tensors unknown or missing: {', '.join(difference[:3])}")
     sites = {site: _site_from_mapping(site, entry, tensors, folder) for site, entry in values["sites"].items()}
-    plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites"}}
+    plain = {key: values[key] for key in KEYS - {"schema_version", "bits", "parts", "sites", "clipped"}}
     return Calibration(
         bits=_bits(values["bits"], folder),
         parts=tuple(values["parts"]),
         sites=sites,
         curves=curves,
+        clipped={site: _clipped(site, entry, folder) for site, entry in values["clipped"].items()},
         official_layers=official.get("layers", {}),
         official_attentions=official.get("attentions", {}),
         **plain,
@@ -279,6 +292,13 @@ def _check_kinds(values: Mapping[str, Any], curves: Any, folder: Path) -> None:
         raise CalibrationError(folder / JSON_NAME, f"parts {values['parts']!r}", f"some of {PARTS}")
     if not isinstance(curves, dict):
         raise CalibrationError(folder / CURVES_NAME, f"a JSON {type(curves).__name__}", "an object")
+
+
+def _clipped(site: str, entry: Any, folder: Path) -> Clipped:
+    shares = entry if isinstance(entry, dict) else {}
+    if set(shares) != {"pictures", "guard"} or not all(isinstance(v, float) and 0 <= v <= 1 for v in shares.values()):
+        raise CalibrationError(folder / JSON_NAME, f"clipped: {entry!r} for {site}", "two shares from 0 to 1")
+    return Clipped(**shares)
 
 
 def _bits(text: str, folder: Path) -> Bits:

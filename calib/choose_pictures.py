@@ -1,4 +1,4 @@
-"""Which pictures of a folder are calibrated on: those that can be read."""
+"""Which pictures of a folder are calibrated on: those that can be read and show something."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from intsr.runtime.pixels import read_pixels
 def usable_pictures(
     pictures: Sequence[Path], limit: int | None, skip: Callable[[ImageError], None] = lambda error: None
 ) -> list[Path]:
-    """In order, the first `limit` that can be read whole and are opaque. skip: told of each that is passed over.
+    """In order, the first `limit` that can be read whole, are opaque, and not of one flat colour.
 
-    Raises ImageError or UsageError where none is left.
+    skip: told of each that is passed over. Raises ImageError or UsageError where none is left.
     """
     chosen: list[Path] = []
     errors: list[ImageError] = []
@@ -22,7 +22,9 @@ def usable_pictures(
         if len(chosen) == limit:
             break
         try:
-            read_pixels(path)
+            pixels = read_pixels(path)
+            if (pixels == pixels[:1, :1]).all():
+                raise ImageError(path, "shows nothing: one flat colour", "a picture with detail")
         except ImageError as error:
             errors.append(error)
             skip(error)

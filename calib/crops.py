@@ -8,33 +8,65 @@ from pathlib import Path
 
 import torch
 
-from intsr.calib.pictures import tiles_from_picture
-from intsr.errors import CalibrationError, UsageError
+from intsr.calib.pictures import guard_batch, tiles_from_picture
+from intsr.errors import UsageError
 from intsr.types import ModelSpec
 
 HELD_OUT_SHARE = 5  # one picture in five judges, at least one
 
 
+# Of the crops trained on, and of those that judge: one in so many is made, not photographed.
+GUARD_SHARE = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """train, held_out: (1, 3, S, S) float32 in [-1, 1] each, already enlarged, as the encoder is given them."""
+    """train, held_out, guard: (1, 3, S, S) float32 in [-1, 1] each, already enlarged, as the encoder is given them.
+
+    guard: `made_pictures`, or none; some of them are trained on beside `train`, and others judge beside `held_out`.
+    """
 
     train: tuple[torch.Tensor, ...]
     held_out: tuple[torch.Tensor, ...]
+    guard: tuple[torch.Tensor, ...] = ()
 
     @property
     def all(self) -> tuple[torch.Tensor, ...]:
-        return (*self.train, *self.held_out)
+        return (*self.train, *self.held_out, *self.guard)
+
+    @property
+    def guard_indices(self) -> list[int]:
+        """Of `all`, as the two below."""
+        return list(range(len(self.train) + len(self.held_out), len(self.all)))
+
+    @property
+    def train_indices(self) -> list[int]:
+        return [*range(len(self.train)), *self._guard_beside(self.train, 0)]
+
+    @property
+    def held_out_indices(self) -> list[int]:
+        first = len(self.train)
+        return [*range(first, first + len(self.held_out)), *self._guard_beside(self.held_out, 1)]
+
+    def _guard_beside(self, crops: tuple[torch.Tensor, ...], parity: int) -> list[int]:
+        """Every other crop of the guard, as many as make up GUARD_SHARE."""
+        return self.guard_indices[parity::2][: -(-len(crops) // (GUARD_SHARE - 1))]
 
 
 def crops_from_pictures(
-    pictures: Sequence[Path], spec: ModelSpec, tile_px: int, crop_px: int, count: int, batch: int, seed: int
+    pictures: Sequence[Path],
+    spec: ModelSpec,
+    tile_px: int,
+    crop_px: int,
+    count: int,
+    batch: int,
+    seed: int,
+    guard: bool = True,
 ) -> Crops:
     """About `count` crops of crop_px low-resolution pixels a side from all pictures but the held-out ones, and a
     quarter as many from those.
 
-    Raises UsageError for too few pictures or a crop that does not fit, ImageError, and CalibrationError where the
-    pictures show nothing.
+    guard: with `made_pictures`. Raises UsageError for too few pictures or a crop that does not fit, and ImageError.
     """
     held = max(1, len(pictures) // HELD_OUT_SHARE)
     if len(pictures) - held < 1 or count < batch:
@@ -55,9 +87,7 @@ def crops_from_pictures(
         ([p for i, p in enumerate(pictures) if i in judges], max(batch, count // 4)),
     )
     train, held_out = (_crops(paths, spec, tile_px, side, number, generator) for paths, number in groups)
-    if all(float(crop.max() - crop.min()) == 0 for crop in (*train, *held_out)):
-        raise CalibrationError("--images", "pictures of one flat colour", "photographs with detail")
-    return Crops(train, held_out)
+    return Crops(train, held_out, tuple(guard_batch(spec, crop_px, seed).split(1)) if guard else ())
 
 
 def _crops(

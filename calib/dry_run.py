@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from intsr.calib.crops import Crops
 from intsr.calib.initialize import initialize
 from intsr.calib.journal import Journal
 from intsr.calib.learn import probe_chunks
+from intsr.calib.made_pictures import guard_pictures
 from intsr.calib.plans import Plan, plan_of_method
 from intsr.calib.reference import reference_networks
 from intsr.calib.simulate import quantized_layers, with_layers
@@ -121,11 +123,13 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         )
     plan = plan_of_method(recipe.method, recipe.symmetric)
     layers = quantized_layers(model, recipe.bits, recipe.parts, plan.let, plan.symmetric)
-    crops = recipe.crops + max(recipe.effort.batch, recipe.crops // 4)
     walks: list[tuple[str, nn.Module, torch.Tensor, dict[str, float]]] = []
     units: dict[str, Unit] = {}
     side_px = recipe.crop_px * model.spec.upscale_factor
     x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    held_out = max(recipe.effort.batch, recipe.crops // 4)
+    guard = guard_pictures(1) if recipe.guard else ()
+    crops = Crops((x,) * recipe.crops, (x,) * held_out, (x,) * len(guard))
     left = {network_of_site(site) for site in layers}
     for name, network in reference_networks(model).items():
         own = [site for site in layers if network_of_site(site) == name]
@@ -146,9 +150,9 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
     peak_bytes = peak_resident_bytes()
     given_up_bytes = _give_up_weights([network for _, network, *_ in walks], samples)
     restart_peak()
-    measured = [_measure(sample, layers, side_px, plan, recipe) for sample in samples]
+    measured = [_measure(sample, layers, crops, plan, recipe) for sample in samples]
     peak_bytes = max(peak_bytes, peak_resident_bytes() + given_up_bytes)
-    return _added_up(plan, recipe, crops, [seconds for *_, seconds in walks], measured, peak_bytes)
+    return _added_up(plan, recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
 
 
 def _added_up(
@@ -239,17 +243,19 @@ def _give_up_weights(networks: Sequence[nn.Module], samples: Sequence[Sample]) -
     return freed
 
 
-def _measure(sample: Sample, all_layers: Any, side_px: int, plan: Plan, recipe: Recipe) -> MeasuredUnit:
+def _measure(sample: Sample, all_layers: Any, crops: Crops, plan: Plan, recipe: Recipe) -> MeasuredUnit:
     """Calibrate one unit for a few steps, on the input that noise gives it."""
     network, unit, value, call, target = sample.network, sample.unit, sample.value, sample.call, sample.target
     layers = {site: all_layers[site] for site in unit.sites}
     module = network.get_submodule(unit.name)
     start = time.perf_counter()
-    probes, passing = probe_chunks(recipe.crops, side_px)
+    probes, *passing = probe_chunks(crops.train_indices, crops.guard_indices, crops.train[0].shape[-1])
     kept = [value.expand(len(chunk), *value.shape[1:]) for chunk in probes]
     plain = {site: network.get_submodule(site) for site in unit.sites}
     # What only passes by costs a forward pass each; here all are the same.
-    seen = layer_inputs(lambda v: call.run(module, v), plain, kept, [kept[0] for _ in passing])
+    seen = layer_inputs(
+        lambda v: call.run(module, v), plain, kept, *([kept[0] for _ in chunks] for chunks in passing)
+    )
     initialize(tuple(layers.values()), seen, plan.start, 0)
     del seen, kept
     initialized = time.perf_counter()
@@ -269,7 +275,7 @@ def _measure(sample: Sample, all_layers: Any, side_px: int, plan: Plan, recipe: 
         rates = rates_of(stage, own, 1.0)
         phase = Phase(stage.name, own, rates, MEASURED_STEPS, lambda *_: run(batch), lambda: 0.0)
         begun = time.perf_counter()
-        train(phase, Journal(None, {}), 0, 1, 1, lambda *_: None)
+        train(phase, Journal(None, {}), 0, [0], 1, lambda *_: None)
         step_s += (time.perf_counter() - begun) / MEASURED_STEPS * stage.share
     set_dynamic(own, False)
     size = sum(tensor.numel() * tensor.element_size() for tensor in (value, target))

@@ -7,7 +7,7 @@ ranges are searched, and so is LET's exponent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,6 +22,7 @@ from intsr.calib.clip_search import (
 )
 from intsr.calib.let import let_scale_from_maxima
 from intsr.calib.simulate import InputGrid, QuantizedLayer
+from intsr.calib.sites import reads_bare_stream
 from intsr.calib.units import Seen, seen_of
 from intsr.errors import CalibrationError
 
@@ -83,9 +84,14 @@ def set_ranges(
     """Ranges of one grid, and of its layers' weights, with s and d as they are. rough: enough to compare two LETs."""
     grid = group[0].grid
     transformed = [group[0].input_seen(x) for x in seen.values]
-    ends = _ends_seen(group[0], seen)
+    ends = _ends_seen(group[0], seen.low, seen.high)
+    # Nothing norms the bare stream: what is clipped there is lost, a flat colour's whole level.
+    floor = (0.0, 0.0)
+    if seen.guard is not None and reads_bare_stream(group[0].site):
+        floor = _ends_seen(group[0], *seen.guard)
+        ends = min(ends[0], floor[0]), max(ends[1], floor[1])
     if start.rule == "output":
-        grid.set_range(*_range_by_output(group, transformed, ends, rough))
+        grid.set_range(*_range_by_output(group, transformed, ends, floor, rough))
         importance = _mean_squares(grid, seen.values)
         for layer in group:
             layer.set_weight_range(*_weight_range_by_output(layer, transformed, importance, rough))
@@ -99,15 +105,20 @@ def set_ranges(
     # What only passed by, where it reached further.
     beyond = [end for end in ends if not values.min() <= end <= values.max()]
     values = torch.cat([values, values.new_tensor(beyond)])
-    grid.set_range(*search_activation_range(values, grid.spec.bits, grid.spec.symmetric, start.power))
+    low, high = search_activation_range(values, grid.spec.bits, grid.spec.symmetric, start.power)
+    grid.set_range(min(low, floor[0]), max(high, floor[1]))
     for layer in group:
         layer.set_weight_range(*search_weight_range(layer.scaled_weight(), layer.weight_bits, None, start.power))
 
 
 def _range_by_output(
-    group: Sequence[QuantizedLayer], transformed: Sequence[torch.Tensor], ends: tuple[float, float], rough: bool
+    group: Sequence[QuantizedLayer],
+    transformed: Sequence[torch.Tensor],
+    ends: tuple[float, float],
+    floor: tuple[float, float],
+    rough: bool,
 ) -> tuple[float, float]:
-    """The range within `ends`, and 0, whose rounding and clipping error, seen behind the layers, is least.
+    """The range between `floor` and `ends` whose rounding and clipping error, seen behind the layers, is least.
 
     Behind the layers and not in the input itself: clipped values all err in one direction, and what a sum over
     hundreds of channels and taps makes of that is far more than of rounding errors of the same size.
@@ -116,8 +127,11 @@ def _range_by_output(
     low, high = min(0.0, ends[0]), max(0.0, ends[1])
     weights = [layer.scaled_weight() for layer in group]
 
+    def shrunk(low_factor: float, high_factor: float) -> tuple[float, float]:
+        return min(low * low_factor, floor[0]), max(high * high_factor, floor[1])
+
     def error(low_factor: float, high_factor: float) -> float:
-        grid.set_range(low * low_factor, high * high_factor)
+        grid.set_range(*shrunk(low_factor, high_factor))
         total = 0.0
         for x in transformed:
             difference = grid.quantize(x) - x
@@ -131,7 +145,7 @@ def _range_by_output(
     if not rough and not grid.spec.symmetric:
         best = min(((f * factor, factor) for f in END_FACTORS), key=lambda pair: error(*pair))
         best = min(((best[0], f * factor) for f in END_FACTORS), key=lambda pair: error(*pair))
-    return low * best[0], high * best[1]
+    return shrunk(*best)
 
 
 def _weight_range_by_output(
@@ -159,11 +173,10 @@ def _mean_squares(grid: InputGrid, seen: Sequence[torch.Tensor]) -> torch.Tensor
     return torch.stack(sums).mean(0)
 
 
-def _ends_seen(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
-    """The least and greatest value of all that the grid was given, transformed; of its padding too."""
+def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> tuple[float, float]:
+    """The least and greatest transformed value where channels reach from `low` to `high`, (C,); of padding too."""
     shape = [1] * 4 if layer.grid.spec.axis == 1 else [1, 1]
     shape[layer.grid.spec.axis] = -1
-    low, high = seen.low, seen.high
     if any(layer.padding):
         low, high = low.clamp_max(0), high.clamp_min(0)
     low, high = (layer.grid.transform(end.reshape(shape)) for end in (low, high))
@@ -191,7 +204,7 @@ def _search_let(group: Sequence[QuantizedLayer], seen: Seen, start: Start, gener
     grid = group[0].grid
     low, high = seen.low, seen.high
     reach = (high - low).clamp_min(1e-6)
-    tried = seen_of(seen.values[:1])
+    tried = replace(seen_of(seen.values[:1]), guard=seen.guard)
     exact = [[layer.layer(x) for x in tried.values] for layer in group]
     weight = torch.stack([layer.layer.weight.abs().transpose(0, 1).flatten(1).amax(1) for layer in group]).amax(0)
     best: tuple[float, torch.Tensor, torch.Tensor] | None = None

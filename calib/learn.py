@@ -91,19 +91,22 @@ def learn(
     return layers, curves
 
 
-def probe_chunks(count: int, side_px: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Crops that initialization looks at, in chunks: those it tries ranges on, and those it takes the ends of.
+def probe_chunks(
+    trained_on: Sequence[int], guard: Sequence[int], side_px: int
+) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    """Crops that initialization looks at, in chunks: those it tries ranges on, those it takes the ends of, the guard.
 
-    count: crops to train on, side_px: of the enlarged ones. Spread over the pictures: a range must hold all.
+    trained_on, guard: indices of crops. side_px: of the enlarged ones. Spread over all: a range must hold each.
     """
+    count = len(trained_on)
     looked_at = min(PROBE_CROPS, count)
     tried = min(looked_at, max(PROBES_TRIED, PROBE_PX // side_px**2))
-    chosen = [i * count // looked_at for i in range(looked_at)]
+    chosen = [trained_on[i * count // looked_at] for i in range(looked_at)]
     kept = {chosen[i * looked_at // tried] for i in range(tried)}
-    groups = ([i for i in chosen if i in kept], [i for i in chosen if i not in kept])
+    groups = ([i for i in chosen if i in kept], [i for i in chosen if i not in kept], list(guard))
     size = min(CHUNK, tried)
-    first, second = ([group[i : i + size] for i in range(0, len(group), size)] for group in groups)
-    return first, second
+    first, second, third = ([group[i : i + size] for i in range(0, len(group), size)] for group in groups)
+    return first, second, third
 
 
 @torch.no_grad()
@@ -126,8 +129,8 @@ class _NetworkWalk:
         crops: Crops,
     ) -> None:
         self.reference, self.layers, self.plan, self.effort = reference, layers, plan, effort
-        self.seed, self.journal, self.report, self.train_count = seed, journal, report, len(crops.train)
-        self.probes = probe_chunks(self.train_count, crops.train[0].shape[-1])
+        self.seed, self.journal, self.report, self.crops = seed, journal, report, crops
+        self.probes = probe_chunks(crops.train_indices, crops.guard_indices, crops.train[0].shape[-1])
         # Layers take their places as their units are done.
         self.quantized = with_layers(reference, {})
 
@@ -153,7 +156,6 @@ class _NetworkWalk:
                         source,
                         seen,
                         steps,
-                        len(inputs),
                     )
         return curves
 
@@ -177,17 +179,17 @@ class _NetworkWalk:
             return curves
         recomputed = Recomputed(self.quantized, self.reference, unit.name, inputs, exact)
         call, source = recomputed.call(), self._source(recomputed, len(inputs))
-        kept, passing = ((source.batch(chunk)[0] for chunk in chunks) for chunks in self.probes)
+        probes = ((source.batch(chunk)[0] for chunk in chunks) for chunks in self.probes)
         module = self.reference.get_submodule(unit.name)
         plain = {site: self.reference.get_submodule(site) for site in unit.sites}
-        seen = layer_inputs(lambda x: call.run(module, x), plain, kept, passing)
+        seen = layer_inputs(lambda x: call.run(module, x), plain, *probes)
         initialize(layers, seen, self.plan.start, self.seed)
         self._install(unit)
         trained = self.quantized.get_submodule(unit.name)
         curves = {}
         for stage, steps in stages:
             phase = f"{key}: {stage.name}"
-            curves |= self._stage(phase, stage, layers, trained, call, source, seen, steps, len(inputs))
+            curves |= self._stage(phase, stage, layers, trained, call, source, seen, steps)
         self.journal.finish(key, {"layers": learned_state(layers), "curves": curves})
         return curves
 
@@ -198,8 +200,8 @@ class _NetworkWalk:
         put_layers(self.quantized, {site: self.layers[site] for site in unit.sites})
 
     def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, Seen]:
-        kept, passing = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
-        return layer_inputs(self.quantized, self.layers, kept, passing)
+        probes = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
+        return layer_inputs(self.quantized, self.layers, *probes)
 
     def _stage(
         self,
@@ -211,7 +213,6 @@ class _NetworkWalk:
         source: PairSource,
         seen: Mapping[str, Seen],
         steps: int,
-        count: int,
     ) -> Curves:
         prepare(stage, layers, self.seed)
         done = self.journal.finished(name)
@@ -224,7 +225,7 @@ class _NetworkWalk:
             generator = torch.Generator().manual_seed(self.seed)
             for group in group_layers(layers):
                 set_ranges(group, seen[group[0].site], self.plan.start, generator)
-        held_out = list(range(self.train_count, count))
+        held_out = self.crops.held_out_indices
         energy = float(torch.stack([source.batch([i])[1].square().mean() for i in held_out]).mean())
         run = self._runner(module, call, source, max(energy, 1e-12))
 
@@ -239,7 +240,7 @@ class _NetworkWalk:
 
         set_dynamic(layers, stage.dynamic)
         phase = Phase(name, layers, rates_of(stage, layers, self.effort.rate), steps, loss, held_out_loss)
-        curve = train(phase, self.journal, self.seed, self.train_count, self.effort.batch, self.report)
+        curve = train(phase, self.journal, self.seed, self.crops.train_indices, self.effort.batch, self.report)
         set_dynamic(layers, False)
         conclude(stage, layers)
         self.journal.finish(name, {"layers": learned_state(layers), "curve": curve})

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from intsr.calib.calibration import SiteQuantizer
-from intsr.calib.observe import run_observed
+from intsr.calib.observe import ChannelEnds, observe_ends
 from intsr.calib.sites import bits_of_site, input_groups, sites_of_model
-from intsr.errors import CalibrationError
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -30,52 +29,33 @@ LET_LOG_LIMIT = math.log(1e5)  # METHODS clamps s at 1e-5
 ALPHA = 0.5
 
 
-class ChannelObserver:
-    """Running minimum and maximum of every input channel, (Cin,) float32. Starts at 0, as padding is input."""
-
-    def __init__(self, site: str, channels: int, axis: int) -> None:
-        self.site, self.axis = site, axis
-        self.low, self.high = torch.zeros(channels), torch.zeros(channels)
-
-    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        columns = inputs[0].movedim(self.axis, 0).flatten(1)
-        low, high = columns.amin(1), columns.amax(1)
-        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise CalibrationError(self.site, "NaN or infinity in its input", "finite activations")
-        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
-
-
 def observe_let(
-    model: SRModel, batches: Iterable[torch.Tensor], bits: Bits, parts: tuple[str, ...]
+    model: SRModel,
+    batches: Iterable[torch.Tensor],
+    bits: Bits,
+    parts: tuple[str, ...],
+    guard: Iterable[torch.Tensor] = (),
 ) -> dict[str, SiteQuantizer]:
     """MaxMin ranges of equalized inputs, with s for every site of `parts`. One pass, two numbers a channel.
 
     batches: (N, 3, H, W) float32 in [-1, 1]. Raises CalibrationError for activations that are not finite.
     """
     modules = sites_of_model(model, parts)
-    observers = {}
-    for site, module in modules.items():
-        axis = 1 if isinstance(module, nn.Conv2d) else -1
-        observers[site] = ChannelObserver(site, module.weight.shape[1], axis)
-    run_observed(model, batches, modules, observers)
+    observers = observe_ends(model, batches, guard, parts)
     quantizers: dict[str, SiteQuantizer] = {}
     for group in input_groups(modules):
-        quantizers |= _equalized_group(group, modules, observers, bits)
+        quantizers |= _equalized_group(group, modules, observers[group[0]], bits)
     return {site: quantizers[site] for site in modules}
 
 
 def _equalized_group(
-    group: tuple[str, ...],
-    modules: Mapping[str, nn.Conv2d | nn.Linear],
-    observers: Mapping[str, ChannelObserver],
-    bits: Bits,
+    group: tuple[str, ...], modules: Mapping[str, nn.Conv2d | nn.Linear], observer: ChannelEnds, bits: Bits
 ) -> dict[str, SiteQuantizer]:
     """One s for all sites of a group: they see the same tensor, and the largest of their weights counts."""
-    observer = observers[group[0]]
-    reach = torch.maximum(-observer.low, observer.high)
+    low, high = observer.ends()
     weight = torch.stack([modules[site].weight.abs().transpose(0, 1).flatten(1).amax(1) for site in group]).amax(0)
-    s = let_scale_from_maxima(reach, weight, ALPHA)
-    x_min, x_max = float((observer.low / s).min()), float((observer.high / s).max())
+    s = let_scale_from_maxima(torch.maximum(-low, high), weight, ALPHA)
+    x_min, x_max = float((low / s).min()), float((high / s).max())
     result = {}
     for site in group:
         weight_bits, activation_bits = bits_of_site(site, bits)

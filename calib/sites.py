@@ -57,6 +57,15 @@ def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d
     }
 
 
+# Samplers, shortcuts, projections out of a transformer, the layers beside the latents: no norm is in front of them.
+BARE_STREAM = ("conv_shortcut", "samplers.0.conv", "proj_out", "quant_conv")
+
+
+def reads_bare_stream(site: str) -> bool:
+    """Whether the layer is given the residual stream itself, as far as it reaches."""
+    return site.endswith(BARE_STREAM)
+
+
 def network_of_site(site: str) -> str:
     """encoder, unet or decoder."""
     if site.startswith("unet."):

@@ -71,11 +71,11 @@ def rate_at(step: int, steps: int) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def batch_at(seed: int, phase: str, step: int, count: int, batch: int) -> list[int]:
-    """Indices of `batch` different crops of `count`."""
+def batch_at(seed: int, phase: str, step: int, crops: Sequence[int], batch: int) -> list[int]:
+    """`batch` different ones of `crops`."""
     digest = hashlib.sha256(f"{seed} {phase} {step}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    return torch.randperm(count, generator=generator)[:batch].tolist()
+    return [crops[i] for i in torch.randperm(len(crops), generator=generator)[:batch].tolist()]
 
 
 @dataclass(slots=True)
@@ -96,10 +96,12 @@ class _Progress:
         }
 
 
-def train(phase: Phase, journal: Journal, seed: int, crops: int, batch: int, report: Report) -> list[list[float]]:
+def train(
+    phase: Phase, journal: Journal, seed: int, crops: Sequence[int], batch: int, report: Report
+) -> list[list[float]]:
     """Run the phase, from its checkpoint where there is one. Returns the curve: [step, loss, held-out loss], ...
 
-    Raises CalibrationError where a loss is not finite.
+    crops: indices of those trained on. Raises CalibrationError where a loss is not finite.
     """
     parameters = [{"params": list(group), "lr": rate} for group, rate in phase.rates]
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))

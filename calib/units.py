@@ -135,11 +135,13 @@ def _one(value: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a layer was given. values: inputs kept whole, (N, ...) each. low, high: (C,), the least and greatest value
-    of every channel, in these inputs and in those that only passed by."""
+    of every channel, in these inputs and in those that only passed by. guard: the same two of the guard's pictures,
+    or None."""
 
     values: tuple[torch.Tensor, ...]
     low: torch.Tensor
     high: torch.Tensor
+    guard: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def seen_of(values: Sequence[torch.Tensor]) -> Seen:
@@ -155,27 +157,27 @@ def _channel_ends(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Watch:
-    """Forward pre-hook of one layer."""
+    """Forward pre-hook of one layer. kinds of batches: `kept`, `passing`, `guard`."""
 
     def __init__(self) -> None:
-        self.keeps = True
+        self.kind = "kept"
         self.values: list[torch.Tensor] = []
-        self.ends: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.ends: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
         low, high = _channel_ends(x)
-        if self.ends is None:
-            self.ends = low, high
+        ends = self.ends.setdefault(self.kind, (low, high))
         # In place: small tensors that outlive large ones keep the allocator from giving memory back.
-        torch.minimum(self.ends[0], low, out=self.ends[0])
-        torch.maximum(self.ends[1], high, out=self.ends[1])
-        if self.keeps:
+        torch.minimum(ends[0], low, out=ends[0])
+        torch.maximum(ends[1], high, out=ends[1])
+        if self.kind == "kept":
             self.values.append(x)
 
     def seen(self) -> Seen:
-        assert self.ends is not None
-        return Seen(tuple(self.values), *self.ends)
+        guard = self.ends.pop("guard", None)
+        lows, highs = (torch.stack(of_side) for of_side in zip(*self.ends.values(), strict=True))
+        return Seen(tuple(self.values), lows.amin(0), highs.amax(0), guard)
 
 
 @torch.no_grad()
@@ -184,12 +186,13 @@ def layer_inputs(
     layers: Mapping[str, nn.Module],
     kept: Iterable[torch.Tensor],
     passing: Iterable[torch.Tensor] = (),
+    guard: Iterable[torch.Tensor] = (),
 ) -> dict[str, Seen]:
-    """Every layer's input while `run` goes over the batches: of `kept` all of it, of `passing` only the ends."""
+    """Every layer's input while `run` goes over the batches: of `kept` all of it, of the others only the ends."""
     watches = {site: _Watch() for site in layers}
-    for keeps, batches in ((True, kept), (False, passing)):
+    for kind, batches in (("kept", kept), ("passing", passing), ("guard", guard)):
         for watch in watches.values():
-            watch.keeps = keeps
+            watch.kind = kind
         for batch in batches:
             # Not before: a batch that is computed as it is asked for may go through the same layers.
             handles = [layer.register_forward_pre_hook(watches[site]) for site, layer in layers.items()]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from intsr.calib.calibration import Calibration
 from intsr.calib.model import ModelSource
-from intsr.calib.pictures import calibration_inputs, list_pictures
+from intsr.calib.pictures import list_pictures, verification_inputs
 from intsr.calib.torch_engine import reference_from_calibration
 from intsr.console import progress
 from intsr.engines.targets import Target
-from intsr.engines.verify import Verification, verify
-from intsr.errors import UsageError, VerificationError
+from intsr.engines.verify import Verification, check_agreement, default_bound_db, verify
+from intsr.errors import UsageError
 from intsr.runtime.devices import list_devices
 from intsr.runtime.engine import open_engine
 
@@ -21,10 +21,12 @@ PICTURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """images: a folder of low-resolution pictures, of which the first four are looked at. min_psnr_db: end to end."""
+    """images: a folder of low-resolution pictures, of which the first four are looked at, beside smooth ones made for
+    it. min_psnr_db: that every one of them must reach end to end, None for what correct engines reach.
+    """
 
     images: Path
-    min_psnr_db: float
+    min_psnr_db: float | None
 
     def pictures(self, target: Target) -> list[Path]:
         """Before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
@@ -40,10 +42,10 @@ class Check:
         """Raises VerificationError where they differ by more, OutOfMemoryError."""
         with open_engine(engine) as opened:
             reference = reference_from_calibration(source.load(), ranges, opened.tile_px, weight_only)
-            inputs = calibration_inputs(progress(pictures, "verifying"), source.spec, opened.tile_px)
-            result = verify(opened, reference, inputs)
-        if result.end_to_end.psnr_db < self.min_psnr_db:
-            got = f"{result.end_to_end.psnr_db:.2f} dB against torch: no engine was written"
-            fix = "look at each network with intsr verify, or lower --min-psnr"
-            raise VerificationError("--verify", got, f"at least {self.min_psnr_db:g}", fix)
+            inputs = list(verification_inputs(pictures, source.spec, opened.tile_px))
+            result = verify(opened, reference, progress(inputs, "verifying"))
+            bound_db = default_bound_db(opened.manifest.bits, opened.precision)
+        bound_db = bound_db if self.min_psnr_db is None else self.min_psnr_db
+        fix = "no engine was written: look at each network with intsr verify, or lower --min-psnr"
+        check_agreement(result, bound_db, "--verify", fix)
         return result

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
 from intsr.calib.calibration import Calibration, load_calibration
 from intsr.calib.choose_pictures import usable_pictures
+from intsr.calib.low_bits import low_bits_warning
 from intsr.calib.model import ModelSource, open_model
 from intsr.calib.official_calibration import check_one_tile, import_official
 from intsr.calib.pictures import list_pictures
@@ -138,7 +139,12 @@ def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
         pictures = usable_pictures(list_pictures(request.images), None, lambda error: say(f"skipped: {error}"))
         recipe = Recipe(METHOD, bits, parse_parts(request.parts), tile_px)
         say(f"calibrating with {METHOD}, in one pass; intsr calibrate has methods that learn")
-        return calibrate(source.load(), pictures, recipe, lambda batches: _watched(batches, pictures))
+        model = source.load()
+        calibration = calibrate(model, pictures, recipe, lambda batches: _watched(batches, pictures))
+        warning = low_bits_warning(model, calibration, pictures)
+        if warning is not None:
+            say(warning)
+        return calibration
     if request.weight_only and bits.quantized:
         return static_calibration(source, bits, parse_parts(request.parts), tile_px)
     return None

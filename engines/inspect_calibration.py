@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibration import Calibration, SiteQuantizer, load_calibration
+from intsr.calib.calibration import JSON_NAME, Calibration, Clipped, SiteQuantizer, load_calibration
 from intsr.calib.sites import MIN_INTEGER_CHANNELS, is_constant
 from intsr.export.let_placement import explicit_sites
 
@@ -42,7 +43,7 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
 
     calibration.layers: how many run how, see above. calibration.let: of layers not constant or float, how many have s
     and d, how many of these fold for free, keep an explicit step, and have a shift. calibration.weights: how many
-    layers have learned ranges, how many codes. Raises CalibrationError.
+    layers have learned ranges, how many codes. calibration.most_clipped: see there. Raises CalibrationError.
     """
     calibration = load_calibration(folder)
     runs = runs_of_sites(calibration.sites)
@@ -68,8 +69,24 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
             "shifted": sum(bool(site["let"] and site["let"]["placement"] and site["let"]["shift"]) for site in sites),
         },
         "weights": {kind: sum(site["weights"] == kind for site in sites) for kind in ("ranges", "codes")},
+        "most_clipped": most_clipped(calibration.clipped),
     }
     return {"calibration": facts, "sites": sites}
+
+
+def most_clipped(clipped: Mapping[str, Clipped]) -> dict[str, Any] | None:
+    """On `pictures` and on `guard`: the site that clips the largest share of its input, and that share."""
+    if not clipped:
+        return None
+    worst = {kind: max(clipped, key=lambda site: getattr(clipped[site], kind)) for kind in ("pictures", "guard")}
+    return {kind: {"site": site, "share": getattr(clipped[site], kind)} for kind, site in worst.items()}
+
+
+def clipped_lines(folder: Path) -> list[str]:
+    """`most_clipped` in words; none where `folder` is no calibration, or an imported one."""
+    clipped = load_calibration(folder).clipped if (folder / JSON_NAME).is_file() else {}
+    worst = most_clipped(clipped) or {}
+    return [f"clipped, {kind}: at most {of['share']:.2%} of an input, {of['site']}'s" for kind, of in worst.items()]
 
 
 def runs_of_sites(sites: Mapping[str, SiteQuantizer]) -> dict[str, str]:
@@ -135,6 +152,7 @@ def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, 
                 "x_max": quantizer.x_max,
                 "let": _let(quantizer, placement),
                 "weights": "ranges" if ranges else "codes" if codes else None,
+                "clipped": asdict(calibration.clipped[site]) if site in calibration.clipped else None,
             }
         )
     return values

@@ -10,13 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.errors import UsageError, VerificationError
+from intsr.export.onnx_export import is_weight_only
 from intsr.runtime.networks import Network
-from intsr.types import NETWORKS
+from intsr.types import NETWORKS, Bits
 
 PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
 EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
 
 F32 = NDArray[np.float32]
+
+
+# What correct engines reach on every picture, flat ones included, in dB: docs/agreement.md has the measurements.
+FULL_PRECISION_DB = {"f32": 60.0, "bf16": 36.0, "f16": 36.0}
+# By the fewer bits of the two: one value that falls to the other side of a tie moves by a whole step, in each
+# implementation another one, and a flat picture's values all fall alike.
+INTEGER_DB = {8: 30.0, 7: 27.0, 6: 24.0, 5: 20.0, 4: 16.0, 3: 12.0, 2: 8.0}
+
+
+def default_bound_db(bits: str, precision: str) -> float:
+    """PSNR that every picture must reach. bits: a manifest's; precision: of what is not integer, here."""
+    if bits == "fp" or is_weight_only(bits):
+        return FULL_PRECISION_DB[precision]
+    of_engine = Bits.parse(bits)
+    return INTEGER_DB[min(of_engine.weights or 8, of_engine.activations or 8)]
 
 
 class RunsNetworks(Protocol):
@@ -41,11 +57,16 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Every network on the reference's own input, and all three in a row; worst: picture -> its PSNR in dB."""
+    """Every network on the reference's own input, and all three in a row; per_image_db: picture -> its PSNR in dB."""
 
     networks: tuple[Agreement, ...]
     end_to_end: Agreement
     per_image_db: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The picture on which the two agree least, and its PSNR in dB: a mean would hide a flat one."""
+        return min(self.per_image_db.items(), key=lambda item: item[1])
 
 
 class _Errors:
@@ -101,6 +122,16 @@ def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple
     return Verification(
         tuple(errors[name].agreement(name) for name in NETWORKS), total.agreement("end_to_end"), per_image
     )
+
+
+def check_agreement(result: Verification, bound_db: float, where: object, fix: str) -> None:
+    """Raises VerificationError where a picture is below the bound."""
+    below = [f"{value:.2f} dB on {name}" for name, value in result.per_image_db.items() if value < bound_db]
+    if below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        raise VerificationError(
+            where, f"{', '.join(below[:3])}{more}", f"at least {bound_db:g} on every picture", fix
+        )
 
 
 def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:

@@ -45,6 +45,9 @@ WORK_SUFFIX = ".work"
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
 @click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")
+@click.option(
+    "--guard/--no-guard", default=True, help="Look at smooth and flat pictures made for it, too.  [default: guard]"
+)
 @passionsr_option
 @model_options
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
@@ -170,7 +173,9 @@ def _import(
     return calibration
 
 
-def _recipe(method: str, bits: str, parts: str, tile_px: int, symmetric: bool, **training: Any) -> Recipe:
+def _recipe(
+    method: str, bits: str, parts: str, tile_px: int, symmetric: bool, guard: bool, **training: Any
+) -> Recipe:
     from intsr.calib.calibrate import Recipe, parse_parts
     from intsr.calib.learn import Effort
     from intsr.types import Bits
@@ -190,6 +195,7 @@ def _recipe(method: str, bits: str, parts: str, tile_px: int, symmetric: bool, *
         effort,
         training["seed"],
         training["device"],
+        guard,
     )
 
 
@@ -198,6 +204,7 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
     from intsr.calib.calibrate import steps_of_recipe
     from intsr.calib.calibration import save_calibration
     from intsr.calib.journal import RUN_NAME, remove_work
+    from intsr.calib.low_bits import low_bits_warning
 
     work = output.with_name(output.name + WORK_SUFFIX)
     if restart:
@@ -216,6 +223,7 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
 
         watched = (lambda batches: batches) if recipe.trains else _watched(len(pictures))
         calibration = run(model, pictures, recipe, watched, report, work)
+    warning = low_bits_warning(model, calibration, pictures)
     save_calibration(calibration, output)
     if recipe.trains:
         remove_work(work)
@@ -223,6 +231,8 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
         f"{output}: {len(calibration.sites)} layers, {calibration.method} {calibration.bits}, "
         f"{len(pictures)} pictures, {calibration.seconds:.1f} s, {calibration.peak_bytes / 1e9:.2f} GB"
     )
+    if warning is not None:
+        say(warning)
     return calibration
 
 

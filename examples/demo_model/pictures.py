@@ -1,4 +1,4 @@
-"""Training pictures of the demonstration model: which they are, and random pairs of crops."""
+"""Training pictures of the demonstration model: which they are, and random crops of them."""
 
 from __future__ import annotations
 
@@ -6,73 +6,83 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-
-UPSCALE_FACTOR = 4
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 # Kodak's suite is released for unrestricted use; kodim16 to 18 are held out and never trained on.
 KODAK_TRAINING = tuple(f"kodim{index:02d}.png" for index in range(1, 16))
 KODAK_HELD_OUT = tuple(f"kodim{index:02d}.png" for index in range(16, 19))
 # Of scikit-image's pictures only those that are CC0 or public domain and that `intsr demo` does not judge by.
 SKIMAGE_TRAINING = ("chelsea", "rocket", "brick", "grass", "gravel")
-# A sharp picture shrunk a little is a sharper picture: more detail a pixel to learn from.
+# Photographs of Debian's package lomiri-wallpapers-16.04: CC BY 4.0, the first CC0. README.md names their authors.
+WALLPAPERS_TRAINING = (
+    "seeding_by_Clements_Engelhardt.jpg",
+    "Picture_0B_by_freespace.jpg",
+    "Picture_1A_by_freespace.jpg",
+    "Wine_by_Jakkub_Mede.jpg",
+    "aitzgorri_by_Aitzol_Berasategi.jpg",
+    "friends_by_Aitzol_Berasategi.jpg",
+    "life_by_Aitzol_Berasategi.jpg",
+    "picosdeeuropa_by_Aitzol_Berasategi.jpg",
+    "sunset_by_Aitzol_Berasategi.jpg",
+)
+# A sharp picture shrunk a little is a sharper picture: more detail a pixel to learn from. Wallpapers are large and soft.
 SHRINKS = (1.0, 0.8, 0.62)
+WALLPAPER_SHRINKS = (0.5, 0.33)
 
-Pair = tuple[np.ndarray, np.ndarray]
+Pixels = NDArray[np.uint8]
 
 
-def load_training_pictures(kodak: Path) -> list[Image.Image]:
-    """Every picture trained on, as RGB."""
+def load_training_pictures(kodak: Path, wallpapers: Path) -> list[Pixels]:
+    """Every picture trained on, in each of its sizes: (H, W, 3) uint8."""
     from skimage import data as skimage_data
 
-    pictures = [Image.open(kodak / name).convert("RGB") for name in KODAK_TRAINING]
-    return pictures + [Image.fromarray(getattr(skimage_data, name)()).convert("RGB") for name in SKIMAGE_TRAINING]
+    small = [Image.open(kodak / name).convert("RGB") for name in KODAK_TRAINING]
+    small += [Image.fromarray(getattr(skimage_data, name)()).convert("RGB") for name in SKIMAGE_TRAINING]
+    large = [Image.open(wallpapers / name).convert("RGB") for name in WALLPAPERS_TRAINING]
+    sizes = [(picture, shrink) for picture in small for shrink in SHRINKS]
+    sizes += [(picture, shrink) for picture in large for shrink in WALLPAPER_SHRINKS]
+    return [np.asarray(_shrunk(picture, shrink)) for picture, shrink in sizes]
 
 
-def degrade(picture: Image.Image) -> Image.Image:
-    """The low-resolution picture: antialiased bicubic, rounded to 8 bits as a file would be."""
-    size = (picture.width // UPSCALE_FACTOR, picture.height // UPSCALE_FACTOR)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+def _shrunk(picture: Image.Image, shrink: float) -> Image.Image:
+    size = (round(picture.width * shrink), round(picture.height * shrink))
+    return picture if shrink == 1.0 else picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def pair_from_picture(picture: Image.Image) -> Pair:
-    """(upscaled low-resolution input, original), both (H, W, 3) uint8, cropped to whole blocks of 8 pixels."""
-    width, height = (side // 8 * 8 for side in picture.size)
-    original = picture.crop((0, 0, width, height))
-    upscaled = degrade(original).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(upscaled), np.asarray(original)
+def random_crop(pictures: Sequence[Pixels], side_px: int, rng: np.random.Generator) -> Pixels:
+    """(side_px, side_px, 3) uint8 of a picture chosen by its area's root, turned, mirrored, its channels in any order."""
+    weights = np.sqrt([float(picture.shape[0] * picture.shape[1]) for picture in pictures])
+    picture = pictures[rng.choice(len(pictures), p=weights / weights.sum())]
+    top, left = (int(rng.integers(0, side - side_px + 1)) for side in picture.shape[:2])
+    crop = picture[top : top + side_px, left : left + side_px, rng.permutation(3)]
+    crop = np.rot90(crop, rng.integers(4))
+    return np.ascontiguousarray(crop[:, ::-1] if rng.integers(2) else crop)
 
 
-def pairs_from_pictures(pictures: Sequence[Image.Image]) -> list[Pair]:
-    """One pair for each picture and each of `SHRINKS`."""
-    pairs = []
-    for picture in pictures:
-        for shrink in SHRINKS:
-            size = (round(picture.width * shrink), round(picture.height * shrink))
-            shrunk = picture if shrink == 1.0 else picture.resize(size, Image.Resampling.LANCZOS)
-            pairs.append(pair_from_picture(shrunk))
-    return pairs
-
-
-def tensor_from_array(array: np.ndarray) -> torch.Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(array.copy()).movedim(-1, -3).float() / 127.5 - 1.0
-
-
-def random_batch(
-    pairs: Sequence[Pair], batch: int, patch_px: int, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(batch, 3, patch_px, patch_px) float32 in [-1, 1], twice: inputs and originals, turned and mirrored."""
-    sizes = np.array([pair[1].shape[0] * pair[1].shape[1] for pair in pairs], dtype=np.float64)
-    chosen = rng.choice(len(pairs), size=batch, p=sizes / sizes.sum())
-    inputs, originals = [], []
-    for index in chosen:
-        upscaled, original = pairs[index]
-        top = rng.integers(0, (original.shape[0] - patch_px) // UPSCALE_FACTOR + 1) * UPSCALE_FACTOR
-        left = rng.integers(0, (original.shape[1] - patch_px) // UPSCALE_FACTOR + 1) * UPSCALE_FACTOR
-        turns, mirror, channels = rng.integers(4), rng.integers(2), rng.permutation(3)
-        for picture, crops in ((upscaled, inputs), (original, originals)):
-            crop = np.rot90(picture[top : top + patch_px, left : left + patch_px, channels], turns)
-            crops.append(crop[:, ::-1] if mirror else crop)
-    return tensor_from_array(np.stack(inputs)), tensor_from_array(np.stack(originals))
+def smooth_crop(side_px: int, rng: np.random.Generator) -> Pixels:
+    """(side_px, side_px, 3) uint8: one colour, a gradient of two, or some lines of text on one colour."""
+    first, second = (
+        rng.integers(0, 256, 3) if rng.random() < 0.7 else np.full(3, rng.integers(0, 256)) for _ in "ab"
+    )
+    if rng.random() < 0.25:
+        first = np.full(3, rng.choice((0, 255)))
+    kind = rng.integers(3)
+    if kind == 0:
+        return np.broadcast_to(first.astype(np.uint8), (side_px, side_px, 3)).copy()
+    if kind == 1:
+        angle = rng.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[:side_px, :side_px] / side_px - 0.5
+        share = (np.cos(angle) * x + np.sin(angle) * y) * rng.uniform(0.05, 0.7) + 0.5
+        gradient = (
+            first + (second - first) * share[..., None] + rng.normal(0, rng.uniform(0, 1.5), (side_px, side_px, 3))
+        )
+        return np.clip(np.rint(gradient), 0, 255).astype(np.uint8)
+    page = Image.new("RGB", (side_px, side_px), tuple(int(v) for v in first))
+    draw, size = ImageDraw.Draw(page), int(rng.integers(10, 40))
+    for top in range(int(rng.integers(-size, size)), side_px, int(size * rng.uniform(1.2, 4))):
+        text = "".join(chr(c) for c in rng.integers(33, 127, 24))
+        draw.text(
+            (int(rng.integers(-20, 20)), top), text, tuple(int(v) for v in second), ImageFont.load_default(size)
+        )
+    return np.asarray(page)

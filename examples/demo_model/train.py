@@ -1,11 +1,12 @@
 """Train the demonstration model: a small one-step model in diffusers' own format.
 
-    python examples/demo_model/train.py --kodak DIR --work build/demo_model --export core/models/demo
+    python examples/demo_model/train.py --kodak DIR --wallpapers DIR --work build/demo_model --export core/models/demo
 
-Two phases. First the VAE alone (the UNet contributes e = 0), then everything, with the UNet's last layer
-at zero so that the second phase starts where the first one ended. L1 loss, AdamW, a rate that falls along a
-cosine over the time given, an exponential moving average of the weights. Interrupt and start again: it goes
-on from the last checkpoint in --work.
+Three phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder and
+decoder, for what is missing from the encoded low resolution; then the decoder with it, which goes on being asked to
+decode originals, so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over the time
+given to a phase, an exponential moving average of the weights. Interrupt and start again: it goes on from the last
+checkpoint in --work.
 """
 
 from __future__ import annotations
@@ -13,20 +14,17 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
+from degradations import upscaled_pair
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from pictures import (
-    KODAK_HELD_OUT,
-    load_training_pictures,
-    pair_from_picture,
-    pairs_from_pictures,
-    random_batch,
-    tensor_from_array,
-)
+from pictures import KODAK_HELD_OUT, Pixels, load_training_pictures, random_crop, smooth_crop
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -34,6 +32,11 @@ TIMESTEP = 104  # alpha-bar = 0.89 on SD 2.1's schedule: e is amplified by sqrt(
 LATENT_SCALING_FACTOR = 0.5
 CONTEXT_SHAPE = (1, 8, 64)
 EMA_DECAY = 0.998
+SMOOTH_SHARE = 0.08
+MARGIN_PX = 32  # cut away after degrading, so that no crop shows a kernel at its border
+LATENT_PENALTY = 1e-3  # on the latents' mean square: nothing else says how large they are
+DECODER_RATE = 0.3  # of the UNet's
+AUTOENCODER_EVERY = 4  # steps of the last phase: one of them asks the decoder to decode originals
 
 
 class DemoModel(torch.nn.Module):
@@ -57,30 +60,91 @@ class DemoModel(torch.nn.Module):
             sample_size=64,
             in_channels=8,
             out_channels=8,
-            block_out_channels=(64, 96, 128),
+            block_out_channels=(80, 80, 96),
             down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
+            layers_per_block=2,
             norm_num_groups=16,
             cross_attention_dim=CONTEXT_SHAPE[-1],
-            attention_head_dim=(2, 3, 4),  # diffusers' name for the number of heads: 32 channels each
+            attention_head_dim=(2, 2, 3),  # diffusers' name for the number of heads: 32 channels each
             use_linear_projection=True,
         )
         torch.nn.init.zeros_(self.unet.conv_out.weight)
         torch.nn.init.zeros_(self.unet.conv_out.bias)
         self.context = torch.nn.Parameter(torch.randn(CONTEXT_SHAPE) * 0.5)
         self.scheduler = DDPMScheduler(
-            num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+            num_train_timesteps=1000,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
         )
         self.alpha_bar = float(self.scheduler.alphas_cumprod[TIMESTEP])
 
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        latent: torch.Tensor = self.vae.encode(x).latent_dist.mean * LATENT_SCALING_FACTOR
+        return latent
+
+    def restore(self, latent: torch.Tensor) -> torch.Tensor:
+        """x0 = (z - sqrt(1 - a) e) / sqrt(a)."""
+        context = self.context.expand(latent.shape[0], -1, -1)
+        error = self.unet(latent, TIMESTEP, encoder_hidden_states=context).sample
+        x0: torch.Tensor = (latent - math.sqrt(1 - self.alpha_bar) * error) / math.sqrt(self.alpha_bar)
+        return x0
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        picture: torch.Tensor = self.vae.decode(latent / LATENT_SCALING_FACTOR).sample
+        return picture
+
     def forward(self, x: torch.Tensor, with_unet: bool = True) -> torch.Tensor:
-        latent = self.vae.encode(x).latent_dist.mean * LATENT_SCALING_FACTOR
-        if with_unet:
-            context = self.context.expand(x.shape[0], -1, -1)
-            error = self.unet(latent, TIMESTEP, encoder_hidden_states=context).sample
-            latent = latent - math.sqrt(1 - self.alpha_bar) * error
-        return self.vae.decode(latent / math.sqrt(self.alpha_bar) / LATENT_SCALING_FACTOR).sample
+        latent = self.encode(x)
+        return self.decode(self.restore(latent) if with_unet else latent)
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of training. rate: the first learning rate of its cosine, which ends at a hundredth of it."""
+
+    name: str
+    minutes: float
+    rate: float
+    batch: int
+    patch_px: int
+
+    def rate_after(self, seconds: float) -> float:
+        progress = min(seconds / (self.minutes * 60), 1.0)
+        return self.rate * min(seconds / 30 + 0.01, 1.0) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+
+
+def tensor_from_array(array: np.ndarray) -> torch.Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(array.copy()).movedim(-1, -3).float() / 127.5 - 1.0
+
+
+def training_batch(pictures: Sequence[Pixels], phase: Phase, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, 3, patch_px, patch_px) float32 in [-1, 1], twice: inputs and originals. Seeded by the step."""
+    rng = np.random.default_rng([17, step])
+    side, inner = phase.patch_px + 2 * MARGIN_PX, slice(MARGIN_PX, MARGIN_PX + phase.patch_px)
+    pairs = []
+    for _ in range(phase.batch):
+        smooth = rng.random() < SMOOTH_SHARE
+        crop = smooth_crop(side, rng) if smooth else random_crop(pictures, side, rng)
+        pairs.append([pixels[inner, inner] for pixels in upscaled_pair(Image.fromarray(crop), rng)])
+    inputs, originals = (tensor_from_array(np.stack(column)) for column in zip(*pairs, strict=True))
+    return inputs, originals
+
+
+def training_batches(
+    pictures: Sequence[Pixels], phase: Phase, first_step: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`training_batch` of every step from the first one on, each made while the one before is trained on."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(training_batch, pictures, phase, first_step)
+        step = first_step
+        while True:
+            step += 1
+            ready, coming = coming, pool.submit(training_batch, pictures, phase, step)
+            yield ready.result()
 
 
 def psnr_y_db(sr: torch.Tensor, original: torch.Tensor) -> float:
@@ -91,15 +155,16 @@ def psnr_y_db(sr: torch.Tensor, original: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def held_out_psnr_db(model: DemoModel, kodak: Path, with_unet: bool) -> dict[str, float]:
+def held_out_psnr_db(model: DemoModel, kodak: Path) -> dict[str, float]:
+    """Mean over the held-out pictures: bicubic, the model, the model without its UNet, originals encoded and decoded."""
     model.eval()
-    scores: dict[str, list[float]] = {"bicubic": [], "model": []}
+    scores: dict[str, list[float]] = {"bicubic": [], "model": [], "no_unet": [], "autoencoder": []}
     for name in KODAK_HELD_OUT:
-        upscaled, original = (
-            tensor_from_array(a)[None] for a in pair_from_picture(Image.open(kodak / name).convert("RGB"))
-        )
-        scores["bicubic"].append(psnr_y_db(upscaled, original))
-        scores["model"].append(psnr_y_db(model(upscaled, with_unet).float(), original))
+        pair = upscaled_pair(Image.open(kodak / name).convert("RGB"))
+        upscaled, original = (tensor_from_array(a)[None] for a in pair)
+        outputs = (upscaled, model(upscaled), model(upscaled, False), model(original, False))
+        for key, output in zip(scores, outputs, strict=True):
+            scores[key].append(psnr_y_db(output, original))
     model.train()
     return {key: round(float(np.mean(values)), 3) for key, values in scores.items()}
 
@@ -121,7 +186,8 @@ def export_model(model: DemoModel, folder: Path) -> None:
         "upscale_factor": 4,
         "resize_filter": "bicubic",
         "context": "context.safetensors",
-        "licence": "Apache-2.0; trained on the Kodak suite (unrestricted) and CC0 pictures of scikit-image",
+        "licence": "Apache-2.0; trained on the Kodak suite (unrestricted), CC0 pictures of scikit-image, and photographs "
+        "of lomiri-wallpapers (CC0 and CC BY 4.0, authors in examples/demo_model/README.md)",
     }
     (folder / "intsr_model.json").write_text(json.dumps(spec, indent=2) + "\n")
 
@@ -129,49 +195,87 @@ def export_model(model: DemoModel, folder: Path) -> None:
 class Trainer:
     """What a checkpoint holds, and one training step."""
 
-    def __init__(self, checkpoint: Path, vae_minutes: float, minutes: float) -> None:
-        self.checkpoint = checkpoint
-        self.vae_seconds, self.seconds = vae_minutes * 60, minutes * 60
+    def __init__(self, checkpoint: Path, phases: Sequence[Phase]) -> None:
+        self.checkpoint, self.phases = checkpoint, phases
         self.model = DemoModel().to(memory_format=torch.channels_last)
         self.ema = DemoModel().to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-4)
-        self.step, self.elapsed_s = 0, 0.0
-        if checkpoint.exists():
-            state = torch.load(checkpoint, weights_only=True)
+        self.step, self.phase_index, self.elapsed_s = 0, 0, 0.0
+        state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+        if state is not None:
             self.model.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+            self.step, self.phase_index, self.elapsed_s = (state[k] for k in ("step", "phase_index", "elapsed_s"))
         else:
             self.ema.load_state_dict(self.model.state_dict())
+        self.optimizer = self._optimizer()
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     @property
-    def with_unet(self) -> bool:
-        return self.elapsed_s > self.vae_seconds
+    def phase(self) -> Phase:
+        return self.phases[self.phase_index]
 
-    def learning_rate(self) -> float:
-        """1e-3 for the VAE alone; then 6e-4 falling to 6e-6 along a cosine, after a warm-up of a minute."""
-        if not self.with_unet:
-            return 1e-3
-        since = self.elapsed_s - self.vae_seconds
-        progress = min(since / (self.seconds - self.vae_seconds), 1.0)
-        return 6e-4 * min(since / 60, 1.0) * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * progress)))
+    def _optimizer(self) -> torch.optim.AdamW:
+        """The parameters of the phase, every group with its share of the rate; all others frozen."""
+        vae, decoder = (
+            self.model.vae,
+            [*self.model.vae.decoder.parameters(), *self.model.vae.post_quant_conv.parameters()],
+        )
+        unet = [*self.model.unet.parameters(), self.model.context]
+        groups = {
+            "autoencoder": [(list(vae.parameters()), 1.0)],
+            "unet": [(unet, 1.0)],
+            "decoder": [(unet, 1.0), (decoder, DECODER_RATE)],
+        }[self.phase.name]
+        self.model.requires_grad_(False)
+        for parameters, _ in groups:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        return torch.optim.AdamW(
+            [{"params": parameters, "share": share} for parameters, share in groups],
+            betas=(0.9, 0.98),
+            weight_decay=1e-4,
+        )
+
+    def next_phase(self) -> bool:
+        """Begin the next phase with the averaged weights; False where there is none."""
+        if self.phase_index + 1 == len(self.phases):
+            return False
+        self.phase_index, self.elapsed_s = self.phase_index + 1, 0.0
+        self.model.load_state_dict(self.ema.state_dict())
+        self.optimizer = self._optimizer()
+        return True
+
+    def _loss(self, inputs: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        model, penalty = self.model, torch.zeros(())
+        with torch.autocast("cpu", torch.bfloat16):
+            if self.phase.name == "autoencoder":
+                wanted = torch.cat([originals, inputs[: len(inputs) // 2]]).contiguous(
+                    memory_format=torch.channels_last
+                )
+                latent = model.encode(wanted)
+                penalty = LATENT_PENALTY * latent.float().square().mean()
+                outputs = model.decode(latent)
+            elif self.phase.name == "decoder" and self.step % AUTOENCODER_EVERY == 0:
+                wanted = originals
+                outputs = model(originals.contiguous(memory_format=torch.channels_last), False)
+            else:
+                wanted = originals
+                outputs = model(inputs.contiguous(memory_format=torch.channels_last))
+        return (outputs.float() - wanted).abs().mean() + penalty
 
     def train_step(self, inputs: torch.Tensor, originals: torch.Tensor) -> float:
         start = time.monotonic()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.phase.rate_after(self.elapsed_s) * group["share"]
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = self.model(inputs.to(memory_format=torch.channels_last), self.with_unet)
-        loss = (outputs.float() - originals).abs().mean()
+        loss = self._loss(inputs, originals)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], 0.5)
         self.optimizer.step()
         with torch.no_grad():
             decay = min(EMA_DECAY, (self.step + 1) / (self.step + 10))
-            for average, value in zip(self.ema.parameters(), self.model.parameters(), strict=True):
-                average.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
         self.step += 1
         self.elapsed_s += time.monotonic() - start
         return float(loss.detach())
@@ -184,6 +288,7 @@ class Trainer:
                 "ema": self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
+                "phase_index": self.phase_index,
                 "elapsed_s": self.elapsed_s,
             },
             temporary,
@@ -193,35 +298,53 @@ class Trainer:
 
 @click.command()
 @click.option("--kodak", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--wallpapers", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the checkpoint.")
 @click.option("--export", "export_folder", type=click.Path(path_type=Path), required=True)
-@click.option("--vae-minutes", type=float, default=6.0, show_default=True)
-@click.option("--minutes", type=float, default=63.0, show_default=True, help="Both phases together.")
-@click.option("--batch", type=int, default=16, show_default=True)
-@click.option("--patch", "patch_px", type=int, default=64, show_default=True)
+@click.option("--autoencoder-minutes", type=float, default=8.0, show_default=True)
+@click.option("--unet-minutes", type=float, default=22.0, show_default=True)
+@click.option("--decoder-minutes", type=float, default=60.0, show_default=True)
 def main(
-    kodak: Path, work: Path, export_folder: Path, vae_minutes: float, minutes: float, batch: int, patch_px: int
+    kodak: Path,
+    wallpapers: Path,
+    work: Path,
+    export_folder: Path,
+    autoencoder_minutes: float,
+    unet_minutes: float,
+    decoder_minutes: float,
 ) -> None:
     """Train, resume, export."""
     work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(work / "checkpoint.pt", vae_minutes, minutes)
-    pairs = pairs_from_pictures(load_training_pictures(kodak))
-    # Seeded by the step, so that a resumed run does not see the same crops again.
-    rng = np.random.default_rng([17, trainer.step])
-    losses: list[float] = []
-    while trainer.elapsed_s < trainer.seconds:
-        losses.append(trainer.train_step(*random_batch(pairs, batch, patch_px, rng)))
+    torch.manual_seed(17)
+    phases = (
+        Phase("autoencoder", autoencoder_minutes, rate=2e-3, batch=12, patch_px=64),
+        Phase("unet", unet_minutes, rate=1e-3, batch=16, patch_px=64),
+        Phase("decoder", decoder_minutes, rate=5e-4, batch=8, patch_px=96),
+    )
+    trainer = Trainer(work / "checkpoint.pt", phases)
+    pictures = load_training_pictures(kodak, wallpapers)
+    while True:
+        train_phase(trainer, pictures, kodak)
+        trainer.save()
+        if not trainer.next_phase():
+            break
+    export_model(trainer.ema, export_folder)
+    click.echo(f"exported {export_folder}: {held_out_psnr_db(trainer.ema, kodak)}")
+
+
+def train_phase(trainer: Trainer, pictures: Sequence[Pixels], kodak: Path) -> None:
+    phase, losses = trainer.phase, []
+    for inputs, originals in training_batches(pictures, phase, trainer.step):
+        if trainer.elapsed_s >= phase.minutes * 60:
+            return
+        losses.append(trainer.train_step(inputs, originals))
         if trainer.step % 500 == 0:
             trainer.save()
-            scores = held_out_psnr_db(trainer.ema, kodak, trainer.with_unet)
             click.echo(
-                f"step {trainer.step} {trainer.elapsed_s / 60:.1f} min loss {np.mean(losses):.4f} "
-                f"lr {trainer.learning_rate():.1e} psnr_y {scores}"
+                f"{phase.name}: step {trainer.step} {trainer.elapsed_s / 60:.1f} min loss {np.mean(losses):.4f} "
+                f"psnr_y {held_out_psnr_db(trainer.ema, kodak)}"
             )
             losses.clear()
-    trainer.save()
-    export_model(trainer.ema, export_folder)
-    click.echo(f"exported {export_folder}: {held_out_psnr_db(trainer.ema, kodak, True)}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import torch
 from intsr.calib.maxmin import observe_maxmin
 from intsr.calib.model import SRModel
 from intsr.calib.reference import reference_networks
-from intsr.calib.sites import EIGHT_BIT_SITES, sites_of_model
+from intsr.calib.sites import EIGHT_BIT_SITES, reads_bare_stream, sites_of_model
 from intsr.errors import CalibrationError
 from intsr.types import Bits
 
@@ -16,16 +16,31 @@ def inputs(count: int = 2) -> list[torch.Tensor]:
     return [torch.rand(1, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(count)]
 
 
-def test_ranges_are_the_extremes_of_what_layers_saw(tiny_model: SRModel) -> None:
+def test_ranges_are_the_mean_over_tiles_of_what_channels_reach(tiny_model: SRModel) -> None:
     """Checked against the inputs of the UNet and the encoder themselves, kept here in full."""
-    batches = inputs()
-    sites = observe_maxmin(tiny_model, batches, Bits(8, 8), ("unet", "vae"))
+    batches = inputs(3)
+    sites = observe_maxmin(tiny_model, [torch.cat(batches[:2]), batches[2]], Bits(8, 8), ("unet", "vae"))
     with torch.no_grad():
         latents = torch.cat([reference_networks(tiny_model)["encoder"](x) for x in batches])
-    pictures = torch.cat(batches)
-    for site, tensor in (("unet.conv_in", latents), ("vae.encoder.conv_in", pictures)):
-        assert sites[site].x_min == pytest.approx(float(tensor.min()))
-        assert sites[site].x_max == pytest.approx(float(tensor.max()))
+    for site, tensor in (("unet.conv_in", latents), ("vae.encoder.conv_in", torch.cat(batches))):
+        columns = tensor.flatten(2)
+        assert sites[site].x_min == pytest.approx(float(columns.amin(2).mean(0).min()), rel=1e-4)
+        assert sites[site].x_max == pytest.approx(float(columns.amax(2).mean(0).max()), rel=1e-4)
+        # One tile's extreme does not decide.
+        assert sites[site].x_max < float(tensor.max())
+
+
+def test_a_guard_widens_bare_streams_and_nothing_else(tiny_model: SRModel) -> None:
+    batches, guard = inputs(2), [torch.ones(1, 3, 32, 32), -torch.ones(1, 3, 32, 32)]
+    without = observe_maxmin(tiny_model, batches, Bits(8, 8), ("unet", "vae"))
+    guarded = observe_maxmin(tiny_model, batches, Bits(8, 8), ("unet", "vae"), guard)
+    of_guard = observe_maxmin(tiny_model, guard[:1], Bits(8, 8), ("unet", "vae"))
+    changed = {site for site in without if without[site] != guarded[site]}
+    assert "vae.encoder.down_blocks.0.downsamplers.0.conv" in changed
+    assert all(reads_bare_stream(site) for site in changed)
+    for site in filter(reads_bare_stream, without):
+        assert guarded[site].x_min <= min(without[site].x_min, of_guard[site].x_min) + 1e-6
+        assert guarded[site].x_max >= max(without[site].x_max, of_guard[site].x_max) - 1e-6
 
 
 def test_every_layer_of_the_parts_has_a_range_that_holds_zero(tiny_model: SRModel) -> None:

@@ -106,7 +106,8 @@ def test_inputs_that_only_pass_by_count_for_the_ends(networks):
 
 @pytest.mark.parametrize(("side_px", "tried"), [(64, 24), (128, 24), (256, 6), (512, 2), (2048, 2)])
 def test_larger_crops_are_tried_on_fewer(side_px, tried):
-    kept, passing = probe_chunks(48, side_px)
+    kept, passing, guard = probe_chunks(range(48), range(60, 64), side_px)
     assert [i for chunk in kept for i in chunk] == list(range(0, 48, 48 // tried))
     assert sorted(i for chunk in (*kept, *passing) for i in chunk) == list(range(0, 48, 2))
-    assert probe_chunks(1, side_px) == ([[0]], [])
+    assert [i for chunk in guard for i in chunk] == [60, 61, 62, 63]
+    assert probe_chunks([0], [], side_px) == ([[0]], [], [])

@@ -1,0 +1,100 @@
+"""Smooth and flat pictures: what they are, and that no layer's grid misses them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from intsr.calib.calibration import Clipped
+from intsr.calib.clipped import ClippedObserver, clipped_shares
+from intsr.calib.crops import Crops
+from intsr.calib.initialize import Start, set_ranges
+from intsr.calib.made_pictures import guard_pictures, smooth_tiles
+from intsr.calib.maxmin import observe_maxmin
+from intsr.calib.model import SRModel
+from intsr.calib.pictures import guard_batch, guard_side_px
+from intsr.calib.simulate import quantized_layers
+from intsr.calib.sites import reads_bare_stream
+from intsr.calib.units import Seen
+from intsr.types import Bits
+
+
+@pytest.mark.parametrize("side_px", [8, 33, 128])
+def test_they_are_pictures_of_any_size_and_the_same_every_time(side_px: int) -> None:
+    guard, again = guard_pictures(side_px), guard_pictures(side_px)
+    assert len(guard) == 12 and len(smooth_tiles(side_px)) == 8
+    for picture, same in zip(guard, again, strict=True):
+        assert picture.shape == (side_px, side_px, 3) and picture.dtype == np.uint8
+        np.testing.assert_array_equal(picture, same)
+    assert any((a != b).any() for a, b in zip(guard, guard_pictures(side_px, seed=1), strict=True))
+
+
+def test_calibration_does_not_see_what_engines_are_verified_on() -> None:
+    guard = {picture.tobytes() for picture in guard_pictures(32)}
+    shared = [name for name, picture in smooth_tiles(32).items() if picture.tobytes() in guard]
+    assert shared == ["black", "white"]
+
+
+def test_gradients_reach_both_ends_and_pages_hold_both_inks() -> None:
+    guard = guard_pictures(64)
+    assert min(int(picture.min()) for picture in guard) == 0 and max(int(picture.max()) for picture in guard) == 255
+    spans = [np.ptp(picture.astype(int), axis=(0, 1)).max() for picture in guard]
+    assert sum(span == 0 for span in spans) == 3  # flat ones
+    text = smooth_tiles(64)["text"]
+    assert text.min() < 60 and (text == 255).mean() > 0.7
+
+
+def test_guard_crops_join_training_and_judging_by_a_share() -> None:
+    x = torch.zeros(1, 3, 8, 8)
+    crops = Crops((x,) * 16, (x,) * 4, (x,) * 12)
+    assert crops.train_indices == [*range(16), 20, 22, 24, 26]
+    assert crops.held_out_indices == [16, 17, 18, 19, 21]
+    assert crops.guard_indices == list(range(20, 32))
+    bare = Crops((x,) * 16, (x,) * 4)
+    assert (bare.train_indices, bare.held_out_indices, bare.guard_indices) == (
+        list(range(16)),
+        list(range(16, 20)),
+        [],
+    )
+
+
+@pytest.mark.parametrize(("part", "guarded"), [("conv_shortcut", True), ("conv1", False)])
+def test_no_clip_search_below_what_the_guard_needs_on_a_bare_stream(tiny_model, part, guarded):
+    """Rare far values that a search would clip: they stay where they are the guard's and no norm is in front."""
+    layers = quantized_layers(tiny_model, Bits(4, 4), ("vae",), "none", False)
+    layer = next(layer for site, layer in layers.items() if site.endswith(part))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, layer.grid.spec.channels, 16, 16, generator=generator)
+    low, high = x.amin((0, 2, 3)), x.amax((0, 2, 3))
+    assert reads_bare_stream(layer.site) == guarded
+    ends = []
+    for guard in (None, (low * 4, high * 4)):
+        set_ranges([layer], Seen((x,), low, high, guard), Start("output"), generator)
+        ends.append(tuple(float(end) for end in layer.grid.ends()))
+    if guarded:
+        assert ends[1] == pytest.approx((4 * float(low.min()), 4 * float(high.max())))
+        assert ends[0][1] < float(high.max()) < ends[1][1]
+    else:
+        assert ends[0] == ends[1]
+
+
+def test_clipped_shares_are_counted(tiny_model: SRModel) -> None:
+    site = "vae.encoder.down_blocks.0.resnets.0.conv1"
+    quantizer = observe_maxmin(tiny_model, [torch.zeros(1, 3, 32, 32)], Bits(8, 8), ("vae",))[site]
+    layer = tiny_model.vae.encoder.down_blocks[0].resnets[0].conv1
+    observer = ClippedObserver(layer, quantizer)
+    x = torch.zeros(1, layer.in_channels, 4, 4)
+    x[0, 0, 0, :3] = quantizer.x_max * 2 + 1
+    observer(layer, (x,))
+    assert (observer.outside, observer.count) == (3, x.numel())
+
+
+def test_both_shares_are_there_for_every_integer_layer(tiny_model: SRModel, demo_picture) -> None:
+    batches = list(guard_batch(tiny_model.spec, guard_side_px(tiny_model.spec, 16)).split(4))
+    sites = observe_maxmin(tiny_model, batches, Bits(8, 8), ("unet", "vae"))
+    shares = clipped_shares(tiny_model, sites, [demo_picture], 16, 0)
+    assert set(shares) < set(sites) and all(isinstance(value, Clipped) for value in shares.values())
+    assert all(0 <= value.pictures < 1 and 0 <= value.guard < 1 for value in shares.values())
+    narrow = {site: type(q)(q.x_min / 8, q.x_max / 8, 8, 8) for site, q in sites.items()}
+    assert max(v.guard for v in clipped_shares(tiny_model, narrow, [demo_picture], 16, 0).values()) > 0.05
