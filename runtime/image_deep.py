@@ -33,10 +33,9 @@ class Samples:
 
 
 def read_samples(path: Path, samples: Samples) -> tuple[Array, Array | None]:
-    """(H, W, 3) or (H, W), uint16, or uint8 of 8 bits and of inks, and the alpha (H, W), None where opaque; not turned
-    upright.
+    """(H, W, 3) or (H, W), uint16, or uint8 of 8 bits and of inks, and the alpha (H, W), None where opaque.
 
-    Colours that were multiplied by their alpha come as they were before. Raises OSError.
+    Not turned upright. Colours that were multiplied by their alpha come as they were before. Raises OSError.
     """
     shape = (samples.size[1], samples.size[0])
     dtype = np.uint8 if samples.bits == 8 or samples.to_rgb is not None else np.uint16

@@ -24,7 +24,7 @@ from intsr.runtime.image_header import (
     stored_modes,
     views_of_image,
 )
-from intsr.runtime.image_mend import JPEG_END, lacks_only_its_end, patches_of_png
+from intsr.runtime.image_mend import patches_of_png, tail_of_jpeg
 from intsr.runtime.image_metadata import (
     ORIENTATION,
     ImageMetadata,
@@ -99,11 +99,11 @@ def _read_by_pillow(path: Path, upscale_factor: int, tail: bytes = b"") -> tuple
         try:
             image.load()
         except OSError:
-            if tail or image.format != "JPEG" or not lacks_only_its_end(path):
+            if tail or image.format != "JPEG" or not (tail := tail_of_jpeg(path)):
                 raise
         else:
             return _loaded_by_pillow(path, image, info, notes, upscale_factor)
-    loaded, orientation = _read_by_pillow(path, upscale_factor, JPEG_END)
+    loaded, orientation = _read_by_pillow(path, upscale_factor, tail)
     note = "the end mark of the JPEG is missing; the picture is whole"
     return replace(loaded, notes=(*loaded.notes, note)), orientation
 

@@ -90,8 +90,9 @@ def orientation_from_directory(directory: Directory) -> int:
 
 
 def directory_from_tiff(file: BinaryIO, offset: int) -> tuple[Directory, tuple[str, ...]]:
-    """What describes the picture at an offset of a TIFF, and notes. Of a picture behind others, what its own directory
-    does not say the first one does.
+    """What describes the picture at an offset of a TIFF, and notes.
+
+    What the directory of a picture behind others does not say, the first one does.
     """
     broken: list[int] = []
     first, _, _ = read_directory(file, _UNDESCRIBING, broken)

@@ -102,9 +102,9 @@ def rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image],
 
 
 def note_of_other_profile(profile: bytes, grey: bool) -> str:
-    """A note where an ICC profile is of other colours than the pixels; else nothing. Source: ICC.1:2022, 7.2."""
-    of, pixels = profile[16:20], "GRAY" if grey else "RGB"
-    if profile[36:40] != b"acsp" or of == pixels.ljust(4).encode():
+    """A note where an ICC profile says nothing about such pixels; else nothing. Source: ICC.1:2022, 7.2."""
+    of, fitting = profile[16:20], (b"GRAY", b"RGB ") if grey else (b"RGB ",)
+    if profile[36:40] != b"acsp" or of in fitting:
         return ""
     name = of.decode("ascii", "replace").strip()
     return f"ICC was dropped: it is a profile of {name}, and the picture is {'grey' if grey else 'RGB'}"
