@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 from PIL import Image
 
 from intsr.runtime.image_density import density_from_resolution
-from intsr.runtime.image_directory import Directory, Layout, read_directory, values
+from intsr.runtime.image_directory import Directory, Layout, numbers, read_directory, values
 from intsr.runtime.image_header import ImageInfo, too_many_pixels
 from intsr.runtime.image_kinds import is_tiff
 from intsr.runtime.image_metadata import directory_from_tiff, orientation_from_directory
-from intsr.runtime.image_tiff import ICC, PIXEL_TAGS, XMP
+from intsr.runtime.image_tiff import ICC, PIXEL_TAGS, STRIP_ROWS, TILE_ROWS, XMP
 from intsr.runtime.image_tiff_kind import TiffKind, kind_of_tiff
 from intsr.runtime.image_tiff_pages import Page, picture_page
 
@@ -24,11 +25,14 @@ _PILLOW_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class TiffFile:
-    """described: the tags that describe the picture. notes: what of the file is not read, for people."""
+    """rows: of a strip or a tile. described: the tags that describe the picture. notes: what of the file is not read,
+    for people.
+    """
 
     page: Page
     kind: TiffKind
     layout: Layout
+    rows: int
     described: Directory
     notes: tuple[str, ...]
 
@@ -65,12 +69,17 @@ class TiffFile:
         kind = self.kind
         grey, has_alpha = kind.read_channels == 1, kind.alpha is not None
         mode = ("LA" if has_alpha else "L") if grey else ("RGBA" if has_alpha else "RGB")
-        # A strip may be the whole picture; the arrays are made when it is through with it.
-        file_bytes, read_bytes = kind.samples * kind.bits // 8, (kind.read_channels + has_alpha) * kind.read_bits // 8
-        decoder_bytes = max(
-            _PILLOW_BYTES, file_bytes, file_bytes + _PILLOW_BYTES - read_bytes if kind.by_pillow else 0
-        )
-        return ImageInfo(*self.size, mode, has_alpha, kind.read_bits, kind.read_channels, decoder_bytes)
+        return ImageInfo(*self.size, mode, has_alpha, kind.read_bits, kind.read_channels, self._decoder_bytes)
+
+    @property
+    def _decoder_bytes(self) -> int:
+        """A strip or a row of tiles, which may be the whole picture; twice where rows are put together."""
+        kind, has_alpha = self.kind, self.kind.alpha is not None
+        file_bytes = kind.samples * kind.bits / 8 * min(self.rows / self.page.size[1], 1) * (1 + kind.in_pieces)
+        if kind.by_pillow:
+            # Its arrays are made when the decoder is through with it.
+            file_bytes += _PILLOW_BYTES - (kind.read_channels + has_alpha) * kind.read_bits // 8
+        return max(_PILLOW_BYTES, math.ceil(file_bytes))
 
 
 def tiff_from_path(path: Path) -> TiffFile | None:
@@ -87,4 +96,5 @@ def tiff_from_path(path: Path) -> TiffFile | None:
             raise ValueError(f"broken tag {broken[0]}")
         kind = kind_of_tiff(path, directory, layout)
         described, more = directory_from_tiff(file, page.offset)
-    return TiffFile(page, kind, layout, described, (*notes, *kind.notes, *more))
+    rows = (*numbers(directory, TILE_ROWS), *numbers(directory, STRIP_ROWS), page.size[1])[0]
+    return TiffFile(page, kind, layout, rows, described, (*notes, *kind.notes, *more))

@@ -5,7 +5,7 @@ Source: TIFF 6.0, sections 3 to 8 and 16 to 23; Adobe Photoshop TIFF Technical N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL.TiffImagePlugin import COMPRESSION_INFO
@@ -54,6 +54,7 @@ _EXPECTED = "8 or 16 bits a channel, unsigned, in grey, RGB or CMYK"
 class TiffKind:
     """colours: channels in the file without those beside them: 1, 3, or 4 of inks. bits: of each. samples: all
     channels. alpha: which of the channels is the transparency; None where none is. by_pillow: else by libvips.
+    in_pieces: tiles, or channels apart, from which the rows are put together.
     """
 
     colours: int
@@ -62,6 +63,7 @@ class TiffKind:
     alpha: int | None
     palette: bool
     by_pillow: bool
+    in_pieces: bool
 
     @property
     def inks(self) -> bool:
@@ -101,7 +103,7 @@ def kind_of_tiff(path: Path, directory: Directory, layout: Layout) -> TiffKind:
     alpha = _alpha(path, directory, name, colours, samples)
     apart = samples > 1 and numbers(directory, PLANES) == (2,)
     tiled = bool(numbers(directory, TILE_WIDTH))
-    kind = TiffKind(colours, bits, samples, alpha, photometric == _PALETTE, by_pillow=False)
+    kind = TiffKind(colours, bits, samples, alpha, photometric == _PALETTE, False, apart or tiled)
     vips_colours = photometric in (_RGB, _INKS) or (photometric in (_NEGATIVE, _GREY) and not apart)
     if vips_colours and bits in (8, 16) and compression in _VIPS_COMPRESSIONS and not (apart and tiled):
         return kind
@@ -109,7 +111,7 @@ def kind_of_tiff(path: Path, directory: Directory, layout: Layout) -> TiffKind:
     subsampling = numbers(directory, SUBSAMPLING) or (2, 2)
     if photometric == _YCBCR and compression == _NONE and colours == 3 and subsampling != (1, 1):
         raise ImageError(path, "a TIFF of YCbCr with fewer colours than pixels", _EXPECTED, "convert it to RGB first")
-    return TiffKind(colours, bits, samples, alpha, photometric == _PALETTE, by_pillow=True)
+    return replace(kind, by_pillow=True)
 
 
 def _photometric(path: Path, directory: Directory, compression: int) -> int:
