@@ -7,8 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from intsr.runtime.image_avif import avif_has_gain_map, code_points_from_avif
-from intsr.runtime.image_density import density_from_bmp, density_from_jfif, density_from_resolution, turned_density
-from intsr.runtime.image_directory import Directory
+from intsr.runtime.image_density import density_from_bmp, density_from_jfif, turned_density
 from intsr.runtime.image_jpeg import JpegSegments, has_gain_map, segments_from_jpeg
 from intsr.runtime.image_metadata import PngChunks
 from intsr.runtime.image_png import CODE_POINTS, DENSITY, chunks_from_png
@@ -18,11 +17,11 @@ _JPEGS = ("JPEG", "MPO")
 
 
 def beside_from_image(
-    path: Path, image: Image.Image, directory: Directory, turned: bool
+    path: Path, image: Image.Image, turned: bool
 ) -> tuple[PngChunks, JpegSegments, tuple[str, ...]]:
     """Of a decoded image, in PNG's terms where they have such; segments of a JPEG; notes. path: its file.
 
-    directory: its EXIF. turned: whether rows will be columns. Raises OSError.
+    turned: whether rows will be columns. Raises OSError.
     """
     if image.format == "PNG":
         chunks, notes = chunks_from_png(path, turned)
@@ -38,8 +37,6 @@ def beside_from_image(
         found = getattr(image, "applist", [])
         density = density_from_jfif(image.info.get("jfif_unit", 0), *image.info.get("jfif_density", (0, 0)))
         segments, notes = segments_from_jpeg(found), (GAIN_MAP_NOTE,) if has_gain_map(found) else ()
-    elif image.format == "TIFF":
-        density = density_from_resolution(directory)
     elif image.format == "BMP":
         density = density_from_bmp(image.info.get("dpi"))
     return chunks_from_density(density, turned), segments, notes

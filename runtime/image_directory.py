@@ -18,7 +18,7 @@ _IFD = 13
 # Of each type of value: its bytes, and the bytes that a change of byte order turns round.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _UNIT_BYTES = _TYPE_BYTES | {5: 4, 10: 4}
-_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 # What broken data raises.
 BROKEN_DIRECTORY = (ValueError, struct.error, OverflowError)
 
@@ -56,12 +56,13 @@ class Layout:
 
 
 def read_directory(
-    file: BinaryIO, skip: Container[int] = (), broken: list[int] | None = None
+    file: BinaryIO, skip: Container[int] = (), broken: list[int] | None = None, offset: int = 0
 ) -> tuple[Directory, Layout, int]:
-    """The first directory of a file, with those it points to, and where the next one is, 0 for nowhere.
+    """The directory at an offset of a file, with those it points to, and where the next one is, 0 for nowhere.
 
-    skip: tags of the first directory that are not read. broken: takes the tags that cannot be read, which are then
-    left out. Raises ValueError, OverflowError, struct.error; with `broken` only where there is no directory.
+    skip: tags of this directory that are not read. broken: takes the tags that cannot be read, which are then left
+    out. offset: 0 for the first. Raises ValueError, OverflowError, struct.error; with `broken` only where there is no
+    directory.
     """
     file.seek(0)
     order = {b"II": "<", b"MM": ">"}.get(file.read(2))
@@ -70,7 +71,8 @@ def read_directory(
     (version,) = struct.unpack(order + "H", file.read(2))
     layout = Layout(order, version == 43)
     file.seek(8 if layout.big else 4)
-    (offset,) = layout.unpack("Q" if layout.big else "I", file)
+    (first,) = layout.unpack("Q" if layout.big else "I", file)
+    offset = offset or first
     directory, following = _Reader(file, layout, skip, broken).read(offset, depth=0)
     return directory, layout, following
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from intsr.runtime.image_density import jfif_from_density
 from intsr.runtime.image_feed import PNG_SIGNATURE, png_chunk
-from intsr.runtime.image_formats import JPEG_XMP_HEADER
 from intsr.runtime.image_jpeg import JPEG_SEGMENT_BYTES
-from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata
+from intsr.runtime.image_metadata import EXIF_HEADER, JPEG_XMP_HEADER, ImageMetadata
 from intsr.runtime.image_png import DENSITY, chunks_beside_profile, density_of_chunks
 
 # Signature and IHDR of PNG; SOI of JPEG: what stays in front of everything.

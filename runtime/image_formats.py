@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from intsr.errors import ImageError
 from intsr.runtime.image_density import text_from_density
 from intsr.runtime.image_jpeg import JPEG_SEGMENT_BYTES, names_of_segments
-from intsr.runtime.image_metadata import EXIF_HEADER, ImageMetadata, exif_directory
+from intsr.runtime.image_metadata import EXIF_HEADER, JPEG_XMP_HEADER, ImageMetadata, exif_directory
 from intsr.runtime.image_png import (
     CODE_POINTS,
     chunks_beside_profile,
@@ -24,7 +24,6 @@ from intsr.runtime.networks import Array
 if TYPE_CHECKING:
     from intsr.runtime.image_io import ImageInfo
 
-JPEG_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 # Grey becomes colour in them.
 _WITHOUT_GREY = ("WEBP", "AVIF")
 _WITH_DENSITY = ("JPEG", "TIFF", "BMP")

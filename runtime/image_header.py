@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from PIL import features as pillow_features
 from intsr.errors import ImageError
 from intsr.runtime.image_avif import avif_is_deep
 from intsr.runtime.image_feed import PNG_SIGNATURE
-from intsr.runtime.image_kinds import is_avif, other_kind
-from intsr.runtime.image_metadata import orientation_from_exif
+from intsr.runtime.image_kinds import is_avif, is_tiff, other_kind
+from intsr.runtime.image_metadata import adopt_raw_profile, orientation_from_exif
 from intsr.runtime.image_pixels import ALPHA_MODES, GREY_16_MODES, GREY_MODES, PEAK_16
 
 # What is tried on a file's content; its name does not matter.
@@ -39,6 +39,8 @@ _BROKEN = (
 _PILLOW_BYTES = 4
 _DECODER_BYTES = {"WEBP": 14, "AVIF": 14}
 _SMALL_BYTES = 1 << 20
+# The list of pictures in a JPEG of several.
+_MP_ENTRIES = 0xB002
 # The highest of the levels in a PNG, by Pillow's name of what it holds.
 _GREY_LEVELS = {"L;2": 3, "L;4": 15, "L": 255}
 
@@ -107,27 +109,43 @@ def too_many_pixels(path: Path) -> ImageError:
 
 
 class _File(io.BufferedReader):
-    """Asks for no more bytes than there are: Python makes room for what is asked for, and headers lie."""
+    """Asks for no more bytes than there are: Python makes room for what is asked for, and headers lie.
 
-    def __init__(self, path: Path) -> None:
+    patches: what to read at some offsets in place of what is there. tail: what follows the end, once.
+    """
+
+    def __init__(self, path: Path, patches: Mapping[int, bytes], tail: bytes) -> None:
         super().__init__(io.FileIO(path))
         self._end = path.stat().st_size
+        self._patches, self._tail = patches, tail
 
     def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell() if self._patches else 0
         if size is not None and size > _SMALL_BYTES:
             size = min(size, max(self._end - self.tell(), 0))
-        return super().read(size)
+        data = super().read(size)
+        for offset, patch in self._patches.items():
+            at = offset - start
+            if -len(patch) < at < len(data):
+                inner = patch[max(-at, 0) : len(data) - at]
+                at = max(at, 0)
+                data = data[:at] + inner + data[at + len(inner) :]
+        if not data and size != 0 and self._tail:
+            data, self._tail = self._tail, b""
+        return data
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Not decoded yet."""
-    with _File(path) as file, Image.open(file, formats=READ_FORMATS) as image:
+def opened(path: Path, patches: Mapping[int, bytes] | None = None, tail: bytes = b"") -> Iterator[Image.Image]:
+    """Not decoded yet. patches: bytes that are to be read in place of others. tail: bytes behind the end."""
+    # A TIFF is judged first: Pillow opens previews, and takes signed numbers for others.
+    formats = READ_FORMATS if is_tiff(path) else [name for name in READ_FORMATS if name != "TIFF"]
+    with _File(path, patches or {}, tail) as file, Image.open(file, formats=formats) as image:
         yield image
 
 
 def info_from_image(path: Path, image: Image.Image, turned_later: bool) -> ImageInfo:
-    """Of an image that is not decoded. turned_later: whether its size is not upright yet."""
+    """Of an image that is not decoded, and no TIFF. turned_later: whether its size is to be upright already."""
     stored, (width_px, height_px) = stored_modes(image), image.size
     grey_16 = image.mode in GREY_16_MODES
     deep = grey_16 or (image.format == "PNG" and ";16" in stored)
@@ -143,8 +161,11 @@ def info_from_image(path: Path, image: Image.Image, turned_later: bool) -> Image
 def _orientation(path: Path, image: Image.Image) -> int:
     try:
         # For a PNG, Pillow's own method decodes the whole picture: what it looks for may lie behind the pixels.
-        if image.format != "PNG" or _has_late_metadata(path):
+        if image.format != "PNG":
             return orientation_from_exif(image.getexif())
+        if _has_late_metadata(path):
+            image.load()
+        adopt_raw_profile(image)
         return orientation_from_exif(Image.Image.getexif(image))
     except Exception:  # Pillow's EXIF reader raises many kinds on broken data; the size is known all the same.
         return 1
@@ -195,3 +216,10 @@ def notes_from_image(path: Path, image: Image.Image, info: ImageInfo) -> tuple[s
     if frames > 1 and image.format != "MPO":
         notes.append(f"only the first of {frames} frames was read")
     return tuple(notes)
+
+
+def views_of_image(image: Image.Image) -> int:
+    """Pictures in a JPEG of several, smaller ones of the same view left out. Source: CIPA DC-007, 5.2.3.3."""
+    entries = getattr(image, "mpinfo", None) or {}
+    kinds = [str(entry.get("Attribute", {}).get("MPType")) for entry in entries.get(_MP_ENTRIES, ())]
+    return sum(not kind.startswith("Large Thumbnail") for kind in kinds)

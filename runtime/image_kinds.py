@@ -21,7 +21,16 @@ _STARTS = {
     b"qoif": "a QOI",
     b"<svg": "an SVG",
     b"gimp xcf ": "a GIMP",
+    b"IIRO": "a camera raw",
+    b"IIRS": "a camera raw",
+    b"MMOR": "a camera raw",
+    b"IIU\0": "a camera raw",
+    b"FOVb": "a camera raw",
+    b"\0MRM": "a camera raw",
+    b"FUJIFILMCCD-RAW": "a camera raw",
 }
+_CANON_RAW = b"crx "
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _HEAD_BYTES = 32
 
 
@@ -30,6 +39,8 @@ def other_kind(path: Path) -> str:
     head = _head(path)
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
         return "a HEIC"
+    if head[4:8] == b"ftyp" and head[8:12] == _CANON_RAW:
+        return "a camera raw"
     return next((name for start, name in _STARTS.items() if head.startswith(start)), "")
 
 
@@ -37,6 +48,11 @@ def is_avif(path: Path) -> bool:
     """By the brand at its beginning. Raises OSError."""
     head = _head(path)
     return head[4:8] == b"ftyp" and head[8:12] in _AVIF
+
+
+def is_tiff(path: Path) -> bool:
+    """By its beginning. Raises OSError."""
+    return _head(path).startswith(TIFF_STARTS)
 
 
 def _head(path: Path) -> bytes:

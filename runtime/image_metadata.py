@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from PIL import Image
@@ -25,6 +25,7 @@ from intsr.runtime.image_directory import (
     directory_bytes,
     numbers,
     read_directory,
+    values,
 )
 from intsr.runtime.image_jpeg import JpegSegments
 from intsr.runtime.image_xmp import xmp_for_upright, xmp_with_sizes
@@ -32,7 +33,7 @@ from intsr.runtime.image_xmp import xmp_for_upright, xmp_with_sizes
 # Names and bodies of chunks.
 PngChunks: TypeAlias = tuple[tuple[bytes, bytes], ...]
 EXIF_HEADER = b"Exif\0\0"
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112
 # Sides in pixels, in the EXIF directory and in that of interoperability.
 _SIDES = ({0xA002: 0, 0xA003: 1}, {0x1001: 0, 0x1002: 1})
 # Of the EXIF directory: places in pixels of the original.
@@ -46,12 +47,17 @@ _STORAGE = frozenset(
 ) | {*range(512, 522), *range(529, 533), 559, 700, 34377, 34675, 37724}
 _GRID = frozenset({33550, 33920, 33922, 34264, 34735, 34736, 34737, 42112, 42113})
 _RAW = frozenset(range(50706, 52600)) - {50708, 50827}
-_LEFT_OUT = _STORAGE | _GRID | _RAW | {_ORIENTATION}
+_LEFT_OUT = _STORAGE | _GRID | _RAW | {ORIENTATION}
+# What describes the picture in a TIFF's directory, beside EXIF.
+_XMP, _ICC = 700, 34675
+_UNDESCRIBING = _LEFT_OUT - {ORIENTATION, _XMP, _ICC}
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 # What a plain TIFF has; of BigTIFF's own types only a number can be said in it.
 _PLAIN_KINDS = range(1, 13)
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
 # As text of a PNG, in hexadecimal.
-_PNG_EXIF, _PNG_XMP = "Raw profile type exif", "Raw profile type xmp"
+_PNG_EXIF, _PNG_XMP, _PNG_APP1 = "Raw profile type exif", "Raw profile type xmp", "Raw profile type APP1"
+JPEG_XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +76,34 @@ class ImageMetadata:
 
 def orientation_from_exif(exif: Image.Exif) -> int:
     """1 to 8; 1 where there is none. Raises whatever Pillow raises on broken EXIF."""
-    value = exif.get(_ORIENTATION, 1)
+    value = exif.get(ORIENTATION, 1)
     # Some write it twice, or as a byte.
     value = value[0] if isinstance(value, tuple | bytes) and value else value
     return value if value in range(1, 9) else 1
 
 
 def orientation_from_directory(directory: Directory) -> int:
-    """1 to 8; 1 where there is none."""
-    value = next(iter(numbers(directory, _ORIENTATION)), 1)
+    """1 to 8, of a TIFF, by its own tag or else by its XMP; 1 where there is none."""
+    in_xmp = _XMP_ORIENTATION.search(values(directory, _XMP))
+    value = next(iter(numbers(directory, ORIENTATION)), int(in_xmp[1]) if in_xmp else 1)
     return value if value in range(1, 9) else 1
 
 
-def directory_from_image(path: Path, image: Image.Image) -> tuple[Directory, str, tuple[str, ...]]:
-    """The EXIF of a decoded image, byte by byte as it is, its byte order, `<` or `>`, and a note where some of it is
-    broken. path: its file.
+def directory_from_tiff(file: BinaryIO, offset: int) -> tuple[Directory, tuple[str, ...]]:
+    """What describes the picture at an offset of a TIFF, and notes.
+
+    What the directory of a picture behind others does not say, the first one does.
     """
-    if image.format == "TIFF":
-        with path.open("rb") as file:
-            directory, notes = _readable_part(file)
-            file.seek(0)
-            return directory, _order(file.read(2)), notes
+    broken: list[int] = []
+    first, _, _ = read_directory(file, _UNDESCRIBING, broken)
+    own, _, _ = read_directory(file, _UNDESCRIBING, broken, offset)
+    return first | own, _broken_notes(broken)
+
+
+def directory_from_image(image: Image.Image) -> tuple[Directory, str, tuple[str, ...]]:
+    """The EXIF of a decoded image, byte by byte as it is, its byte order, `<` or `>`, and a note where some of it is
+    broken.
+    """
     found = image.info.get("exif") or b""
     if not found and _PNG_EXIF in image.info:
         try:
@@ -99,6 +112,16 @@ def directory_from_image(path: Path, image: Image.Image) -> tuple[Directory, str
             return {}, "<", (_broken_note(error),)
     directory, notes = exif_directory(bytes(found))
     return directory, order_of_exif(bytes(found)), notes
+
+
+def adopt_raw_profile(image: Image.Image) -> None:
+    """A JPEG's segment of EXIF or XMP that stands as text in a PNG, put where Pillow looks for it."""
+    with suppress(ValueError):
+        segment = _from_raw_profile(str(image.info.get(_PNG_APP1, "")))
+        if segment.startswith(EXIF_HEADER) and _PNG_EXIF not in image.info:
+            image.info.setdefault("exif", segment)
+        elif segment.startswith(JPEG_XMP_HEADER):
+            image.info.setdefault("xmp", segment.removeprefix(JPEG_XMP_HEADER))
 
 
 def exif_directory(exif: bytes) -> tuple[Directory, tuple[str, ...]]:
@@ -158,8 +181,12 @@ def _readable_part(file: BinaryIO) -> tuple[Directory, tuple[str, ...]]:
         directory, _, _ = read_directory(file, _LEFT_OUT, broken)
     except BROKEN_DIRECTORY as error:
         return {}, (_broken_note(error),)
-    names = ", ".join(f"0x{tag:04X}" for tag in broken)
-    return directory, (f"EXIF is broken in part: dropped {names}",) if broken else ()
+    return directory, _broken_notes(broken)
+
+
+def _broken_notes(broken: Iterable[int]) -> tuple[str, ...]:
+    names = ", ".join(dict.fromkeys(f"0x{tag:04X}" for tag in broken))
+    return (f"EXIF is broken in part: dropped {names}",) if names else ()
 
 
 def _broken_note(error: Exception) -> str:

@@ -64,7 +64,7 @@ def _rows_from_mode(
     if image.mode in GREY_16_MODES:
         return lambda rows: _full_scale(np.asarray(rows).astype(np.uint16)[..., None], peak), ()
     if image.mode == "CMYK" and not has_alpha:
-        convert, note = _rgb_from_cmyk(image.info.get("icc_profile") or b"")
+        convert, note = rgb_from_cmyk(image.info.get("icc_profile") or b"")
         return lambda rows: np.asarray(convert(rows)), (note,)
     grey = image.mode in GREY_MODES
     mode = ("LA" if has_alpha else "L") if grey else ("RGBA" if has_alpha else "RGB")
@@ -79,7 +79,7 @@ def _full_scale(values: Array, peak: int) -> Array:
     return scaled
 
 
-def _rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image], str]:
+def rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image], str]:
     """How inks become light, and a note that says how."""
     note = "CMYK became RGB by rule of thumb: its ICC profile is broken" if profile else ""
     note = note or "CMYK became RGB by rule of thumb: it has no ICC profile"
@@ -99,3 +99,12 @@ def _rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image]
     except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError):
         return lambda rows: rows.convert("RGB"), note
     return lambda rows: ImageCms.applyTransform(rows, transform) or rows, "CMYK became sRGB by its ICC profile"
+
+
+def note_of_other_profile(profile: bytes, grey: bool) -> str:
+    """A note where an ICC profile says nothing about such pixels; else nothing. Source: ICC.1:2022, 7.2."""
+    of, fitting = profile[16:20], (b"GRAY", b"RGB ") if grey else (b"RGB ",)
+    if profile[36:40] != b"acsp" or of in fitting:
+        return ""
+    name = of.decode("ascii", "replace").strip()
+    return f"ICC was dropped: it is a profile of {name}, and the picture is {'grey' if grey else 'RGB'}"

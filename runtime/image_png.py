@@ -59,7 +59,9 @@ def chunks_from_png(path: Path, turned: bool) -> tuple[PngChunks, tuple[str, ...
             following = file.tell() + length + 4
             seen_pixels = seen_pixels or name == b"IDAT"
             if _LENGTHS.get(name) == length and not seen_pixels:
-                found.setdefault(name, file.read(length))
+                body, checksum = file.read(length), file.read(4)
+                if checksum == _checksum(name, body):
+                    found.setdefault(name, body)
             elif name in _TEXTS and held_bytes + length > _MOST_TEXT_BYTES:
                 notes.add(f"text of the PNG was dropped: more than {_MOST_TEXT_BYTES} bytes of it")
             elif name in _TEXTS and (body := _sound(name, file.read(length + 4))):
@@ -77,7 +79,7 @@ def _sound(name: bytes, data: bytes) -> bytes:
     keyword, found, rest = body.partition(b"\0")
     # Compressed by the only method that there is.
     methods = {b"tEXt": b"", b"zTXt": rest[:1], b"iTXt": rest[1:2]}
-    whole = zlib.crc32(name + body).to_bytes(4, "big") == checksum
+    whole = _checksum(name, body) == checksum
     known = 0 < len(keyword) < 80 and found and keyword not in _METADATA_TEXTS
     if not whole or not known or methods[name].strip(b"\0") or (name != b"tEXt" and len(rest) < 2):
         return b""
@@ -118,3 +120,7 @@ def text_from_code_points(body: bytes) -> str:
     primaries, transfer = body[:2]
     colours = _PRIMARY_NAMES.get(primaries, f"primaries {primaries}")
     return f"{colours} with {_TRANSFER_NAMES.get(transfer, f'transfer {transfer}')}"
+
+
+def _checksum(name: bytes, body: bytes) -> bytes:
+    return zlib.crc32(body, zlib.crc32(name)).to_bytes(4, "big")

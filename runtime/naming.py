@@ -10,8 +10,12 @@ from intsr.errors import UsageError
 
 # The suffixes that a folder is searched for; a file that is named itself is tried whatever it is called.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
+_RAW_SUFFIXES = (".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
 # Pictures to everyone, which this version cannot write: never the name of a folder.
-UNWRITABLE_SUFFIXES = (".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg")
+UNWRITABLE_SUFFIXES = (
+    *(".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg"),
+    *_RAW_SUFFIXES,
+)
 SAME_FORMAT = "same"
 DEFAULT_TEMPLATE = "{stem}{ext}"
 TEMPLATE_FIELDS = ("stem", "ext", "scale", "engine")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from intsr.runtime import cuda_python
@@ -78,6 +79,11 @@ def _huge(machine: Machine) -> str:
     return machine.upscale(path, "-o", machine.folder / "out.png")
 
 
+def _tiff(machine: Machine, pixels: np.ndarray, photometric: int) -> str:
+    tifffile.imwrite(machine.folder / "a.tif", pixels, photometric=photometric)
+    return machine.upscale(machine.folder / "a.tif", "-o", machine.folder / "out.png")
+
+
 # name of the entry -> what makes it
 WAYS: dict[str, Callable[[Machine], str]] = {
     "no-file": lambda m: m.upscale(m.folder / "gone.png", "-o", m.folder / "out.png"),
@@ -85,6 +91,8 @@ WAYS: dict[str, Callable[[Machine], str]] = {
     "no-picture": lambda m: m.upscale(m.file("a.png", b"words"), "-o", m.folder / "out.png"),
     "other-kind": lambda m: m.upscale(m.file("a.png", b"GIF89a" + bytes(20)), "-o", m.folder / "out.png"),
     "broken": lambda m: m.upscale(m.file("a.png", m.photo.read_bytes()[:2000]), "-o", m.folder / "out.png"),
+    "raw": lambda m: _tiff(m, np.zeros((20, 20), np.uint16), photometric=32803),
+    "tiff": lambda m: _tiff(m, np.zeros((20, 20), np.float32), photometric=1),
     "pixel-limit": _huge,
     "exists": _again,
     "other-calibration": _other_calibration,

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -74,6 +75,7 @@ def originals() -> list[bytes]:
         _saved(colour, "TIFF", big_tiff=True),
     ]
     made += [deep_tiff(photo, channels, big) for channels in (2, 3, 4) for big in (False, True)]
+    made += odd_tiffs(photo)
     made += [
         _saved(image, "WEBP", lossless=lossless, **tags) for image in (colour, clear) for lossless in (True, False)
     ]
@@ -81,6 +83,18 @@ def originals() -> list[bytes]:
     made += [_saved(image, "BMP") for image in (grey, grey.convert("1"), colour.quantize(16), colour)]
     made += [_saved(image, "AVIF", speed=10, **tags) for image in (grey, colour, clear)]
     return made + with_texts(colour)
+
+
+def odd_tiffs(photo: np.ndarray) -> list[bytes]:
+    """Inks with transparency; the picture behind its preview, and inside of it, with pages behind."""
+    inks, chain, inside = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    tifffile.imwrite(inks, np.dstack([photo, photo])[..., :5], photometric="separated", extrasamples=(2,))
+    for file, settings in ((chain, {}), (inside, {"subifds": 1, "bigtiff": True})):
+        with tifffile.TiffWriter(file, bigtiff=settings.pop("bigtiff", False)) as writer:
+            writer.write(photo[::4, ::4], photometric="rgb", subfiletype=1, **settings)
+            for page in (photo, photo[::-1]):
+                writer.write(page.astype(np.uint16) * 257, photometric="rgb")
+    return [file.getvalue() for file in (inks, chain, inside)]
 
 
 def with_texts(colour: Image.Image) -> list[bytes]:

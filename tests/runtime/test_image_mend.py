@@ -1,0 +1,225 @@
+"""Small damage that costs nothing of the picture is read and said; what costs some of it is an error."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from intsr.errors import ImageError
+from intsr.runtime.image_io import read_image, read_info
+from intsr.runtime.image_metadata import ImageMetadata
+from intsr.runtime.image_write import write_image
+
+ORIENTATION = 0x0112
+
+
+def _chunks(data: bytes) -> list[tuple[int, bytes, int]]:
+    """Offset, name and length of the body."""
+    found, at = [], 8
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        found.append((at, data[at + 4 : at + 8], length))
+        at += 12 + length
+    return found
+
+
+def _with_wrong_checksum(data: bytes, wanted: bytes) -> bytes:
+    made = bytearray(data)
+    for at, name, length in _chunks(data):
+        if name == wanted:
+            made[at + 8 + length] ^= 1
+    return bytes(made)
+
+
+def _png(path: Path, photo: np.ndarray, deep: bool) -> bytes:
+    """With text in front of the pixels and, of 8 bits, behind them too."""
+    if deep:
+        chunks = ((b"tEXt", b"Title\0early"), (b"pHYs", struct.pack(">IIB", 5000, 5000, 1)))
+        write_image(path, photo.astype(np.uint16) * 257, None, ImageMetadata(png_chunks=chunks))
+    else:
+        text, exif = PngInfo(), Image.Exif()
+        text.add_text("Title", "early")
+        text.add_itxt("Late", "late", zip=True)
+        text.add(b"zTXt", b"Comment\0\0" + zlib.compress(b"behind"), after_idat=True)
+        exif[ORIENTATION] = 6
+        Image.fromarray(photo).save(path, pnginfo=text, dpi=(127, 127), exif=exif)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("name", [b"tEXt", b"iTXt", b"zTXt", b"pHYs", b"eXIf"])
+def test_a_wrong_checksum_beside_the_picture_costs_that_part(
+    tmp_path: Path, photo: np.ndarray, name: bytes, deep: bool
+) -> None:
+    path = tmp_path / "a.png"
+    data = _png(path, photo, deep)
+    if name not in [found for _, found, _ in _chunks(data)]:
+        pytest.skip("libvips writes no such part")
+    path.write_bytes(_with_wrong_checksum(data, name))
+    loaded, info = read_image(path), read_info(path)
+    upright = photo if deep or name == b"eXIf" else np.rot90(photo, -1)
+    np.testing.assert_array_equal(loaded.pixels, upright.astype(loaded.pixels.dtype) * (257 if deep else 1))
+    assert (info.height_px, info.width_px) == upright.shape[:2]
+    assert loaded.notes == (f"parts of the PNG with a wrong checksum were left out: {name.decode()}",)
+    assert name not in dict(loaded.metadata.png_chunks)
+    # The others are there.
+    assert {found for found, _ in loaded.metadata.png_chunks} >= ({b"tEXt", b"pHYs"} - {name})
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_wrong_checksum_of_the_picture_is_an_error(tmp_path: Path, photo: np.ndarray, name: bytes) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photo).quantize(50).save(path)
+    path.write_bytes(_with_wrong_checksum(path.read_bytes(), name))
+    with pytest.raises(ImageError):
+        read_image(path)
+
+
+def test_transparency_with_a_wrong_checksum_is_left_out_and_said(tmp_path: Path, photo: np.ndarray) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(photo).save(path, transparency=tuple(int(value) for value in photo[5, 5]))
+    assert read_image(path).alpha is not None
+    path.write_bytes(_with_wrong_checksum(path.read_bytes(), b"tRNS"))
+    loaded = read_image(path)
+    assert (loaded.alpha, read_info(path).has_alpha) == (None, False)
+    assert loaded.notes == ("parts of the PNG with a wrong checksum were left out: tRNS",)
+
+
+JPEGS = [
+    {},
+    {"progressive": True},
+    {"quality": 95, "subsampling": 0},
+    {"restart_marker_rows": 1},
+    {"mode": "L"},
+    {"mode": "L", "progressive": True},
+    {"mode": "CMYK"},
+]
+
+
+def _jpeg(photo: np.ndarray, mode: str = "RGB", **settings: object) -> bytes:
+    file = BytesIO()
+    Image.fromarray(photo).convert(mode).save(file, "JPEG", **settings)
+    data = file.getvalue()
+    assert data.endswith(b"\xff\xd9")
+    return data
+
+
+@pytest.mark.parametrize("settings", JPEGS)
+@pytest.mark.parametrize("left", [b"", b"\xff"])
+def test_a_jpeg_without_its_end_mark_is_read(
+    tmp_path: Path, photo: np.ndarray, settings: dict[str, object], left: bytes
+) -> None:
+    data, path = _jpeg(photo, **settings), tmp_path / "a.jpg"
+    path.write_bytes(data)
+    whole = read_image(path)
+    path.write_bytes(data[:-2] + left)
+    loaded = read_image(path)
+    np.testing.assert_array_equal(loaded.pixels, whole.pixels)
+    assert loaded.notes == (*whole.notes, "the end mark of the JPEG is missing; the picture is whole")
+    assert read_info(path) == read_info(path)
+
+
+@pytest.mark.parametrize("settings", JPEGS)
+@pytest.mark.parametrize("missing", [4, 8, 20, 200, 600])
+def test_a_jpeg_that_lacks_some_of_its_picture_is_an_error(
+    tmp_path: Path, photo: np.ndarray, settings: dict[str, object], missing: int
+) -> None:
+    path, data = tmp_path / "a.jpg", _jpeg(photo, **settings)
+    path.write_bytes(data)
+    whole = read_image(path).pixels
+    path.write_bytes(data[:-missing])
+    try:
+        loaded = read_image(path)
+    except ImageError as error:
+        assert "truncated" in str(error)
+    else:
+        # The last blocks reach beyond the picture, and their ends may say nothing.
+        assert missing <= 8
+        np.testing.assert_array_equal(loaded.pixels, whole)
+
+
+def test_a_progressive_jpeg_without_its_last_scans_is_an_error(tmp_path: Path, photo: np.ndarray) -> None:
+    """Each scan is whole, so that the picture looks whole, only coarser."""
+    data = _jpeg(photo, progressive=True)
+    scans = [found.start() for found in re.finditer(rb"\xff\xda", data)]
+    assert len(scans) > 3
+    for start in scans[1:]:
+        # Tables for the scan stand in front of it.
+        table = data.rfind(b"\xff\xc4", 0, start)
+        end = table if table > 0 and b"\xff\xda" not in data[table:start] else start
+        (tmp_path / "a.jpg").write_bytes(data[:end])
+        with pytest.raises(ImageError, match="truncated"):
+            read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("views", [2, 3])
+def test_other_views_are_noted(tmp_path: Path, photo: np.ndarray, views: int) -> None:
+    image = Image.fromarray(photo)
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[image.transpose(0)] * (views - 1))
+    loaded = read_image(tmp_path / "a.jpg")
+    assert loaded.notes == (f"only the first of {views} pictures in the file was read",)
+    assert np.abs(loaded.pixels.astype(int) - photo).mean() < 5
+
+
+def test_smaller_ones_of_the_same_view_are_not_noted(tmp_path: Path, photo: np.ndarray) -> None:
+    image = Image.fromarray(photo)
+    image.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[image.resize((30, 20))])
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    # The list of pictures, 16 bytes each; the second becomes one for small screens.
+    at = data.index(b"MPF\0") + 4
+    order = "<" if data[at : at + 2] == b"II" else ">"
+    (first,) = struct.unpack(order + "I", data[at + 4 : at + 8])
+    (count,) = struct.unpack(order + "H", data[at + first : at + first + 2])
+    for entry in range(count):
+        start = at + first + 2 + 12 * entry
+        tag, _, _, value = struct.unpack(order + "HHII", data[start : start + 12])
+        if tag == 0xB002:
+            data[at + value + 16 : at + value + 20] = struct.pack(order + "I", 0x010001)
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg").notes == ()
+
+
+def _raw_profile(kind: str, body: bytes) -> str:
+    return f"\n{kind}\n{len(body):8}\n{body.hex()}\n"
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_exif_in_a_segment_as_text(tmp_path: Path, photo: np.ndarray, orientation: int, late: bool) -> None:
+    """As ImageMagick and exiftool keep a JPEG's segment in a PNG."""
+    exif, text = Image.Exif(), PngInfo()
+    exif[ORIENTATION], exif[0x013B] = orientation, "somebody"
+    body = b"Raw profile type APP1\0\0" + zlib.compress(_raw_profile("generic", exif.tobytes()).encode())
+    text.add(b"zTXt", body, after_idat=late)
+    Image.fromarray(photo).save(tmp_path / "a.png", pnginfo=text)
+    loaded, info = read_image(tmp_path / "a.png"), read_info(tmp_path / "a.png")
+    expected = np.rot90(photo, -1 if orientation == 6 else 2)
+    np.testing.assert_array_equal(loaded.pixels, expected)
+    assert (info.height_px, info.width_px) == expected.shape[:2]
+    assert b"somebody" in loaded.metadata.exif
+    kept = Image.Exif()
+    kept.load(loaded.metadata.exif)
+    assert ORIENTATION not in kept
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_a_profile_of_other_colours_is_left_out_and_said(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    image = Image.fromarray(photo)
+    for of, name in ((b"GRAY", "GRAY"), (b"CMYK", "CMYK"), (b"Lab ", "Lab")):
+        profile[16:20] = of
+        image.save(tmp_path / f"a{suffix}", icc_profile=bytes(profile))
+        loaded = read_image(tmp_path / f"a{suffix}")
+        assert loaded.metadata.icc_profile == b""
+        assert loaded.notes == (f"ICC was dropped: it is a profile of {name}, and the picture is RGB",)
+    profile[16:20] = b"RGB "
+    image.save(tmp_path / f"a{suffix}", icc_profile=bytes(profile))
+    assert read_image(tmp_path / f"a{suffix}").metadata.icc_profile == bytes(profile)
