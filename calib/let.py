@@ -36,9 +36,9 @@ def observe_let(
     parts: tuple[str, ...],
     guard: Iterable[torch.Tensor] = (),
 ) -> dict[str, SiteQuantizer]:
-    """MaxMin ranges of equalized inputs, with s for every site of `parts`. One pass, two numbers a channel.
+    """MaxMin ranges of equalized inputs, with s for every site of `parts`. One pass.
 
-    batches: (N, 3, H, W) float32 in [-1, 1]. Raises CalibrationError for activations that are not finite.
+    batches, guard: as of `observe_maxmin`. Raises CalibrationError for activations that are not finite.
     """
     modules = sites_of_model(model, parts)
     observers = observe_ends(model, batches, guard, parts)
@@ -52,10 +52,9 @@ def _equalized_group(
     group: tuple[str, ...], modules: Mapping[str, nn.Conv2d | nn.Linear], observer: ChannelEnds, bits: Bits
 ) -> dict[str, SiteQuantizer]:
     """One s for all sites of a group: they see the same tensor, and the largest of their weights counts."""
-    low, high = observer.ends()
     weight = torch.stack([modules[site].weight.abs().transpose(0, 1).flatten(1).amax(1) for site in group]).amax(0)
-    s = let_scale_from_maxima(torch.maximum(-low, high), weight, ALPHA)
-    x_min, x_max = float((low / s).min()), float((high / s).max())
+    s = let_scale_from_maxima(observer.reach(), weight, ALPHA)
+    x_min, x_max = observer.range_of(s)
     result = {}
     for site in group:
         weight_bits, activation_bits = bits_of_site(site, bits)

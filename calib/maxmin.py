@@ -1,4 +1,4 @@
-"""MaxMin: each layer's input range is what its channels reach, as a mean over tiles. No training.
+"""MaxMin: each layer's input range is what it reaches, as a mean over pictures. No training.
 
 Source: METHODS section 6, which takes the extremes of all pictures: see `observe.ChannelEnds`.
 """
@@ -27,15 +27,15 @@ def observe_maxmin(
     parts: tuple[str, ...],
     guard: Iterable[torch.Tensor] = (),
 ) -> dict[str, SiteQuantizer]:
-    """Run the full-precision model over `batches`, each (N, 3, H, W) float32 in [-1, 1], and return every range.
+    """Run the full-precision model over `batches` and return every range.
 
+    batches: one a picture, (N, 3, H, W) float32 in [-1, 1]. guard: see `observe.ChannelEnds`.
     Raises CalibrationError for activations that are not finite.
     """
     quantizers = {}
     for site, observer in observe_ends(model, batches, guard, parts).items():
-        low, high = observer.ends()
         weight_bits, activation_bits = bits_of_site(site, bits)
-        quantizers[site] = SiteQuantizer(float(low.min()), float(high.max()), activation_bits, weight_bits)
+        quantizers[site] = SiteQuantizer(*observer.range_of(), activation_bits, weight_bits)
     return quantizers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,51 +42,63 @@ def run_observed(
 
 
 class ChannelEnds:
-    """How far every channel of one layer's input reaches, (Cin,) float32: the mean over tiles of each one's extremes.
+    """How far every channel of one layer's input reaches, picture by picture.
 
-    A mean, since the extreme of all tiles is one pixel's, and every code is wider for it (docs/calibration.md
-    has figures). What guards a bare stream counts whole.
+    A range is the mean over pictures of each one's extremes. The extreme of all is one pixel's, and each code is wider
+    for it (docs/calibration.md has figures). The guard's pictures count as much, each for its own; where nothing
+    norms the stream in front of the layer they count whole, since what is clipped there is a flat colour's level.
     """
 
     def __init__(self, site: str, layer: nn.Conv2d | nn.Linear) -> None:
         self.site, self.axis = site, 1 if isinstance(layer, nn.Conv2d) else -1
-        self._low, self._high = torch.zeros(layer.weight.shape[1]), torch.zeros(layer.weight.shape[1])
-        self._guard_low, self._guard_high = self._low.clone(), self._high.clone()
-        self._tiles = 0
+        self._pictures: list[torch.Tensor] = []
+        self._guard: list[torch.Tensor] = []
 
-    def _tile_ends(self, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, Cin) each."""
-        channels = inputs[0].movedim(self.axis, 1)
-        columns = channels.reshape(*channels.shape[:2], -1)
-        low, high = columns.amin(2), columns.amax(2)
-        if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+    def _ends(self, inputs: tuple[Any, ...]) -> torch.Tensor:
+        """(2, Cin): the least and greatest value of every channel, and 0, as padding is input."""
+        columns = inputs[0].movedim(self.axis, 0).flatten(1)
+        ends = torch.stack([columns.amin(1).clamp_max(0), columns.amax(1).clamp_min(0)])
+        if not bool(torch.isfinite(ends).all()):
             raise CalibrationError(self.site, "NaN or infinity in its input", "finite activations")
-        return low, high
+        return ends
 
     def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook, for pictures."""
-        low, high = self._tile_ends(inputs)
-        self._low, self._high = self._low + low.sum(0), self._high + high.sum(0)
-        self._tiles += len(low)
+        self._pictures.append(self._ends(inputs))
 
     def see_guard(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook, for `made_pictures`."""
-        low, high = self._tile_ends(inputs)
-        self._guard_low = torch.minimum(self._guard_low, low.amin(0))
-        self._guard_high = torch.maximum(self._guard_high, high.amax(0))
+        self._guard.append(self._ends(inputs))
 
-    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(low, high), which hold 0, as padding is input."""
-        low, high = (self._low / self._tiles).clamp_max(0), (self._high / self._tiles).clamp_min(0)
-        if reads_bare_stream(self.site):
-            low, high = torch.minimum(low, self._guard_low), torch.maximum(high, self._guard_high)
+    def reach(self) -> torch.Tensor:
+        """(Cin,): how far each channel goes at most, on pictures and, of a bare stream, on the guard."""
+        seen = [*self._pictures, *(self._guard if reads_bare_stream(self.site) else ())]
+        return torch.stack(seen).abs().amax((0, 1))
+
+    def range_of(self, scale: torch.Tensor | float = 1.0) -> tuple[float, float]:
+        """(low, high) of x / scale, scale (Cin,) or a number."""
+        low, high = _mean_ends(self._pictures, scale)
+        if self._guard:
+            whole = reads_bare_stream(self.site)
+            guard = _all_ends(self._guard, scale) if whole else _mean_ends(self._guard, scale)
+            low, high = min(low, guard[0]), max(high, guard[1])
         return low, high
+
+
+def _mean_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+    low, high = torch.stack(list(seen)).unbind(1)
+    return float((low / scale).amin(1).mean()), float((high / scale).amax(1).mean())
+
+
+def _all_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+    low, high = torch.stack(list(seen)).unbind(1)
+    return float((low / scale).min()), float((high / scale).max())
 
 
 def observe_ends(
     model: SRModel, batches: Iterable[torch.Tensor], guard: Iterable[torch.Tensor], parts: tuple[str, ...]
 ) -> dict[str, ChannelEnds]:
-    """Of every site of `parts`; two numbers a channel are kept, never an activation.
+    """Of every site of `parts`; two numbers a channel and picture are kept, never an activation.
 
     batches, guard: (N, 3, H, W) float32 in [-1, 1]; the guard may be none. Raises CalibrationError for activations
     that are not finite.

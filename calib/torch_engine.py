@@ -31,7 +31,8 @@ class TorchNetwork:
 
     def run(self, x: F32) -> F32:
         with torch.inference_mode():
-            y: F32 = self.module(torch.from_numpy(x)).numpy()
+            # Contiguous: see `reference`.
+            y: F32 = self.module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
         return y
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from intsr.calib.model import SRModel, load_model
 from intsr.console import Stopwatch
 from intsr.engines.build_types import BuildOptions
 from intsr.engines.compiler import compile_engine
+from intsr.engines.smooth_tiles import smooth_scores, worst_score
 from intsr.engines.targets import target_from_name
 from intsr.errors import MissingLibraryError, VerificationError
 from intsr.export.lowering import lowering_from_name
@@ -87,6 +88,10 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
             summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, pictures.original)
             if color_fix == "wavelet":
                 _save(picture, output / f"sr_{kind}.png")
+    say("comparing smooth and flat tiles")
+    with open_engine(engines["int8"]) as engine, open_engine(engines["fp32"]) as reference:
+        worst = worst_score(smooth_scores(engine, reference))
+    summary["worst_smooth_tile"] = asdict(worst)
     say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
     measured = _measure(engines["int8"], engines["fp32"])
     names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")

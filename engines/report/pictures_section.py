@@ -34,7 +34,9 @@ from intsr.engines.report.variants import (
     reference_of,
     variants_of_request,
 )
+from intsr.engines.smooth_tiles import smooth_scores
 from intsr.files import sha256_from_path
+from intsr.runtime.engine import open_engine
 
 # The colour scale ends where this part of all errors lies below: one pixel must not darken a whole map.
 SCALE_QUANTILE = 0.999
@@ -74,6 +76,7 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Picture
         "scores": scores,
         "means": mean_scores(scores, variants),
         "skipped": skipped,
+        "smooth_tiles": _smooth_tiles(variants, reference, request, say),
         "stages_ms": {v.name: _mean_stages(pictures, v.name) for v in variants if v.kind == "engine"},
     }
     section = PicturesSection(facts, pictures=pictures)
@@ -84,6 +87,27 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Picture
         _show_errors(section, shown, (primary, base), variants, store, largest)
     _show_tiles(section, shown, variants, store, request)
     return section
+
+
+def _smooth_tiles(
+    variants: Sequence[Variant], reference: Variant | None, request: ReportRequest, say: Say
+) -> list[dict[str, Any]]:
+    """Every other engine against the full-precision one: name -> scores; none where there is no such pair."""
+    others = [v for v in variants if v.kind == "engine" and v is not reference]
+    if reference is None or reference.kind != "engine" or not others:
+        return []
+    say("comparing smooth and flat tiles")
+    rows = []
+    with open_engine(_path_of(reference), request.threads, request.precision) as exact:
+        for variant in others:
+            with open_engine(_path_of(variant), request.threads, request.precision) as engine:
+                rows.append({"variant": variant.name, "tiles": [asdict(s) for s in smooth_scores(engine, exact)]})
+    return rows
+
+
+def _path_of(variant: Variant) -> Path:
+    assert variant.folder is not None
+    return variant.folder
 
 
 def _variant_facts(variant: Variant) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from safetensors.torch import save_file
 from intsr.calib.calibration import Calibration, save_calibration
 from intsr.calib.maxmin import observe_maxmin
 from intsr.calib.model import SRModel
-from intsr.calib.torch_engine import open_reference, reference_for_verification
+from intsr.calib.reference import reference_networks
+from intsr.calib.torch_engine import open_reference, reference_for_verification, reference_from_calibration
 from intsr.engines.commands.verify import verify as verify_command
 from intsr.engines.verify import verify
 from intsr.export.lowering import LOWERINGS
@@ -46,7 +48,7 @@ class GraphNetwork:
 class Graphs:
     """An export in the place of an opened engine."""
 
-    tile_px = 16
+    tile_px, precision = 16, "f32"
 
     def __init__(self, export: OnnxExport, folder: Path) -> None:
         self._networks = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}
@@ -125,3 +127,17 @@ def test_the_reference_of_bench_takes_a_context(tiny_folder: Path, tmp_path: Pat
         for context in (None, tmp_path / "c.safetensors")
     )
     assert not np.allclose(own, other, atol=1e-3)
+
+
+def test_flat_pictures_keep_their_digits_however_they_lie_in_memory(tiny_model: SRModel) -> None:
+    """torch's GroupNorm of channels-last tensors cancels where nothing varies: float64 is the witness."""
+    reference = reference_from_calibration(tiny_model, None, 16)
+    flat = np.full((1, 64, 64, 3), 0.9, np.float32).transpose(0, 3, 1, 2)
+    assert not flat.flags.c_contiguous
+    networks = reference_networks(tiny_model)
+    x, exact = flat, torch.from_numpy(flat).double()
+    for name in ("encoder", "unet", "decoder"):
+        with torch.no_grad():
+            exact = copy.deepcopy(networks[name]).double()(exact)
+        x = reference.network(name).run(x)
+        np.testing.assert_allclose(x, exact.numpy(), atol=2e-4 * float(exact.abs().max()), err_msg=name)

@@ -1,0 +1,160 @@
+"""Flat and smooth tiles through compiled engines: what photographs hide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from safetensors.torch import load_file, save_file
+
+from intsr.calib.made_pictures import flat, gradient, noisy, page
+from intsr.calib.model import SRModel, load_model
+from intsr.calib.pictures import tiles_from_pixels
+from intsr.calib.torch_engine import TorchReference, reference_from_calibration
+from intsr.engines.build_types import BuildOptions
+from intsr.engines.compiler import compile_engine
+from intsr.engines.smooth_tiles import SmoothScore, smooth_scores, worst_score
+from intsr.engines.verify import check_agreement, default_bound_db, verify
+from intsr.errors import VerificationError
+from intsr.export.lowering import lowering_from_name
+from intsr.export.pipeline import export_model
+from intsr.runtime.engine import open_engine
+
+TILE_PX = 64
+
+
+def pictures() -> dict[str, np.ndarray]:
+    """Flat black, white and greys, saturated colours, a sky with noise of one level, gradients, text on white."""
+    rng = np.random.default_rng(4)
+    colours = {
+        "black": (0, 0, 0),
+        "white": (255, 255, 255),
+        "grey 127": (127, 127, 127),
+        "grey 128": (128, 128, 128),
+        "red": (255, 0, 0),
+        "green": (0, 255, 0),
+        "blue": (0, 0, 255),
+        "yellow": (255, 255, 0),
+        "magenta": (255, 0, 255),
+    }
+    return {name: flat(TILE_PX, colour) for name, colour in colours.items()} | {
+        "sky": noisy(flat(TILE_PX, (120, 170, 235)), 1.0, rng),
+        "sky gradient": gradient(TILE_PX, (90, 140, 220), (190, 215, 245)),
+        "grey gradient": gradient(TILE_PX, (0, 0, 0), (255, 255, 255)),
+        "text": page(TILE_PX, "Hamburgefonstiv", (0, 0, 0), (255, 255, 255), lines=1),
+    }
+
+
+def inputs_of(model: SRModel) -> Iterator[tuple[str, np.ndarray]]:
+    for name, pixels in pictures().items():
+        yield name, tiles_from_pixels(pixels, model.spec, TILE_PX)
+
+
+def full_precision_engine(model: SRModel, folder: Path) -> Path:
+    export_model(model, None, lowering_from_name("cpu"), TILE_PX, folder / "onnx")
+    compile_engine(folder / "onnx", folder / "fp.engine", BuildOptions("cpu", detailed=False))
+    return folder / "fp.engine"
+
+
+@pytest.fixture(scope="module")
+def demo_reference(demo_model: SRModel) -> TorchReference:
+    return reference_from_calibration(demo_model, None, TILE_PX)
+
+
+@pytest.fixture(scope="module")
+def demo_engine(demo_model: SRModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return full_precision_engine(demo_model, tmp_path_factory.mktemp("demo-fp"))
+
+
+def test_the_demonstration_model_in_float32(demo_engine: Path, demo_model, demo_reference) -> None:
+    with open_engine(demo_engine, precision="f32") as engine:
+        result = verify(engine, demo_reference, inputs_of(demo_model))
+    assert result.worst[1] >= 80, result.per_image_db
+    assert result.end_to_end.max_abs_error < 2 / 255
+
+
+def test_the_demonstration_model_in_bf16(demo_engine: Path, demo_model, demo_reference) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no BF16")
+    with open_engine(demo_engine, precision="bf16") as engine:
+        result = verify(engine, demo_reference, inputs_of(demo_model))
+    assert result.worst[1] >= 40, result.per_image_db
+
+
+def test_a_random_model_with_large_biases(tiny_folder: Path, tmp_path: Path) -> None:
+    """Means far from 0 in front of every norm: E[x^2] - E[x]^2 has no digit of the variance there."""
+    folder = tmp_path / "biased"
+    for path in tiny_folder.rglob("*"):
+        if path.is_file():
+            (folder / path.relative_to(tiny_folder)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path.relative_to(tiny_folder)).write_bytes(path.read_bytes())
+    for path in folder.glob("*/diffusion_pytorch_model.safetensors"):
+        tensors = load_file(path)
+        for name in tensors:
+            if name.endswith((".conv1.bias", ".conv2.bias", "conv_in.bias", "samplers.0.conv.bias")):
+                tensors[name] = tensors[name] + 30
+        save_file(tensors, path)
+    model = load_model(str(folder))
+    reference = reference_from_calibration(model, None, TILE_PX)
+    with open_engine(full_precision_engine(model, tmp_path), precision="f32") as engine:
+        result = verify(engine, reference, inputs_of(model))
+    assert result.worst[1] >= 60, result.per_image_db
+
+
+class Shifted:
+    """An engine that is right but for one picture, whose level it moves."""
+
+    def __init__(self, reference: TorchReference, at: np.ndarray) -> None:
+        self.reference, self.at = reference, at
+
+    def network(self, name: str):
+        network = self.reference.network(name)
+        if name != "encoder":
+            return network
+        at = self.at
+
+        class Wrong:
+            input, output = network.input, network.output
+
+            def run(self, x: np.ndarray) -> np.ndarray:
+                return network.run(x) + (0.5 if np.array_equal(x, at) else 0.0)
+
+        return Wrong()
+
+
+def test_one_wrong_picture_is_enough_to_fail(demo_model, demo_reference) -> None:
+    inputs = dict(inputs_of(demo_model))
+    chosen = {name: inputs[name] for name in ("black", "white", "sky")}
+    result = verify(Shifted(demo_reference, chosen["sky"]), demo_reference, chosen.items())
+    assert result.worst[0] == "sky" and result.worst[1] < 30 < result.per_image_db["black"]
+    with pytest.raises(VerificationError, match=r"dB on sky.*every picture"):
+        check_agreement(result, 30.0, "engine", "mend it")
+
+
+def test_bounds_are_what_correct_engines_reach() -> None:
+    bounds = [default_bound_db(bits, "f32") for bits in ("fp", "w8a8", "w6a6", "w4a8", "w2a2")]
+    assert bounds == sorted(bounds, reverse=True) and bounds[0] == 60
+    assert default_bound_db("w4a16", "f16") == default_bound_db("fp", "f16") < bounds[0]
+
+
+class Picture:
+    """As much of an upscaler as `smooth_scores` asks for."""
+
+    tile_px = 16
+
+    def __init__(self, shift: int) -> None:
+        self.shift = shift
+
+    def upscale(self, pixels: np.ndarray, color_fix: str) -> np.ndarray:
+        assert color_fix == "none"
+        # One picture alone comes out otherwise.
+        return pixels + np.uint8(self.shift) if (pixels == 128).all() else pixels
+
+
+def test_scores_name_the_worst_tile() -> None:
+    worst = worst_score(smooth_scores(Picture(3), Picture(0)))
+    assert worst == SmoothScore("grey", pytest.approx(20 * np.log10(255 / 3), abs=0.01), 3)
+    assert {score.psnr_db for score in smooth_scores(Picture(0), Picture(0))} == {200.0}
