@@ -126,4 +126,6 @@ def _site_line(site: dict[str, Any]) -> str:
         words.append("shift" if let["shift"] else "no shift")
     if site["weights"]:
         words.append(f"weight {site['weights']}")
+    if site["clipped"]:
+        words.append(f"outside {site['clipped']['pictures']:.2%}, of the guard's {site['clipped']['guard']:.2%}")
     return "  ".join(words)
