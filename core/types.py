@@ -18,6 +18,11 @@ SYNTHETIC_NOTE = "random weights: for measuring speed and memory only"
 T = TypeVar("T")
 
 
+def is_kind(value: Any, *kinds: type) -> bool:
+    """Whether what JSON gave is of one of these types. To Python true is an int; here it is not."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
 def dataclass_from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build a dataclass from JSON. Unknown and missing keys are errors, never ignored. Raises UsageError."""
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
