@@ -56,7 +56,7 @@ class SRModel:
 class ModelSource:
     """A model that was found and checked; no weights are held. The rest as in SRModel.
 
-    networks: `unet` and `vae`. lora: merged into whatever is loaded.
+    networks: `unet` and `vae`. lora: merged into whatever is loaded. notes: what a user should know of it.
     """
 
     spec: ModelSpec
@@ -65,6 +65,7 @@ class ModelSource:
     networks: Mapping[str, NetworkSource]
     lora: Lora | None = None
     older_digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def load(self, *parts: str) -> SRModel:
         """Both networks, or only those named. Raises ModelError."""
@@ -151,4 +152,4 @@ def _source(
 def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
     spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
     digest, older = (with_lora_digest(each, lora.path) for each in (source.digest, source.older_digest))
-    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora)
+    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora, notes=lora.notes)
