@@ -92,7 +92,7 @@ def read_lora(path: Path) -> Lora:
 
 
 def _check_values(checkpoint: Checkpoint) -> None:
-    """What is no tensor and is not known might change the result: another alpha, another scaling. Raises ModelError."""
+    """An unknown value might change the result, as another alpha would. Raises ModelError."""
     known = PASSIONSR_VALUES if _prefix(checkpoint, "vae") == "vae_state_dict." else VALUES
     other = sorted(set(checkpoint.values) - known)
     if other:

@@ -26,7 +26,7 @@ from intsr.calib.lora import Lora, read_lora
 from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network, weights_file
 from intsr.calib.settings import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
 from intsr.calib.sources import Place, find_model
-from intsr.calib.supported import check_channels
+from intsr.calib.supported import CONTEXT_CHANNELS, check_channels
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
@@ -91,7 +91,7 @@ def open_model(name: str, context: Path | None = None, lora: Path | None = None)
     place = find_model(name, needs_text=context is None)
     adapter = read_lora(lora) if lora is not None else None
     source = _open_file(place, context) if place.is_file else _open_folder(place, context)
-    width = source.networks["unet"].config.get("cross_attention_dim")
+    width = source.networks["unet"].config.get("cross_attention_dim", CONTEXT_CHANNELS)
     if source.context.shape[-1] != width:
         got = f"context of width {source.context.shape[-1]}"
         raise ModelError(context or place.path, got, f"{width}, as the UNet's cross-attention")

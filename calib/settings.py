@@ -11,13 +11,30 @@ from intsr.calib.architecture import SD21_SCHEDULER
 from intsr.calib.checkpoint import as_model_error
 from intsr.calib.schedule import alpha_bar_from_scheduler
 from intsr.errors import ModelError
-from intsr.types import ModelSpec
+from intsr.types import ModelSpec, is_kind
 
 SPEC_NAME = "intsr_model.json"
 SPEC_SCHEMA_VERSION = 1
-SPEC_KEYS = {"schema_version", "name", "timestep", "upscale_factor", "resize_filter", "context", "licence"}
+# Its keys, and the types that JSON may give them.
+KINDS: dict[str, tuple[type, ...]] = {
+    "schema_version": (int,),
+    "name": (str,),
+    "timestep": (int,),
+    "upscale_factor": (int,),
+    "resize_filter": (str,),
+    "context": (str, type(None)),
+    "licence": (str,),
+    "synthetic": (bool,),
+}
+_WORDS: dict[type, str] = {
+    int: "a whole number",
+    str: "a string",
+    type(None): "a string or null",
+    bool: "true or false",
+}
 # May be left out, as it is in every file older than it is.
 OPTIONAL_KEYS = {"synthetic"}
+SPEC_KEYS = set(KINDS) - OPTIONAL_KEYS
 # OSEDiff's and PassionSR's settings, for a model that carries no intsr_model.json (METHODS section 1).
 SPEC_DEFAULTS: dict[str, Any] = {
     "timestep": 999,
@@ -49,9 +66,12 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     settings = read_json(path)
     if settings.get("schema_version") != SPEC_SCHEMA_VERSION:
         raise ModelError(path, f"schema version {settings.get('schema_version')}", str(SPEC_SCHEMA_VERSION))
-    unknown, missing = sorted(set(settings) - SPEC_KEYS - OPTIONAL_KEYS), sorted(SPEC_KEYS - set(settings))
+    unknown, missing = sorted(set(settings) - set(KINDS)), sorted(SPEC_KEYS - set(settings))
     if unknown or missing:
         raise ModelError(path, f"unknown keys {unknown}, missing keys {missing}", ", ".join(sorted(SPEC_KEYS)))
+    for key, value in settings.items():
+        if not is_kind(value, *KINDS[key]):
+            raise ModelError(path, f"{key} {value!r}", _WORDS[KINDS[key][-1]])
     return {"synthetic": False, **settings}
 
 

@@ -91,8 +91,9 @@ class ModelSpec:
             raise ValueError(f"alpha_bar is {self.alpha_bar}, not in (0, 1)")
         if self.resize_filter not in RESIZE_FILTERS:
             raise ValueError(f"resize_filter is {self.resize_filter!r}, not one of {', '.join(RESIZE_FILTERS)}")
-        if self.upscale_factor < 1 or self.size_multiple_px < 1 or self.latent_scaling_factor <= 0:
-            raise ValueError("upscale_factor, size_multiple_px and latent_scaling_factor must be positive")
+        for name in ("upscale_factor", "size_multiple_px", "latent_scaling_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not above 0")
 
 
 @dataclass(frozen=True, slots=True)

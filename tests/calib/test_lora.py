@@ -84,9 +84,7 @@ def folder(base: tuple[UNet2DConditionModel, AutoencoderKL], tmp_path_factory: p
     path = tmp_path_factory.mktemp("base")
     base[0].save_pretrained(path / "unet")
     base[1].save_pretrained(path / "vae")
-    scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.save_pretrained(path / "scheduler")
     save_file({"context": torch.randn(1, 77, ldm.CONTEXT_CHANNELS)}, path / "context.safetensors")
     return path

@@ -60,7 +60,9 @@ def test_what_diffusers_clips_is_refused(name: str, changes: dict[str, Any]) -> 
         if is_formula:
             alpha_bar_from_scheduler(config, 999, HERE)
             continue
-        with pytest.raises(ModelError, match=r"(clip_sample|thresholding).*expected false.*write false there") as told:
+        with pytest.raises(
+            ModelError, match=r"(clip_sample|thresholding).*expected false.*write false there"
+        ) as told:
             alpha_bar_from_scheduler(config, 999, HERE)
         assert "\n" not in str(told.value)
 
