@@ -23,10 +23,11 @@ from intsr.calib.digests import (
 )
 from intsr.calib.ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.lora import Lora, read_lora
-from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network, weights_file
+from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network
 from intsr.calib.settings import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
 from intsr.calib.sources import Place, find_model
 from intsr.calib.supported import CONTEXT_CHANNELS, check_channels
+from intsr.calib.weight_files import weights_file
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec

@@ -96,7 +96,7 @@ def test_missing_folder() -> None:
         ("unet/config.json", "no such file"),
         ("unet/diffusion_pytorch_model.safetensors", "no weights"),
         ("scheduler/scheduler_config.json", "no such file"),
-        ("context.safetensors", "No such file"),
+        ("context.safetensors", "no such file"),
     ],
 )
 def test_missing_file(folder: Path, file: str, message: str) -> None:
