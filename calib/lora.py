@@ -23,7 +23,6 @@ import torch
 from intsr.calib.architecture import current_name
 from intsr.calib.checkpoint import Checkpoint, read_checkpoint
 from intsr.errors import ModelError
-from intsr.types import is_kind
 
 ALPHA = 8
 # part -> adapter -> the list that names its modules
@@ -71,7 +70,7 @@ def read_lora(path: Path) -> Lora:
         prefix = _prefix(checkpoint, part)
         rank = values.get(f"rank_{part}")
         modules = [values.get(key) for key in adapters.values()]
-        if prefix is None or not is_kind(rank, int) or rank < 1 or not all(isinstance(m, list) for m in modules):
+        if prefix is None or not isinstance(rank, int) or rank is True or rank < 1 or not all(isinstance(m, list) for m in modules):
             raise ModelError(path, f"no OSEDiff LoRA: its {part} lacks rank, module lists or weights", EXPECTED)
         own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
         taken.update(own)

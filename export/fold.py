@@ -77,8 +77,8 @@ def layer_modules(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedModel:
     """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
 
-    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into its
-    scale, all of it at once, and fp16 then holds the product by one rounding.
+    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
+    its scale, all of it at once, and fp16 then holds the product by one rounding.
 
     Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
     """
