@@ -70,7 +70,8 @@ def read_lora(path: Path) -> Lora:
         prefix = _prefix(checkpoint, part)
         rank = values.get(f"rank_{part}")
         modules = [values.get(key) for key in adapters.values()]
-        if prefix is None or not isinstance(rank, int) or rank is True or rank < 1 or not all(isinstance(m, list) for m in modules):
+        has_lists = all(isinstance(names, list) for names in modules)
+        if prefix is None or not isinstance(rank, int) or rank is True or rank < 1 or not has_lists:
             raise ModelError(path, f"no OSEDiff LoRA: its {part} lacks rank, module lists or weights", EXPECTED)
         own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
         taken.update(own)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from intsr.calib.checkpoint import CHECKPOINT_SUFFIXES, SAFETENSORS_SUFFIX, read_checkpoint
+from intsr.calib.checkpoint import CHECKPOINT_SUFFIXES, SAFETENSORS_SUFFIX, check_is_data, read_checkpoint
 from intsr.calib.settings import read_json
 from intsr.errors import ModelError
 
@@ -26,6 +26,8 @@ def weights_file(folder: Path) -> Path:
     path = next((folder / name for name in (*WEIGHT_FILES, *INDEX_FILES) if (folder / name).is_file()), None)
     if path is None:
         raise no_weights(folder, WEIGHT_FILES)
+    for file in files_of(path):
+        check_is_data(file)
     return path
 
 
@@ -62,6 +64,13 @@ def shards_of_index(index: Path) -> dict[str, set[str]]:
             raise ModelError(index, f"{shard!r} for {name}", f"the name of a {SAFETENSORS_SUFFIX} file beside it")
         shards.setdefault(shard, set()).add(name)
     return shards
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file itself, or those that an index names. Raises ModelError."""
+    if path.name not in INDEX_FILES:
+        return (path,)
+    return tuple(path.parent / shard for shard in shards_of_index(path))
 
 
 def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:

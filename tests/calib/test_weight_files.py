@@ -57,6 +57,17 @@ def test_each_of_them_counts_in_the_digest(folder: Path) -> None:
     assert open_model(str(folder)).digest != before
 
 
+def test_the_plan_of_a_build_counts_all_of_them(folder: Path, intsr: Callable[..., tuple[int, str, str]]) -> None:
+    def peak_bytes() -> int:
+        code, out, err = intsr("compile", folder, "--bits", "fp", "--tile", 16, "--dry-run", "--json")
+        assert code == 0, err
+        return int(json.loads(out)["peak_bytes"])
+
+    before = peak_bytes()
+    divide(folder)
+    assert abs(peak_bytes() - before) < 100_000
+
+
 def _edit(index: Path, change: Callable[[dict[str, str]], object]) -> None:
     weight_map = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": change(weight_map)}))
