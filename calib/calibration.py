@@ -25,7 +25,7 @@ from intsr.calib.official_types import OfficialAttention, OfficialLayer
 from intsr.errors import CalibrationError, UsageError
 from intsr.files import atomic_folder
 from intsr.kernels.quantizer import QuantParams
-from intsr.types import MAX_BITS, MIN_BITS, Bits
+from intsr.types import MAX_BITS, MIN_BITS, Bits, is_kind
 
 SCHEMA_VERSION = 3
 JSON_NAME, TENSORS_NAME, CURVES_NAME = "calibration.json", "ranges.safetensors", "curves.json"
@@ -285,13 +285,17 @@ def load_calibration(folder: Path) -> Calibration:
 
 def _check_kinds(values: Mapping[str, Any], curves: Any, folder: Path) -> None:
     for key, kinds in KINDS.items():
-        if not isinstance(values[key], kinds):
+        if not is_kind(values[key], *kinds):
             got, expected = f"{key} {values[key]!r}", f"a JSON {kinds[-1].__name__}"
             raise CalibrationError(folder / JSON_NAME, got, expected, "calibrate again")
     if not all(isinstance(part, str) for part in values["parts"]):
         raise CalibrationError(folder / JSON_NAME, f"parts {values['parts']!r}", f"some of {PARTS}")
     if not isinstance(curves, dict):
         raise CalibrationError(folder / CURVES_NAME, f"a JSON {type(curves).__name__}", "an object")
+    for phase, curve in curves.items():
+        rows = curve if isinstance(curve, list) else [curve]
+        if not all(isinstance(row, list) and all(is_kind(x, int, float) for x in row) for row in rows):
+            raise CalibrationError(folder / CURVES_NAME, f"{phase} is no curve", "rows of numbers", "calibrate again")
 
 
 def _clipped(site: str, entry: Any, folder: Path) -> Clipped:

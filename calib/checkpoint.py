@@ -30,6 +30,10 @@ PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".pkl", ".bin")
 CHECKPOINT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 # A safetensors file begins with the length of its header.
 LENGTH_BYTES = 8
+# What is enough to tell a text.
+FIRST_BYTES = 64
+_LFS = b"version https://git-lfs.github.com/spec/"
+_PAGE = re.compile(r"\s*<(!doctype|html|head|\?xml|!--)", re.IGNORECASE)
 # In a safetensors file's metadata: what is no tensor, as JSON. `intsr convert` writes it.
 VALUES_KEY = "intsr_values"
 # What broken or foreign files have made torch.load raise.
@@ -71,10 +75,26 @@ def as_model_error(where: Path) -> Iterator[None]:
         raise ModelError(where, str(error)[:400]) from error
 
 
+def check_is_data(path: Path) -> None:
+    """That it is a file, and no text that stands in a file's place. Raises ModelError."""
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "no such file"
+        raise ModelError(path, got, f"a file with {' '.join(CHECKPOINT_SUFFIXES)}")
+    with as_model_error(path), path.open("rb") as file:
+        start = file.read(FIRST_BYTES)
+    if start.startswith(_LFS):
+        fix = "fetch the file itself: git lfs pull"
+        raise ModelError(path, "a git-lfs pointer, which only names the weights", "the weights", fix)
+    text = start.decode("utf-8", "replace").lstrip("\ufeff")
+    # What holds tensors begins with bytes that no text has.
+    if text and all(letter.isprintable() or letter in "\r\n\t\f" for letter in text):
+        kind = "a web page" if _PAGE.match(text) else f"a text ({' '.join(text.split())[:40]}...)"
+        raise ModelError(path, f"{kind}, not weights", "the weights", "download the file itself, not its page")
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Raises ModelError: no such file, cut short, of another format, or a pickle that is more than data."""
-    if not path.is_file():
-        raise ModelError(path, "no such file", f"a file with {' '.join(CHECKPOINT_SUFFIXES)}")
+    check_is_data(path)
     if path.suffix == SAFETENSORS_SUFFIX:
         return _read_safetensors(path)
     content = _load_pickle(path)

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from intsr.calib.architecture import PROMPT_TOKENS
-from intsr.calib.checkpoint import as_model_error
+from intsr.calib.checkpoint import as_model_error, check_is_data
 from intsr.calib.ldm import TEXT_PREFIX
+from intsr.calib.weight_files import no_weights
 from intsr.errors import ModelError
 
 # The first that is there.
 TEXT_WEIGHT_FILES = ("model.safetensors", "model.fp16.safetensors")
+CONTEXT_NAME = "context.safetensors"
 CONTEXT_FIX = "give one with --context FILE.safetensors"
 OPEN_CLIP_PREFIX = f"{TEXT_PREFIX}model."
 # SD 2.x takes what the last block but one of OpenCLIP's 24 gives, and its final norm.
@@ -28,6 +30,10 @@ _UNUSED = ("text_projection.weight", "logit_scale")
 
 def read_context(path: Path) -> torch.Tensor:
     """The tensor `context` of a safetensors file, (1, tokens, channels) float32. Raises ModelError."""
+    if path.is_dir():
+        fix = f"give {path / CONTEXT_NAME}" if (path / CONTEXT_NAME).is_file() else ""
+        raise ModelError(path, "a folder", "a safetensors file with the tensor `context`", fix)
+    check_is_data(path)
     with as_model_error(path):
         tensor = load_file(path)["context"].float()
     if tensor.ndim != 3 or tensor.shape[0] != 1 or not torch.isfinite(tensor).all():
@@ -57,6 +63,11 @@ def _text_encoder(folder: Path) -> Any:
     from transformers import CLIPTextModel
 
     whole, half = (folder / name for name in TEXT_WEIGHT_FILES)
+    for path in (whole, half):
+        if path.is_file():
+            check_is_data(path)
+    if not list(folder.glob("model*.safetensors*")):
+        raise no_weights(folder, TEXT_WEIGHT_FILES)
     encoder, info = CLIPTextModel.from_pretrained(
         folder,
         local_files_only=True,

@@ -20,7 +20,7 @@ from intsr.calib.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
 from intsr.calib.checkpoint import read_checkpoint
 from intsr.calib.ldm import configs_from_ldm, without_wrapper
 from intsr.calib.networks import CLASSES, check_config
-from intsr.calib.settings import SPEC_NAME, read_json
+from intsr.calib.settings import read_json, read_settings
 from intsr.calib.sources import find_model
 from intsr.calib.supported import check_channels
 from intsr.errors import ModelError, UsageError
@@ -67,10 +67,9 @@ def architecture_from_folder(folder: Path, name: str | None = None) -> Architect
         configs[part] = read_json(path)
         check_config(part, configs[part], path)
     check_channels(configs["unet"], configs["vae"], folder)
-    settings = read_json(folder / SPEC_NAME) if (folder / SPEC_NAME).is_file() else {}
-    tokens = _tokens_from_context(folder / str(settings["context"])) if settings.get("context") else PROMPT_TOKENS
-    called = settings.get("name", name or folder.resolve().name)
-    return Architecture(called, configs["unet"], configs["vae"], tokens, bool(settings.get("synthetic")))
+    settings = read_settings(folder, name or folder.resolve().name)
+    tokens = _tokens_from_context(folder / settings["context"]) if settings["context"] else PROMPT_TOKENS
+    return Architecture(settings["name"], configs["unet"], configs["vae"], tokens, settings["synthetic"])
 
 
 def architecture_from_file(path: Path) -> Architecture:

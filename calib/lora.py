@@ -35,6 +35,10 @@ ADAPTERS = {
     "vae": {"default_encoder": "vae_lora_encoder_modules"},
 }
 PASSIONSR_LEFT_OUT = {"vae": "default_decoder"}
+# Values that files have, all of them; in PassionSR's copy also the list of what is left out.
+VALUES = {"rank_unet", "rank_vae", *(key for adapters in ADAPTERS.values() for key in adapters.values())}
+PASSIONSR_VALUES = VALUES | {"vae_lora_decoder_modules"}
+BASE_PARAMETERS = ("conv_in.weight", "conv_in.bias")
 EXPECTED = "OSEDiff's LoRA: rank_unet, rank_vae, module lists, state_dict_unet, state_dict_vae"
 _ADAPTED = re.compile(r"(.+)\.lora_([AB])\.(\w+)\.weight")
 _BASE = re.compile(r"(conv_in)(?:\.base_layer)?\.(weight|bias)")
@@ -44,11 +48,15 @@ Updates: TypeAlias = Mapping[str, tuple[tuple[torch.Tensor, torch.Tensor], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """updates: part -> site -> ((A, B), ...), one pair an adapter. base: part -> parameter -> what replaces it."""
+    """updates: part -> site -> ((A, B), ...), one pair an adapter. base: part -> parameter -> what replaces it.
+
+    notes: what a user should know of it.
+    """
 
     path: Path
     updates: Mapping[str, Updates]
     base: Mapping[str, Mapping[str, torch.Tensor]]
+    notes: tuple[str, ...] = ()
 
 
 def read_lora(path: Path) -> Lora:
@@ -62,7 +70,8 @@ def read_lora(path: Path) -> Lora:
         prefix = _prefix(checkpoint, part)
         rank = values.get(f"rank_{part}")
         modules = [values.get(key) for key in adapters.values()]
-        if prefix is None or not isinstance(rank, int) or rank < 1 or not all(isinstance(m, list) for m in modules):
+        has_lists = all(isinstance(names, list) for names in modules)
+        if prefix is None or not isinstance(rank, int) or rank is True or rank < 1 or not has_lists:
             raise ModelError(path, f"no OSEDiff LoRA: its {part} lacks rank, module lists or weights", EXPECTED)
         own = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(prefix)}
         taken.update(own)
@@ -76,7 +85,19 @@ def read_lora(path: Path) -> Lora:
     other = sorted(set(checkpoint.tensors) - taken)
     if other:
         raise ModelError(path, f"{len(other)} tensors that OSEDiff's LoRA has not: {', '.join(other[:3])}", EXPECTED)
-    return Lora(path, updates, base)
+    _check_values(checkpoint)
+    missing = [name for name in BASE_PARAMETERS if name not in base["unet"]]
+    note = f"{path}: no {' and no '.join(missing)}, which OSEDiff's files have; the base model's are used"
+    return Lora(path, updates, base, (note,) if missing else ())
+
+
+def _check_values(checkpoint: Checkpoint) -> None:
+    """An unknown value might change the result, as another alpha would. Raises ModelError."""
+    known = PASSIONSR_VALUES if _prefix(checkpoint, "vae") == "vae_state_dict." else VALUES
+    other = sorted(set(checkpoint.values) - known)
+    if other:
+        fix = f"W + ({ALPHA} / r) B A is computed, PEFT's default: where the file means that, remove them"
+        raise ModelError(checkpoint.path, f"unknown keys {', '.join(other[:3])}", EXPECTED, fix)
 
 
 def _prefix(checkpoint: Checkpoint, part: str) -> str | None:

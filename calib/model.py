@@ -23,10 +23,11 @@ from intsr.calib.digests import (
 )
 from intsr.calib.ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.lora import Lora, read_lora
-from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network, weights_file
+from intsr.calib.networks import PARTS, NetworkSource, check_config, load_network
 from intsr.calib.settings import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
 from intsr.calib.sources import Place, find_model
-from intsr.calib.supported import check_channels
+from intsr.calib.supported import CONTEXT_CHANNELS, check_channels
+from intsr.calib.weight_files import weights_file
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
@@ -56,7 +57,7 @@ class SRModel:
 class ModelSource:
     """A model that was found and checked; no weights are held. The rest as in SRModel.
 
-    networks: `unet` and `vae`. lora: merged into whatever is loaded.
+    networks: `unet` and `vae`. lora: merged into whatever is loaded. notes: what a user should know of it.
     """
 
     spec: ModelSpec
@@ -65,6 +66,7 @@ class ModelSource:
     networks: Mapping[str, NetworkSource]
     lora: Lora | None = None
     older_digest: str = ""
+    notes: tuple[str, ...] = ()
 
     def load(self, *parts: str) -> SRModel:
         """Both networks, or only those named. Raises ModelError."""
@@ -90,7 +92,7 @@ def open_model(name: str, context: Path | None = None, lora: Path | None = None)
     place = find_model(name, needs_text=context is None)
     adapter = read_lora(lora) if lora is not None else None
     source = _open_file(place, context) if place.is_file else _open_folder(place, context)
-    width = source.networks["unet"].config.get("cross_attention_dim")
+    width = source.networks["unet"].config.get("cross_attention_dim", CONTEXT_CHANNELS)
     if source.context.shape[-1] != width:
         got = f"context of width {source.context.shape[-1]}"
         raise ModelError(context or place.path, got, f"{width}, as the UNet's cross-attention")
@@ -151,4 +153,4 @@ def _source(
 def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
     spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
     digest, older = (with_lora_digest(each, lora.path) for each in (source.digest, source.older_digest))
-    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora)
+    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora, notes=lora.notes)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intsr.calib.architecture import current_name
-from intsr.calib.checkpoint import as_model_error, read_checkpoint
+from intsr.calib.checkpoint import as_model_error
 from intsr.calib.ldm import network_from_ldm, without_wrapper
 from intsr.calib.lora import merge_lora
 from intsr.calib.supported import unsupported
+from intsr.calib.weight_files import tensors_of_file
 from intsr.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "vae")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """Where a network's weights are. part: `unet` or `vae`. is_ldm: both are in one file, under ldm's names."""
+    """Where a network's weights are. part: `unet` or `vae`. path: a file, or the index of several. is_ldm: both
+    networks are in one file, under ldm's names.
+    """
 
     part: str
     config: Mapping[str, Any]
@@ -47,14 +49,6 @@ def check_config(part: str, config: Mapping[str, Any], where: Path) -> None:
     problem = unsupported(part, config)
     if problem is not None:
         raise ModelError(where, *problem)
-
-
-def weights_file(folder: Path) -> Path:
-    """The safetensors file of a part's folder. Raises ModelError."""
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise ModelError(folder, "no weights", " or ".join(WEIGHT_FILES))
-    return path
 
 
 def empty_network(part: str, config: Mapping[str, Any], where: Path) -> Any:
@@ -91,7 +85,7 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
 
 
 def _read_weights(source: NetworkSource) -> dict[str, torch.Tensor]:
-    tensors = read_checkpoint(source.path).tensors
+    tensors = tensors_of_file(source.path)
     if source.is_ldm:
         return network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
     return {current_name(name): tensor for name, tensor in tensors.items()}

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from intsr.calib.checkpoint import check_is_data
 from intsr.calib.official_names import OfficialNames, official_names
 from intsr.calib.official_types import OfficialAttention, OfficialLayer
 from intsr.errors import CalibrationError
@@ -113,6 +114,7 @@ def _head_channels(attention: nn.Module) -> int:
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     expected = "a checkpoint of tensors alone: unet_ckpt_merge_saw_sep.pth, vae_ckpt_merge_saw_sep.pth"
+    check_is_data(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.types import MAX_BITS, MIN_BITS, is_kind
+
 F32: TypeAlias = NDArray[np.float32]
 F64: TypeAlias = NDArray[np.float64]
 ATTENTION_ROLES = ("query", "key", "weights", "value")
@@ -92,6 +94,12 @@ class OfficialAttention:
 
 
 def _check(quantizer: OfficialLayer | OfficialAttention) -> None:
+    for field in fields(quantizer):
+        value = getattr(quantizer, field.name)
+        if field.name.endswith("_bits") and not (is_kind(value, int) and MIN_BITS <= value <= MAX_BITS):
+            raise ValueError(f"{field.name} is {value!r}, expected {MIN_BITS} to {MAX_BITS}")
+        if field.name == "convolution" and not is_kind(value, bool):
+            raise ValueError(f"{field.name} is {value!r}, expected true or false")
     for name, value in arrays_of(quantizer).items():
         if not np.all(np.isfinite(value)):
             raise ValueError(f"{name} is not finite")

@@ -7,18 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from intsr.calib.architecture import SD21_SCHEDULER
 from intsr.calib.checkpoint import as_model_error
+from intsr.calib.schedule import alpha_bar_from_scheduler
 from intsr.errors import ModelError
-from intsr.types import ModelSpec
+from intsr.types import ModelSpec, is_kind
 
 SPEC_NAME = "intsr_model.json"
 SPEC_SCHEMA_VERSION = 1
-SPEC_KEYS = {"schema_version", "name", "timestep", "upscale_factor", "resize_filter", "context", "licence"}
+# Its keys, and the types that JSON may give them.
+KINDS: dict[str, tuple[type, ...]] = {
+    "schema_version": (int,),
+    "name": (str,),
+    "timestep": (int,),
+    "upscale_factor": (int,),
+    "resize_filter": (str,),
+    "context": (str, type(None)),
+    "licence": (str,),
+    "synthetic": (bool,),
+}
+_WORDS: dict[type, str] = {
+    int: "a whole number",
+    str: "a string",
+    type(None): "a string or null",
+    bool: "true or false",
+}
 # May be left out, as it is in every file older than it is.
 OPTIONAL_KEYS = {"synthetic"}
+SPEC_KEYS = set(KINDS) - OPTIONAL_KEYS
 # OSEDiff's and PassionSR's settings, for a model that carries no intsr_model.json (METHODS section 1).
 SPEC_DEFAULTS: dict[str, Any] = {
     "timestep": 999,
@@ -50,9 +66,12 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     settings = read_json(path)
     if settings.get("schema_version") != SPEC_SCHEMA_VERSION:
         raise ModelError(path, f"schema version {settings.get('schema_version')}", str(SPEC_SCHEMA_VERSION))
-    unknown, missing = sorted(set(settings) - SPEC_KEYS - OPTIONAL_KEYS), sorted(SPEC_KEYS - set(settings))
+    unknown, missing = sorted(set(settings) - set(KINDS)), sorted(SPEC_KEYS - set(settings))
     if unknown or missing:
         raise ModelError(path, f"unknown keys {unknown}, missing keys {missing}", ", ".join(sorted(SPEC_KEYS)))
+    for key, value in settings.items():
+        if not is_kind(value, *KINDS[key]):
+            raise ModelError(path, f"{key} {value!r}", _WORDS[KINDS[key][-1]])
     return {"synthetic": False, **settings}
 
 
@@ -61,7 +80,7 @@ def spec_from_settings(
 ) -> ModelSpec:
     """unet, vae: the configurations. scheduler: its folder's JSON file; None for SD 2.1's. Raises ModelError."""
     config = SD21_SCHEDULER if scheduler is None else read_json(scheduler)
-    alpha_bar = _alpha_bar(config, settings["timestep"], scheduler or where)
+    alpha_bar = alpha_bar_from_scheduler(config, settings["timestep"], scheduler or where)
     with as_model_error(where):
         latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
@@ -76,25 +95,3 @@ def spec_from_settings(
             licence=settings["licence"],
             synthetic=bool(settings["synthetic"]),
         )
-
-
-def _alpha_bar(config: Mapping[str, Any], timestep: int, where: Path) -> float:
-    """Cumulative product of 1 - beta up to and including `timestep`, in float64."""
-    schedule, prediction = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
-    if schedule not in ("scaled_linear", "linear"):
-        raise ModelError(where, f"beta_schedule {schedule!r}", "scaled_linear or linear")
-    if prediction != "epsilon":
-        # OSEDiff's and PassionSR's code has x0 from epsilon in so many words, whatever the scheduler says.
-        fix = "where the model's own code computes x0 from epsilon, write that there"
-        raise ModelError(where, f"prediction_type {prediction!r}", "epsilon", fix)
-    other = [key for key in ("trained_betas", "rescale_betas_zero_snr") if config.get(key)]
-    if other:
-        raise ModelError(where, f"{other[0]} is set", "betas that beta_start and beta_end give")
-    power = 2 if schedule == "scaled_linear" else 1
-    with as_model_error(where):
-        steps = int(config["num_train_timesteps"])
-        if not isinstance(timestep, int) or not 0 <= timestep < steps:
-            raise ModelError(where, f"timestep {timestep!r}", f"0 to {steps - 1}")
-        first, last = (float(config[key]) ** (1 / power) for key in ("beta_start", "beta_end"))
-        betas = np.linspace(first, last, steps) ** power
-    return float(np.prod(1 - betas[: timestep + 1]))

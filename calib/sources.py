@@ -9,8 +9,9 @@ from pathlib import Path
 import intsr
 from intsr.calib.checkpoint import CHECKPOINT_SUFFIXES
 from intsr.calib.context import TEXT_WEIGHT_FILES
-from intsr.calib.networks import PARTS, WEIGHT_FILES
+from intsr.calib.networks import PARTS
 from intsr.calib.settings import SPEC_NAME, read_settings
+from intsr.calib.weight_files import INDEX_FILES, WEIGHT_FILES, shards_of_index
 from intsr.errors import ModelError
 
 DEMO_MODEL = "demo"
@@ -59,7 +60,7 @@ def find_model(name: str, with_weights: bool = True, needs_text: bool = True) ->
 def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bool) -> Place:
     folder = _download(repository, revision, _SMALL_FILES)
     settings = read_settings(folder, repository)
-    weights = dict.fromkeys(PARTS, WEIGHT_FILES) if with_weights else {}
+    weights = dict.fromkeys(PARTS, WEIGHT_FILES + INDEX_FILES) if with_weights else {}
     if settings["context"]:
         _download(repository, revision, [str(settings["context"])])
     elif with_weights and needs_text:
@@ -69,6 +70,9 @@ def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bo
         for name in names:
             if not any((folder / part / known).is_file() for known in names):
                 _download(repository, revision, [f"{part}/{name}"])
+                if name in INDEX_FILES and (folder / part / name).is_file():
+                    shards = shards_of_index(folder / part / name)
+                    _download(repository, revision, [f"{part}/{shard}" for shard in shards])
     # What was really loaded: a branch moves, a commit does not.
     commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
     return Place(folder, f"{repository}@{commit}")

@@ -5,11 +5,13 @@ Other settings would be lost in the rewrites for one step (`export.specialize`),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from intsr.errors import ModelError
+from intsr.types import is_kind
 
 # Not set in SD 2.1: another attention, another embedding, or latents moved in a way that nothing here follows.
 UNSET = {
@@ -30,17 +32,29 @@ UNSET = {
     ),
     "vae": ("shift_factor", "latents_mean", "latents_std"),
 }
+PICTURE_CHANNELS, LATENT_CHANNELS, CONTEXT_CHANNELS = 3, 4, 1280  # diffusers' defaults
+# What the networks' lowering has (`export.aten`).
+ACTIVATIONS = ("silu", "swish", "gelu")
 # The first of each is diffusers' default.
 KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
     "unet": {
+        "act_fn": ACTIVATIONS,
         "resnet_time_scale_shift": ("default",),
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D"),
     },
-    "vae": {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)},
+    "vae": {
+        "act_fn": ACTIVATIONS,
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+    },
 }
-PICTURE_CHANNELS, LATENT_CHANNELS = 3, 4  # diffusers' defaults
+# Numbers, one each, with diffusers' default: SDXL's relatives have a list of widths here, a width a block.
+SINGLE: dict[str, dict[str, tuple[type, float, str]]] = {
+    "unet": {"cross_attention_dim": (int, CONTEXT_CHANNELS, "one whole number, the context's width")},
+    "vae": {"scaling_factor": (float, 0.18215, "a number above 0")},
+}
 
 
 def unsupported(part: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -54,6 +68,10 @@ def unsupported(part: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
         other = [one for one in (value if isinstance(value, (list, tuple)) else [value]) if one not in known]
         if other:
             return f"{key} {other[0]!r}", " or ".join(known)
+    for key, (kind, default, expected) in SINGLE[part].items():
+        value = config.get(key, default)
+        if not is_kind(value, int, kind) or not 0 < value < math.inf:
+            return f"{key} {value!r}", expected
     if config.get("norm_num_groups", 32) is None:
         return "norm_num_groups None", "the number of groups"
     return None

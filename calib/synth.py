@@ -19,12 +19,13 @@ import torch
 
 from intsr.calib.architecture import SD21_SCHEDULER, Architecture
 from intsr.calib.checkpoint import write_safetensors
-from intsr.calib.networks import CLASSES, PARTS, WEIGHT_FILES, empty_network
+from intsr.calib.context import CONTEXT_NAME
+from intsr.calib.networks import CLASSES, PARTS, empty_network
 from intsr.calib.settings import SPEC_DEFAULTS, SPEC_NAME, SPEC_SCHEMA_VERSION
+from intsr.calib.weight_files import WEIGHT_FILES
 from intsr.files import atomic_folder, check_free_space
 from intsr.types import SYNTHETIC_NOTE
 
-CONTEXT_NAME = "context.safetensors"
 STORED_BYTES = 2  # fp16
 # Deviation of what is no weight matrix: enough that a lost bias or a swapped norm shows.
 SMALL = 0.05

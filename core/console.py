@@ -115,6 +115,12 @@ def say(message: str) -> None:
         tell(message)
 
 
+def say_notes(notes: Iterable[str]) -> None:
+    """What somebody should know of what they gave, a line each."""
+    for note in notes:
+        say(f"note: {note}")
+
+
 def detail(message: str) -> None:
     """A line on stderr that only -v shows."""
     if _verbosity >= 2:

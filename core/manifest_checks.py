@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
-from intsr.types import Manifest, TensorInfo
+from intsr.types import Manifest, TensorInfo, is_kind
 
 # What arrays can be made of; the libraries' own names are mapped to these.
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "uint8", "int32", "int64", "bool")
@@ -15,7 +15,7 @@ _JSON_NAMES = {str: "string", int: "whole number", bool: "true or false", tuple:
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises TypeError, ValueError."""
-    _check(manifest, Manifest, "manifest")
+    check_kinds(manifest, Manifest, "manifest")
     for name in ("tile_px", "upscale_factor"):
         if not 1 <= getattr(manifest, name) < _MOST:
             raise ValueError(f"{name} is {getattr(manifest, name)}")
@@ -33,21 +33,20 @@ def _check_tensor(tensor: TensorInfo, where: str) -> None:
         raise ValueError(f"dtype {tensor.dtype!r} of {where}")
 
 
-def _check(value: Any, kind: Any, where: str) -> None:
-    """kind: of those that the dataclasses of a manifest use. Raises TypeError."""
+def check_kinds(value: Any, kind: Any, where: str) -> None:
+    """kind: of those that the dataclasses of a manifest or an export use. Raises TypeError."""
     inner = get_args(kind)
     plain = get_origin(kind) or kind
-    # To Python, true is an int.
-    if kind is not Any and (not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool)):
+    if kind is not Any and not is_kind(value, plain):
         raise TypeError(f"{where} is {value!r:.40}, no {_JSON_NAMES.get(plain, 'JSON object')}")
     if plain is tuple:
         for item in value:
-            _check(item, inner[0], where)
+            check_kinds(item, inner[0], where)
     elif plain is dict:
         for key, item in value.items():
-            _check(key, inner[0], where)
-            _check(item, inner[1], f"{where} of {key}")
+            check_kinds(key, inner[0], where)
+            check_kinds(item, inner[1], f"{where} of {key}")
     elif is_dataclass(plain):
         kinds = get_type_hints(plain)
         for field in fields(plain):
-            _check(getattr(value, field.name), kinds[field.name], field.name)
+            check_kinds(getattr(value, field.name), kinds[field.name], field.name)

@@ -18,6 +18,11 @@ SYNTHETIC_NOTE = "random weights: for measuring speed and memory only"
 T = TypeVar("T")
 
 
+def is_kind(value: Any, *kinds: type) -> bool:
+    """Whether what JSON gave is of one of these types. To Python true is an int; here it is not."""
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
 def dataclass_from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build a dataclass from JSON. Unknown and missing keys are errors, never ignored. Raises UsageError."""
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
@@ -86,8 +91,9 @@ class ModelSpec:
             raise ValueError(f"alpha_bar is {self.alpha_bar}, not in (0, 1)")
         if self.resize_filter not in RESIZE_FILTERS:
             raise ValueError(f"resize_filter is {self.resize_filter!r}, not one of {', '.join(RESIZE_FILTERS)}")
-        if self.upscale_factor < 1 or self.size_multiple_px < 1 or self.latent_scaling_factor <= 0:
-            raise ValueError("upscale_factor, size_multiple_px and latent_scaling_factor must be positive")
+        for name in ("upscale_factor", "size_multiple_px", "latent_scaling_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, not above 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from intsr.calib.info import NetworkCost, architecture_from_name, costs_from_architecture
+from intsr.calib.weight_files import files_of
 from intsr.engines.targets import Target
 from intsr.types import NETWORKS, Bits
 
@@ -85,7 +86,7 @@ def compile_plan(
     parameters, integers = (sum(network.parameters for network in group) for group in (first, quantized))
     once_bytes = integers + (parameters - integers) * _FLOAT_BYTES[target.name]
     engine_bytes = _EXTRA_BYTES[target.name] + once_bytes * (1 if target.sharing else len(tiles_px))
-    files = {network.path: network.path.stat().st_size for network in source.networks.values()}
+    files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     held = parameters if loads_model else max(network.parameters for network in first)
     return CompilePlan(
         source.spec.name,

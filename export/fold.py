@@ -15,7 +15,7 @@ from torch import nn
 from intsr.calib.sites import runs_in_integers
 from intsr.errors import CalibrationError
 from intsr.export.fold_let import FusedNetwork, Let, fuse_let, fuse_let_in_place
-from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, round_scale
+from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, rescale
 from intsr.types import NETWORKS, Bits, ModelSpec
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ def layer_modules(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
 def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedModel:
     """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
 
+    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
+    its scale, all of it at once, and fp16 then holds the product by one rounding.
+
     Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
     """
     facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
@@ -122,16 +125,20 @@ def _fold_network(
     quantized = ("unet" if name == "unet" else "vae") in calibration.parts
     integer = {site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)}
     lets = _lets_of_sites(integer, calibration, model.spec)
+    weights = {}
+    for site, layer in integer.items():
+        plain = model.plain_weights.get(site, layer.weight).detach()
+        weights[site] = _quantized_weight(site, plain, calibration.sites[site])
     fused = fuse(module, lets)
-    modules = layer_modules(fused.module)
     layers = {}
     for site in integer:
         let = lets[site] if site in fused.explicit else None
         # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
         cancelled = site == POST_QUANT_CONV and site in lets
         specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
-        rows = _row_factors(site, modules[site], specialized, fused.row_factors.get(site))
-        layers[site] = _fold_layer(site, modules[site], calibration, model.spec, let, rows)
+        of_let = fused.row_factors.get(site)
+        factors = specialized if of_let is None else specialized * of_let.numpy()
+        layers[site] = _fold_layer(site, _multiplied(*weights[site], factors), calibration, model.spec, let)
     return FoldedNetwork(name, fused.module, MappingProxyType(layers))
 
 
@@ -151,49 +158,55 @@ def _lets_of_sites(
             s, d = (
                 torch.from_numpy(values * np.float32(factor)) for values in (quantizer.let_scale, quantizer.let_shift)
             )
-            # 1 / s is what an fp16 graph holds: exact there, so that weights and activations use the same s.
-            lets[site] = Let(1 / torch.from_numpy(round_scale((1 / s).numpy())), d)
+            lets[site] = Let(s, d)
     return lets
 
 
-def _row_factors(
-    site: str, layer: nn.Conv2d | nn.Linear, of_specialize: float, of_let: torch.Tensor | None
-) -> NDArray[np.float32]:
-    """What this layer's weights, as calibration saw them, were multiplied by, one factor an output channel."""
-    factors = np.full(layer.weight.shape[0], of_specialize, np.float32)
-    return factors if of_let is None else factors * of_let.numpy()
+def _multiplied(
+    codes: NDArray[np.int8], scale: NDArray[np.float32], factors: NDArray[np.float64] | float
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integer weights and their scales (Cout,), times a factor an output channel: the same codes, or their negatives.
+
+    Only a product below the smallest scale that fp16 holds needs others, on the coarser grid that it gets.
+    """
+    held = rescale(scale, factors)
+    moved = (scale * np.float64(1) * factors / held).astype(np.float32)
+    # Within fp16's range it is 1 to eleven binary places, or -1: no code is so large that this moves it.
+    codes = np.rint(codes * moved.reshape(-1, *[1] * (codes.ndim - 1))).clip(-127, 127).astype(np.int8)
+    return codes, held
 
 
 def _fold_layer(
     site: str,
-    layer: nn.Conv2d | nn.Linear,
+    weights: tuple[NDArray[np.int8], NDArray[np.float32]],
     calibration: Calibration,
     spec: ModelSpec,
     let: Let | None,
-    rows: NDArray[np.float32],
 ) -> FoldedLayer:
     quantizer = calibration.sites[site]
     activation = quantizer.activation_params()
     if site == POST_QUANT_CONV and quantizer.let_scale is None:
         # Only a VAE of 16 latent channels or more has this layer in integers.
         activation = activation.rescaled(spec.latent_scaling_factor)
-    codes, scale = _folded_weight(site, layer, quantizer, rows)
     if let is None:
-        return FoldedLayer(site, codes, scale, activation)
+        return FoldedLayer(site, *weights, activation)
     # A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
     padded_first = bool(let.d.any()) or not 0 <= activation.zero_point <= activation.qmax
     shift = let.d.numpy() if padded_first else None
-    return FoldedLayer(site, codes, scale, activation, let.s.numpy(), shift)
+    return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
 
 
-def _folded_weight(
-    site: str, layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer, rows: NDArray[np.float32]
+def _quantized_weight(
+    site: str, plain: torch.Tensor, quantizer: SiteQuantizer
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integer weights and their scales: codes learned by calibration, its ranges, or each row's own maximum.
+    """Integer s W and their scales: codes learned by calibration, its ranges, or each row's own maximum.
 
-    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
+    plain: W, as the model has it. quant_conv keeps the first half of its output channels: so do the tensors that
+    belong to them.
     """
-    weight = layer.weight.detach().numpy()
+    if quantizer.let_scale is not None:
+        plain = plain * torch.tensor(quantizer.let_scale).reshape(1, -1, *[1] * (plain.ndim - 2))
+    weight = plain.numpy()
     count = len(weight)
     learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
     full = count if site != QUANT_CONV else 2 * count
@@ -202,9 +215,8 @@ def _folded_weight(
             site, f"learned weights of shape {learned.shape}", str(weight.shape), "calibrate again"
         )
     if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
-        sign = np.sign(rows).astype(np.int8).reshape(-1, *[1] * (weight.ndim - 1))
-        return quantizer.weight_codes[:count] * sign, round_scale(quantizer.weight_scale[:count] * np.abs(rows))
+        return quantizer.weight_codes[:count], quantizer.weight_scale[:count]
     if quantizer.weight_low is not None and quantizer.weight_high is not None:
-        ends = np.sort(np.stack([quantizer.weight_low[:count] * rows, quantizer.weight_high[:count] * rows]), axis=0)
-        return quantize_weight_in_range(weight, ends[0], ends[1], quantizer.weight_bits)
+        ends = quantizer.weight_low[:count], quantizer.weight_high[:count]
+        return quantize_weight_in_range(weight, *ends, quantizer.weight_bits)
     return quantize_weight(weight, quantizer.weight_bits)

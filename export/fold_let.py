@@ -22,22 +22,31 @@ import torch
 from torch import nn
 
 from intsr.export.specialize import ConstantContextAttention
+from intsr.kernels.quantizer import round_scale
 
 
 @dataclass(frozen=True, slots=True)
 class Let:
-    """s and d of one layer's input channels, float32 (Cin,), s > 0."""
+    """s and d of one layer's input channels, float32 (Cin,), s > 0.
+
+    held_s: s as an engine has it where it divides by it. 1 / s is what an fp16 graph holds, so it is exact there;
+    what goes into other weights is s itself.
+    """
 
     s: torch.Tensor
     d: torch.Tensor
+
+    @property
+    def held_s(self) -> torch.Tensor:
+        return 1 / torch.from_numpy(round_scale((1 / self.s).numpy()))
 
 
 @dataclass(frozen=True, slots=True)
 class FusedNetwork:
     """module: with every LET in weights and biases. explicit: sites whose x~ still has to be made.
 
-    row_factors: what the rows of a site's weights (its output channels) were multiplied by, float32 (Cout,), for the
-    sites behind which another site's LET went: learned weight ranges must follow.
+    row_factors: what the rows of a site's weights (its output channels) were multiplied by, float64 (Cout,), for the
+    sites behind which another site's LET went: the scales of integer weights must follow.
     """
 
     module: nn.Module
@@ -105,7 +114,8 @@ def _fuse_norm(norm: Any, prefix: str, consumers: list[str], lets: Mapping[str, 
     if not all(site in lets for site in sites):
         return []
     first = lets[sites[0]]
-    if not all(torch.equal(lets[site].s, first.s) and torch.equal(lets[site].d, first.d) for site in sites):
+    held = first.held_s
+    if not all(torch.equal(lets[site].held_s, held) and torch.equal(lets[site].d, first.d) for site in sites):
         return []
     norm.weight = nn.Parameter(norm.weight / first.s, requires_grad=False)
     norm.bias = nn.Parameter((norm.bias - first.d) / first.s, requires_grad=False)
@@ -119,10 +129,11 @@ def _fuse_rows(
     let = lets.get(site)
     if let is None or let.d.any():
         return []
-    factors = torch.ones(producer.weight.shape[0], dtype=let.s.dtype)
-    factors[: len(let.s)] = 1 / let.s
-    producer.weight = nn.Parameter(producer.weight * factors[:, None], requires_grad=False)
+    factors = torch.ones(producer.weight.shape[0], dtype=torch.float64)
+    factors[: len(let.s)] = 1 / let.s.double()
+    own = factors.to(producer.weight.dtype)
+    producer.weight = nn.Parameter(producer.weight * own[:, None], requires_grad=False)
     if producer.bias is not None:
-        producer.bias = nn.Parameter(producer.bias * factors, requires_grad=False)
+        producer.bias = nn.Parameter(producer.bias * own, requires_grad=False)
     row_factors[producer_site] = factors
     return [site]

@@ -22,6 +22,7 @@ from intsr.export.onnx_file import read_onnx
 from intsr.export.plugin_nodes import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.quantized import FLOAT
 from intsr.files import atomic_folder, check_free_space
+from intsr.manifest_checks import check_kinds
 from intsr.types import NETWORKS, Bits, NetworkEntry, dataclass_from_mapping, network_entries_from_list
 
 SCHEMA_VERSION = 1
@@ -204,8 +205,12 @@ def load_export(folder: Path) -> OnnxExport:
         networks = network_entries_from_list(values["networks"], str(path))
         tiles = tuple(_tile_from_mapping(value, str(path)) for value in values.get("tiles", ()))
         export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks, "tiles": tiles}, str(path))
+        check_kinds(export, OnnxExport, EXPORT_NAME)
     except (KeyError, TypeError, UsageError) as error:
         raise ExportError(path, f"is not valid ({error})", fix="export again") from error
+    for key in ("tile_px", "upscale_factor"):
+        if getattr(export, key) < 1:
+            raise ExportError(path, f"{key} {getattr(export, key)}", "at least 1", "export again")
     for networks in (export.networks, *(tile.networks for tile in export.tiles)):
         if tuple(entry.name for entry in networks) != NETWORKS:
             raise ExportError(path, f"networks {[e.name for e in networks]}", ", ".join(NETWORKS))

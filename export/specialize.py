@@ -35,7 +35,8 @@ class SpecializedModel:
     """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`).
 
     encoder, unet, decoder: None where the model was loaded without that part. row_factors: site -> what
-    specialization multiplied its weights by; learned weight ranges must follow.
+    specialization multiplied its weights by; the scales of integer weights must follow. plain_weights: those weights
+    before, of the rows that are left, where the part is there: codes are those of what calibration saw.
     """
 
     spec: ModelSpec
@@ -44,6 +45,7 @@ class SpecializedModel:
     decoder: nn.Module
     digest: str
     row_factors: Mapping[str, float]
+    plain_weights: Mapping[str, torch.Tensor]
     older_digest: str = ""
 
     def networks(self) -> dict[str, nn.Module]:
@@ -152,8 +154,14 @@ def specialize(model: SRModel) -> SpecializedModel:
         "vae.quant_conv": model.spec.latent_scaling_factor,
         "vae.post_quant_conv": 1 / model.spec.latent_scaling_factor,
     }
+    plain = {}
+    if model.unet is not None:
+        plain["unet.conv_out"] = model.unet.conv_out.weight
+    if model.vae is not None:
+        plain["vae.quant_conv"] = model.vae.quant_conv.weight[: networks["encoder"].vae.quant_conv.out_channels]
+        plain["vae.post_quant_conv"] = model.vae.post_quant_conv.weight
     digests = {"digest": model.digest, "older_digest": model.older_digest}
-    return SpecializedModel(spec=model.spec, row_factors=factors, **digests, **networks)
+    return SpecializedModel(spec=model.spec, row_factors=factors, plain_weights=plain, **digests, **networks)
 
 
 def _copy_sharing_weights(module: M) -> M:

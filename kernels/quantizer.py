@@ -29,6 +29,14 @@ def round_scale(scale: NDArray[np.float32] | float) -> NDArray[np.float32]:
     return clipped.astype(np.float16).astype(np.float32)
 
 
+def rescale(scale: NDArray[np.float32] | float, factor: NDArray[np.float64] | float) -> NDArray[np.float32]:
+    """The scale of what is multiplied by all of `factor` at once: |factor| times as large, and then rounded, once,
+    as `round_scale` says, float32. Codes stay what they are (negated by a negative factor).
+    """
+    exact = np.asarray(scale, np.float64) * np.abs(factor)
+    return np.clip(exact, MIN_SCALE, MAX_SCALE).astype(np.float16).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class QuantParams:
     """A per-tensor asymmetric grid: real = (code - zero_point) * scale, code in [0, 2**bits - 1].
@@ -72,7 +80,7 @@ class QuantParams:
 
     def rescaled(self, factor: float) -> QuantParams:
         """The grid of the same tensor multiplied by `factor` > 0: same codes, up to the scale's rounding."""
-        return QuantParams(float(round_scale(self.scale * factor)), self.zero_point, self.bits)
+        return QuantParams(float(rescale(self.scale, factor)), self.zero_point, self.bits)
 
 
 def quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.uint8]:

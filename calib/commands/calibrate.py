@@ -13,7 +13,7 @@ from intsr.calib.commands.training_options import (
     check_training_options,
     training_options,
 )
-from intsr.console import common_options, detail, emit_json, meter, model_options, progress, say
+from intsr.console import common_options, detail, emit_json, meter, model_options, progress, say, say_notes
 from intsr.errors import ImageError, UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
@@ -84,6 +84,7 @@ def calibrate(
     pictures = list_pictures(images) if images is not None else []
     _check_output(output, dry_run)
     source = open_model(model, context, lora)
+    say_notes(source.notes)
     if dry_run:
         _dry_run(source.load(), pictures[:limit], recipe, as_json)
         return

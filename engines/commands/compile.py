@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, TileSizes, common_options, emit_json, say, weight_options
+from intsr.console import Stopwatch, TileSizes, common_options, emit_json, say, say_notes, weight_options
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
@@ -170,6 +170,7 @@ def compile_command(
             found.check_installed()
             pictures = [] if check is None else check.pictures(found)
             export_folder, prepared = Path(folder) / "onnx", prepare(request)
+            say_notes(prepared.source.notes)
             ranges = export_request(prepared, export_folder)
         with place_for(output, check is not None) as place:
             manifest = compile_engine(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from intsr.console import TileSizes, common_options, detail, emit_json, say, weight_options
+from intsr.console import TileSizes, common_options, detail, emit_json, say, say_notes, weight_options
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
@@ -74,6 +74,7 @@ def export(
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
     source = open_model(model, context, lora)
+    say_notes(source.notes)
     for tile_px in tiles_px:
         check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
     ranges = _ranges(source, calibration, official, bits, tiles_px)

@@ -112,6 +112,10 @@ def test_bits_out_of_range(calibration: Calibration, tmp_path: Path, bits: objec
         ("pictures", "3"),
         ("tile_px", [128]),
         ("seconds", None),
+        ("seconds", True),
+        ("pictures", True),
+        ("tile_px", 128.0),
+        ("schema_version", 2.0),
         ("sites", None),
     ],
 )
@@ -126,7 +130,10 @@ def test_values_of_another_kind(calibration: Calibration, tmp_path: Path, key: s
 
 def test_curves_of_another_kind(calibration: Calibration, tmp_path: Path) -> None:
     save_calibration(calibration, tmp_path / "c")
-    (tmp_path / "c" / "curves.json").write_text("[1]")
+    for text in ('{"unet": [[1, true, 2.5]]}', '{"unet": 3}', '{"unet": [1, 2]}', "[1]"):
+        (tmp_path / "c" / "curves.json").write_text(text)
+        with pytest.raises(CalibrationError, match=r"curves\.json"):
+            load_calibration(tmp_path / "c")
     with pytest.raises(CalibrationError, match=r"curves\.json"):
         load_calibration(tmp_path / "c")
 

@@ -57,6 +57,18 @@ def expected() -> torch.Tensor:
     return context
 
 
+def test_weights_of_another_name_are_told(folder: Path) -> None:
+    path = folder / "text_encoder" / "model.safetensors"
+    torch.save(load_file(path), path.with_name("pytorch_model.bin"))
+    path.unlink()
+    with pytest.raises(ModelError) as error:
+        context_from_folder(folder)
+    assert f"intsr convert {path.with_name('pytorch_model.bin')} -o {path}" in str(error.value)
+    path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match=r"model\.safetensors: a git-lfs pointer"):
+        context_from_folder(folder)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.fp16.safetensors"])
 def test_fp16_weights_are_computed_in_float32(folder: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = folder / "text_encoder" / "model.safetensors"

@@ -122,13 +122,23 @@ def _write_model(folder: Path, unet=TINY.unet, vae=TINY.vae) -> Path:
     return folder
 
 
+SETTINGS = {
+    "schema_version": 1,
+    "name": "tiny",
+    "timestep": 999,
+    "upscale_factor": 4,
+    "resize_filter": "lanczos",
+    "context": "context.safetensors",
+    "licence": "",
+}
+
+
 def test_folder_gives_the_same_as_its_architecture(tmp_path):
     import numpy as np
 
     folder = _write_model(tmp_path / "model")
     save_file({"context": np.zeros((1, 5, 24), np.float32)}, folder / "context.safetensors")
-    settings = {"schema_version": 1, "name": "tiny", "context": "context.safetensors"}
-    (folder / "intsr_model.json").write_text(json.dumps(settings))
+    (folder / "intsr_model.json").write_text(json.dumps(SETTINGS))
     architecture = architecture_from_folder(folder)
     assert (architecture.name, architecture.context_tokens) == ("tiny", 5)
     assert costs_from_architecture(architecture, 64) == costs_from_architecture(TINY, 64)
@@ -150,6 +160,9 @@ def test_broken_folders_are_one_line_errors(tmp_path):
         architecture_from_folder(other)
     settings = _write_model(tmp_path / "settings") / "intsr_model.json"
     settings.write_text('{"context": "nothing.safetensors"}')
+    with pytest.raises(ModelError, match="schema version None"):
+        architecture_from_folder(tmp_path / "settings")
+    settings.write_text(json.dumps(SETTINGS | {"context": "nothing.safetensors"}))
     with pytest.raises(ModelError, match="no readable context"):
         architecture_from_folder(tmp_path / "settings")
 

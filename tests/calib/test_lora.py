@@ -84,9 +84,8 @@ def folder(base: tuple[UNet2DConditionModel, AutoencoderKL], tmp_path_factory: p
     path = tmp_path_factory.mktemp("base")
     base[0].save_pretrained(path / "unet")
     base[1].save_pretrained(path / "vae")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-        path / "scheduler"
-    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler.save_pretrained(path / "scheduler")
     save_file({"context": torch.randn(1, 77, ldm.CONTEXT_CHANNELS)}, path / "context.safetensors")
     return path
 
@@ -175,6 +174,7 @@ def test_passionsrs_copy(adapted: tuple, pickled: Path, tmp_path: Path) -> None:
     saved["vae_state_dict"] = saved.pop("state_dict_vae") | {
         "decoder.conv_in.lora_A.default_decoder.weight": torch.zeros(RANK_VAE, 4, 3, 3)
     }
+    saved["vae_lora_decoder_modules"] = ["decoder.conv_in"]
     torch.save(saved, tmp_path / "copy.pkl")
     got, expected = read_lora(tmp_path / "copy.pkl"), read_lora(pickled)
     for part in ("unet", "vae"):
@@ -231,6 +231,11 @@ A, B = (f"{ONE}.lora_{side}.default_encoder.weight".replace(".", "__") for side 
         (_without("unet_lora_others_modules"), ["its unet lacks rank, module lists or weights"]),
         (_without("state_dict_vae"), ["its vae lacks"]),
         (lambda saved: {"state_dict": saved["state_dict_unet"]}, ["no OSEDiff LoRA"]),
+        (lambda saved: saved | {"lora_alpha": 16}, ["unknown keys lora_alpha", "W + (8 / r) B A is computed"]),
+        (lambda saved: saved | {"use_rslora": True}, ["unknown keys use_rslora"]),
+        (lambda saved: saved | {"config": {"alpha_pattern": {ONE: 4}}}, ["unknown keys config.alpha_pattern"]),
+        (lambda saved: saved | {"vae_lora_decoder_modules": []}, ["unknown keys vae_lora_decoder_modules"]),
+        (lambda saved: saved | {"rank_unet": True}, ["its unet lacks rank"]),
     ],
 )
 def test_another_layout_is_refused(
@@ -241,6 +246,28 @@ def test_another_layout_is_refused(
         read_lora(tmp_path / "other.pkl")
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_keys_beside_the_known_ones_survive_conversion_and_are_refused(adapted: tuple, tmp_path: Path) -> None:
+    torch.save(adapted[2] | {"lora_alpha": 16}, tmp_path / "alpha.pkl")
+    convert(tmp_path / "alpha.pkl", tmp_path / "alpha.safetensors")
+    with pytest.raises(ModelError, match="unknown keys lora_alpha"):
+        read_lora(tmp_path / "alpha.safetensors")
+
+
+def test_a_file_without_conv_in_is_said(
+    adapted: tuple, folder: Path, pickled: Path, tmp_path: Path, intsr: Callable[..., tuple[int, str, str]]
+) -> None:
+    names = [name for name in adapted[2]["state_dict_unet"] if "base_layer" in name]
+    lacking = _in_unet(**{name.replace(".", "__"): None for name in names})(adapted[2])
+    torch.save(lacking, tmp_path / "lacking.pkl")
+    context = folder / "context.safetensors"
+    assert open_model(str(folder), context, pickled).notes == ()
+    options = ("--context", context, "--lora", tmp_path / "lacking.pkl", "--tile", 16)
+    code, _, err = intsr("export", folder, *options, "-o", tmp_path / "onnx")
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert code == 0 and len(notes) == 1, err
+    assert "lacking.pkl: no conv_in.weight and no conv_in.bias, which OSEDiff's files have" in notes[0]
 
 
 @pytest.mark.parametrize(

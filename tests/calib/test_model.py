@@ -96,7 +96,7 @@ def test_missing_folder() -> None:
         ("unet/config.json", "no such file"),
         ("unet/diffusion_pytorch_model.safetensors", "no weights"),
         ("scheduler/scheduler_config.json", "no such file"),
-        ("context.safetensors", "No such file"),
+        ("context.safetensors", "no such file"),
     ],
 )
 def test_missing_file(folder: Path, file: str, message: str) -> None:
@@ -142,6 +142,37 @@ def test_unknown_setting(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("upscale_factor", 4.0, "a whole number"),
+        ("upscale_factor", True, "a whole number"),
+        ("timestep", True, "a whole number"),
+        ("timestep", 999.0, "a whole number"),
+        ("name", 7, "a string"),
+        ("licence", None, "a string"),
+        ("resize_filter", ["lanczos"], "a string"),
+        ("context", False, "a string or null"),
+        ("synthetic", 1, "true or false"),
+    ],
+)
+def test_settings_of_another_type(folder: Path, key: str, value: object, expected: str) -> None:
+    from intsr.calib.info import architecture_from_folder
+
+    edit_json(folder / "intsr_model.json", **{key: value})
+    for opened in (lambda: load_model(str(folder)), lambda: architecture_from_folder(folder)):
+        with pytest.raises(ModelError) as error:
+            opened()
+        assert f"intsr_model.json: {key} {value!r}; expected {expected}" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, -4])
+def test_a_factor_that_is_none(folder: Path, value: int) -> None:
+    edit_json(folder / "intsr_model.json", upscale_factor=value)
+    with pytest.raises(ModelError, match=f"upscale_factor is {value}, not above 0"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_train_timesteps": None}, "scheduler_config"),
@@ -160,14 +191,14 @@ def test_a_schedule_of_another_kind_is_refused(folder: Path, changes: dict[str, 
 
 
 def test_a_schedule_without_its_numbers(folder: Path) -> None:
-    (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear"}')
+    (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear", "clip_sample": false}')
     with pytest.raises(ModelError, match="no 'num_train_timesteps'"):
         load_model(str(folder))
 
 
 def test_a_timestep_that_is_no_number(folder: Path) -> None:
     edit_json(folder / "intsr_model.json", timestep="999")
-    with pytest.raises(ModelError, match="timestep '999'; expected 0 to 999"):
+    with pytest.raises(ModelError, match="timestep '999'; expected a whole number"):
         load_model(str(folder))
 
 

@@ -170,6 +170,19 @@ def test_a_folder_with_a_tensor_less_is_refused(official_files: list[Path], tiny
         load_calibration(folder)
 
 
+@pytest.mark.parametrize(("key", "value"), [("weight_bits", 8.0), ("activation_bits", True), ("convolution", 1)])
+def test_facts_of_another_type_are_refused(
+    official_files: list[Path], tiny_model: Any, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = tmp_path / "official"
+    save_calibration(import_official(tiny_model, official_files, W8A8, TILE_PX), folder)
+    values = json.loads((folder / "calibration.json").read_text())
+    values["official"]["layers"]["unet.conv_out"][key] = value
+    (folder / "calibration.json").write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match=f"official layers: {key} is {value!r}, expected"):
+        load_calibration(folder)
+
+
 def test_spread_values() -> None:
     names = {"--passionsr"}
     assert spread_values(["m", "--passionsr", "a.pth", "b.pth", "-o", "x"], names) == [

@@ -111,6 +111,19 @@ def test_half_precision_files_are_taken_where_there_are_no_others(hub: Hub) -> N
     }
 
 
+def test_weights_in_several_files_are_fetched_by_their_index(hub: Hub, tiny_folder: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    for path in (hub.model / "unet").glob("*.safetensors"):
+        path.unlink()
+    network = UNet2DConditionModel.from_pretrained(tiny_folder / "unet")
+    network.save_pretrained(hub.model / "unet", max_shard_size="400KB")
+    shards = {f"unet/{path.name}" for path in (hub.model / "unet").glob("*-of-*.safetensors")}
+    load_model("owner/name@main")
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert len(shards) > 1 and hub.files() == SMALL | shards | {index, "vae/diffusion_pytorch_model.safetensors"}
+
+
 def test_info_downloads_no_weights(hub: Hub) -> None:
     assert architecture_from_name("owner/name@main", None).name == "tiny"
     assert hub.files() == SMALL

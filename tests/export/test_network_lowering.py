@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from numpy.typing import NDArray
 
 from intsr.calib.calibration import Calibration, SiteQuantizer
 from intsr.calib.maxmin import observe_maxmin
-from intsr.calib.model import SRModel
+from intsr.calib.model import SRModel, load_model
 from intsr.calib.pictures import calibration_batches
+from intsr.calib.reference import reference_networks
 from intsr.calib.sites import input_groups
+from intsr.calib.supported import ACTIVATIONS
 from intsr.errors import ExportError
 from intsr.export.fake_quant import FakeQuantLayer, fake_quantized
 from intsr.export.fold import FoldedLayer, FoldedModel, FoldedNetwork, fold, layer_modules
@@ -75,6 +79,23 @@ def test_full_precision_graphs_equal_torch(tiny_specialized: SpecializedModel, x
     minimum_db = 100 if LOWERINGS[name].float_dtype == "float32" else 55
     for network in NETWORKS:
         assert psnr_db(got[network], expected[network]) > minimum_db, network
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_function_that_is_not_refused_is_lowered(
+    tiny_folder: Path, tmp_path: Path, x: F32, activation: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    for part in ("unet", "vae"):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"act_fn": activation}))
+    model = load_model(str(folder))
+    folded = fold(specialize(model), None)
+    got, value = run_graphs(folded, LOWERINGS["asymmetric-cpu"], x), torch.from_numpy(x)
+    with torch.no_grad():
+        for name, network in reference_networks(model).items():
+            value = network(value)
+            assert psnr_db(got[name], value.numpy()) > 90, name
 
 
 def test_attention_of_the_vae_is_there(tiny_specialized: SpecializedModel, x: F32) -> None:

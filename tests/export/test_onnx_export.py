@@ -111,6 +111,28 @@ def test_unknown_keys_and_missing_graphs(exported: Path) -> None:
         load_export(exported)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("upscale_factor", 4.0),
+        ("upscale_factor", True),
+        ("upscale_factor", 0),
+        ("tile_px", "16"),
+        ("tile_px", -16),
+        ("model", None),
+        ("synthetic", 1),
+        ("parts", [1]),
+        ("licence", 3),
+    ],
+)
+def test_values_of_another_type(exported: Path, key: str, value: object) -> None:
+    path = exported / "export.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ExportError, match=r"(?s)export\.json: .*" + key) as error:
+        load_export(exported)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("tile_px", [0, -4, 13])
 def test_tiles_that_do_not_fit(tiny_folded: FoldedModel, tmp_path: Path, tile_px: int) -> None:
     from dataclasses import replace

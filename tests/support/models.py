@@ -43,9 +43,8 @@ def write_tiny_model(folder: Path, seed: int = 0, upscale_factor: int = 4, times
                 parameter.data += 0.2 * torch.randn_like(parameter)
     vae.save_pretrained(folder / "vae")
     unet.save_pretrained(folder / "unet")
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-        folder / "scheduler"
-    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler.save_pretrained(folder / "scheduler")
     save_file({"context": torch.randn(1, 7, CONTEXT_CHANNELS)}, folder / "context.safetensors")
     settings = {
         "schema_version": 1,

@@ -23,9 +23,8 @@ def write_reference_model(reference: Path, folder: Path) -> Path:
     config = json.loads((reference / "config.json").read_text())
     for part, network in (("unet", _unet(config["unet_config"])), ("vae", _vae(config["vae_config"]))):
         network.save_pretrained(folder / part)
-    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
-        folder / "scheduler"
-    )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    scheduler.save_pretrained(folder / "scheduler")
     save_file({"context": load_file(reference / "inputs.safetensors")["context"]}, folder / "context.safetensors")
     settings = {"schema_version": 1, "name": "reference", "timestep": 999, "upscale_factor": 4}
     settings |= {"resize_filter": "lanczos", "context": "context.safetensors", "licence": "none"}

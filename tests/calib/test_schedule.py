@@ -1,0 +1,118 @@
+"""The scheduler's configuration against diffusers' own step: what x0 is more than the formula is refused."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from intsr.calib.schedule import CLIPPING, PLAIN, alpha_bar_from_scheduler
+from intsr.errors import ModelError
+
+HERE = Path("scheduler_config.json")
+# As stabilityai/stable-diffusion-2-1-base has it.
+SD21_BASE: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.10.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in SD21_BASE.items() if name != key}
+
+
+@pytest.mark.parametrize("changes", [{}, {"_class_name": "DDIMScheduler"}, {"_class_name": "DDPMScheduler"}])
+def test_sd21s_own(changes: dict[str, Any]) -> None:
+    # METHODS section 1: a_999 of SD 2.1's schedule.
+    assert alpha_bar_from_scheduler(SD21_BASE | changes, 999, HERE) == pytest.approx(0.00466010, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("changes", [{}, {"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
+def test_what_diffusers_clips_is_refused(name: str, changes: dict[str, Any]) -> None:
+    """x0 by diffusers' own step is the formula exactly where the configuration is taken."""
+    for config, is_formula in ((without("clip_sample") | changes, False), (SD21_BASE, True)):
+        config = config | {"_class_name": name}
+        scheduler = getattr(diffusers, name).from_config(config)
+        scheduler.set_timesteps(1000)
+        scheduler.timesteps = torch.arange(999, -1, -1)
+        latent, error = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
+        got = scheduler.step(error, 999, 3 * latent).pred_original_sample
+        alpha_bar = alpha_bar_from_scheduler(SD21_BASE, 999, HERE)
+        expected = (3 * latent - math.sqrt(1 - alpha_bar) * error) / math.sqrt(alpha_bar)
+        assert torch.allclose(got, expected, rtol=1e-3, atol=1e-3) == is_formula
+        if is_formula:
+            alpha_bar_from_scheduler(config, 999, HERE)
+            continue
+        with pytest.raises(
+            ModelError, match=r"(clip_sample|thresholding).*expected false.*write false there"
+        ) as told:
+            alpha_bar_from_scheduler(config, 999, HERE)
+        assert "\n" not in str(told.value)
+
+
+def test_without_the_key_the_classes_say_it() -> None:
+    with pytest.raises(ModelError, match="no clip_sample, which for a DDIMScheduler means true"):
+        alpha_bar_from_scheduler(without("clip_sample") | {"_class_name": "DDIMScheduler"}, 999, HERE)
+    assert alpha_bar_from_scheduler(without("clip_sample"), 999, HERE) > 0
+    with pytest.raises(ModelError, match="clip_sample True"):
+        alpha_bar_from_scheduler(SD21_BASE | {"clip_sample": True}, 999, HERE)
+
+
+def test_the_classes_defaults_are_diffusers_own() -> None:
+    for name in CLIPPING + PLAIN:
+        scheduler = getattr(diffusers, name)
+        if hasattr(scheduler, "_backends"):
+            continue  # a stand-in: it needs a library that is not here
+        parameters = inspect.signature(scheduler.__init__).parameters
+        clips = parameters["clip_sample"].default if "clip_sample" in parameters else False
+        assert clips == (name in CLIPPING), name
+        for key in ("thresholding", "rescale_betas_zero_snr", "trained_betas", "use_flow_sigmas"):
+            assert key not in parameters or not parameters[key].default, (name, key)
+        assert parameters["prediction_type"].default == "epsilon", name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "class FlowMatchEulerDiscreteScheduler; expected DDPM"),
+        # Their x0 or their alphas are others, which no key shows.
+        ({"_class_name": "LCMScheduler"}, "class LCMScheduler"),
+        ({"_class_name": "CogVideoXDDIMScheduler"}, "class CogVideoXDDIMScheduler"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas is set"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos_cap_v2'; expected scaled_linear"),
+        ({"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0, not a whole number"),
+        ({"beta_start": True}, "beta_start is True, not a number"),
+        ({"beta_end": "0.012"}, "beta_end is '0.012', not a number"),
+        ({"beta_start": -0.1}, "betas from -0.1 to 0.012; expected between 0 and 1"),
+    ],
+)
+def test_others_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError) as error:
+        alpha_bar_from_scheduler(SD21_BASE | changes, 999, HERE)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_bundled_model_does_not_clip() -> None:
+    import intsr
+
+    path = Path(intsr.__file__).parent / "models" / "demo" / "scheduler" / "scheduler_config.json"
+    assert json.loads(path.read_text())["clip_sample"] is False
