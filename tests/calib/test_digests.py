@@ -153,7 +153,7 @@ def test_with_a_lora_both_digests_are_others(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.pkl").write_bytes(b"adapter")
-    monkeypatch.setattr("intsr.calib.model.read_lora", lambda path: SimpleNamespace(path=path))
+    monkeypatch.setattr("intsr.calib.model.read_lora", lambda path: SimpleNamespace(path=path, notes=()))
     plain, merged = open_model(str(tiny_folder)), open_model(str(tiny_folder), lora=tmp_path / "a.pkl")
     text = f"{plain.older_digest} lora:{hashlib.sha256(b'adapter').hexdigest()}"
     assert merged.older_digest == hashlib.sha256(text.encode()).hexdigest()
