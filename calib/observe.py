@@ -44,9 +44,9 @@ def run_observed(
 class ChannelEnds:
     """How far every channel of one layer's input reaches, picture by picture.
 
-    A range is the mean over pictures of each one's extremes: the extreme of all is one pixel's, and every code is wider
-    for it. The guard's pictures count by their mean, too; where nothing norms the stream in front of the layer they
-    count whole, since what is clipped there is a flat colour's level. docs/calibration.md has figures.
+    A range is the mean over pictures of each one's extremes: the extreme of all is one pixel's, and every code is
+    wider for it. The guard's pictures count by their mean, too; where nothing norms the stream in front of the layer
+    they count whole, since what is clipped there is a flat colour's level. docs/calibration.md has figures.
     """
 
     def __init__(self, site: str, layer: nn.Conv2d | nn.Linear) -> None:

@@ -1,4 +1,4 @@
-"""What makes low resolution of a picture: half of the crops bicubic alone, half blurred, reduced, noisy, compressed."""
+"""What makes low resolution of a picture: half of the crops bicubic alone, half blurred, noisy, compressed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reduce_bicubic(picture: Image.Image) -> Image.Image:
 
 
 def reduce_mixed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Gaussian blur (sigma in original pixels), one of `KERNELS`, Gaussian noise (in levels), JPEG: each by its share."""
+    """Gaussian blur (sigma in original pixels), one of `KERNELS`, noise (in levels), JPEG: each by its share."""
     if rng.random() < BLURRED:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, MAX_BLUR_PX)))
     size = (picture.width // UPSCALE_FACTOR, picture.height // UPSCALE_FACTOR)
@@ -40,7 +40,10 @@ def reduce_mixed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def upscaled_pair(original: Image.Image, rng: np.random.Generator | None = None) -> tuple[Pixels, Pixels]:
-    """(enlarged low-resolution input, original), (H, W, 3) uint8, cropped to whole blocks of 16; bicubic without `rng`."""
+    """(enlarged low-resolution input, original), (H, W, 3) uint8, cropped to whole blocks of 16.
+
+    rng: for `MIXED_SHARE`; without it bicubic alone.
+    """
     width, height = (side // 16 * 16 for side in original.size)
     original = original.crop((0, 0, width, height))
     mixed = rng is not None and rng.random() < MIXED_SHARE

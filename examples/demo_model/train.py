@@ -2,11 +2,11 @@
 
     python examples/demo_model/train.py --kodak DIR --wallpapers DIR --work build/demo_model --export core/models/demo
 
-Three phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder and
-decoder, for what is missing from the encoded low resolution; then the decoder with it, which goes on being asked to
-decode originals, so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over the time
-given to a phase, an exponential moving average of the weights. Interrupt and start again: it goes on from the last
-checkpoint in --work.
+Three phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder
+and decoder, for what is missing from the encoded low resolution; then the decoder with it, which goes on being asked
+to decode originals, so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over
+the time given to a phase, an exponential moving average of the weights. Interrupt and start again: it goes on from
+the last checkpoint in --work.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from degradations import upscaled_pair
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from pictures import KODAK_HELD_OUT, Pixels, load_training_pictures, random_crop, smooth_crop
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 TIMESTEP = 104  # alpha-bar = 0.89 on SD 2.1's schedule: e is amplified by sqrt(0.11 / 0.89), not by 14.6
-LATENT_SCALING_FACTOR = 0.5
 CONTEXT_SHAPE = (1, 8, 64)
 EMA_DECAY = 0.998
 SMOOTH_SHARE = 0.08
 MARGIN_PX = 32  # cut away after degrading, so that no crop shows a kernel at its border
-LATENT_PENALTY = 1e-3  # on the latents' mean square: nothing else says how large they are
+LATENT_PENALTY = 1e-4  # on the latents' mean square: nothing else says how large they are
 DECODER_RATE = 0.3  # of the UNet's
 AUTOENCODER_EVERY = 4  # steps of the last phase: one of them asks the decoder to decode originals
 
@@ -51,15 +50,14 @@ class DemoModel(torch.nn.Module):
             up_block_types=("UpDecoderBlock2D",) * 3,
             block_out_channels=(16, 32, 64),
             layers_per_block=1,
-            latent_channels=8,
+            latent_channels=16,
             norm_num_groups=8,
-            scaling_factor=LATENT_SCALING_FACTOR,
             mid_block_add_attention=False,
         )
         self.unet = UNet2DConditionModel(
             sample_size=64,
-            in_channels=8,
-            out_channels=8,
+            in_channels=16,
+            out_channels=16,
             block_out_channels=(80, 80, 96),
             down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
@@ -71,6 +69,8 @@ class DemoModel(torch.nn.Module):
         )
         torch.nn.init.zeros_(self.unet.conv_out.weight)
         torch.nn.init.zeros_(self.unet.conv_out.bias)
+        # 1 over the latents' standard deviation, measured when the autoencoder is done: the UNet works on units.
+        self.register_buffer("latent_scaling_factor", torch.tensor(1.0))
         self.context = torch.nn.Parameter(torch.randn(CONTEXT_SHAPE) * 0.5)
         self.scheduler = DDPMScheduler(
             num_train_timesteps=1000,
@@ -82,7 +82,7 @@ class DemoModel(torch.nn.Module):
         self.alpha_bar = float(self.scheduler.alphas_cumprod[TIMESTEP])
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        latent: torch.Tensor = self.vae.encode(x).latent_dist.mean * LATENT_SCALING_FACTOR
+        latent: torch.Tensor = self.vae.encode(x).latent_dist.mean * self.latent_scaling_factor
         return latent
 
     def restore(self, latent: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class DemoModel(torch.nn.Module):
         return x0
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        picture: torch.Tensor = self.vae.decode(latent / LATENT_SCALING_FACTOR).sample
+        picture: torch.Tensor = self.vae.decode(latent / self.latent_scaling_factor).sample
         return picture
 
     def forward(self, x: torch.Tensor, with_unet: bool = True) -> torch.Tensor:
@@ -156,7 +156,7 @@ def psnr_y_db(sr: torch.Tensor, original: torch.Tensor) -> float:
 
 @torch.no_grad()
 def held_out_psnr_db(model: DemoModel, kodak: Path) -> dict[str, float]:
-    """Mean over the held-out pictures: bicubic, the model, the model without its UNet, originals encoded and decoded."""
+    """Means: bicubic, the model, the model without its UNet, originals encoded and decoded."""
     model.eval()
     scores: dict[str, list[float]] = {"bicubic": [], "model": [], "no_unet": [], "autoencoder": []}
     for name in KODAK_HELD_OUT:
@@ -174,6 +174,7 @@ def export_model(model: DemoModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     half = DemoModel()
     half.load_state_dict(model.state_dict())
+    half.vae.register_to_config(scaling_factor=float(model.latent_scaling_factor))
     half.half()
     half.vae.save_pretrained(folder / "vae")
     half.unet.save_pretrained(folder / "unet")
@@ -186,19 +187,35 @@ def export_model(model: DemoModel, folder: Path) -> None:
         "upscale_factor": 4,
         "resize_filter": "bicubic",
         "context": "context.safetensors",
-        "licence": "Apache-2.0; trained on the Kodak suite (unrestricted), CC0 pictures of scikit-image, and photographs "
-        "of lomiri-wallpapers (CC0 and CC BY 4.0, authors in examples/demo_model/README.md)",
+        "licence": "Apache-2.0; trained on the Kodak suite (unrestricted), CC0 pictures of scikit-image, and "
+        "photographs of lomiri-wallpapers (CC0 and CC BY 4.0, authors in examples/demo_model/README.md)",
     }
     (folder / "intsr_model.json").write_text(json.dumps(spec, indent=2) + "\n")
+
+
+@torch.no_grad()
+def start_from(vae: AutoencoderKL, path: Path) -> None:
+    """Take over what another autoencoder of this design has learned; further latent channels start as they are."""
+    old = load_file(path)
+    for name, tensor in vae.state_dict().items():
+        given = old[name]
+        if given.shape == tensor.shape:
+            tensor.copy_(given)
+            continue
+        # The first half of these rows are means, the second log-variances.
+        halves = 2 if name.startswith(("encoder.conv_out", "quant_conv")) else 1
+        for to, of in zip(tensor.chunk(halves), given.chunk(halves), strict=True):
+            columns = tuple(slice(side) for side in of.shape)
+            to[columns].copy_(of)
 
 
 class Trainer:
     """What a checkpoint holds, and one training step."""
 
-    def __init__(self, checkpoint: Path, phases: Sequence[Phase]) -> None:
+    def __init__(self, checkpoint: Path, phases: Sequence[Phase], start: Path | None) -> None:
         self.checkpoint, self.phases = checkpoint, phases
-        self.model = DemoModel().to(memory_format=torch.channels_last)
-        self.ema = DemoModel().to(memory_format=torch.channels_last)
+        self.model = DemoModel()
+        self.ema = DemoModel()
         self.step, self.phase_index, self.elapsed_s = 0, 0, 0.0
         state = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
         if state is not None:
@@ -206,6 +223,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
             self.step, self.phase_index, self.elapsed_s = (state[k] for k in ("step", "phase_index", "elapsed_s"))
         else:
+            if start is not None:
+                start_from(self.model.vae, start)
             self.ema.load_state_dict(self.model.state_dict())
         self.optimizer = self._optimizer()
         if state is not None:
@@ -235,12 +254,20 @@ class Trainer:
             [{"params": parameters, "share": share} for parameters, share in groups],
             betas=(0.9, 0.98),
             weight_decay=1e-4,
+            fused=True,
         )
 
-    def next_phase(self) -> bool:
+    @torch.no_grad()
+    def _scale_latents(self, pictures: Sequence[Pixels]) -> None:
+        _, originals = training_batch(pictures, Phase("scale", 0, 0, batch=64, patch_px=64), 0)
+        self.ema.latent_scaling_factor.fill_(round(1 / float(self.ema.encode(originals).std()), 4))
+
+    def next_phase(self, pictures: Sequence[Pixels]) -> bool:
         """Begin the next phase with the averaged weights; False where there is none."""
         if self.phase_index + 1 == len(self.phases):
             return False
+        if self.phase.name == "autoencoder":
+            self._scale_latents(pictures)
         self.phase_index, self.elapsed_s = self.phase_index + 1, 0.0
         self.model.load_state_dict(self.ema.state_dict())
         self.optimizer = self._optimizer()
@@ -250,18 +277,16 @@ class Trainer:
         model, penalty = self.model, torch.zeros(())
         with torch.autocast("cpu", torch.bfloat16):
             if self.phase.name == "autoencoder":
-                wanted = torch.cat([originals, inputs[: len(inputs) // 2]]).contiguous(
-                    memory_format=torch.channels_last
-                )
+                wanted = torch.cat([originals, inputs[: len(inputs) // 2]])
                 latent = model.encode(wanted)
                 penalty = LATENT_PENALTY * latent.float().square().mean()
                 outputs = model.decode(latent)
             elif self.phase.name == "decoder" and self.step % AUTOENCODER_EVERY == 0:
                 wanted = originals
-                outputs = model(originals.contiguous(memory_format=torch.channels_last), False)
+                outputs = model(originals, False)
             else:
                 wanted = originals
-                outputs = model(inputs.contiguous(memory_format=torch.channels_last))
+                outputs = model(inputs)
         return (outputs.float() - wanted).abs().mean() + penalty
 
     def train_step(self, inputs: torch.Tensor, originals: torch.Tensor) -> float:
@@ -301,6 +326,7 @@ class Trainer:
 @click.option("--wallpapers", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the checkpoint.")
 @click.option("--export", "export_folder", type=click.Path(path_type=Path), required=True)
+@click.option("--start", type=click.Path(exists=True, path_type=Path), help="A VAE's weights to begin from.")
 @click.option("--autoencoder-minutes", type=float, default=8.0, show_default=True)
 @click.option("--unet-minutes", type=float, default=22.0, show_default=True)
 @click.option("--decoder-minutes", type=float, default=60.0, show_default=True)
@@ -309,6 +335,7 @@ def main(
     wallpapers: Path,
     work: Path,
     export_folder: Path,
+    start: Path | None,
     autoencoder_minutes: float,
     unet_minutes: float,
     decoder_minutes: float,
@@ -317,16 +344,16 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(17)
     phases = (
-        Phase("autoencoder", autoencoder_minutes, rate=2e-3, batch=12, patch_px=64),
+        Phase("autoencoder", autoencoder_minutes, rate=1.5e-3, batch=12, patch_px=64),
         Phase("unet", unet_minutes, rate=1e-3, batch=16, patch_px=64),
         Phase("decoder", decoder_minutes, rate=5e-4, batch=8, patch_px=96),
     )
-    trainer = Trainer(work / "checkpoint.pt", phases)
+    trainer = Trainer(work / "checkpoint.pt", phases, start)
     pictures = load_training_pictures(kodak, wallpapers)
     while True:
         train_phase(trainer, pictures, kodak)
         trainer.save()
-        if not trainer.next_phase():
+        if not trainer.next_phase(pictures):
             break
     export_model(trainer.ema, export_folder)
     click.echo(f"exported {export_folder}: {held_out_psnr_db(trainer.ema, kodak)}")
