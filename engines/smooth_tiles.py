@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from intsr.calib.made_pictures import smooth_tiles
-from intsr.engines.verify import psnr_db
+from intsr.runtime.metrics import psnr_db
 from intsr.runtime.upscaler import Upscaler
 
-PEAK = 255.0
+EXACT_DB = 200.0  # of equal pictures: JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,8 @@ def smooth_scores(engine: Upscaler, reference: Upscaler) -> list[SmoothScore]:
         got, expected = (
             np.asarray(each.upscale(pixels, color_fix="none")).astype(np.float64) for each in (engine, reference)
         )
-        difference = np.abs(got - expected)
-        decibels = psnr_db(float((difference**2).mean()), PEAK)
-        scores.append(SmoothScore(name, round(decibels, 2), int(difference.max())))
+        decibels = min(psnr_db(got, expected), EXACT_DB)
+        scores.append(SmoothScore(name, round(decibels, 2), int(np.abs(got - expected).max())))
     return scores
 
 

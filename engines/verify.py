@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.errors import UsageError, VerificationError
-from intsr.export.onnx_export import is_weight_only
 from intsr.runtime.networks import Network
 from intsr.types import NETWORKS, Bits
 
@@ -29,6 +28,8 @@ INTEGER_DB = {8: 30.0, 7: 27.0, 6: 24.0, 5: 20.0, 4: 16.0, 3: 12.0, 2: 8.0}
 
 def default_bound_db(bits: str, precision: str) -> float:
     """PSNR that every picture must reach. bits: a manifest's; precision: of what is not integer, here."""
+    from intsr.export.onnx_export import is_weight_only
+
     if bits == "fp" or is_weight_only(bits):
         return FULL_PRECISION_DB[precision]
     of_engine = Bits.parse(bits)

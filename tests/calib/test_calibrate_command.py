@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -198,3 +199,53 @@ def test_compiling_passes_over_them_too(intsr: Intsr, tiny_folder: Path, mixed: 
     arguments = ("compile", tiny_folder, "--images", mixed, "--tile", 16, "-o", tmp_path / "x.engine")
     code, _, err = intsr(*arguments)
     assert code == 0 and err.count("skipped: ") == 3, err
+
+
+def test_pictures_of_one_flat_colour_are_named_and_skipped(
+    intsr: Intsr, given: tuple[object, ...], tiny_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Flat in each channel, not only grey: in every method, and as an error where nothing else is left."""
+    folder = Path(shutil.copytree(pictures, tmp_path / "flat"))
+    Image.new("RGB", (16, 16), (120, 170, 235)).save(folder / "sky.png")
+    for method in (ONE_PASS, ("--dry-run", "--tile", 16, "--crop", 16, "--crops", 4)):
+        code, _, err = intsr("calibrate", tiny_folder, "--images", folder, *method, "-o", tmp_path / "c")
+        assert code == 0, err
+        assert ("sky.png: shows nothing: one flat colour" in err) == (method is ONE_PASS)
+    for path in pictures.iterdir():
+        (folder / path.name).unlink()
+    for method in (ONE_PASS, ("--method", "lsq", "--tile", 16)):
+        result = intsr("calibrate", tiny_folder, "--images", folder, *method, "-o", tmp_path / "d")
+        assert_refused(result, "sky.png: shows nothing", "a picture with detail")
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_guard_can_be_left_out_and_clipped_shares_are_told(
+    intsr: Intsr, given: tuple[object, ...], tmp_path: Path
+) -> None:
+    assert intsr(*given, *ONE_PASS)[0] == 0
+    assert intsr(*given[:-1], tmp_path / "bare", *ONE_PASS, "--no-guard")[0] == 0
+    guarded, bare = (load_calibration(tmp_path / name) for name in ("c", "bare"))
+    wider = [site for site in guarded.sites if guarded.sites[site].x_max > bare.sites[site].x_max]
+    assert any("downsamplers" in site for site in wider)
+    assert max(s.guard for s in guarded.clipped.values()) < max(s.guard for s in bare.clipped.values())
+    worst = json.loads(intsr("inspect", tmp_path / "bare", "--json")[1])["calibration"]["most_clipped"]["guard"]
+    assert worst["share"] == bare.clipped[worst["site"]].guard == max(s.guard for s in bare.clipped.values())
+    _, out, _ = intsr("inspect", tmp_path / "bare")
+    assert f"at most {worst['share']:.2%}, in {worst['site']}" in out
+    _, out, _ = intsr("inspect", tmp_path / "bare", "--layers")
+    assert f"of the guard's {worst['share']:.2%}" in out
+
+
+def test_bits_that_lose_the_picture_are_said_with_the_number(
+    intsr: Intsr, pictures: Path, demo_picture: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    shutil.copy(demo_picture, folder)
+    arguments = ("calibrate", "demo", "--images", folder, "--method", "maxmin", "--tile", 64)
+    code, _, err = intsr(*arguments, "--bits", "w2a2", "-o", tmp_path / "w2a2")
+    assert code == 0
+    found = re.search(r"warning: w2a2 with maxmin is ([\d.]+) dB from full precision.*enlargement ([\d.]+) dB", err)
+    assert found is not None and float(found[1]) < float(found[2])
+    code, _, err = intsr(*arguments, "--bits", "w8a8", "-o", tmp_path / "w8a8")
+    assert code == 0 and "warning" not in err

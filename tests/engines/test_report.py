@@ -18,7 +18,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration import Calibration, Clipped, load_calibration, save_calibration
+from intsr.calib.made_pictures import smooth_tiles
 from intsr.engines.commands.report import report
 from intsr.errors import IntsrError, UsageError
 from intsr.runtime.engine import open_engine
@@ -364,3 +365,26 @@ def test_no_engine_of_another_factor(sources: Path, tmp_path: Path) -> None:
     other = pages.write_engine(tmp_path / "x4.engine", upscale_factor=4)
     with pytest.raises(UsageError, match="engines of factors 2, 4"):
         variants_of_request(ReportRequest(engines=(sources / "fp.engine", other), images=sources / "lr"))
+
+
+def test_smooth_tiles_of_every_engine_are_compared_with_full_precision(made: Made) -> None:
+    (row,) = made.facts["pictures"]["smooth_tiles"]
+    assert row["variant"] == pages.HOSTILE_ENGINE
+    assert [tile["name"] for tile in row["tiles"]] == list(smooth_tiles(8))
+    shown = made.page.rows("Smooth and flat tiles")
+    for cells, tile in zip(shown, row["tiles"], strict=True):
+        assert cells[0].text == tile["name"]
+        assert [pages.value_of(cell) for cell in cells[1:]] == [tile["psnr_db"], tile["max_levels"]]
+    # That engine is wrong by 3 % of the range and more.
+    assert 0 < min(tile["psnr_db"] for tile in row["tiles"]) < 40
+
+
+def test_clipped_shares_are_columns_where_a_calibration_has_them(sources: Path, tmp_path: Path) -> None:
+    calibration = load_calibration(sources / "calibration")
+    clipped = {site: Clipped(0.001, 0.1) for site in calibration.sites}
+    save_calibration(replace(calibration, clipped=clipped), tmp_path / "clipped")
+    assert invoke(tmp_path / "clipped", "-o", tmp_path / "r.html", "-q").exit_code == 0
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Outside, smooth" in text and "10.00 %" in text
+    assert invoke(sources / "calibration", "-o", tmp_path / "s.html", "-q").exit_code == 0
+    assert "Outside, smooth" not in (tmp_path / "s.html").read_text(encoding="utf-8")
