@@ -92,7 +92,15 @@ def test_one_pass_refuses_options_of_training(
 def test_only_the_crops_default_gives_way_to_the_tile(intsr: Intsr, given: tuple[object, ...]) -> None:
     assert_refused(intsr(*given, "--tile", 16, "--crop", 64), "--crop: 64", "at most --tile 16")
     settings = dict.fromkeys(("block_steps", "joint_steps", "batch", "crops"), 4)
-    rest = {"rate": 1.0, "cache": "ram", "recompute": False, "mixed": False, "seed": 0, "device": "cpu"}
+    rest = {
+        "guard": True,
+        "rate": 1.0,
+        "cache": "ram",
+        "recompute": False,
+        "mixed": False,
+        "seed": 0,
+        "device": "cpu",
+    }
     for tile_px, crop_px, expected in ((16, None, 16), (128, None, 32), (16, 64, 64)):
         recipe = commands._recipe("lbq", "w8a8", "vae", tile_px, False, crop_px=crop_px, **settings, **rest)
         assert recipe.crop_px == expected

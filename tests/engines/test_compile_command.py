@@ -121,12 +121,16 @@ def test_an_engine_that_agrees_is_written_and_says_how_well(
     given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--target", "onnxruntime")
     code, out, error = intsr(*given, "-o", output, "--verify", pictures, "--json")
     assert code == 0, error
-    end_to_end = json.loads(out)["agreement"]["end_to_end"]["psnr_db"]
-    assert f"{end_to_end:.2f} dB against torch" in error
+    agreement = json.loads(out)["agreement"]
+    end_to_end, worst = agreement["end_to_end"]["psnr_db"], agreement["worst"]["psnr_db"]
+    assert f"against torch {end_to_end:.2f} dB, {worst:.2f} at worst" in error
     code, out, _ = intsr(
         *("verify", output, "--against", calibration, "--model", tiny_folder, "--images", pictures, "--json")
     )
-    assert code == 0 and json.loads(out)["end_to_end"]["psnr_db"] == end_to_end
+    result = json.loads(out)
+    assert code == 0 and result["end_to_end"]["psnr_db"] == end_to_end
+    assert sum(name.startswith("(made) ") for name in result["per_image_db"]) == 8 < len(result["per_image_db"])
+    assert min(result["per_image_db"].values()) == pytest.approx(worst, abs=0.01)
     assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
 
 
@@ -138,7 +142,7 @@ def test_an_engine_that_does_not_agree_is_not_written(
     output.write_bytes(b"before")
     given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--target", "onnxruntime")
     code, _, error = intsr(*given, "-o", output, "--verify", pictures, "--min-psnr", "150")
-    assert code == 1 and "dB against torch: no engine was written; expected at least 150" in error
+    assert code == 1 and "expected at least 150 on every picture; no engine was written" in error
     assert output.read_bytes() == b"before"
     assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
 
