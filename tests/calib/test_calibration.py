@@ -49,7 +49,7 @@ def test_a_folder_with_something_else_is_kept(calibration: Calibration, tmp_path
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.parametrize("change", [{"colour": "red"}, {"schema_version": 3}])
+@pytest.mark.parametrize("change", [{"colour": "red"}, {"schema_version": 2}])
 def test_unknown_keys_and_versions_are_refused(
     calibration: Calibration, tmp_path: Path, change: dict[str, object]
 ) -> None:
@@ -115,7 +115,7 @@ def test_bits_out_of_range(calibration: Calibration, tmp_path: Path, bits: objec
         ("seconds", True),
         ("pictures", True),
         ("tile_px", 128.0),
-        ("schema_version", 2.0),
+        ("schema_version", 3.0),
         ("sites", None),
     ],
 )

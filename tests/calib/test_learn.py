@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_ends_training():
     value = torch.nn.Parameter(torch.zeros(()))
     phase = Phase("decoder: ranges", (), (((value,), 1.0),), 3, lambda *_: value * float("nan"), lambda: 1.0)
     with pytest.raises(CalibrationError, match=r"decoder: ranges.*finite"):
-        train(phase, Journal(None, {}), 0, 4, 2, lambda *_: None)
+        train(phase, Journal(None, {}), 0, range(4), 2, lambda *_: None)
 
 
 def test_dry_run_measures_and_writes_nothing(tiny_folder, pictures, tmp_path, intsr):
