@@ -49,8 +49,13 @@ def luma_from_pixels(pixels: Array) -> Array:
 
     A grey level counts as three equal components.
     """
-    grey = pixels.ndim == 2
-    levels: Array = pixels * LUMA_WEIGHTS.sum() if grey else pixels @ LUMA_WEIGHTS
+    if pixels.ndim == 2:
+        levels: Array = pixels * LUMA_WEIGHTS.sum()
+    else:
+        # Not a matrix product: how a library sums may depend on where in memory a picture lies, and two equal
+        # pictures must be equal here, too.
+        red, green, blue = (pixels[..., i] * weight for i, weight in enumerate(LUMA_WEIGHTS))
+        levels = red + green + blue
     return levels / PEAK + LUMA_BLACK
 
 
