@@ -30,6 +30,7 @@ from intsr.export.lowering import LOWERING_OF_TARGET, LOWERINGS
 from intsr.export.onnx_export import export_onnx
 from intsr.export.pipeline import export_model, folded_from_model
 from intsr.runtime.engine import open_engine
+from intsr.runtime.openvino_int8 import integers_are_exact
 
 TILE_PX = 16
 
