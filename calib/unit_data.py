@@ -42,7 +42,8 @@ class Recomputed:
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         x, _ = record_input(self.quantized, self.unit, torch.cat([self.inputs[i] for i in indices]))
         y = record_output(self.reference, self.unit, torch.cat([self.reference_inputs[i] for i in indices]))
-        return x, y
+        # One layout, whatever keeps them: kernels that differ by rounding are chosen by it.
+        return x.contiguous(), y.contiguous()
 
 
 class KnownPairs:

@@ -15,6 +15,7 @@ from intsr.export.norms import STATISTICS
 from intsr.export.onnx_file import read_onnx
 from intsr.loading import require
 from intsr.runtime.openvino_backend import cpu_description, resolve_precision
+from intsr.runtime.openvino_int8 import integer_settings
 from intsr.runtime.openvino_member import pack_member
 
 # Nodes of the runtime model that stand for memory, not for a kernel.
@@ -78,7 +79,7 @@ def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str
     quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = resolve_precision("auto", quantized, capabilities, "inspect", cpu_description())
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **integer_settings(quantized)}
     compiled = core.compile_model(model, "CPU", settings)
     kinds: Counter[str] = Counter()
     float_layers, fp32_gemms, int8_macs = [], 0, 0

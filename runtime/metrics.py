@@ -1,6 +1,7 @@
 """How close pictures are to their originals: PSNR and SSIM on luma, as super-resolution papers report them.
 
-Luma is BT.601's limited range, 16 to 235, unrounded, with a peak of 255; everything is in float64.
+Luma is BT.601's limited range, 16 to 235, with a peak of 255; everything is in float64. PSNR takes it unrounded, SSIM
+by one of two rules (`SsimRule`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +26,9 @@ LUMA_BLACK = 16.0
 SSIM_WINDOW_PX = 11
 SSIM_SIGMA_PX = 1.5
 SSIM_K1, SSIM_K2 = 0.01, 0.03
+# pyiqa: luma rounded to whole levels and negative structure terms counted as 0, which is what papers on one-step
+# diffusion print. wang: neither, as the measure was published.
+SsimRule = Literal["pyiqa", "wang"]
 # Names that pyiqa knows, as papers report them. All need the `metrics` extra, whose licence is non-commercial.
 PERCEPTUAL_METRICS = ("lpips", "dists", "niqe", "musiq", "maniqa", "clipiqa")
 _MOST_NAMES_SHOWN = 3
@@ -44,8 +49,13 @@ def luma_from_pixels(pixels: Array) -> Array:
 
     A grey level counts as three equal components.
     """
-    grey = pixels.ndim == 2
-    levels: Array = pixels * LUMA_WEIGHTS.sum() if grey else pixels @ LUMA_WEIGHTS
+    if pixels.ndim == 2:
+        levels: Array = pixels * LUMA_WEIGHTS.sum()
+    else:
+        # Not a matrix product: how a library sums may depend on where in memory a picture lies, and two equal
+        # pictures must be equal here, too.
+        red, green, blue = (pixels[..., i] * weight for i, weight in enumerate(LUMA_WEIGHTS))
+        levels = red + green + blue
     return levels / PEAK + LUMA_BLACK
 
 
@@ -55,13 +65,16 @@ def psnr_db(first: Array, second: Array) -> float:
     return 10 * math.log10(PEAK**2 / mean_square) if mean_square else math.inf
 
 
-def ssim(first: Array, second: Array) -> float:
-    """Structural similarity of two (H, W) float64 arrays, peak 255, sides of at least 11.
+def ssim(first: Array, second: Array, rule: SsimRule = "pyiqa") -> float:
+    """Structural similarity of two (H, W) float64 arrays of unrounded levels, peak 255, sides of at least 11.
 
     Gaussian window of 11 x 11, sigma 1.5, population variances, mean over the places where the whole window lies
     inside the picture. Source: Wang et al., Image quality assessment: from error visibility to structural
-    similarity, 2004, and its published Matlab code, without the downsampling of its later version.
+    similarity, 2004, and its published Matlab code, without the downsampling of its later version; the rule "pyiqa":
+    METHODS section 8.
     """
+    if rule == "pyiqa":
+        first, second = np.rint(first), np.rint(second)
     c1, c2 = (SSIM_K1 * PEAK) ** 2, (SSIM_K2 * PEAK) ** 2
     mean_1, mean_2 = _blur_valid(first), _blur_valid(second)
     variance_1 = _blur_valid(first * first) - mean_1 * mean_1
@@ -69,6 +82,8 @@ def ssim(first: Array, second: Array) -> float:
     covariance = _blur_valid(first * second) - mean_1 * mean_2
     luminance = (2 * mean_1 * mean_2 + c1) / (mean_1 * mean_1 + mean_2 * mean_2 + c1)
     structure = (2 * covariance + c2) / (variance_1 + variance_2 + c2)
+    if rule == "pyiqa":
+        structure = np.maximum(structure, 0)
     return float(np.mean(luminance * structure))
 
 
@@ -86,7 +101,7 @@ def _blur_valid(values: Array) -> Array:
     return values
 
 
-def score_pair(sr_path: Path, hr_path: Path, crop_border_px: int = 0) -> Scores:
+def score_pair(sr_path: Path, hr_path: Path, crop_border_px: int = 0, ssim_rule: SsimRule = "pyiqa") -> Scores:
     """Read, compare, and never resize: raises ImageError where the sizes differ or leave less than SSIM's window.
 
     crop_border_px: pixels cut off every side of both pictures first.
@@ -100,7 +115,7 @@ def score_pair(sr_path: Path, hr_path: Path, crop_border_px: int = 0) -> Scores:
         raise ImageError(sr_path, got, f"at least {SSIM_WINDOW_PX} left, the window of SSIM")
     inside = tuple(slice(crop_border_px, side - crop_border_px) for side in sr.shape)
     sr, hr = sr[inside], hr[inside]
-    return Scores(sr_path.stem, psnr_db(sr, hr), ssim(sr, hr))
+    return Scores(sr_path.stem, psnr_db(sr, hr), ssim(sr, hr, ssim_rule))
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:

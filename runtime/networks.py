@@ -129,6 +129,11 @@ def precision_from_network(network: Network) -> str:
     return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))
 
 
+def notes_from_networks(networks: Iterable[Network]) -> tuple[str, ...]:
+    """What the user should know of how they run here, each once."""
+    return tuple(dict.fromkeys(note for network in networks for note in getattr(network, "notes", ())))
+
+
 def activation_bytes_from_network(network: Network) -> int | None:
     """What running it takes beside the weights, in bytes; None where its library does not tell."""
     value: int | None = getattr(network, "activation_bytes", None)

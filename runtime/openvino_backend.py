@@ -12,6 +12,7 @@ import numpy as np
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
+from intsr.runtime.openvino_int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.openvino_member import split_member, unpack_xml
 from intsr.runtime.openvino_memory import inference_bytes
 
@@ -26,9 +27,18 @@ CPU_INFO = Path("/proc/cpuinfo")
 class OpenVINONetwork:
     """A compiled model with one request. precision: what OpenVINO computes the float parts in. activation_bytes: what
     running it takes beside the weights, estimated rather too high; it keeps that much from its first run on.
+    notes: what the user should know of how it runs here.
     """
 
-    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
+    def __init__(
+        self,
+        entry: NetworkEntry,
+        compiled: Any,
+        where: object = "engine",
+        weights: object = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.notes = notes
         # Some are read where they lie in the file: its mapping lives as long as the compiled model.
         self._weights = weights
         self.input, self.output = entry.input, entry.output
@@ -111,6 +121,7 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         "INFERENCE_PRECISION_HINT": resolve_precision(
             precision, quantized, capabilities, bundle.path, cpu_description()
         ),
+        **integer_settings(quantized),
     }
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
@@ -130,7 +141,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     # Most weights are in there now in layouts of its own.
     weights.drop_pages()
     _check_shapes(compiled, entry, bundle.path)
-    return OpenVINONetwork(entry, compiled, bundle.path, weights)
+    in_float = quantized and not integers_are_exact()
+    return OpenVINONetwork(entry, compiled, bundle.path, weights, (IN_FLOAT_NOTE,) if in_float else ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from intsr.runtime.image_metadata import ImageMetadata
 from intsr.runtime.image_stream import open_writer
 from intsr.runtime.image_write import check_alpha_fits, check_format_fits, notes_for_output
 from intsr.runtime.memory_budget import MemoryBudget
-from intsr.runtime.networks import Array
+from intsr.runtime.networks import Array, notes_from_networks
 from intsr.runtime.overlap import overlapped
 from intsr.runtime.resize import Enlarger
 from intsr.runtime.upscaler import Upscaler, Work
@@ -200,6 +200,7 @@ def _write(
             picture.write(rows)
     notes = (*loaded.notes, *notes_for_output(metadata, job.output))
     notes += (SYNTHETIC_NOTE,) if upscaler.synthetic else ()
+    notes += notes_from_networks(upscaler.networks)
     ms = round((time.perf_counter() - opened.start) * 1e3, 1)
     return FileReport(str(job.source), str(job.output), "ok", *size, upscaler.tile_px, work.tiles, ms, notes=notes)
 

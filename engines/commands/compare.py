@@ -100,11 +100,11 @@ def compare(
 ) -> None:
     """One table of methods and settings, each upscaling through the engine compiled for the CPU.
 
-    MODEL is as intsr calibrate takes it. Each setting is calibrated in a process of its
-    own. With -o, calibrations (and their logs) stay in FOLDER/calibrations: the same command, started again after an
-    interruption, goes on from there. Pictures and originals are paired as in intsr evaluate. The first rows are
-    bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full precision's; `loss` what
-    is lost of its PSNR-Y.
+    MODEL is as intsr calibrate takes it. Each setting is calibrated in a process of its own. With -o, calibrations
+    (and their logs) stay in FOLDER/calibrations: the same command, started again after an interruption, goes on from
+    there. Pictures and originals are paired, and PSNR-Y and SSIM-Y computed, as in intsr evaluate by default. The
+    first rows are bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full
+    precision's; `loss` what is lost of its PSNR-Y.
     """
     from intsr.engines.compare_types import Comparison, settings_from_text
     from intsr.files import check_writable_folder

@@ -11,7 +11,7 @@ import click
 from intsr.console import common_options, emit_json, progress, say
 
 if TYPE_CHECKING:
-    from intsr.runtime.metrics import Scores
+    from intsr.runtime.metrics import Scores, SsimRule
 
 
 @click.command(
@@ -29,20 +29,36 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pixels to cut off every side before PSNR and SSIM.",
 )
+@click.option(
+    "--ssim",
+    "ssim_rule",
+    type=click.Choice(("pyiqa", "wang")),
+    default="pyiqa",
+    show_default=True,
+    help="As papers on one-step diffusion report SSIM, or as it was published.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave out pictures that only one folder has.")
 @click.option(
     "--metrics", "metrics_text", default="", metavar="NAMES", help="Also lpips, dists, niqe, musiq, maniqa, clipiqa."
 )
 @common_options
 def evaluate(
-    sr_dir: Path, hr_dir: Path, crop_border_px: int, allow_missing: bool, metrics_text: str, as_json: bool
+    sr_dir: Path,
+    hr_dir: Path,
+    crop_border_px: int,
+    ssim_rule: SsimRule,
+    allow_missing: bool,
+    metrics_text: str,
+    as_json: bool,
 ) -> None:
     """Mean PSNR and SSIM of the pictures in SR_DIR against their originals in HR_DIR, on luma.
 
-    Luma is BT.601 limited range, unrounded, peak 255; SSIM has the usual Gaussian window, 11 x 11, sigma 1.5.
-    Pictures are paired by exact name without the extension and must have the same size. --metrics needs the extra
-    `metrics` (pyiqa, non-commercial licence) and looks at whole pictures. The PSNR of identical pictures is
-    infinite: `inf` in the table, null in JSON, and so is a mean over one of them.
+    Luma is BT.601 limited range, peak 255, unrounded for PSNR; SSIM has the usual Gaussian window, 11 x 11, sigma
+    1.5. `--ssim pyiqa` rounds luma to whole levels and counts negative structure terms as 0, which gives the numbers
+    that papers on one-step diffusion print (they use pyiqa); `--ssim wang` does neither, as the measure was
+    published and as scikit-image computes it. Pictures are paired by exact name without the extension and must have
+    the same size. --metrics needs the extra `metrics` (pyiqa, non-commercial licence) and looks at whole pictures.
+    The PSNR of identical pictures is infinite: `inf` in the table, null in JSON, and so is a mean over one of them.
     """
     from dataclasses import replace
 
@@ -56,11 +72,11 @@ def evaluate(
         say(f"left out, for want of a partner: {', '.join(pairing.only_sr + pairing.only_hr)}")
     scores = []
     for sr_path, hr_path in progress(pairing.pairs, "Evaluating"):
-        score = metrics.score_pair(sr_path, hr_path, crop_border_px)
+        score = metrics.score_pair(sr_path, hr_path, crop_border_px, ssim_rule)
         scores.append(replace(score, perceptual=scorer.score(sr_path, hr_path)))
     mean = metrics.mean_scores(scores)
     if as_json:
-        answer = {"images": len(scores), **_json_from_scores(mean), "left_out": left_out}
+        answer = {"images": len(scores), **_json_from_scores(mean), "ssim_rule": ssim_rule, "left_out": left_out}
         emit_json(answer | {"per_image": [{"name": score.name, **_json_from_scores(score)} for score in scores]})
     else:
         _print_table(scores, mean)

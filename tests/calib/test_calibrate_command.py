@@ -125,9 +125,9 @@ def test_the_same_settings_replace_and_others_do_not(
 ) -> None:
     code, _, err = intsr(*given, *ONE_PASS)
     assert code == 0 and "replaced" not in err
-    first = (tmp_path / "c" / "ranges.safetensors").read_bytes()
     code, _, err = intsr(*given, *ONE_PASS)
     assert code == 0 and "made before with the same model, method, bits and parts; it will be replaced" in err
+    made = (tmp_path / "c" / "ranges.safetensors").read_bytes()
     other_model = Path(shutil.copytree(tiny_folder, tmp_path / "other"))
     settings = json.loads((other_model / "intsr_model.json").read_text())
     (other_model / "intsr_model.json").write_text(json.dumps(settings | {"timestep": 500}))
@@ -138,7 +138,7 @@ def test_the_same_settings_replace_and_others_do_not(
         (("calibrate", other_model, *given[2:], *ONE_PASS), ("with model tiny (", "; expected model tiny (")),
     ):
         assert_refused(intsr(*arguments), "holds a calibration", *words)
-        assert (tmp_path / "c" / "ranges.safetensors").read_bytes() == first
+        assert (tmp_path / "c" / "ranges.safetensors").read_bytes() == made
     code, _, err = intsr(*given, *ONE_PASS, "--bits", "w6a6", "--overwrite")
     assert code == 0 and "will be replaced" in err
     assert str(load_calibration(tmp_path / "c").bits) == "w6a6"

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from intsr.calib.convert import LORA, convert
-from intsr.calib.lora import merge_lora, read_lora
+from intsr.calib.lora import Lora, merge_lora, read_lora
 from intsr.calib.model import SRModel, load_model, open_model
 from intsr.errors import ModelError
 
@@ -151,13 +151,27 @@ def test_weights_are_those_of_peft_merged(loaded: SRModel, merged_by_peft: tuple
         assert changed > 20
 
 
+def assert_same_tensors(got: Lora, expected: Lora) -> None:
+    """Bit for bit."""
+    assert got.updates.keys() == expected.updates.keys() and got.base.keys() == expected.base.keys()
+    for part, sites in expected.updates.items():
+        assert got.updates[part].keys() == sites.keys() and got.base[part].keys() == expected.base[part].keys()
+        for site, pairs in sites.items():
+            for pair, other in zip(got.updates[part][site], pairs, strict=True):
+                assert all(map(torch.equal, pair, other)), site
+        assert all(torch.equal(got.base[part][name], tensor) for name, tensor in expected.base[part].items())
+
+
 def test_converted_it_is_the_same(loaded: SRModel, folder: Path, pickled: Path, tmp_path: Path) -> None:
     written = convert(pickled, tmp_path / "osediff.safetensors")
     assert written.kind == LORA and written.values == 6
+    assert_same_tensors(read_lora(pickled), read_lora(tmp_path / "osediff.safetensors"))
     again = load_model(str(folder), folder / "context.safetensors", tmp_path / "osediff.safetensors")
     for network, other in ((loaded.unet, again.unet), (loaded.vae, again.vae)):
         others = other.state_dict()
-        assert all(torch.equal(tensor, others[name]) for name, tensor in network.state_dict().items())
+        for name, tensor in network.state_dict().items():
+            # Sums of products: of equal matrices elsewhere in memory, equal but for rounding.
+            torch.testing.assert_close(tensor, others[name], rtol=0, atol=1e-6, msg=name)
 
 
 def test_it_counts_in_name_and_digest(loaded: SRModel, folder: Path, pickled: Path) -> None:

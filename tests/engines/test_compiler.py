@@ -30,6 +30,7 @@ from intsr.export.lowering import LOWERING_OF_TARGET, LOWERINGS
 from intsr.export.onnx_export import export_onnx
 from intsr.export.pipeline import export_model, folded_from_model
 from intsr.runtime.engine import open_engine
+from intsr.runtime.openvino_int8 import integers_are_exact
 
 TILE_PX = 16
 
@@ -93,9 +94,12 @@ def test_manifest_of_a_cpu_engine(cpu_engine: Path, tiny_calibration: Calibratio
 def test_the_plan_says_how_much_is_integer(cpu_engine: Path) -> None:
     report = inspect_engine(cpu_engine, layers=True)
     assert [plan["name"] for plan in report["networks"]] == ["encoder", "unet", "decoder"]
-    assert report["total"]["int8_mac_share"] >= 0.95
     floats = {layer["name"] for plan in report["networks"] for layer in plan["float_layers"]}
-    assert "vae.encoder.conv_in" in floats and not any("resnets" in name for name in floats)
+    assert "vae.encoder.conv_in" in floats
+    # What runs on this machine.
+    exact = integers_are_exact()
+    assert report["total"]["int8_mac_share"] >= 0.95 if exact else report["total"]["int8_mac_share"] == 0
+    assert any("resnets" in name for name in floats) is not exact
     assert report["total"]["kernels"] == sum(plan["kernels"] for plan in report["networks"])
     assert report["total"]["weight_bytes"] > 0 and report["total"]["activation_bytes"] > 0
     assert "networks" not in inspect_engine(cpu_engine, layers=False)

@@ -23,7 +23,7 @@ from intsr.calib.made_pictures import smooth_tiles
 from intsr.engines.commands.report import report
 from intsr.errors import IntsrError, UsageError
 from intsr.runtime.engine import open_engine
-from intsr.runtime.metrics import psnr_db
+from intsr.runtime.metrics import psnr_db, score_pair
 from intsr.runtime.seams import seam_score
 from intsr.runtime.tiling import plan_tiles
 
@@ -145,7 +145,7 @@ def test_scores_are_those_of_json(made: Made) -> None:
     }
 
 
-def test_scores_are_right(made: Made) -> None:
+def test_scores_are_right(made: Made, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(made.folder / "lr" / pages.HOSTILE))
     pictures = {}
     for name in ("fp", pages.HOSTILE_ENGINE):
@@ -162,6 +162,9 @@ def test_scores_are_right(made: Made) -> None:
     tiles = plan_tiles(37, 40, 16, 4)
     assert score["tiles"] == len(tiles.tiles) == 9
     assert score["seam_score"] == pytest.approx(seam_score(pictures[pages.HOSTILE_ENGINE], tiles, 2))
+    Image.fromarray(pictures[pages.HOSTILE_ENGINE]).save(tmp_path / "made.png")
+    evaluated = score_pair(tmp_path / "made.png", made.folder / "hr" / pages.HOSTILE)
+    assert (score["psnr_y_db"], score["ssim_y"]) == pytest.approx((evaluated.psnr_y_db, evaluated.ssim_y))
     one = [s for s in made.facts["pictures"]["scores"] if s["picture"] == "one.png"]
     assert {s["seam_score"] for s in one} == {None} and all(s["calibrated_on"] for s in one)
 

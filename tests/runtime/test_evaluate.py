@@ -35,10 +35,26 @@ def test_json(folders):
     result = _run(sr, hr, "--allow-missing", "--json")
     answer = json.loads(result.stdout)
     expected = score_pair(sr / "a.png", hr / "a.png")
-    numbers = {"psnr_y_db": expected.psnr_y_db, "ssim_y": expected.ssim_y}
-    assert answer == {"images": 1, **numbers, "left_out": 1, "per_image": [{"name": "a", **numbers}]}
+    numbers = {"psnr_y_db": pytest.approx(expected.psnr_y_db), "ssim_y": pytest.approx(expected.ssim_y)}
+    per_image = [{"name": "a", **numbers}]
+    assert answer == {"images": 1, **numbers, "ssim_rule": "pyiqa", "left_out": 1, "per_image": per_image}
     assert result.stdout.count("\n") == 1
     assert "left out, for want of a partner: b" in result.stderr
+
+
+def test_ssim_by_either_rule(folders):
+    sr, hr = folders
+    # Dark for light: structure is negative everywhere, so that one rule says 0 and the other less.
+    Image.fromarray(255 - np.asarray(Image.open(hr / "a.png"))).save(sr / "a.png")
+    answers = {rule: json.loads(_run(sr, hr, "--ssim", rule, "--json").stdout) for rule in ("pyiqa", "wang")}
+    for rule, answer in answers.items():
+        expected = score_pair(sr / "a.png", hr / "a.png", ssim_rule=rule).ssim_y
+        assert (answer["ssim_rule"], answer["per_image"][0]["ssim_y"]) == (rule, pytest.approx(expected))
+    default, wang = answers["pyiqa"]["per_image"][0], answers["wang"]["per_image"][0]
+    assert wang["ssim_y"] < -0.1 < 0 <= default["ssim_y"]
+    assert wang["psnr_y_db"] == pytest.approx(default["psnr_y_db"])
+    assert json.loads(_run(sr, hr, "--json").stdout)["ssim_y"] == pytest.approx(answers["pyiqa"]["ssim_y"])
+    assert _run(sr, hr, "--ssim", "matlab").exit_code == 2
 
 
 def test_identical_pictures_are_null_in_json_and_inf_in_the_table(folders):
