@@ -85,11 +85,8 @@ def set_ranges(
     grid = group[0].grid
     transformed = [group[0].input_seen(x) for x in seen.values]
     ends = _ends_seen(group[0], seen.low, seen.high)
-    # Nothing norms the bare stream: what is clipped there is lost, a flat colour's whole level.
-    floor = (0.0, 0.0)
-    if seen.guard is not None and reads_bare_stream(group[0].site):
-        floor = _ends_seen(group[0], *seen.guard)
-        ends = min(ends[0], floor[0]), max(ends[1], floor[1])
+    floor = _guard_floor(group[0], seen)
+    ends = min(ends[0], floor[0]), max(ends[1], floor[1])
     if start.rule == "output":
         grid.set_range(*_range_by_output(group, transformed, ends, floor, rough))
         importance = _mean_squares(grid, seen.values)
@@ -181,6 +178,20 @@ def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> 
         low, high = low.clamp_max(0), high.clamp_min(0)
     low, high = (layer.grid.transform(end.reshape(shape)) for end in (low, high))
     return float(low.min()), float(high.max())
+
+
+def _guard_floor(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
+    """What no search goes below: the mean over the guard's pictures of each one's ends; on a bare stream all of it.
+
+    Nothing norms that one: what is clipped there is lost, a flat colour's whole level.
+    """
+    if seen.guard is None:
+        return 0.0, 0.0
+    ends = [_ends_seen(layer, low, high) for low, high in zip(*seen.guard, strict=True)]
+    lows, highs = zip(*ends, strict=True)
+    if reads_bare_stream(layer.site):
+        return min(lows), max(highs)
+    return sum(lows) / len(lows), sum(highs) / len(highs)
 
 
 def _equalize_parts(grid: InputGrid, seen: Seen) -> None:

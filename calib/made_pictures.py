@@ -24,7 +24,7 @@ GUARD_GRADIENTS: tuple[tuple[Color, Color], ...] = (
     ((0, 255, 0), (255, 0, 255)),
     ((255, 0, 0), (0, 255, 255)),
 )
-GUARD_FLAT: tuple[Color, ...] = (WHITE, BLACK, (0, 255, 0))
+GUARD_FLAT: tuple[Color, ...] = (WHITE, BLACK, (0, 0, 255), (0, 255, 0), (255, 0, 0))
 GUARD_TEXT = "Lorem ipsum dolor sit amet, consectetur adipiscing elit"
 TILE_TEXT = "The quick brown fox jumps over the lazy dog 0123456789"
 
@@ -50,7 +50,7 @@ def guard_pictures(side_px: int, seed: int = 0) -> list[U8]:
 def smooth_tiles(side_px: int) -> dict[str, U8]:
     """What engines are verified on beside the user's pictures: name -> (side_px, side_px, 3) uint8, low resolution.
 
-    Of `guard_pictures` they share the flat black and white, and nothing else.
+    Of `guard_pictures` they share four flat colours, and nothing else.
     """
     return {
         "black": flat(side_px, BLACK),

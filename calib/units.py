@@ -135,8 +135,8 @@ def _one(value: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What a layer was given. values: inputs kept whole, (N, ...) each. low, high: (C,), the least and greatest value
-    of every channel, in these inputs and in those that only passed by. guard: the same two of the guard's pictures,
-    or None."""
+    of every channel, in these inputs and in those that only passed by. guard: the same two of each of the guard's
+    pictures, (n, C), or None."""
 
     values: tuple[torch.Tensor, ...]
     low: torch.Tensor
@@ -163,9 +163,13 @@ class _Watch:
         self.kind = "kept"
         self.values: list[torch.Tensor] = []
         self.ends: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.guard: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
+        if self.kind == "guard":
+            self.guard += [_channel_ends(one) for one in x.split(1)]
+            return
         low, high = _channel_ends(x)
         ends = self.ends.setdefault(self.kind, (low, high))
         # In place: small tensors that outlive large ones keep the allocator from giving memory back.
@@ -175,9 +179,9 @@ class _Watch:
             self.values.append(x)
 
     def seen(self) -> Seen:
-        guard = self.ends.pop("guard", None)
         lows, highs = (torch.stack(of_side) for of_side in zip(*self.ends.values(), strict=True))
-        return Seen(tuple(self.values), lows.amin(0), highs.amax(0), guard)
+        guard = [torch.stack(of_side) for of_side in zip(*self.guard, strict=True)]
+        return Seen(tuple(self.values), lows.amin(0), highs.amax(0), (guard[0], guard[1]) if guard else None)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
     python examples/demo_model/train.py --kodak DIR --wallpapers DIR --work build/demo_model --export core/models/demo
 
-Three phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder
+Four phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder
 and decoder, for what is missing from the encoded low resolution; then the decoder with it, which goes on being asked
 to decode originals, so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over
 the time given to a phase, an exponential moving average of the weights. Interrupt and start again: it goes on from
@@ -34,8 +34,8 @@ EMA_DECAY = 0.998
 SMOOTH_SHARE = 0.08
 MARGIN_PX = 32  # cut away after degrading, so that no crop shows a kernel at its border
 LATENT_PENALTY = 1e-4  # on the latents' mean square: nothing else says how large they are
-DECODER_RATE = 0.3  # of the UNet's
-AUTOENCODER_EVERY = 4  # steps of the last phase: one of them asks the decoder to decode originals
+DECODER_RATE, TOGETHER_RATE = 0.3, 0.5  # of the UNet's
+AUTOENCODER_EVERY = 4  # steps of the last two phases: one of them asks for what the autoencoder was trained for
 
 
 class DemoModel(torch.nn.Module):
@@ -245,6 +245,7 @@ class Trainer:
             "autoencoder": [(list(vae.parameters()), 1.0)],
             "unet": [(unet, 1.0)],
             "decoder": [(unet, 1.0), (decoder, DECODER_RATE)],
+            "together": [(unet, 1.0), (list(vae.parameters()), TOGETHER_RATE)],
         }[self.phase.name]
         self.model.requires_grad_(False)
         for parameters, _ in groups:
@@ -281,9 +282,10 @@ class Trainer:
                 latent = model.encode(wanted)
                 penalty = LATENT_PENALTY * latent.float().square().mean()
                 outputs = model.decode(latent)
-            elif self.phase.name == "decoder" and self.step % AUTOENCODER_EVERY == 0:
-                wanted = originals
-                outputs = model(originals, False)
+            elif self.phase.name in ("decoder", "together") and self.step % AUTOENCODER_EVERY == 0:
+                half = len(inputs) // 2
+                wanted = torch.cat([originals[:half], inputs[half:]])
+                outputs = model(wanted, False)
             else:
                 wanted = originals
                 outputs = model(inputs)
@@ -327,9 +329,10 @@ class Trainer:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for the checkpoint.")
 @click.option("--export", "export_folder", type=click.Path(path_type=Path), required=True)
 @click.option("--start", type=click.Path(exists=True, path_type=Path), help="A VAE's weights to begin from.")
-@click.option("--autoencoder-minutes", type=float, default=8.0, show_default=True)
-@click.option("--unet-minutes", type=float, default=22.0, show_default=True)
-@click.option("--decoder-minutes", type=float, default=60.0, show_default=True)
+@click.option("--autoencoder-minutes", type=float, default=11.0, show_default=True)
+@click.option("--unet-minutes", type=float, default=9.0, show_default=True)
+@click.option("--decoder-minutes", type=float, default=7.0, show_default=True)
+@click.option("--together-minutes", type=float, default=23.0, show_default=True)
 def main(
     kodak: Path,
     wallpapers: Path,
@@ -339,6 +342,7 @@ def main(
     autoencoder_minutes: float,
     unet_minutes: float,
     decoder_minutes: float,
+    together_minutes: float,
 ) -> None:
     """Train, resume, export."""
     work.mkdir(parents=True, exist_ok=True)
@@ -347,6 +351,7 @@ def main(
         Phase("autoencoder", autoencoder_minutes, rate=1.5e-3, batch=12, patch_px=64),
         Phase("unet", unet_minutes, rate=1e-3, batch=16, patch_px=64),
         Phase("decoder", decoder_minutes, rate=5e-4, batch=8, patch_px=96),
+        Phase("together", together_minutes, rate=6e-4, batch=8, patch_px=96),
     )
     trainer = Trainer(work / "checkpoint.pt", phases, start)
     pictures = load_training_pictures(kodak, wallpapers)
