@@ -40,10 +40,12 @@ class Engine(Upscaler):
             manifest.resize_filter,
             manifest.color_fix,
             manifest.synthetic,
+            path,
         )
         self.path, self.manifest, self.options = path, manifest, options
         self.precision = precision_from_network(networks[0])
-        self._identity, self._closed = identity, False
+        # Absolute: the program may go elsewhere before it asks for `reopen`.
+        self._place, self._identity = path.absolute(), identity
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
@@ -61,11 +63,7 @@ class Engine(Upscaler):
             return self
         self.manifest.at_tile(tile_px)
         self.close()
-        return _open(self.path, replace(self.options, tile_px=tile_px), self._identity)
-
-    def close(self) -> None:
-        self._closed = True
-        super().close()
+        return _open(self._place, replace(self.options, tile_px=tile_px), self._identity)
 
     def __enter__(self) -> Engine:
         return self

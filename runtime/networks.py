@@ -124,6 +124,11 @@ def checked_input(x: Array, info: TensorInfo) -> Array:
     return np.ascontiguousarray(x, dtype=info.dtype)
 
 
+def closed_error(where: object) -> UsageError:
+    """To be raised by what is used after its `close`."""
+    return UsageError(where, "the engine is closed", fix="open it again")
+
+
 def precision_from_network(network: Network) -> str:
     """`f32`, `f16` or `bf16`: what the backend settled for the parts that are not integer, or the output's dtype."""
     return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))

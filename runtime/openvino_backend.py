@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
+from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, closed_error, open_each
 from intsr.runtime.openvino_member import split_member, unpack_xml
 from intsr.runtime.openvino_memory import inference_bytes
 
@@ -39,10 +40,16 @@ class OpenVINONetwork:
         self.activation_bytes = inference_bytes(compiled.get_runtime_model(), result_bytes)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
+        # For who runs a network by itself: results of two threads would lie in the same tensor.
+        self._lock = threading.Lock()
 
     def run(self, x: Array) -> Array:
+        with self._lock:
+            return self._run(x)
+
+    def _run(self, x: Array) -> Array:
         if self._request is None:
-            raise UsageError(self._where, "the engine is closed", fix="open it again")
+            raise closed_error(self._where)
         try:
             self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
         except RuntimeError as error:
@@ -62,8 +69,9 @@ class OpenVINONetwork:
         ]
 
     def close(self) -> None:
-        self._request = self._compiled = None
-        self._weights = None
+        with self._lock:
+            self._request = self._compiled = None
+            self._weights = None
 
 
 def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object, cpu: str = "") -> str:
