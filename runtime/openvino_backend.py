@@ -12,7 +12,16 @@ import numpy as np
 
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, closed_error, open_each
+from intsr.runtime.networks import (
+    Array,
+    LayerTime,
+    Network,
+    SessionOptions,
+    checked_input,
+    closed_error,
+    open_each,
+    ran_out_of_memory,
+)
 from intsr.runtime.openvino_member import split_member, unpack_xml
 from intsr.runtime.openvino_memory import inference_bytes
 
@@ -54,7 +63,7 @@ class OpenVINONetwork:
             self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
         except RuntimeError as error:
             text = str(error).strip().splitlines()[-1]
-            if "alloc" in text.lower():
+            if ran_out_of_memory(error):
                 raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
             raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
         # A copy: the next call writes into the same tensor.
@@ -129,6 +138,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     try:
         compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
     except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise
         raise EngineMismatchError(
             f"{bundle.path}:{entry.member}",
             f"OpenVINO {openvino.__version__} refuses it ({str(error).strip().splitlines()[-1]})",

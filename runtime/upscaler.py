@@ -118,7 +118,9 @@ class Upscaler(TakesTurns):
     """Three networks with the tiling and colour fix around them; close it, or use it as a context manager.
 
     Several threads may use one: their calls take turns, a picture each, of `upscale_rows` a band each. Only what
-    `networks` and `network` give is for one thread alone. networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
+    `networks` and `network` give is for one thread at a time.
+
+    networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
     neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random
     weights. where: for errors.
     """
@@ -189,7 +191,7 @@ class Upscaler(TakesTurns):
         overlap_px: int | None = None,
         tile_progress: TileProgress | None = None,
     ) -> UpscaleResult:
-        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it. Times begin with this call's turn."""
+        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it. Times begin with the call's turn."""
         with self.turn():
             start = time.perf_counter()
             work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)

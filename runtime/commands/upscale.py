@@ -88,6 +88,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
 @click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option("--copy-engine", is_flag=True, help="Hold the file in memory: it may be overwritten meanwhile.")
 @click.option(
     "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices, help="Show and exit."
 )
@@ -125,6 +126,7 @@ def upscale(
     threads: int | None,
     precision: str,
     device: str | None,
+    copy_engine: bool,
     cuda_backend: str | None,
     template: str | None,
     name_suffix: str,
@@ -177,7 +179,8 @@ def upscale(
         return
     check_outputs(jobs, skip_existing, overwrite)
     remove_stale_parts(job.output for job in jobs if not job.problem)
-    opened = open_engine(engine, threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=tile_px)
+    backend = cuda_backend or _USUAL_BACKEND
+    opened = open_engine(engine, threads, precision, device, backend, tile_px=tile_px, copy=copy_engine)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1

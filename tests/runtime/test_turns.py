@@ -138,9 +138,7 @@ def test_frames_that_the_same_engine_makes(engine: Upscaler, pictures: list[np.n
         np.testing.assert_array_equal(result, expected)
 
 
-def test_closing_waits_for_a_turn_and_ends_what_is_between_two(
-    engine: Upscaler, pictures: list[np.ndarray]
-) -> None:
+def test_closing_waits_for_a_turn_and_ends_what_is_between_two(engine: Upscaler, pictures: list[np.ndarray]) -> None:
     expected = engine.upscale(pictures[0])
     rows = engine.upscale_rows(pictures[0])
     next(rows)
@@ -159,7 +157,8 @@ def test_closing_waits_for_a_turn_and_ends_what_is_between_two(
         for _ in range(6):
             assert started.acquire(timeout=TIMEOUT_S)
         engine.close()
-        assert {call.result(TIMEOUT_S) for call in calls} == {f"{_place(engine)}: the engine is closed; open it again"}
+        said = {call.result(TIMEOUT_S) for call in calls}
+    assert said == {f"{_place(engine)}: the engine is closed; open it again"}
     for use in (
         lambda: next(rows),
         lambda: engine.upscale(pictures[0]),
