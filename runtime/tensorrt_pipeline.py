@@ -1,8 +1,8 @@
 """The three networks over many tiles: while one is computed, the next comes up and the one before goes down.
 
-Two streams, and two slots of buffers for each picture that is under way. Into the copy stream go upload(0), upload(1),
-download(0), upload(2), download(1) and so on: never a download, which waits for its tile's networks, ahead of the next
-tile's upload.
+Two streams, and two slots of buffers for each picture that is under way. Into the copy stream go upload(0),
+upload(1), download(0), upload(2), download(1) and so on: never a download, which waits for its tile's networks, ahead
+of the next tile's upload.
 """
 
 from __future__ import annotations

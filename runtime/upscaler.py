@@ -191,7 +191,7 @@ class Upscaler(TakesTurns):
         overlap_px: int | None = None,
         tile_progress: TileProgress | None = None,
     ) -> UpscaleResult:
-        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it. Times begin with the call's turn."""
+        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it. Times begin with its turn."""
         with self.turn():
             start = time.perf_counter()
             work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
