@@ -60,7 +60,7 @@ class OpenVINONetwork:
         if self._request is None:
             raise closed_error(self._where)
         try:
-            self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
+            self._infer(checked_input(x, self.input))
         except RuntimeError as error:
             text = str(error).strip().splitlines()[-1]
             if ran_out_of_memory(error):
@@ -68,6 +68,16 @@ class OpenVINONetwork:
             raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
         # A copy: the next call writes into the same tensor.
         return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+
+    def _infer(self, x: Array) -> None:
+        """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that one
+        ends; where the model is closed meanwhile, as in a pool of threads, the process ends in a crash.
+        """
+        try:
+            self._request.start_async({0: x}, share_inputs=True)
+        finally:
+            # After Ctrl-C too: x must not go before.
+            self._request.wait()
 
     def layer_times_ms(self) -> list[LayerTime]:
         """Of the last `run`, in execution order, where the network was opened with `profile`."""
