@@ -70,8 +70,8 @@ class OpenVINONetwork:
         return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
 
     def _infer(self, x: Array) -> None:
-        """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that one
-        ends; where the model is closed meanwhile, as in a pool of threads, the process ends in a crash.
+        """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that
+        one ends; where the model is closed meanwhile, as in a pool of threads, the process ends in a crash.
         """
         try:
             self._request.start_async({0: x}, share_inputs=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, TileSizes, common_options, emit_json, say, weight_options
+from intsr.console import FiniteFloat, Stopwatch, TileSizes, common_options, emit_json, say, weight_options
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
@@ -81,7 +81,14 @@ TARGETS_OF_OPTION = {
     metavar="DIR",
     help="Compare with torch on this folder's pictures; below --min-psnr nothing is written.",
 )
-@click.option("--min-psnr", "min_psnr_db", default=30.0, show_default=True, help="Of --verify: end to end, in dB.")
+@click.option(
+    "--min-psnr",
+    "min_psnr_db",
+    type=FiniteFloat(),
+    default=30.0,
+    show_default=True,
+    help="Of --verify: end to end, in dB.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes, and stop.")
 @common_options
 def compile_command(

@@ -212,7 +212,7 @@ def test_different_engines_do_not_wait_for_each_other(pictures: list[np.ndarray]
 
 
 def test_openvino_runs_in_no_thread_of_the_callers(make_engine: Callable[..., Path], photo: np.ndarray) -> None:
-    """`infer` would; OpenVINO crashes when such a thread ends while the model is closed, once in some hundred times."""
+    """`infer` would: OpenVINO crashes when such a thread ends while the model is closed, once in some 100 times."""
     with open_engine(make_engine("cpu"), threads=2) as engine:
         for network in engine.networks:
             request = network._request  # type: ignore[attr-defined]
