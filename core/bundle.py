@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import stat
 import struct
 import zipfile
 import zlib
@@ -32,6 +33,8 @@ _ZIP64_BYTES = 20
 # So that weights can be used where they lie in the file: what SIMD instructions like best.
 MEMBER_ALIGNMENT_BYTES = 64
 _ALIGNMENT_ID, _ALIGNMENT_FIELD = 0xD935, struct.Struct("<HHH")
+# Engines up to this size are read into memory, so that nobody who writes into the file disturbs those who use it.
+COPIED_BYTES = 64 << 20
 # Device, inode, size in bytes, time of the last change in ns.
 Identity = tuple[int, int, int, int]
 # A fixed time stamp: the same members give the same bytes.
@@ -90,11 +93,16 @@ def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
 def read_manifest(path: Path) -> Manifest:
     """The manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
     try:
-        found = path.is_file()
-    except OSError as error:
-        raise UsageError(path, f"cannot be read ({error.strerror})", "an .engine bundle") from error
-    if not found:
-        raise UsageError(path, "no such file", "an .engine bundle", "make one with: intsr compile MODEL")
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        fix = "make one with: intsr compile MODEL"
+        raise UsageError(path, "no such file", "an .engine bundle", fix) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(path, f"cannot be read ({why})", "an .engine bundle") from error
+    if not stat.S_ISREG(mode):
+        got = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        raise UsageError(path, got, "an .engine file", "make one with: intsr compile MODEL")
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo(MANIFEST_NAME).file_size > MAX_MANIFEST_BYTES:
@@ -107,23 +115,42 @@ def read_manifest(path: Path) -> Manifest:
 
 
 class LastingMember:
-    """A member's bytes as they lie in the file, for as long as this object is held. view: writable, so that libraries
-    take it, but what they wrote would not reach the file.
+    """A member's bytes, for as long as this object is held. view: writable, so that libraries take it, but what they
+    wrote would not reach the file.
 
-    As with every mapped file, a program that changes the file in place changes, or ends, those that use it; our own
-    put a new file in its place.
+    in_place: they lie in the file: a program that changes it in place changes, or ends, those that use it
+    (`is_overwritten`); our own put a new file in its place.
     """
 
-    def __init__(self, descriptor: int, start: int, end: int) -> None:
-        skipped = start % mmap.ALLOCATIONGRANULARITY
-        length = end - start + skipped
-        # A length of 0 would mean all of the file.
-        self._map = mmap.mmap(descriptor, max(length, 1), access=mmap.ACCESS_COPY, offset=start - skipped)
-        self.view = memoryview(self._map)[skipped:length]
+    def __init__(self, memory: mmap.mmap, start: int, end: int, in_place: bool) -> None:
+        self._map, self.in_place = memory, in_place
+        self.view = memoryview(memory)[start:end]
 
     def drop_pages(self) -> None:
         """As `Bundle.drop_pages`."""
-        _drop_pages(self._map)
+        if self.in_place:
+            _drop_pages(self._map)
+
+
+def _mapped_member(descriptor: int, start: int, end: int) -> LastingMember:
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    length = end - start + skipped
+    # A length of 0 would mean all of the file.
+    memory = mmap.mmap(descriptor, max(length, 1), access=mmap.ACCESS_COPY, offset=start - skipped)
+    return LastingMember(memory, skipped, length, in_place=True)
+
+
+def is_overwritten(path: Path, identity: Identity) -> bool:
+    """Whether somebody has written into the file since; not where another one has taken its place."""
+    try:
+        found = _identity(path.stat())
+    except OSError:
+        return False
+    return found != identity and found[:2] == identity[:2]
+
+
+def _identity(facts: os.stat_result) -> Identity:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _drop_pages(mapping: mmap.mmap) -> None:
@@ -132,21 +159,24 @@ def _drop_pages(mapping: mmap.mmap) -> None:
 
 
 class Bundle:
-    """A bundle opened read-only, memory-mapped, with every hash checked on opening.
+    """A bundle opened read-only, with every hash checked on opening: read into memory with `copy` or where it has at
+    most `COPIED_BYTES`, else memory-mapped.
 
     Raises BundleError where a member is missing, too many or altered: nothing is handed to an engine library
     before that. Close it, or use it as a context manager. manifest: with the default at `tile_px`, where that is
     given (`Manifest.at_tile`, which raises UsageError). identity: of the file; one that was `checked` before and has
-    not changed since is not read again for its hashes.
+    not changed since is not read again for its hashes. is_used_in_place: a member in the file itself was given out.
     """
 
-    def __init__(self, path: Path, tile_px: int | None = None, checked: Identity | None = None) -> None:
+    def __init__(
+        self, path: Path, tile_px: int | None = None, checked: Identity | None = None, copy: bool = False
+    ) -> None:
         self.path = path
         self.manifest = read_manifest(path).at_tile(tile_px)
         self._file = path.open("rb")
-        facts = os.fstat(self._file.fileno())
-        self.identity: Identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.identity = _identity(os.fstat(self._file.fileno()))
+        self.is_copy, self.is_used_in_place = copy or self.identity[2] <= COPIED_BYTES, False
+        self._map = self._opened_map()
         try:
             self._ranges = self._member_ranges()
             if self.identity != checked:
@@ -154,6 +184,15 @@ class Bundle:
         except BaseException:
             self.close()
             raise
+
+    def _opened_map(self) -> mmap.mmap:
+        if not self.is_copy:
+            return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Aligned as a mapped file would be. One that becomes shorter meanwhile ends in zeros: its hashes are wrong.
+        memory = mmap.mmap(-1, self.identity[2])
+        with memoryview(memory) as view:
+            self._file.readinto(view)
+        return memory
 
     def _member_ranges(self) -> dict[str, tuple[int, int]]:
         ranges = {}
@@ -196,9 +235,12 @@ class Bundle:
         return memoryview(self._map)[start:end]
 
     def lasting_member(self, name: str) -> LastingMember:
-        """The member in a mapping of its own, which outlives the bundle."""
+        """The member as it outlives the bundle: in a mapping of its own, or in the copy."""
         start, end = self._range(name)
-        return LastingMember(self._file.fileno(), start, end)
+        if self.is_copy:
+            return LastingMember(self._map, start, end, in_place=False)
+        self.is_used_in_place = True
+        return _mapped_member(self._file.fileno(), start, end)
 
     def _range(self, name: str) -> tuple[int, int]:
         start, end = self._ranges[name]
@@ -207,14 +249,17 @@ class Bundle:
         return start, end
 
     def drop_pages(self) -> None:
-        """What has been read of the file no longer counts as this process's memory; reading it again is no error."""
-        _drop_pages(self._map)
+        """What has been read of a mapped file no longer counts as this process's memory; it may be read again."""
+        if not self.is_copy:
+            _drop_pages(self._map)
 
     def sizes_bytes(self) -> dict[str, int]:
         return {name: end - start for name, (start, end) in self._ranges.items()}
 
     def close(self) -> None:
-        self._map.close()
+        # A copy goes with the last of its members.
+        if not self.is_copy:
+            self._map.close()
         self._file.close()
 
     def __enter__(self) -> Bundle:

@@ -11,6 +11,7 @@ import sys
 from difflib import get_close_matches
 from importlib import import_module
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -162,13 +163,19 @@ def main() -> None:
         click.echo(f"intsr: error: {missing}", err=True)
         sys.exit(missing.exit_code)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            _end_without_memory()
         if error.errno != errno.ENOSPC:
             raise
         click.echo(f"intsr: error: {error.filename or 'output'}: no space left on the device; free some", err=True)
         sys.exit(EXIT_SOME_FAILED)
     except MemoryError:
-        click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
-        sys.exit(EXIT_OUT_OF_MEMORY)
+        _end_without_memory()
+
+
+def _end_without_memory() -> NoReturn:
+    click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
+    sys.exit(EXIT_OUT_OF_MEMORY)
 
 
 def run_command() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -64,6 +65,16 @@ class TileSizes(click.ParamType[tuple[int, ...]]):
         if len(sizes) < len(parts) or 0 in sizes or len(set(sizes)) < len(sizes):
             self.fail(f"{value!r} is not one or more different sizes in pixels, for example 128,64", param, ctx)
         return sizes
+
+
+class FiniteFloat(click.FloatRange):
+    """A number between bounds; `nan`, which no bound keeps out, and `inf` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 def model_options(function: F) -> F:

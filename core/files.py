@@ -39,6 +39,7 @@ def _unwritable(path: Path, error: OSError) -> UsageError:
 
 def check_writable_folder(folder: Path) -> None:
     """Create `folder` if needed. Raises UsageError where that or writing into it is impossible."""
+    _check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # os.access() answers by permission bits alone; a real file also finds read-only file systems.
@@ -79,7 +80,15 @@ def check_output_file(path: Path) -> None:
     check_writable_place(path.parent)
 
 
+def _check_name(path: Path) -> None:
+    if str(path) == "-":
+        # Who writes it means a pipe; where that is possible, it does not come here.
+        fix = "intsr upscale alone writes to a pipe: choose a name"
+        raise UsageError(path, "is no name for a file or folder", "any other one", fix)
+
+
 def _check_no_folder(path: Path) -> None:
+    _check_name(path)
     try:
         is_folder = path.is_dir()
     except OSError as error:
@@ -186,6 +195,7 @@ def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Itera
     marker: a file that every folder of this kind has. On any exception `path` is as it was. Raises UsageError as
     `check_replaceable_folder` does.
     """
+    _check_name(path)
     # A link stays, the folder it leads to is replaced; `.` gets a name.
     path = path.resolve()
     check_replaceable_folder(path, overwrite, marker)
@@ -217,6 +227,7 @@ def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "
     file, or folders beside it (none that is written here has any); and always a folder that the user works in or
     below, or lives in.
     """
+    _check_name(path)
     fix = "remove it or choose another output"
     if not path.exists():
         return

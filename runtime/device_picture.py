@@ -93,7 +93,7 @@ class DevicePicture:
         """
         self._session.enter()
         pixels = enlarger.pixels
-        if self._busy or self._session.tiles_under_way or pixels.dtype != np.uint8:
+        if self._busy or pixels.dtype != np.uint8:
             return None
         shape = PictureShape(plan, enlarger.upscale_factor, enlarger.resize_filter, color_fix, pixels.ndim == 2)
         made = self._prepared(shape)

@@ -7,19 +7,28 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from intsr.bundle import Bundle, read_manifest
+from intsr.bundle import Bundle, is_overwritten, read_manifest
+from intsr.errors import BundleError, IntsrError, OutOfMemoryError
 from intsr.runtime.compatibility import check_runs_here
-from intsr.runtime.networks import Network, SessionOptions, open_networks, precision_from_network
+from intsr.runtime.networks import (
+    Network,
+    SessionOptions,
+    open_networks,
+    precision_from_network,
+    ran_out_of_memory,
+)
 from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
     from intsr.bundle import Identity
     from intsr.types import Manifest
 
+_FREE_SOME = "close other programs, or use an engine of smaller tiles (--tile)"
+
 
 class Engine(Upscaler):
     """An upscaler that came out of a bundle. path: the file. manifest: what it says about itself, with the opened
-    tile size as the default. options: how it was opened.
+    tile size as the default. options: how it was opened. in_place: its networks read from the file as they run.
 
     precision: what the parts that are not integer are computed in here.
     """
@@ -31,6 +40,7 @@ class Engine(Upscaler):
         networks: tuple[Network, Network, Network],
         options: SessionOptions,
         identity: Identity,
+        in_place: bool = False,
     ) -> None:
         super().__init__(
             networks,
@@ -40,10 +50,12 @@ class Engine(Upscaler):
             manifest.resize_filter,
             manifest.color_fix,
             manifest.synthetic,
+            path,
         )
         self.path, self.manifest, self.options = path, manifest, options
         self.precision = precision_from_network(networks[0])
-        self._identity, self._closed = identity, False
+        # Absolute: the program may go elsewhere before it asks for `reopen`.
+        self._place, self._identity, self._in_place = path.absolute(), identity, in_place
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
@@ -61,11 +73,16 @@ class Engine(Upscaler):
             return self
         self.manifest.at_tile(tile_px)
         self.close()
-        return _open(self.path, replace(self.options, tile_px=tile_px), self._identity)
+        return _open(self._place, replace(self.options, tile_px=tile_px), self._identity)
 
-    def close(self) -> None:
-        self._closed = True
-        super().close()
+    def check_usable(self) -> None:
+        """Raises UsageError after `close`; BundleError where its networks read from a file that has been written into
+        since: at best the results would be wrong.
+        """
+        super().check_usable()
+        if self._in_place and is_overwritten(self._place, self._identity):
+            fix = "open it again; if that is to happen, with a copy: --copy-engine, or open_engine(copy=True)"
+            raise BundleError(self.path, "was written into while it was in use", "a file that stays as it is", fix)
 
     def __enter__(self) -> Engine:
         return self
@@ -79,25 +96,41 @@ def open_engine(
     cuda_backend: str = "cuda-python",
     profile: bool = False,
     tile_px: int | None = None,
+    copy: bool = False,
 ) -> Engine:
     """Check the bundle, then open its three networks.
 
     threads: None for the library's own choice. precision: of what is not integer, `auto`, `f32` or `bf16`. device:
     for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: `cuda-python` or `pycuda`. profile: see
-    `SessionOptions`. tile_px: one of the file's tile sizes, None for its default. Checked in this order, before a
-    library sees a byte: the options, the manifest, target, library, version, tile size, the members' hashes. Raises
-    UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
+    `SessionOptions`. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into
+    while the engine is open, which a small one (`bundle.COPIED_BYTES`) always may: it is read into memory. Checked in
+    this order, before a library sees a byte: the options, the manifest, target, library, version, tile size, the
+    members' hashes. Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
-    return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px))
+    options = SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy)
+    return _open(Path(path), options)
 
 
 def _open(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:
     """checked: of the file when its hashes were last found right."""
+    try:
+        return _opened(path, options, checked)
+    except IntsrError:
+        raise
+    except Exception as error:  # Libraries, loaded only now, have many kinds.
+        if not ran_out_of_memory(error):
+            raise
+        text = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise OutOfMemoryError(path, f"there is not enough memory to open it ({text})", fix=_FREE_SOME) from error
+
+
+def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> Engine:
     check_runs_here(read_manifest(path), path)
-    with Bundle(path, options.tile_px, checked) as bundle:
+    with Bundle(path, options.tile_px, checked, options.copy) as bundle:
         networks = open_networks(bundle, options)
         try:
-            engine = Engine(path, bundle.manifest, networks, options, bundle.identity)
+            in_place = bundle.is_used_in_place
+            engine = Engine(path, bundle.manifest, networks, options, bundle.identity, in_place)
         except BaseException:
             for network in networks:
                 network.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 PRECISIONS = ("auto", "f32", "bf16")
+_NO_MEMORY = re.compile(
+    "alloc|out of memory|not enough memory|failed to map segment|resource temporarily unavailable", re.IGNORECASE
+)
 _SHORT_NAMES = {"float32": "f32", "float16": "f16"}
 
 # target -> "module:function", function(bundle, options) -> the bundle's networks
@@ -43,7 +48,8 @@ CUDA_BACKENDS: dict[str, str] = {
 class SessionOptions:
     """How networks run. threads: None for the library's own choice; a GPU has none. precision: of what is not
     integer. device: None for the target's own. cuda_backend: who talks to CUDA, of `CUDA_BACKENDS`. profile: measure
-    the time of each layer (`layer_times_ms`), which costs some itself. tile_px: None for the engine's default.
+    the time of each layer (`layer_times_ms`), which costs some itself. tile_px: None for the engine's default. copy:
+    the file is read into memory, whatever its size.
     """
 
     threads: int | None = None
@@ -52,6 +58,7 @@ class SessionOptions:
     cuda_backend: str = "cuda-python"
     profile: bool = False
     tile_px: int | None = None
+    copy: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -122,6 +129,19 @@ def checked_input(x: Array, info: TensorInfo) -> Array:
     if x.shape != info.shape:
         raise ValueError(f"input {info.name} has shape {x.shape}, expected {info.shape}")
     return np.ascontiguousarray(x, dtype=info.dtype)
+
+
+def closed_error(where: object) -> UsageError:
+    """To be raised by what is used after its `close`."""
+    return UsageError(where, "the engine is closed", fix="open it again")
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an exception of Python's or of a library means. Some have words for it alone, and threads
+    that cannot be started for want of it are temporarily unavailable.
+    """
+    no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or no_memory or bool(_NO_MEMORY.search(str(error)))
 
 
 def precision_from_network(network: Network) -> str:

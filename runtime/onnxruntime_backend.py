@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from intsr.errors import EngineMismatchError, UsageError
+from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.loading import require
-from intsr.runtime.networks import Array, Network, SessionOptions, checked_input, open_each
+from intsr.runtime.networks import (
+    Array,
+    Network,
+    SessionOptions,
+    checked_input,
+    closed_error,
+    open_each,
+    ran_out_of_memory,
+)
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -20,14 +28,22 @@ _ERRORS_ONLY = 3
 class ONNXRuntimeNetwork:
     """One session on the CPU, all float parts in the graph's own types."""
 
-    def __init__(self, entry: NetworkEntry, session: Any) -> None:
+    def __init__(self, entry: NetworkEntry, session: Any, where: object = "engine") -> None:
         self.input, self.output = entry.input, entry.output
         self.precision = {"float16": "f16"}.get(entry.input.dtype, "f32")
-        self._session = session
+        self._session, self._where = session, where
 
     def run(self, x: Array) -> Array:
+        if self._session is None:
+            raise closed_error(self._where)
         feeds = {self.input.name: checked_input(x, self.input)}
-        return np.asarray(self._session.run([self.output.name], feeds)[0], dtype=self.output.dtype)
+        try:
+            return np.asarray(self._session.run([self.output.name], feeds)[0], dtype=self.output.dtype)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                text = str(error).strip().splitlines()[-1]
+                raise OutOfMemoryError(self._where, f"ONNX Runtime is out of memory ({text})") from error
+            raise
 
     def close(self) -> None:
         self._session = None
@@ -54,6 +70,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     try:
         session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but this one.
+        if ran_out_of_memory(error):
+            raise
         raise EngineMismatchError(
             f"{bundle.path}:{entry.member}",
             f"ONNX Runtime {onnxruntime.__version__} refuses it ({str(error).strip().splitlines()[0]})",
@@ -64,4 +82,4 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         got = [(port.name, tuple(port.shape)) for port in ports]
         if got != [(info.name, info.shape)]:
             raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"{info.name} {info.shape}")
-    return ONNXRuntimeNetwork(entry, session)
+    return ONNXRuntimeNetwork(entry, session, bundle.path)

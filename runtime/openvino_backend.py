@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,16 @@ import numpy as np
 
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.networks import Array, LayerTime, Network, SessionOptions, checked_input, open_each
+from intsr.runtime.networks import (
+    Array,
+    LayerTime,
+    Network,
+    SessionOptions,
+    checked_input,
+    closed_error,
+    open_each,
+    ran_out_of_memory,
+)
 from intsr.runtime.openvino_int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.openvino_member import split_member, unpack_xml
 from intsr.runtime.openvino_memory import inference_bytes
@@ -49,19 +59,35 @@ class OpenVINONetwork:
         self.activation_bytes = inference_bytes(compiled.get_runtime_model(), result_bytes)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
+        # For who runs a network by itself: results of two threads would lie in the same tensor.
+        self._lock = threading.Lock()
 
     def run(self, x: Array) -> Array:
+        with self._lock:
+            return self._run(x)
+
+    def _run(self, x: Array) -> Array:
         if self._request is None:
-            raise UsageError(self._where, "the engine is closed", fix="open it again")
+            raise closed_error(self._where)
         try:
-            self._request.infer({0: checked_input(x, self.input)}, share_inputs=True)
+            self._infer(checked_input(x, self.input))
         except RuntimeError as error:
             text = str(error).strip().splitlines()[-1]
-            if "alloc" in text.lower():
+            if ran_out_of_memory(error):
                 raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
             raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
         # A copy: the next call writes into the same tensor.
         return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+
+    def _infer(self, x: Array) -> None:
+        """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that
+        one ends; where the model is closed meanwhile, as in a pool of threads, the process ends in a crash.
+        """
+        try:
+            self._request.start_async({0: x}, share_inputs=True)
+        finally:
+            # After Ctrl-C too: x must not go before.
+            self._request.wait()
 
     def layer_times_ms(self) -> list[LayerTime]:
         """Of the last `run`, in execution order, where the network was opened with `profile`."""
@@ -72,8 +98,9 @@ class OpenVINONetwork:
         ]
 
     def close(self) -> None:
-        self._request = self._compiled = None
-        self._weights = None
+        with self._lock:
+            self._request = self._compiled = None
+            self._weights = None
 
 
 def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object, cpu: str = "") -> str:
@@ -132,6 +159,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     try:
         compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
     except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise
         raise EngineMismatchError(
             f"{bundle.path}:{entry.member}",
             f"OpenVINO {openvino.__version__} refuses it ({str(error).strip().splitlines()[-1]})",

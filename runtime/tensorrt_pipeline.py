@@ -1,7 +1,8 @@
 """The three networks over many tiles: while one is computed, the next comes up and the one before goes down.
 
-Two streams, two slots of buffers. Into the copy stream go upload(0), upload(1), download(0), upload(2), download(1)
-and so on: never a download, which waits for its tile's networks, ahead of the next tile's upload.
+Two streams, and two slots of buffers for each picture that is under way. Into the copy stream go upload(0),
+upload(1), download(0), upload(2), download(1) and so on: never a download, which waits for its tile's networks, ahead
+of the next tile's upload.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from intsr.errors import EngineMismatchError, UsageError
+from intsr.errors import EngineMismatchError
 from intsr.runtime.networks import Array
 from intsr.runtime.tensorrt_session import Session, Stage, size_bytes_from_info
 
@@ -37,7 +38,7 @@ class Slot:
 class Pipeline:
     """Encoder, UNet and decoder after one another, what they hand on never leaving the device.
 
-    addresses: of each network's input and output buffers, those of the first slot at the ends.
+    addresses: of each network's input and output buffers, for other uses: those at the ends are in no slot.
     """
 
     def __init__(self, session: Session, stages: Sequence[Stage]) -> None:
@@ -48,10 +49,14 @@ class Pipeline:
                 got = f"{first.name} gives {handed.shape} {handed.dtype}"
                 raise EngineMismatchError(session.where, got, f"{taken.shape} {taken.dtype} for the {second.name}")
         self._between = [session.alloc(size_bytes_from_info(stage.output)) for stage in stages[:-1]]
-        self._slots = [self._make_slot() for _ in range(SLOTS)]
-        inputs, outputs = self._ends(self._slots[0])
-        self.addresses = tuple(zip(inputs, outputs, strict=True))
-        session.on_close(self._slots.clear)
+        ends = [session.alloc(size_bytes_from_info(info)) for info in (stages[0].input, stages[-1].output)]
+        self.addresses = tuple(zip([ends[0], *self._between], [*self._between, ends[1]], strict=True))
+        # Of pictures that have ended. Mostly one comes after another, and takes the same.
+        self._free_slots = [self._make_slots()]
+        session.on_close(self._free_slots.clear)
+
+    def _make_slots(self) -> list[Slot]:
+        return [self._make_slot() for _ in range(SLOTS)]
 
     def _make_slot(self) -> Slot:
         session, first, last = self._session, self._stages[0].input, self._stages[-1].output
@@ -70,31 +75,33 @@ class Pipeline:
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
         """See `networks.TilePipeline`. Each batch is read when the one before it is being computed.
 
-        Raises EngineMismatchError, OutOfMemoryError; the device is idle then. UsageError in the middle of another
-        picture: both would use the same buffers.
+        Between two steps other pictures may be begun and ended. Raises EngineMismatchError, OutOfMemoryError; nothing
+        of this picture is on the device then.
         """
         session = self._session
         session.enter()
-        if session.tiles_under_way:
-            raise UsageError(session.where, "it is in the middle of another picture", fix="open the engine twice")
-        session.tiles_under_way = True
+        slots = self._free_slots.pop() if self._free_slots else self._make_slots()
         waiting: deque[Slot] = deque()
         try:
             for index, batch in enumerate(batches):
-                slot = self._slots[index % SLOTS]
+                # Each step may be another thread's.
+                session.enter()
+                slot = slots[index % SLOTS]
                 waiting.append(slot)
                 self._start(slot, batch)
                 if len(waiting) == SLOTS:
                     yield self._finish(waiting[0], record)
                     waiting.popleft()
             while waiting:
+                session.enter()
                 yield self._finish(waiting[0], record)
                 waiting.popleft()
         finally:
-            # An error, or a caller that wants no more: the buffers must not be in use when they are freed.
-            session.tiles_under_way = False
+            # An error, or a caller that wants no more: the buffers must not be in use when others take them.
             if waiting:
                 session.drain()
+            if session.is_open:
+                self._free_slots.append(slots)
 
     def _start(self, slot: Slot, batch: Array) -> None:
         cuda, events, compute, copies = self._session.cuda, slot.events, self._session.compute, self._session.copies

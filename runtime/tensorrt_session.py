@@ -13,7 +13,7 @@ from intsr.errors import IntsrError
 from intsr.runtime.cuda_array import UNKNOWN_STREAM
 from intsr.runtime.cuda_graphs import GraphCache
 from intsr.runtime.cuda_interface import Cuda
-from intsr.runtime.networks import Array, LayerTime
+from intsr.runtime.networks import Array, LayerTime, closed_error
 from intsr.runtime.tensorrt_kernel_cache import KernelCache
 from intsr.runtime.tensorrt_library import Library
 from intsr.types import NetworkEntry, TensorInfo
@@ -27,14 +27,14 @@ class Session:
     """Owner of the device's memory, streams, events, graphs and TensorRT's objects. Takes over `cuda`.
 
     compute: the stream that networks run in, one after the other. copies: the stream of uploads and downloads.
-    where: the engine's path, for errors. tiles_under_way: a picture whose tiles travel has been begun and not ended.
+    where: the engine's path, for errors.
     """
 
     def __init__(self, cuda: Cuda, library: Library, where: object) -> None:
         self.cuda, self.library, self.where = cuda, library, where
         self._owned = ExitStack()
         self._owned.callback(cuda.close)
-        self._closed = self.tiles_under_way = False
+        self._closed = False
         try:
             self._free_bytes = cuda.memory_info()[0]
             self.compute, self.copies = (self._owning(cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
@@ -68,10 +68,14 @@ class Session:
         """Before what was there earlier is freed."""
         self._owned.callback(function)
 
+    @property
+    def is_open(self) -> bool:
+        return not self._closed
+
     def enter(self) -> None:
-        """Before anything runs: in this thread, on this device. Raises ValueError after `close`."""
+        """Before anything runs: in this thread, on this device. Raises UsageError after `close`."""
         if self._closed:
-            raise ValueError(f"{self.where} is closed")
+            raise closed_error(self.where)
         self.cuda.make_current()
 
     def wait_for_others(self, streams: Iterable[int | None]) -> None:
@@ -93,6 +97,9 @@ class Session:
 
     def drain(self) -> None:
         """Wait until nothing of this session runs; for use after errors, which it leaves to be reported."""
+        if self._closed:
+            return
+        self.cuda.make_current()
         for stream in (self.compute, self.copies):
             with suppress(IntsrError):
                 self.cuda.synchronize(stream)
@@ -101,9 +108,8 @@ class Session:
         """Free everything; a second time does nothing."""
         if self._closed:
             return
-        self.cuda.make_current()
-        self._closed = True
         self.drain()
+        self._closed = True
         self._owned.close()
 
 

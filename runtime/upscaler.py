@@ -23,6 +23,7 @@ from intsr.runtime.overlap import overlapped
 from intsr.runtime.picture_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.resize import Enlarger
 from intsr.runtime.tiling import TilePlan, plan_tiles
+from intsr.runtime.turns import TakesTurns, in_turns
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
@@ -73,7 +74,14 @@ class Work:
         return len(self.plan.tops) * len(self.plan.lefts)
 
     def bands(self) -> Generator[Band | FinishedBand]:
-        """What the networks make of it, blended, or finished by a device; raises what they raise."""
+        """What the networks make of it, blended, or finished by a device; raises what they raise.
+
+        To be taken at once and in one thread: until its end the engine is this thread's.
+        """
+        with self.upscaler.turn():
+            yield from self._bands()
+
+    def _bands(self) -> Generator[Band | FinishedBand]:
         pipeline: PicturePipeline | None = getattr(self.upscaler.networks[0], "picture_pipeline", None)
         if pipeline is not None:
             made = pipeline.bands(self.enlarger, self.plan, self.color_fix, self.clock, self.tile_progress)
@@ -93,8 +101,8 @@ class Work:
             yield from finished_rows(bands, self.pixels, self.fix, self.clock)
 
     def rows(self) -> Iterator[Array]:
-        """Both halves in this thread."""
-        with closing(self.bands()) as bands:
+        """Both halves in this thread. The engine is its own for each band that is made, and anybody's in between."""
+        with closing(in_turns(self._bands(), self.upscaler.turn)) as bands:
             yield from self.finish(bands)
 
     def whole(self, rows: Iterable[Array]) -> Array:
@@ -106,12 +114,15 @@ class Work:
         return result
 
 
-class Upscaler:
+class Upscaler(TakesTurns):
     """Three networks with the tiling and colour fix around them; close it, or use it as a context manager.
+
+    Several threads may use one: their calls take turns, a picture each, of `upscale_rows` a band each. Only what
+    `networks` and `network` give is for one thread at a time.
 
     networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
     neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random
-    weights.
+    weights. where: for errors.
     """
 
     def __init__(
@@ -123,7 +134,9 @@ class Upscaler:
         resize_filter: str,
         color_fix: str,
         synthetic: bool = False,
+        where: object = "engine",
     ) -> None:
+        super().__init__(where)
         self.networks, self.synthetic = networks, synthetic
         self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
         self.resize_filter, self.color_fix = resize_filter, color_fix
@@ -155,8 +168,9 @@ class Upscaler:
         """As many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
         nominally in [-1, 1], not clamped.
         """
-        for network in self.networks:
-            x = network.run(x)
+        with self.turn():
+            for network in self.networks:
+                x = network.run(x)
         return x
 
     def upscale(self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None) -> Picture:
@@ -177,11 +191,12 @@ class Upscaler:
         overlap_px: int | None = None,
         tile_progress: TileProgress | None = None,
     ) -> UpscaleResult:
-        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it."""
-        start = time.perf_counter()
-        work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
-        result = work.whole(work.rows())
-        total_ms = (time.perf_counter() - start) * 1e3
+        """As `upscale`. tile_progress: wraps the iteration over tiles, to show it. Times begin with its turn."""
+        with self.turn():
+            start = time.perf_counter()
+            work = self.start(pixels_from_picture(image), color_fix, overlap_px, tile_progress)
+            result = work.whole(work.rows())
+            total_ms = (time.perf_counter() - start) * 1e3
         clock, picture = work.clock, picture_like(image, result)
         return UpscaleResult(
             picture, clock.stages_ms, total_ms, work.tiles, clock.transfers_ms, on_device=clock.on_device
@@ -231,6 +246,7 @@ class Upscaler:
         """Everything checked, nothing computed yet. pixels: as `pixels_from_picture` gives them. spill_folder: where
         `adain` keeps rows that are too many for memory. Raises UsageError.
         """
+        self.check_usable()
         overlap_px = self.overlap_px if overlap_px is None else overlap_px
         plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
         color_fix = self.color_fix if color_fix is None else color_fix
@@ -257,7 +273,7 @@ class Upscaler:
                 x = network.run(x)
         return x
 
-    def close(self) -> None:
+    def _free(self) -> None:
         for network in self.networks:
             network.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from intsr.console import FiniteFloat
 from intsr.errors import UsageError
 
 DEFAULT_CROP_PX = 32
@@ -39,7 +40,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."
         ),
-        click.option("--rate", type=click.FloatRange(0, 100, True, True), default=1.0, help="Factor on all rates."),
+        click.option("--rate", type=FiniteFloat(0, 100, True, True), default=1.0, help="Factor on all rates."),
         click.option(
             "--cache",
             type=click.Choice(["ram", "disk", "none"]),

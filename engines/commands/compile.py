@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import Stopwatch, TileSizes, common_options, emit_json, say, say_notes, weight_options
+from intsr.console import (
+    FiniteFloat,
+    Stopwatch,
+    TileSizes,
+    common_options,
+    emit_json,
+    say,
+    say_notes,
+    weight_options,
+)
 from intsr.errors import UsageError
 from intsr.several_values import SeveralValuesCommand, passionsr_option
 
@@ -84,7 +93,7 @@ TARGETS_OF_OPTION = {
 @click.option(
     "--min-psnr",
     "min_psnr_db",
-    type=float,
+    type=FiniteFloat(),
     help="Of --verify: of every picture, in dB.  [default: what correct engines of these bits reach]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes, and stop.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, progress, say, weight_options
+from intsr.console import FiniteFloat, common_options, emit_json, progress, say, weight_options
 from intsr.types import SYNTHETIC_NOTE
 
 
@@ -20,7 +20,7 @@ from intsr.types import SYNTHETIC_NOTE
 @click.option(
     "--min-psnr",
     "min_psnr_db",
-    type=float,
+    type=FiniteFloat(),
     help="Of every picture, end to end, in dB: fail below.  [default: what correct engines of these bits reach]",
 )
 @click.option("--limit", default=4, show_default=True, type=click.IntRange(1), help="At most so many pictures.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.console import common_options, detail, emit_json, on_terminal, say, weight_options
+from intsr.console import FiniteFloat, common_options, detail, emit_json, on_terminal, say, weight_options
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Reference:
 @click.option("--reference", metavar="MODEL", help="Measure the model in torch beside them: float32, eager.")
 @click.option("--size", "size_px", type=click.IntRange(1, 4096), default=128, show_default=True, help="Input pixels.")
 @click.option("--threads", type=click.IntRange(1), help="For every entry. Default: as many as there are CPUs.")
-@click.option("--min-seconds", type=click.FloatRange(0), default=3.0, show_default=True, help="Measured, each.")
+@click.option("--min-seconds", type=FiniteFloat(0), default=3.0, show_default=True, help="Measured, each.")
 @click.option("--min-runs", type=click.IntRange(1), default=10, show_default=True, help="Measured, each.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
 @click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")

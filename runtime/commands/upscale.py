@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from intsr.runtime.engine import Engine
     from intsr.runtime.tiling import Tile
     from intsr.runtime.upscale_file import FileOptions, FileReport
+    from intsr.runtime.upscale_pipes import Pipes
 
 # Not asked whether it is readable: one that is not must not stop the others.
 _PATH = click.Path(path_type=Path, readable=False)
@@ -59,16 +60,17 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 
 @click.command(
     epilog="Example: intsr upscale model.engine photo.jpg -o photo-x4.png; "
-    "intsr upscale model.engine holiday/ -r -o holiday-x4/ --skip-existing"
+    "intsr upscale model.engine holiday/ -r -o holiday-x4/ --skip-existing; "
+    "convert photo.heic png:- | intsr upscale model.engine - -o - --format jpg > photo-x4.jpg"
 )
 @click.argument("engine", type=_PATH)
-@click.argument("inputs", type=_PATH, nargs=-1, metavar="INPUT...")
+@click.argument("inputs", type=click.Path(readable=False), nargs=-1, metavar="INPUT...")
 @click.option(
     "-o",
     "--output",
     type=click.Path(readable=False),
     required=True,
-    help="A picture for one input file, else a folder; with a / at its end always a folder.",
+    help="A picture for one input file, else a folder; with a / at its end always a folder. -: stdout.",
 )
 @click.option("-r", "--recursive", is_flag=True, help="Subfolders too; their tree is repeated in the output folder.")
 @click.option(
@@ -88,6 +90,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
 @click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option("--copy-engine", is_flag=True, help="Hold the file in memory: it may be overwritten meanwhile.")
 @click.option(
     "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices, help="Show and exit."
 )
@@ -103,7 +106,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     "output_format",
     type=click.Choice(["same", "png", "jpg", "webp", "avif", "tif", "bmp"]),
     default="same",
-    help="Of outputs in a folder.",
+    help="Of outputs in a folder, and of stdout, which is PNG without it.",
 )
 @click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
@@ -113,7 +116,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @common_options
 def upscale(
     engine: Path,
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     output: str,
     recursive: bool,
     outscale: float | None,
@@ -125,6 +128,7 @@ def upscale(
     threads: int | None,
     precision: str,
     device: str | None,
+    copy_engine: bool,
     cuda_backend: str | None,
     template: str | None,
     name_suffix: str,
@@ -139,7 +143,8 @@ def upscale(
     """Upscale pictures, files, folders or patterns, with ENGINE.
 
     Pictures of any size, 8 or 16 bits, grey or colour, with transparency, EXIF, XMP and ICC profiles kept. A picture
-    that fails does not stop the others; the exit code is then 1. With --json, one line a picture.
+    that fails does not stop the others; the exit code is then 1. With --json, one line a picture. The input - is a
+    picture from stdin; a file of that name is ./-.
     """
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
@@ -149,8 +154,9 @@ def upscale(
     from intsr.runtime.upscale_batch import Batch
     from intsr.runtime.upscale_checks import check_effects, check_engine_comes_first
     from intsr.runtime.upscale_file import FileOptions
+    from intsr.runtime.upscale_pipes import open_pipes
 
-    check_engine_comes_first(engine, inputs)
+    check_engine_comes_first(engine, [Path(item) for item in inputs])
     if not inputs:
         raise click.MissingParameter(param_hint="'INPUT...'", param_type="argument", ctx=click.get_current_context())
     if skip_existing and overwrite:
@@ -159,34 +165,41 @@ def upscale(
     options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes, overwrite)
     tile_px = _tile_from_text(tile)
     manifest = read_manifest(engine)
+    others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite}
+    # Removed when the command ends, however it does.
+    pipes = click.get_current_context().with_resource(open_pipes(inputs, output, output_format, others))
+    paths, output = pipes.inputs, pipes.output
     naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
     destination = Destination(Path(output), output.endswith(("/", os.sep)), skip_existing)
-    jobs = plan_jobs(inputs, destination, recursive, naming, lambda text: say(printable(text)))
+    jobs = plan_jobs(paths, destination, recursive, naming, lambda text: say(printable(text)))
     given = {
         "--name": template is not None,
         "--suffix": bool(name_suffix),
-        "--format": output_format != "same",
+        "--format": output_format != "same" and pipes.target is None,
         "-r": recursive,
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
     }
-    check_effects([option for option, is_given in given.items() if is_given], jobs, inputs, Path(output), manifest)
+    check_effects([option for option, is_given in given.items() if is_given], jobs, paths, Path(output), manifest)
     jobs = shard_from_text(shard).part(jobs) if shard is not None else jobs
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
     check_outputs(jobs, skip_existing, overwrite)
     remove_stale_parts(job.output for job in jobs if not job.problem)
-    opened = open_engine(engine, threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=tile_px)
+    backend = cuda_backend or _USUAL_BACKEND
+    opened = open_engine(engine, threads, precision, device, backend, tile_px=tile_px, copy=copy_engine)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1
         made = batch.reports(
             jobs,
-            _tiles_of(jobs[0], options, manifest.upscale_factor) if one else None,
+            _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None,
             lambda job: skip_existing and not job.problem and job.output.exists(),
         )
-        reports = [_shown(report, as_json) for report in (made if one else progress(made, "Upscaling", len(jobs)))]
+        shown = made if one else progress(made, "Upscaling", len(jobs))
+        reports = [_shown(pipes.report(report), as_json) for report in shown]
+    pipes.deliver()
     _finish(reports)
 
 
@@ -214,7 +227,9 @@ def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int |
         raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")
 
 
-def _tiles_of(job: Job, options: FileOptions, factor: int) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
+def _tiles_of(
+    job: Job, options: FileOptions, factor: int, pipes: Pipes
+) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
     """Shows how far one picture has got."""
     from intsr.runtime.image_io import read_info
 
@@ -223,7 +238,7 @@ def _tiles_of(job: Job, options: FileOptions, factor: int) -> Callable[[Sequence
             info = read_info(job.source)
             width_px, height_px = options.output_size(info.width_px, info.height_px, factor)
             size = f"{info.width_px}x{info.height_px} -> {width_px}x{height_px}"
-            say(printable(f"{job.source}: {size}, {len(tiles)} tiles"))
+            say(printable(f"{pipes.named(str(job.source))}: {size}, {len(tiles)} tiles"))
         return progress(tiles, "Upscaling", len(tiles))
 
     return shown

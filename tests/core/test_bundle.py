@@ -96,7 +96,15 @@ def test_members_are_aligned_whatever_they_are_called(tmp_path, manifest, names)
             assert whole[start:end] == files[name].read_bytes()
 
 
-def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, members):
+@pytest.fixture(params=["mapped", "copied"])
+def in_place(request, monkeypatch) -> bool:
+    """Whether members lie in the file, as those of large engines do."""
+    if request.param == "mapped":
+        monkeypatch.setattr(bundle_module, "COPIED_BYTES", 0)
+    return request.param == "mapped"
+
+
+def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, members, in_place):
     with Bundle(bundle_path) as bundle:
         lasting = {name: bundle.lasting_member(name) for name in members}
     bundle_path.unlink()
@@ -105,16 +113,49 @@ def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, members)
         assert bytes(lasting[name].view) == file.read_bytes()
 
 
-def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bundle_path):
+def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bundle_path, in_place):
     before = bundle_path.read_bytes()
-    with Bundle(bundle_path) as bundle:
-        view = bundle.lasting_member("unet.plan").view
+    with Bundle(bundle_path) as opened:
+        view = opened.lasting_member("unet.plan").view
         view[:] = bytes(len(view))
         assert bundle_path.read_bytes() == before
-        assert bytes(bundle.member("unet.plan")) in before
+    with Bundle(bundle_path) as opened:
+        assert bytes(opened.member("unet.plan")) in before
 
 
-def test_a_lasting_member_may_be_empty(tmp_path, manifest, members):
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_is_written_into_the_file_is_not_written_into_a_copy(bundle_path, members, copy, monkeypatch):
+    """A small engine is one, a large one where that is asked for."""
+    if copy:
+        monkeypatch.setattr(bundle_module, "COPIED_BYTES", 0)
+    with Bundle(bundle_path, copy=copy) as opened:
+        with bundle_path.open("r+b") as file:
+            file.write(bytes(bundle_path.stat().st_size))
+        lasting = {name: opened.lasting_member(name) for name in members}
+        assert not opened.is_used_in_place
+        for name, file in members.items():
+            with opened.member(name) as view:
+                assert bytes(view) == file.read_bytes()
+    for name, file in members.items():
+        assert bytes(lasting[name].view) == file.read_bytes()
+
+
+def test_a_file_is_overwritten_or_another_one_takes_its_place(bundle_path, tmp_path):
+    with Bundle(bundle_path) as opened:
+        identity = opened.identity
+    assert not bundle_module.is_overwritten(bundle_path, identity)
+    data = bundle_path.read_bytes()
+    bundle_path.write_bytes(data[:-1])
+    assert bundle_module.is_overwritten(bundle_path, identity)
+    # By the old one's number, a new file would be the old one.
+    bundle_path.rename(tmp_path / "kept")
+    bundle_path.write_bytes(data)
+    assert not bundle_module.is_overwritten(bundle_path, identity)
+    bundle_path.unlink()
+    assert not bundle_module.is_overwritten(bundle_path, identity)
+
+
+def test_a_lasting_member_may_be_empty(tmp_path, manifest, members, in_place):
     (tmp_path / "empty").write_bytes(b"")
     write_bundle(tmp_path / "a.engine", manifest, members | {"unet.plan": tmp_path / "empty"})
     with Bundle(tmp_path / "a.engine") as bundle:
@@ -311,7 +352,7 @@ def test_hashes_are_not_asked_for_again_where_the_file_is_the_same(bundle_path, 
 def test_what_is_no_bundle_at_all(tmp_path):
     with pytest.raises(UsageError, match="no such file"):
         Bundle(tmp_path / "nothing.engine")
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="is a folder"):
         Bundle(tmp_path)
     for content in (b"", b"PK", b"text" * 1000):
         (tmp_path / "odd.engine").write_bytes(content)

@@ -191,3 +191,17 @@ def test_ctrl_c_is_one_line_whatever_a_library_makes_of_it():
 
 def test_under_nohup_a_closed_terminal_ends_nothing():
     assert _signalled(name="SIGHUP", before="SIG_IGN") == (0, "still here\ncleaned up\n", "")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_what_is_no_finite_number_is_refused(name: str, text: str) -> None:
+    """By every option that takes a number: as a limit it would mean for ever, or nothing."""
+    with click.Context(cli.cli) as context:
+        command = cli.cli.get_command(context, name)
+    assert command is not None
+    for option in command.params:
+        # Of `verify`: another one's.
+        if isinstance(option.type, click.types.FloatParamType) and (name, option.name) != ("verify", "min_psnr_db"):
+            with pytest.raises(click.BadParameter):
+                option.type.convert(text, option, None)

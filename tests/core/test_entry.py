@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 # Ctrl-C comes as soon as the command line itself is imported, and once more when it begins.
 _INTERRUPTED = """
 import os, signal, sys
@@ -49,6 +51,40 @@ entry._fill_standard_streams()
 print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/dev/zero", os.O_RDONLY) > 2)
 """
     assert _run(code)[:2] == (0, "['/dev/null', '/dev/null'] True\n")
+
+
+_WORDS_WITHOUT_READERS = """
+import os, sys
+from intsr import cli, entry
+import click
+
+@click.command()
+def probe():
+    {lose}
+    for number in range(3):
+        click.echo("for people", err=True)
+        sys.stderr.write("more\\n")
+        click.echo(str(number))
+
+cli.LazyGroup.get_command = lambda self, context, name: probe
+sys.argv = ["intsr", "info"]
+entry.run()
+"""
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        "os.close(2)",
+        # A pipe without a reader, one that is full, a device that is.
+        "ends = os.pipe(); os.dup2(ends[1], 2); os.close(ends[0])",
+        "ends = os.pipe(); os.set_blocking(ends[1], False); os.dup2(ends[1], 2); os.write(2, bytes(65536))",
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 2)",
+    ],
+)
+def test_stderr_that_is_lost_stops_nothing(lose: str) -> None:
+    code, shown, _ = _run(_WORDS_WITHOUT_READERS.format(lose=lose))
+    assert (code, shown) == (0, "0\n1\n2\n")
 
 
 def test_ctrl_c_with_stderr_closed_is_the_same_code() -> None:

@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, checker, helper, numpy_helper, save
 from PIL import Image
 
+from intsr import bundle
 from intsr.bundle import SCHEMA_VERSION, write_bundle
 from intsr.kernels.parameters import SOURCES
 from intsr.types import Manifest, NetworkEntry, TensorInfo
@@ -142,6 +143,12 @@ def identity_engine(make_engine: MakeEngine) -> Path:
 @pytest.fixture(scope="session", params=["onnxruntime", "cpu"])
 def any_engine(request: pytest.FixtureRequest, make_engine: MakeEngine) -> Path:
     return make_engine(request.param)
+
+
+@pytest.fixture
+def mapped_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of any size are used where they lie, as large ones are."""
+    monkeypatch.setattr(bundle, "COPIED_BYTES", 0)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.errors import BuildError, EngineMismatchError, VerificationError
+from intsr.errors import BuildError, EngineMismatchError, UsageError, VerificationError
 from intsr.kernels import emulate
 from intsr.runtime import device_picture
 from intsr.runtime.batch import Job
@@ -189,12 +189,13 @@ def test_stages_are_timed_by_the_device(opened: OpenEngine, photo: np.ndarray) -
     assert result.transfers_ms is not None and result.transfers_ms >= 3
 
 
-def test_the_graphs_are_those_of_the_tiles_first_slot(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+def test_graphs_are_those_of_the_ends_of_each_way(opened: OpenEngine, machine, photo: np.ndarray) -> None:
+    """The UNet's buffers are everybody's, so is its graph."""
     engine = opened()
     engine.upscale(photo)
     assert machine.gpu.calls["cudaStreamBeginCapture"] == 3
     on_host(engine, photo)
-    assert machine.gpu.calls["cudaStreamBeginCapture"] == 5
+    assert machine.gpu.calls["cudaStreamBeginCapture"] == 7
 
 
 def test_progress_is_shown_by_tile(opened: OpenEngine, photo: np.ndarray) -> None:
@@ -399,5 +400,5 @@ def test_closing_while_rows_are_taken(opened: OpenEngine, machine, small: np.nda
     next(rows)
     engine.close()
     machine.assert_nothing_is_left()
-    with pytest.raises(ValueError, match="is closed"):
+    with pytest.raises(UsageError, match="is closed"):
         next(rows)

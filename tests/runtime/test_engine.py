@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
+import shutil
 import sys
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from intsr.bundle import write_bundle
-from intsr.errors import BundleError, EngineMismatchError, MissingLibraryError, UsageError
+from intsr.errors import BundleError, EngineMismatchError, MissingLibraryError, OutOfMemoryError, UsageError
 from intsr.runtime import compatibility
-from intsr.runtime.engine import open_engine
+from intsr.runtime.engine import Engine, open_engine
 from intsr.types import TensorInfo
 
 
@@ -203,3 +207,129 @@ def test_a_closed_engine_is_opened_again(any_engine: Path, photo: np.ndarray) ->
     with engine.reopen(engine.tile_px) as again:
         assert again is not engine
         np.testing.assert_array_equal(again.upscale(photo), expected)
+
+
+def _overwritten(path: Path) -> None:
+    """In place, with other bytes of the same number."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_engine_in_memory_does_not_see_what_becomes_of_its_file(
+    any_engine: Path, photo: np.ndarray, tmp_path: Path, copy: bool, request: pytest.FixtureRequest
+) -> None:
+    """A small one always is; a large one where that is asked for."""
+    path = tmp_path / "used.engine"
+    shutil.copy(any_engine, path)
+    if copy:
+        request.getfixturevalue("mapped_engines")
+    with open_engine(path, copy=copy) as engine:
+        expected, rows = engine.upscale(photo), engine.upscale_rows(photo)
+        first = next(rows)
+        path.write_bytes(b"")
+        np.testing.assert_array_equal(engine.upscale(photo), expected)
+        np.testing.assert_array_equal(np.concatenate([first, *rows]), expected)
+
+
+def test_a_mapped_engine_whose_file_is_written_into_is_an_error(
+    make_engine, photo: np.ndarray, tmp_path: Path, mapped_engines: None
+) -> None:
+    path = tmp_path / "used.engine"
+    shutil.copy(make_engine("cpu"), path)
+    words = "was written into while it was in use; .*open it again.* --copy-engine"
+    with open_engine(path, threads=1) as engine:
+        rows = engine.upscale_rows(photo)
+        next(rows)
+        _overwritten(path)
+        with pytest.raises(BundleError, match=words):
+            next(rows)
+        with pytest.raises(BundleError, match=words):
+            engine.upscale(photo)
+
+
+def test_the_command_reads_an_engine_into_memory(
+    make_engine, photo_path: Path, tmp_path: Path, mapped_engines: None, intsr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "used.engine"
+    shutil.copy(make_engine("cpu"), path)
+    start = Engine.start
+
+    def overwrite_and_start(self: Engine, *arguments: object, **named: object) -> object:
+        _overwritten(path)
+        return start(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "start", overwrite_and_start)
+    engine = path.read_bytes()
+    for options, expected in (((), 1), (("--copy-engine",), 0)):
+        path.write_bytes(engine)
+        code, _, err = intsr("upscale", path, photo_path, "-o", tmp_path / "out.png", *options)
+        assert (code, (tmp_path / "out.png").exists()) == (expected, expected == 0), err
+
+
+def _raises(error: Exception) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("target", "where", "error"),
+    [
+        ("cpu", "openvino.Core.compile_model", RuntimeError("Exception from src/plugin.cpp:1:\nstd::bad_alloc")),
+        ("cpu", "openvino.Core.read_model", RuntimeError("Failed to allocate 83886080 bytes of memory")),
+        ("cpu", "openvino.Core.get_property", RuntimeError("plugin.so: failed to map segment from shared object")),
+        ("cpu", "openvino.Core.compile_model", RuntimeError("Resource temporarily unavailable")),
+        ("cpu", "intsr.runtime.openvino_backend.open_networks", ImportError("failed to map segment from shared")),
+        ("onnxruntime", "onnxruntime.InferenceSession", RuntimeError("Failed to allocate memory for buffer")),
+        ("onnxruntime", "intsr.runtime.engine.Bundle", OSError(errno.ENOMEM, "Cannot allocate memory")),
+        ("onnxruntime", "intsr.runtime.engine.Bundle", MemoryError()),
+    ],
+)
+def test_out_of_memory_while_it_is_opened(
+    make_engine, photo_path: Path, tmp_path: Path, intsr, monkeypatch: pytest.MonkeyPatch, target, where, error
+) -> None:
+    path = make_engine(target)
+    monkeypatch.setattr(where, _raises(error))
+    with pytest.raises(OutOfMemoryError, match="not enough memory to open it"):
+        open_engine(path)
+    code, out, err = intsr("upscale", path, photo_path, "-o", tmp_path / "out.png")
+    assert (code, out, err.count("\n")) == (4, "", 1), err
+
+
+def test_what_a_library_refuses_for_another_reason_is_not_out_of_memory(
+    make_engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openvino.Core.compile_model", _raises(RuntimeError("unknown operation")))
+    with pytest.raises(EngineMismatchError, match="refuses it"):
+        open_engine(make_engine("cpu"))
+
+
+def test_onnxruntime_out_of_memory_in_a_run(make_engine, photo: np.ndarray) -> None:
+    with open_engine(make_engine("onnxruntime")) as engine:
+        error = RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested buffer of size 9")
+        engine.networks[1]._session = types.SimpleNamespace(run=_raises(error))  # type: ignore[attr-defined]
+        with pytest.raises(OutOfMemoryError, match="ONNX Runtime is out of memory"):
+            engine.upscale(photo)
+
+
+def test_it_is_opened_again_from_elsewhere(
+    any_engine: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(any_engine.parent)
+    with open_engine(any_engine.name) as engine:
+        expected = engine.upscale(photo)
+    monkeypatch.chdir(tmp_path)
+    with engine.reopen(engine.tile_px) as again:
+        np.testing.assert_array_equal(again.upscale(photo), expected)
+
+
+def test_a_folder_or_a_pipe_in_the_place_of_an_engine(tmp_path: Path, intsr) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"is a folder; expected an .engine file"):
+        open_engine(tmp_path)
+    with pytest.raises(UsageError, match=r"is no regular file; expected an .engine file"):
+        open_engine(tmp_path / "pipe")
+    code, _, err = intsr("inspect", tmp_path / "pipe")
+    assert (code, err.count("\n")) == (2, 1)

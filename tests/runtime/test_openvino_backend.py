@@ -37,7 +37,7 @@ def _mapped(path: Path) -> bool:
 
 
 def test_weights_are_read_where_they_lie_and_let_go_when_it_is_closed(
-    make_engine, photo: np.ndarray, tmp_path: Path
+    make_engine, photo: np.ndarray, tmp_path: Path, mapped_engines: None
 ) -> None:
     path = tmp_path / "mapped.engine"
     shutil.copy(make_engine("cpu"), path)
@@ -52,7 +52,9 @@ def test_weights_are_read_where_they_lie_and_let_go_when_it_is_closed(
     assert not _mapped(path) and not _mapped(tmp_path)
 
 
-def test_a_bundle_whose_members_are_not_aligned_is_copied(make_engine, photo: np.ndarray, tmp_path: Path) -> None:
+def test_a_bundle_whose_members_are_not_aligned_is_copied(
+    make_engine, photo: np.ndarray, tmp_path: Path, mapped_engines: None
+) -> None:
     """As older versions wrote them."""
     path, old = make_engine("cpu"), tmp_path / "old.engine"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:

@@ -52,15 +52,19 @@ def test_batches_of_tiles_the_last_filled_up(machine, photo: np.ndarray) -> None
         assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
 
 
-def test_a_second_picture_in_the_middle_of_one_is_refused(machine, photo: np.ndarray) -> None:
-    """Both would use the same buffers on the device."""
+def test_other_pictures_in_the_middle_of_one(machine, photo: np.ndarray) -> None:
+    """Its tiles that are on the device then have buffers of their own."""
     with open_engine(machine.engine()) as engine:
-        rows = engine.upscale_rows(photo)
-        first = next(rows)
-        with pytest.raises(UsageError, match="in the middle of another picture"):
-            engine.upscale(photo)
-        np.testing.assert_array_equal(np.concatenate([first, *rows]), _bicubic(photo))
-        np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+        x = np.random.default_rng(0).uniform(-1, 1, engine.network("encoder").input.shape).astype(np.float32)
+        for _ in range(2):
+            rows, others = engine.upscale_rows(photo), engine.upscale_rows(photo[::-1])
+            first, other = next(rows), next(others)
+            np.testing.assert_array_equal(engine.upscale(photo[:, ::-1]), _bicubic(photo)[:, ::-1])
+            np.testing.assert_allclose(engine.run_pipeline(x), x, atol=1e-6)
+            np.testing.assert_array_equal(np.concatenate([first, *rows]), _bicubic(photo))
+            np.testing.assert_array_equal(np.concatenate([other, *others]), _bicubic(photo[::-1]))
+        assert machine.gpu.calls["cudaMallocHost"] == 12, "kept for the next ones"
+    machine.assert_nothing_is_left()
 
 
 def test_float16_plans(machine, photo: np.ndarray) -> None:

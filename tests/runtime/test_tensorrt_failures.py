@@ -258,7 +258,7 @@ def test_closing_twice_and_running_after(machine) -> None:
     engine = open_engine(machine.engine())
     engine.close()
     engine.close()
-    with pytest.raises(ValueError, match="is closed"):
+    with pytest.raises(UsageError, match="is closed"):
         engine.network("unet").run(np.zeros((1, 12, 16, 16), np.float32))
 
 

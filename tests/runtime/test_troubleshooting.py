@@ -12,7 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from intsr import bundle
 from intsr.runtime import cuda_python
+from intsr.runtime.engine import Engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 Run = Callable[..., tuple[int, str, str]]
@@ -84,6 +86,29 @@ def _tiff(machine: Machine, pixels: np.ndarray, photometric: int) -> str:
     return machine.upscale(machine.folder / "a.tif", "-o", machine.folder / "out.png")
 
 
+def _overwritten(machine: Machine) -> str:
+    """By a program that does it in the middle of a call; a large engine, as it were."""
+    engine, start = machine.make_engine("cpu"), Engine.start
+
+    def overwrite_and_start(opened: Engine, *arguments: Any) -> Any:
+        engine.write_bytes(bytes(100))
+        return start(opened, *arguments)
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(bundle, "COPIED_BYTES", 0)
+        changed.setattr(Engine, "start", overwrite_and_start)
+        return machine.upscale(machine.photo, "-o", machine.folder / "out.png", engine=engine)
+
+
+def _no_memory_to_open(machine: Machine) -> str:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Exception from src/inference:\nstd::bad_alloc")
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("openvino.Core.compile_model", fail)
+        return machine.upscale(machine.photo, "-o", machine.folder / "out.png", engine=machine.make_engine("cpu"))
+
+
 # name of the entry -> what makes it
 WAYS: dict[str, Callable[[Machine], str]] = {
     "no-file": lambda m: m.upscale(m.folder / "gone.png", "-o", m.folder / "out.png"),
@@ -108,6 +133,9 @@ WAYS: dict[str, Callable[[Machine], str]] = {
     "nan": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(decoder_gain=float("nan"))),
     "no-engine": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.file("a.engine", b"words")),
     "altered": _flipped_byte,
+    "overwritten": _overwritten,
+    "engine-memory": _no_memory_to_open,
+    "dash": lambda m: m.intsr("compile", "demo", "--bits", "fp", "-o", "-")[2],
     "newer": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(schema_version=99)),
     "no-ranges": lambda m: m.intsr("compile", "demo", "-o", m.folder / "a.engine")[2],
 }
