@@ -39,13 +39,15 @@ def reduce_mixed(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return reduced
 
 
-def upscaled_pair(original: Image.Image, rng: np.random.Generator | None = None) -> tuple[Pixels, Pixels]:
+def upscaled_pair(
+    original: Image.Image, rng: np.random.Generator | None = None, mixed_share: float = MIXED_SHARE
+) -> tuple[Pixels, Pixels]:
     """(enlarged low-resolution input, original), (H, W, 3) uint8, cropped to whole blocks of 16.
 
-    rng: for `MIXED_SHARE`; without it bicubic alone.
+    rng: for `mixed_share`; without it bicubic alone.
     """
     width, height = (side // 16 * 16 for side in original.size)
     original = original.crop((0, 0, width, height))
-    mixed = rng is not None and rng.random() < MIXED_SHARE
+    mixed = rng is not None and rng.random() < mixed_share
     reduced = reduce_mixed(original, rng) if mixed and rng is not None else reduce_bicubic(original)
     return np.asarray(reduced.resize((width, height), Image.Resampling.BICUBIC)), np.asarray(original)

@@ -22,7 +22,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from degradations import upscaled_pair
+from degradations import MIXED_SHARE, upscaled_pair
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from pictures import KODAK_HELD_OUT, Pixels, load_training_pictures, random_crop, smooth_crop
 from PIL import Image
@@ -103,13 +103,18 @@ class DemoModel(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One stretch of training. rate: the first learning rate of its cosine, which ends at a hundredth of it."""
+    """One stretch of training. rate: the first learning rate of its cosine, which ends at a hundredth of it.
+
+    mixed_share: of the crops, see `degradations`. square: weight of the squared error beside the absolute one.
+    """
 
     name: str
     minutes: float
     rate: float
     batch: int
     patch_px: int
+    mixed_share: float = MIXED_SHARE
+    square: float = 0.0
 
     def rate_after(self, seconds: float) -> float:
         progress = min(seconds / (self.minutes * 60), 1.0)
@@ -129,7 +134,7 @@ def training_batch(pictures: Sequence[Pixels], phase: Phase, step: int) -> tuple
     for _ in range(phase.batch):
         smooth = rng.random() < SMOOTH_SHARE
         crop = smooth_crop(side, rng) if smooth else random_crop(pictures, side, rng)
-        pairs.append([pixels[inner, inner] for pixels in upscaled_pair(Image.fromarray(crop), rng)])
+        pairs.append([pixels[inner, inner] for pixels in upscaled_pair(Image.fromarray(crop), rng, phase.mixed_share)])
     inputs, originals = (tensor_from_array(np.stack(column)) for column in zip(*pairs, strict=True))
     return inputs, originals
 
@@ -246,6 +251,7 @@ class Trainer:
             "unet": [(unet, 1.0)],
             "decoder": [(unet, 1.0), (decoder, DECODER_RATE)],
             "together": [(unet, 1.0), (list(vae.parameters()), TOGETHER_RATE)],
+            "finish": [(unet, 1.0), (list(vae.parameters()), TOGETHER_RATE)],
         }[self.phase.name]
         self.model.requires_grad_(False)
         for parameters, _ in groups:
@@ -282,14 +288,15 @@ class Trainer:
                 latent = model.encode(wanted)
                 penalty = LATENT_PENALTY * latent.float().square().mean()
                 outputs = model.decode(latent)
-            elif self.phase.name in ("decoder", "together") and self.step % AUTOENCODER_EVERY == 0:
+            elif self.phase.name in ("decoder", "together", "finish") and self.step % AUTOENCODER_EVERY == 0:
                 half = len(inputs) // 2
                 wanted = torch.cat([originals[:half], inputs[half:]])
                 outputs = model(wanted, False)
             else:
                 wanted = originals
                 outputs = model(inputs)
-        return (outputs.float() - wanted).abs().mean() + penalty
+        error = outputs.float() - wanted
+        return error.abs().mean() + self.phase.square * error.square().mean() + penalty
 
     def train_step(self, inputs: torch.Tensor, originals: torch.Tensor) -> float:
         start = time.monotonic()
@@ -333,6 +340,7 @@ class Trainer:
 @click.option("--unet-minutes", type=float, default=9.0, show_default=True)
 @click.option("--decoder-minutes", type=float, default=7.0, show_default=True)
 @click.option("--together-minutes", type=float, default=23.0, show_default=True)
+@click.option("--finish-minutes", type=float, default=6.0, show_default=True)
 def main(
     kodak: Path,
     wallpapers: Path,
@@ -343,6 +351,7 @@ def main(
     unet_minutes: float,
     decoder_minutes: float,
     together_minutes: float,
+    finish_minutes: float,
 ) -> None:
     """Train, resume, export."""
     work.mkdir(parents=True, exist_ok=True)
@@ -352,6 +361,7 @@ def main(
         Phase("unet", unet_minutes, rate=1e-3, batch=16, patch_px=64),
         Phase("decoder", decoder_minutes, rate=5e-4, batch=8, patch_px=96),
         Phase("together", together_minutes, rate=6e-4, batch=8, patch_px=96),
+        Phase("finish", finish_minutes, rate=3e-4, batch=8, patch_px=96, mixed_share=0.15, square=5.0),
     )
     trainer = Trainer(work / "checkpoint.pt", phases, start)
     pictures = load_training_pictures(kodak, wallpapers)
