@@ -2,11 +2,12 @@
 
     python examples/demo_model/train.py --kodak DIR --wallpapers DIR --work build/demo_model --export core/models/demo
 
-Four phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder
-and decoder, for what is missing from the encoded low resolution; then the decoder with it, which goes on being asked
-to decode originals, so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over
-the time given to a phase, an exponential moving average of the weights. Interrupt and start again: it goes on from
-the last checkpoint in --work.
+Five phases. The autoencoder on originals and on enlarged low resolution; then the UNet, between the frozen encoder
+and decoder, for what is missing from the encoded low resolution; then the decoder with it; then all of it; and the
+same mostly on bicubic reductions. From the third on, every fourth step asks for what the autoencoder was trained for,
+so that the UNet's work stays the UNet's. L1 loss, AdamW, a rate that falls along a cosine over the time given to a
+phase, an exponential moving average of the weights. Interrupt and start again: it goes on from the last checkpoint in
+--work.
 """
 
 from __future__ import annotations
@@ -134,7 +135,9 @@ def training_batch(pictures: Sequence[Pixels], phase: Phase, step: int) -> tuple
     for _ in range(phase.batch):
         smooth = rng.random() < SMOOTH_SHARE
         crop = smooth_crop(side, rng) if smooth else random_crop(pictures, side, rng)
-        pairs.append([pixels[inner, inner] for pixels in upscaled_pair(Image.fromarray(crop), rng, phase.mixed_share)])
+        pairs.append(
+            [pixels[inner, inner] for pixels in upscaled_pair(Image.fromarray(crop), rng, phase.mixed_share)]
+        )
     inputs, originals = (tensor_from_array(np.stack(column)) for column in zip(*pairs, strict=True))
     return inputs, originals
 
