@@ -34,6 +34,7 @@ LET_SHIFTS = (0.0, 1.0)
 FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
 END_FACTORS = (1.0, 0.94, 0.88, 0.8)
 ROUGH_FACTORS = (1.0, 0.85, 0.7)
+WHOLE_GUARD_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +182,16 @@ def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> 
 
 
 def _guard_floor(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
-    """What no search goes below: the mean over the guard's pictures of each one's ends; on a bare stream all of it.
+    """What no search goes below: the mean over the guard's pictures of each one's ends, or all of it.
 
-    Nothing norms that one: what is clipped there is lost, a flat colour's whole level.
+    All of it on a bare stream, which nothing norms: what is clipped there is lost, a flat colour's whole level. And
+    with 8 bits, which have codes to spare for the corner of a flat tile, many deviations from its mean.
     """
     if seen.guard is None:
         return 0.0, 0.0
     ends = [_ends_seen(layer, low, high) for low, high in zip(*seen.guard, strict=True)]
     lows, highs = zip(*ends, strict=True)
-    if reads_bare_stream(layer.site):
+    if reads_bare_stream(layer.site) or layer.grid.spec.bits >= WHOLE_GUARD_BITS:
         return min(lows), max(highs)
     return sum(lows) / len(lows), sum(highs) / len(highs)
 
