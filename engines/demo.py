@@ -43,8 +43,8 @@ CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket")
 REPORT_PICTURES = ("astronaut", "coffee")
 REPORT_NAME = "report.html"
 TILE_PX = 128
-# A fifth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
-METHOD, CROPS, EFFORT = "passionsr", 16, Effort(block_steps=6, joint_steps=40)
+# An eighth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
+METHOD, CROPS, EFFORT = "passionsr", 8, Effort(block_steps=4, joint_steps=24)
 MIN_RUNS, MIN_SECONDS = 10, 3.0
 Say = Callable[[str], None]
 
