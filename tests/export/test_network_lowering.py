@@ -308,7 +308,7 @@ def test_demo_model_end_to_end(demo_model: SRModel, demo_picture: Path) -> None:
         # Run freely, two correct implementations drift apart by as much as rounding itself costs, and no further:
         # one code that falls the other way changes everything behind it. Code by code they are equal (above).
         agreement_db = picture_psnr_db(got, expected)
-        assert agreement_db >= 45 and agreement_db > rounding_db - 1, (name, agreement_db, rounding_db)
+        assert agreement_db >= 43 and agreement_db > rounding_db - 1, (name, agreement_db, rounding_db)
         # And neither is nearer to full precision than the other.
         assert abs(picture_psnr_db(got, full) - rounding_db) < 0.3
 
