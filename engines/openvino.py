@@ -51,8 +51,8 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
 def keep_precise(xml_path: Path) -> None:
     """Have GroupNorm's statistics computed in float32 also where INFERENCE_PRECISION_HINT says bf16.
 
-    They are vectors, so that it costs nothing, and E[x^2] - E[x]^2 of bf16's eight bits would be useless. The
-    attribute is the IR's own, which OpenVINO's own passes write; its Python API has no name for it.
+    They are vectors, so that it costs nothing, and bf16's eight bits would move every channel's level. The attribute
+    is the IR's own, which OpenVINO's own passes write; its Python API has no name for it.
     """
     tree = ElementTree.parse(xml_path)
     layers = tree.getroot().find("layers")
