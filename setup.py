@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-STAGES = ("runtime", "kernels", "calib", "export", "engines")
-FOLDERS = {"intsr": "core"} | {f"intsr.{stage}": stage for stage in STAGES}
-FOLDERS["intsr.engines.report"] = "engines/report"
-FOLDERS |= {f"intsr.{stage}.commands": f"{stage}/commands" for stage in STAGES if (Path(stage) / "commands").is_dir()}
+# The folder of `intsr` itself, and those of its stages.
+FOLDERS = {"intsr": "core"} | {
+    f"intsr.{stage}": stage for stage in ("runtime", "kernels", "calib", "export", "engines")
+}
+PACKAGES = [
+    package
+    for name, folder in FOLDERS.items()
+    for package in (name, *(f"{name}.{inner}" for inner in find_packages(folder)))
+]
 
 PLOT = ["matplotlib>=3.9"]
 METRICS = ["pyiqa==0.1.16"]
@@ -35,11 +40,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=list(FOLDERS),
+    packages=PACKAGES,
     package_dir=FOLDERS,
     package_data={
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
-        "intsr.engines": ["rtx_shim/*.c"],
+        "intsr.engines.builders": ["rtx_shim/*.c"],
         "intsr.engines.report": ["templates/*"],
         "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
     },
@@ -66,5 +71,5 @@ setup(
         "metrics": METRICS,
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
     },
-    entry_points={"console_scripts": ["intsr = intsr.entry:run"]},
+    entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
 )

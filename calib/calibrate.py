@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import intsr
 from intsr.calib.calibration import PARTS, Calibration, SiteQuantizer
-from intsr.calib.clipped import CLIPPED_PICTURES, clipped_shares
-from intsr.calib.crops import Crops, crops_from_pictures
-from intsr.calib.journal import Journal
-from intsr.calib.learn import Effort, learn
-from intsr.calib.let import observe_let
-from intsr.calib.maxmin import observe_maxmin, symmetric_range
-from intsr.calib.pictures import calibration_batches, guard_batch, guard_side_px, with_some_detail
-from intsr.calib.plans import PLANS, plan_of_method
-from intsr.calib.reference import reference_networks
-from intsr.calib.sites import integer_sites, network_of_site
-from intsr.calib.units import units_by_name
+from intsr.calib.data.crops import Crops, crops_from_pictures
+from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px, with_some_detail
+from intsr.calib.learn.blocks import units_by_name
+from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.walk import Effort, learn
+from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
+from intsr.calib.methods.plans import PLANS, plan_of_method
+from intsr.calib.models.families.sites import integer_sites, network_of_site
+from intsr.calib.models.reference import reference_networks
+from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
+from intsr.calib.observe.let_scales import observe_let
 from intsr.errors import UsageError
 from intsr.files import sha256_from_path
 from intsr.memory import peak_resident_bytes
@@ -29,7 +29,7 @@ from intsr.types import Bits
 if TYPE_CHECKING:
     import torch
 
-    from intsr.calib.model import SRModel
+    from intsr.calib.models.open import SRModel
 
 W8A8 = Bits(8, 8)
 DEFAULT_EFFORT = Effort()

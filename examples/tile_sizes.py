@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from intsr.arrays import Array
 from intsr.runtime.engine import open_engine
-from intsr.runtime.image_io import read_image
-from intsr.runtime.metrics import psnr_db
-from intsr.runtime.networks import Array
-from intsr.runtime.seams import seam_score
-from intsr.runtime.tiling import plan_tiles
+from intsr.runtime.measure.metrics import psnr_db
+from intsr.runtime.measure.seams import seam_score
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.tiles.grid import plan_tiles
 
 SIDE_PX = 256
 OVERLAPS = (1 / 16, 1 / 8, 1 / 4, 3 / 8)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import ModelSource, SRModel
-from intsr.export.fold import FoldedModel, FoldedNetwork, fold, fold_and_release, folded_facts
-from intsr.export.fold_official import fold_official, fold_official_network
-from intsr.export.lowering import Lowering
-from intsr.export.onnx_export import OnnxExport, export_networks, export_onnx
-from intsr.export.specialize import specialize
+from intsr.calib.models.open import ModelSource, SRModel
+from intsr.export.fold.fold import FoldedModel, FoldedNetwork, fold, fold_and_release, folded_facts
+from intsr.export.fold.passionsr import fold_official, fold_official_network
+from intsr.export.fold.specialize import specialize
+from intsr.export.graphs import OnnxExport, export_networks, export_onnx
+from intsr.targets.lowering import Lowering
 from intsr.types import NETWORKS
 
 

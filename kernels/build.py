@@ -18,7 +18,7 @@ from importlib import util
 from pathlib import Path
 
 from intsr.errors import BuildError, IntsrError
-from intsr.kernels.parameters import SOURCES
+from intsr.kernels.launches.parameters import SOURCES
 
 CUDA_FOLDER = Path(__file__).parent / "cuda"
 # A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.

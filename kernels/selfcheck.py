@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from intsr.arrays import Array
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
-from intsr.kernels.checks import Check, Random, full_checks, small_checks
-from intsr.kernels.device import Array, ContextLostError, Device, Launch, Plan
-from intsr.kernels.parameters import PeakParams
+from intsr.kernels.checks.network import Check, Random, full_checks, small_checks
+from intsr.kernels.launches.launch import ContextLostError, Device, Launch, Plan
+from intsr.kernels.launches.parameters import PeakParams
 
 _COPY_BYTES = 1 << 30
 _PEAK_TURNS, _PEAK_THREADS = 4096, 256
@@ -98,10 +99,10 @@ def run_check(device: Device, check: Check, peaks: Peaks | None, repeats: int = 
 def open_device(emulate: bool) -> Device:
     """Raises IntsrError where there is no GPU, driver, cuda-python, or compiler to emulate with."""
     if emulate:
-        from intsr.kernels.emulate import EmulatedDevice
+        from intsr.kernels.devices.emulated import EmulatedDevice
 
         return EmulatedDevice()
-    from intsr.kernels.launch import CudaDevice
+    from intsr.kernels.devices.cuda import CudaDevice
 
     return CudaDevice()
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from intsr.errors import BuildError
 from intsr.kernels.build import ptx_from_source
-from intsr.kernels.plan_plugin import (
+from intsr.kernels.launches.group_norm_plugin import (
     NAMESPACE,
     OPERATORS,
     SOURCE,

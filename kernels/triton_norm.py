@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intsr.errors import MissingLibraryError, UsageError
-from intsr.kernels.reference_norm import CODE_OFFSET, NormQuantize
+from intsr.kernels.reference.group_norm import CODE_OFFSET, NormQuantize
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
-from intsr.runtime.compatibility import check_runs_here
-from intsr.runtime.networks import (
+from intsr.runtime.backends.compatibility import check_runs_here
+from intsr.runtime.backends.protocol import (
     Network,
     SessionOptions,
     open_networks,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-from intsr.runtime.networks import closed_error
+from intsr.runtime.backends.protocol import closed_error
 
 T = TypeVar("T")
 _END = object()

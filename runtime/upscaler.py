@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.memory import resident_bytes
-from intsr.runtime.bands import Band, FinishedBand, TileProgress, blended_bands, finished_rows
-from intsr.runtime.clock import STAGES, StageClock
+from intsr.runtime.backends.protocol import Network, PicturePipeline, TilePipeline
 from intsr.runtime.color_fix import ColorFix, open_color_fix
-from intsr.runtime.networks import Array, Network, PicturePipeline, TilePipeline
-from intsr.runtime.overlap import overlapped
-from intsr.runtime.picture_types import copy_of, picture_like, pixels_from_picture
-from intsr.runtime.resize import Enlarger
-from intsr.runtime.tiling import TilePlan, plan_tiles
+from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
+from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
+from intsr.runtime.tiles.enlarge import Enlarger
+from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+from intsr.runtime.tiles.overlap import overlapped
+from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.turns import TakesTurns, in_turns
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
-    from intsr.runtime.picture_types import Picture
+    from intsr.runtime.pictures.python_types import Picture
 
 __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 

@@ -14,9 +14,9 @@ import pytest
 
 if TYPE_CHECKING:
     from intsr.calib.calibration import Calibration
-    from intsr.calib.model import SRModel
-    from intsr.export.fold import FoldedModel
-    from intsr.export.specialize import SpecializedModel
+    from intsr.calib.models.open import SRModel
+    from intsr.export.fold.fold import FoldedModel
+    from intsr.export.fold.specialize import SpecializedModel
 
 # Tensors of tests are small, and threads that wait for each other stall wherever something else runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -45,14 +45,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_folder: Path) -> SRModel:
-    from intsr.calib.model import load_model
+    from intsr.calib.models.open import load_model
 
     return load_model(str(tiny_folder))
 
 
 @pytest.fixture(scope="session")
 def tiny_specialized(tiny_model: SRModel) -> SpecializedModel:
-    from intsr.export.specialize import specialize
+    from intsr.export.fold.specialize import specialize
 
     return specialize(tiny_model)
 
@@ -63,7 +63,7 @@ def tiny_calibration(tiny_model: SRModel) -> Calibration:
     import torch
 
     from intsr.calib.calibration import Calibration
-    from intsr.calib.maxmin import observe_maxmin
+    from intsr.calib.methods.maxmin import observe_maxmin
     from intsr.types import Bits
 
     bits = Bits.parse("w8a8")
@@ -75,14 +75,14 @@ def tiny_calibration(tiny_model: SRModel) -> Calibration:
 
 @pytest.fixture(scope="session")
 def tiny_folded(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> FoldedModel:
-    from intsr.export.fold import fold
+    from intsr.export.fold.fold import fold
 
     return fold(tiny_specialized, tiny_calibration)
 
 
 @pytest.fixture(scope="session")
 def demo_model() -> SRModel:
-    from intsr.calib.model import load_model
+    from intsr.calib.models.open import load_model
 
     return load_model("demo")
 
@@ -103,7 +103,7 @@ def intsr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     """intsr("upscale", ...) -> (exit code, stdout, stderr), through the real entry point, in this process."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        from intsr.cli import main
+        from intsr.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["intsr", *map(str, arguments)])
         code = 0

@@ -20,11 +20,11 @@ from PIL import Image
 
 from intsr.bundle import read_manifest
 from intsr.calib.calibration import Calibration, save_calibration
-from intsr.calib.model import SRModel
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compiler import compile_engine
-from intsr.export.lowering import LOWERINGS
+from intsr.calib.models.open import SRModel
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile.assemble import compile_engine
 from intsr.export.pipeline import export_model
+from intsr.targets.lowering import LOWERINGS
 
 TILE_PX = 16
 

@@ -113,7 +113,7 @@ def test_every_command_finds_models_in_the_same_way(intsr: Command, tmp_path: Pa
         "info": (model,),
     }
     if command == "verify":
-        from intsr.calib.torch_engine import reference_for_verification
+        from intsr.engines.verify.reference import reference_for_verification
         from intsr.errors import ModelError
 
         # The command opens its engine first; what it then asks for the model is this.

@@ -13,14 +13,14 @@ from intsr.calib.commands.training_options import (
     check_training_options,
     training_options,
 )
-from intsr.console import common_options, detail, emit_json, meter, model_options, progress, say, say_notes
+from intsr.cli.console import common_options, detail, emit_json, meter, model_options, progress, say, say_notes
+from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
 from intsr.errors import ImageError, UsageError
-from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
     from intsr.calib.calibration import Calibration
-    from intsr.calib.model import ModelSource, SRModel
+    from intsr.calib.models.open import ModelSource, SRModel
     from intsr.types import Bits
 
 WORK_SUFFIX = ".work"
@@ -75,8 +75,8 @@ def calibrate(
     they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
     same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
     """
-    from intsr.calib.model import open_model
-    from intsr.calib.pictures import list_pictures
+    from intsr.calib.data.pictures import list_pictures
+    from intsr.calib.models.open import open_model
 
     check_source(images is not None, bool(official))
     recipe = _recipe(**settings)
@@ -116,7 +116,7 @@ def _announce_replaced(
     output: Path, method: str, bits: Bits, parts: tuple[str, ...], source: ModelSource, overwrite: bool
 ) -> None:
     from intsr.calib.calibration import JSON_NAME
-    from intsr.calib.replacing import check_same_settings
+    from intsr.calib.calibration.files import check_same_settings
 
     if overwrite:
         if (output / JSON_NAME).exists():
@@ -128,7 +128,7 @@ def _announce_replaced(
 
 
 def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
-    from intsr.calib.choose_pictures import usable_pictures
+    from intsr.calib.data.choose_pictures import usable_pictures
 
     skipped = 0
 
@@ -162,7 +162,7 @@ def _import(
     source: ModelSource, files: tuple[Path, ...], recipe: Recipe, output: Path, overwrite: bool
 ) -> Calibration:
     from intsr.calib.calibration import save_calibration
-    from intsr.calib.official_calibration import import_official
+    from intsr.calib.passionsr.import_checkpoint import import_official
 
     calibration = import_official(source.load(), files, recipe.bits, recipe.tile_px)
     _announce_replaced(output, calibration.method, calibration.bits, calibration.parts, source, overwrite)
@@ -178,7 +178,7 @@ def _recipe(
     method: str, bits: str, parts: str, tile_px: int, symmetric: bool, guard: bool, **training: Any
 ) -> Recipe:
     from intsr.calib.calibrate import Recipe, parse_parts
-    from intsr.calib.learn import Effort
+    from intsr.calib.learn.walk import Effort
     from intsr.types import Bits
 
     names = ("block_steps", "joint_steps", "batch", "rate", "cache", "recompute", "mixed")
@@ -204,8 +204,8 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
     from intsr.calib.calibrate import calibrate as run
     from intsr.calib.calibrate import steps_of_recipe
     from intsr.calib.calibration import save_calibration
-    from intsr.calib.journal import RUN_NAME, remove_work
-    from intsr.calib.low_bits import low_bits_warning
+    from intsr.calib.learn.journal import RUN_NAME, remove_work
+    from intsr.calib.methods.low_bits import low_bits_warning
 
     work = output.with_name(output.name + WORK_SUFFIX)
     if restart:
@@ -242,7 +242,7 @@ def _watched(total: int) -> Any:
 
 
 def _dry_run(model: SRModel, pictures: list[Path], recipe: Recipe, as_json: bool) -> None:
-    from intsr.calib.dry_run import estimate
+    from intsr.calib.learn.estimate import estimate
 
     result = estimate(model, pictures, recipe)
     for line in result.lines():

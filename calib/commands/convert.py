@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, say
+from intsr.cli.console import common_options, emit_json, say
 
 
 @click.command(epilog="Example: intsr convert osediff.pkl -o osediff.safetensors")
@@ -22,7 +22,7 @@ def convert(source: Path, output: Path, as_json: bool) -> None:
     OSEDiff's LoRA, ldm checkpoints, and any other file of tensors: the same tensors, nested names joined by dots, and
     what is no tensor as metadata. A pickle that would run code is refused.
     """
-    from intsr.calib.convert import convert as run
+    from intsr.calib.models.convert import convert as run
 
     written = run(source, output)
     kept = f" and {written.values} values" if written.values else ""

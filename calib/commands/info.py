@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.console import common_options, emit_json
+from intsr.cli.console import common_options, emit_json
 from intsr.types import SYNTHETIC_NOTE, Bits
 
 if TYPE_CHECKING:
-    from intsr.calib.info import NetworkCost, QuantizedCost
+    from intsr.calib.models.cost import NetworkCost, QuantizedCost
 
 
 @click.command(
@@ -37,13 +37,13 @@ def info(
     attention's matrix products are not counted. With --bits, quantized parts count in 32-bit equivalents:
     parameters at the weights' bits over 32, operations at the wider of both over 32.
     """
-    from intsr.loading import require
+    from intsr.optional import require
 
     bits = Bits.parse(bits_text) if bits_text is not None else None
     for library in ("torch", "diffusers"):
         require(library, "intsr info")
-    from intsr.calib import info as counting
     from intsr.calib.calibrate import parse_parts
+    from intsr.calib.models import cost as counting
 
     parts = parse_parts(parts_text)
     architecture = counting.architecture_from_name(model, arch)
@@ -64,7 +64,7 @@ def _json_from_costs(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from intsr.calib.info import total_from_costs
+    from intsr.calib.models.cost import total_from_costs
 
     def describe(cost: NetworkCost) -> dict[str, Any]:
         described: dict[str, Any] = {"name": cost.name, "parameters": cost.parameters, "gops": cost.gops}
@@ -89,7 +89,7 @@ def _print_table(
     from rich.console import Console
     from rich.table import Table
 
-    from intsr.calib.info import total_from_costs
+    from intsr.calib.models.cost import total_from_costs
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import Stopwatch, common_options, emit_json, say
+from intsr.cli.console import Stopwatch, common_options, emit_json, say
 
 
 @click.command(epilog="Example: intsr synth --arch sd21 -o sd21-random")
@@ -20,8 +20,8 @@ def synth(arch: str, output: Path, seed: int, as_json: bool) -> None:
 
     What it makes of pictures is noise; whatever is compiled from it says so.
     """
-    from intsr.calib.architecture import ARCHITECTURES
-    from intsr.calib.synth import write_synthetic_model
+    from intsr.calib.models.families.architecture import ARCHITECTURES
+    from intsr.calib.models.synth import write_synthetic_model
     from intsr.types import SYNTHETIC_NOTE
 
     watch = Stopwatch()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.calib.commands.calibrate import calibrate
-from intsr.console import common_options, emit_json, model_options, progress, say
+from intsr.cli.console import common_options, emit_json, model_options, progress, say
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 
 if TYPE_CHECKING:
-    from intsr.engines.compare_types import Comparison
-    from intsr.runtime.metrics import PerceptualScorer
+    from intsr.engines.compare.types import Comparison
+    from intsr.runtime.measure.metrics import PerceptualScorer
 
 # Options of calibrate, as they are there: for every method, and for those that train.
 SHARED_OPTIONS = ("symmetric",)
@@ -106,9 +106,9 @@ def compare(
     first rows are bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full
     precision's; `loss` what is lost of its PSNR-Y.
     """
-    from intsr.engines.compare_types import Comparison, settings_from_text
+    from intsr.engines.compare.types import Comparison, settings_from_text
     from intsr.files import check_writable_folder
-    from intsr.runtime.metrics import pair_folders
+    from intsr.runtime.measure.metrics import pair_folders
 
     if keep_pictures and output is None:
         raise UsageError("--keep-pictures", "no -o", "a folder to keep them in", "give -o FOLDER")
@@ -131,8 +131,8 @@ compare.params += [item for item in calibrate.params if item.name in (*SHARED_OP
 def _rows(
     job: Comparison, output: Path | None, keep_pictures: bool, scorer: PerceptualScorer
 ) -> list[dict[str, Any]]:
-    from intsr.engines.compare import run_comparison
-    from intsr.engines.compare_types import Places
+    from intsr.engines.compare.run import run_comparison
+    from intsr.engines.compare.types import Places
 
     with tempfile.TemporaryDirectory(prefix="intsr-compare-") as folder:
         scratch = Path(folder)
@@ -153,7 +153,7 @@ def _command_line(values: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _scorer(metrics_text: str | None) -> PerceptualScorer:
-    from intsr.runtime.metrics import PerceptualScorer, parse_metrics
+    from intsr.runtime.measure.metrics import PerceptualScorer, parse_metrics
 
     if metrics_text is not None:
         return PerceptualScorer(parse_metrics(metrics_text))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from intsr.console import (
+from intsr.cli.console import (
     FiniteFloat,
     Stopwatch,
     TileSizes,
@@ -19,11 +19,11 @@ from intsr.console import (
     say_notes,
     weight_options,
 )
+from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
 from intsr.errors import UsageError
-from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
-    from intsr.engines.compile_request import CompileRequest
+    from intsr.engines.compile.request import CompileRequest
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
@@ -128,20 +128,20 @@ def compile_command(
     word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp; EXPORT is a folder that
     `intsr export` wrote for the same target.
     """
-    from intsr.engines.build_types import BuildOptions
-    from intsr.engines.compiler import compile_engine, place_for
-    from intsr.engines.plan_cache import PlanCache
-    from intsr.engines.targets import target_from_name
-    from intsr.export.onnx_export import EXPORT_NAME
+    from intsr.engines.builders.cache import PlanCache
+    from intsr.engines.builders.types import BuildOptions
+    from intsr.engines.compile.assemble import compile_engine, place_for
+    from intsr.export.graphs import EXPORT_NAME
     from intsr.files import check_output_file
+    from intsr.targets import target_from_name
 
     watch = Stopwatch()
     is_export = (Path(source) / EXPORT_NAME).is_file()
     _check_options(target, is_export, calibration is not None, bool(official))
     if not is_export:
         # What an export needs nothing of, and takes seconds to import.
-        from intsr.engines.compile_check import Check
-        from intsr.engines.compile_request import CompileRequest, export_request, prepare
+        from intsr.engines.compile.request import CompileRequest, export_request, prepare
+        from intsr.engines.verify.check import Check
 
         request = CompileRequest(
             source,
@@ -221,8 +221,8 @@ def compile_command(
 
 
 def _show_plan(request: CompileRequest, as_json: bool) -> None:
-    from intsr.engines.compile_plan import lines_of_plan
-    from intsr.engines.compile_request import plan_of, prepare
+    from intsr.engines.compile.estimate import lines_of_plan
+    from intsr.engines.compile.request import plan_of, prepare
 
     plan = plan_of(prepare(request))
     if as_json:
@@ -233,7 +233,7 @@ def _show_plan(request: CompileRequest, as_json: bool) -> None:
 
 def _check_options(target: str, is_export: bool, is_calibrated: bool, is_official: bool) -> None:
     """What was given and would change nothing is an error, not ignored. Raises UsageError."""
-    from intsr.engines.targets import target_from_name
+    from intsr.targets import target_from_name
 
     found, context = target_from_name(target), click.get_current_context()
     given = {

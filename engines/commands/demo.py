@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, say
+from intsr.cli.console import common_options, emit_json, say
 
 
 @click.command(epilog="Example: intsr demo -o build/demo")
@@ -14,7 +14,7 @@ from intsr.console import common_options, emit_json, say
 @common_options
 def demo(output: Path, as_json: bool) -> None:
     """Calibrate, export, compile, upscale and report, with the bundled model on real photographs."""
-    from intsr.engines.demo import run_demo
+    from intsr.engines.demo.run import run_demo
     from intsr.files import check_writable_folder
 
     check_writable_folder(output)

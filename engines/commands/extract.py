@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from intsr.console import common_options, emit_json, say
+from intsr.cli.console import common_options, emit_json, say
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle

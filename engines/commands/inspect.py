@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from intsr.console import common_options, emit_json
+from intsr.cli.console import common_options, emit_json
 from intsr.types import SYNTHETIC_NOTE
 
 MEMORY = (("activations", "activation"), ("weights", "weight"))
@@ -43,7 +43,7 @@ def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> No
     if path.is_dir():
         _inspect_calibration(path, layers, as_json)
         return
-    from intsr.engines.inspect_engine import compare_plans, inspect_engine
+    from intsr.engines.inspect.engine import compare_plans, inspect_engine
 
     report = inspect_engine(path, layers or against is not None)
     if against is not None:
@@ -84,7 +84,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
 
 
 def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
-    from intsr.engines.inspect_calibration import inspect_calibration
+    from intsr.engines.inspect.calibration import inspect_calibration
 
     report = inspect_calibration(folder)
     if as_json:

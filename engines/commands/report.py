@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import common_options, emit_json, say, weight_options
+from intsr.cli.console import common_options, emit_json, say, weight_options
 
 _PATH = click.Path(path_type=Path)
 
@@ -57,7 +57,12 @@ def report(
     data was given for.
     """
     from intsr.engines.report.build import build_report
-    from intsr.engines.report.request import ReportRequest, bench_from_file, outputs_from_options, sources_from_paths
+    from intsr.engines.report.measure.request import (
+        ReportRequest,
+        bench_from_file,
+        outputs_from_options,
+        sources_from_paths,
+    )
     from intsr.errors import EXIT_SOME_FAILED
     from intsr.files import check_output_file
 

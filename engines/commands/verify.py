@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from intsr.console import FiniteFloat, common_options, emit_json, progress, say, weight_options
+from intsr.cli.console import FiniteFloat, common_options, emit_json, progress, say, weight_options
 from intsr.types import SYNTHETIC_NOTE
 
 
@@ -47,12 +47,12 @@ def verify(
 
     On your pictures, and on smooth and flat ones made for it, which hide nothing. Every one of them must pass.
     """
-    from intsr.calib.pictures import list_pictures, verification_inputs
-    from intsr.calib.torch_engine import reference_for_verification
-    from intsr.engines.inspect_calibration import clipped_lines
-    from intsr.engines.verify import check_agreement, default_bound_db
-    from intsr.engines.verify import verify as run
-    from intsr.export.onnx_export import is_weight_only
+    from intsr.calib.data.pictures import list_pictures, verification_inputs
+    from intsr.engines.inspect.calibration import clipped_lines
+    from intsr.engines.verify.agreement import check_agreement, default_bound_db
+    from intsr.engines.verify.agreement import verify as run
+    from intsr.engines.verify.reference import reference_for_verification
+    from intsr.export.graphs import is_weight_only
     from intsr.runtime.engine import open_engine
 
     pictures = list_pictures(images)[:limit]

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from intsr.bundle import read_manifest
-from intsr.console import Stopwatch
-from intsr.engines.report.engine_section import engine_section
-from intsr.engines.report.head import head_of
-from intsr.engines.report.page import render_page
-from intsr.engines.report.pictures_section import pictures_section
-from intsr.engines.report.plot_style import WHAT
-from intsr.engines.report.request import ReportRequest
-from intsr.engines.report.variants import Say
+from intsr.cli.console import Stopwatch
+from intsr.engines.report.measure.request import ReportRequest
+from intsr.engines.report.measure.variants import Say
+from intsr.engines.report.page.render import render_page
+from intsr.engines.report.plots.style import WHAT
+from intsr.engines.report.sections.engines import engine_section
+from intsr.engines.report.sections.head import head_of
+from intsr.engines.report.sections.pictures import pictures_section
 from intsr.errors import UsageError
 from intsr.files import atomic_path
-from intsr.loading import require
+from intsr.optional import require
 
 LIBRARIES = ("jinja2", "matplotlib")
 
@@ -39,7 +39,7 @@ def build_report(request: ReportRequest, output: Path, say: Say) -> dict[str, An
     calibration = None
     if request.calibration is not None:
         # The only part that needs the compiler's libraries.
-        from intsr.engines.report.calibration_section import calibration_section
+        from intsr.engines.report.sections.calibration import calibration_section
 
         calibration = calibration_section(request, say)
     engines = engine_section(request, pictures.facts if pictures else None)

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from intsr import open_engine
-from intsr.runtime.metrics import luma_from_pixels, psnr_db
-from intsr.runtime.networks import Array, Network
+from intsr.arrays import Array
+from intsr.runtime.backends.protocol import Network
+from intsr.runtime.measure.metrics import luma_from_pixels, psnr_db
 from intsr.runtime.upscaler import Upscaler
 
 

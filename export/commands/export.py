@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from intsr.console import TileSizes, common_options, detail, emit_json, say, say_notes, weight_options
+from intsr.cli.console import TileSizes, common_options, detail, emit_json, say, say_notes, weight_options
+from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
 from intsr.errors import UsageError
-from intsr.several_values import SeveralValuesCommand, passionsr_option
 
 if TYPE_CHECKING:
     from intsr.calib.calibration import Calibration
-    from intsr.calib.model import ModelSource
+    from intsr.calib.models.open import ModelSource
 
 
 @click.command(
@@ -63,11 +63,11 @@ def export(
     MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
     word demo.
     """
-    from intsr.calib.model import open_model
-    from intsr.export.lowering import lowering_from_name
-    from intsr.export.onnx_export import EXPORT_NAME, check_tile
+    from intsr.calib.models.open import open_model
+    from intsr.export.graphs import EXPORT_NAME, check_tile
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
+    from intsr.targets.lowering import lowering_from_name
 
     _check_sources(calibration, official)
     lowering = lowering_from_name(target, plugins)
@@ -97,7 +97,7 @@ def _ranges(
     source: ModelSource, calibration: Path | None, official: tuple[Path, ...], bits: str, tiles_px: tuple[int, ...]
 ) -> Calibration | None:
     from intsr.calib.calibration import load_calibration
-    from intsr.calib.official_calibration import check_one_tile, import_official
+    from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_official
     from intsr.types import Bits
 
     if official:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.console import FiniteFloat, common_options, detail, emit_json, on_terminal, say, weight_options
+from intsr.cli.console import FiniteFloat, common_options, detail, emit_json, on_terminal, say, weight_options
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
-    from intsr.runtime.benchmark import Entry, Measurement
+    from intsr.runtime.measure.benchmark import Entry, Measurement
 
 _PATH = click.Path(path_type=Path)
 
@@ -95,9 +95,10 @@ def bench(
     all engines are integer ones, a full-precision engine of the same model in the same folder is measured too.
     """
     from intsr.files import check_output_file
-    from intsr.runtime import benchmark, benchmark_report
-    from intsr.runtime.benchmark_environment import environment
-    from intsr.runtime.benchmark_layers import check_layers
+    from intsr.runtime.measure import benchmark
+    from intsr.runtime.measure import report as benchmark_report
+    from intsr.runtime.measure.layer_times import check_layers
+    from intsr.runtime.measure.machine import environment
 
     weights = _Reference(reference, context, lora)
     if plot_path is not None:
@@ -139,7 +140,7 @@ def bench(
 def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
     """And a full-precision engine behind integer ones, where there is one and nothing else to compare with."""
     from intsr.bundle import read_manifest
-    from intsr.runtime.benchmark import counterpart_of
+    from intsr.runtime.measure.benchmark import counterpart_of
 
     if enough or any(read_manifest(path).bits == "fp" for path in paths):
         return paths
@@ -152,7 +153,7 @@ def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
 
 
 def _open(paths: Sequence[Path], reference: _Reference, settings: _Settings, opened: ExitStack) -> list[Entry]:
-    from intsr.runtime import benchmark
+    from intsr.runtime.measure import benchmark
 
     entries = []
     for path in paths:
@@ -172,7 +173,7 @@ def _open(paths: Sequence[Path], reference: _Reference, settings: _Settings, ope
 
 def _layers(paths: Sequence[Path], runs: int, settings: _Settings) -> dict[str, list[dict[str, Any]]]:
     """By path. Each engine is opened again, alone."""
-    from intsr.runtime.benchmark_layers import layer_times_from_engine
+    from intsr.runtime.measure.layer_times import layer_times_from_engine
 
     times = {}
     for path in dict.fromkeys(paths):
@@ -190,7 +191,7 @@ def _layers(paths: Sequence[Path], runs: int, settings: _Settings) -> dict[str, 
 
 def _measured(entries: Sequence[Entry], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:
     """With a progress bar on stderr where that is a terminal."""
-    from intsr.runtime.benchmark import bench_picture, measure
+    from intsr.runtime.measure.benchmark import bench_picture, measure
 
     picture = bench_picture(size_px)
     say(f"measuring {len(entries)} on a {size_px}x{size_px} picture")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.console import common_options, emit_json, progress, say
+from intsr.cli.console import common_options, emit_json, progress, say
 
 if TYPE_CHECKING:
-    from intsr.runtime.metrics import Scores, SsimRule
+    from intsr.runtime.measure.metrics import Scores, SsimRule
 
 
 @click.command(
@@ -62,7 +62,7 @@ def evaluate(
     """
     from dataclasses import replace
 
-    from intsr.runtime import metrics
+    from intsr.runtime.measure import metrics
 
     # What can be wrong with the command line comes first: scoring may take minutes.
     scorer = metrics.PerceptualScorer(metrics.parse_metrics(metrics_text))

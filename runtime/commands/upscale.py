@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from intsr.console import common_options, emit_json, on_terminal, progress, say, tell
+from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
-    from intsr.runtime.batch import Job
+    from intsr.runtime.batch.files import FileOptions, FileReport
+    from intsr.runtime.batch.jobs import Job
+    from intsr.runtime.batch.pipes import Pipes
     from intsr.runtime.engine import Engine
-    from intsr.runtime.tiling import Tile
-    from intsr.runtime.upscale_file import FileOptions, FileReport
-    from intsr.runtime.upscale_pipes import Pipes
+    from intsr.runtime.tiles.grid import Tile
 
 # Not asked whether it is readable: one that is not must not stop the others.
 _PATH = click.Path(path_type=Path, readable=False)
@@ -47,8 +47,8 @@ class _Times(click.ParamType[float]):
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    from intsr.runtime.devices import list_devices
-    from intsr.runtime.networks import CUDA_BACKENDS
+    from intsr.runtime.backends.devices import list_devices
+    from intsr.runtime.backends.protocol import CUDA_BACKENDS
 
     devices, why_no_gpu = list_devices(next(iter(CUDA_BACKENDS)))
     for device in devices:
@@ -148,13 +148,13 @@ def upscale(
     """
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
-    from intsr.runtime.batch import Destination, Naming, check_outputs, plan_jobs, shard_from_text
+    from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
+    from intsr.runtime.batch.files import FileOptions
+    from intsr.runtime.batch.jobs import Destination, Naming, check_outputs, plan_jobs, shard_from_text
+    from intsr.runtime.batch.memory_budget import bytes_from_text
+    from intsr.runtime.batch.pipes import open_pipes
+    from intsr.runtime.batch.run import Batch
     from intsr.runtime.engine import open_engine
-    from intsr.runtime.memory_budget import bytes_from_text
-    from intsr.runtime.upscale_batch import Batch
-    from intsr.runtime.upscale_checks import check_effects, check_engine_comes_first
-    from intsr.runtime.upscale_file import FileOptions
-    from intsr.runtime.upscale_pipes import open_pipes
 
     check_engine_comes_first(engine, [Path(item) for item in inputs])
     if not inputs:
@@ -231,7 +231,7 @@ def _tiles_of(
     job: Job, options: FileOptions, factor: int, pipes: Pipes
 ) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
     """Shows how far one picture has got."""
-    from intsr.runtime.image_io import read_info
+    from intsr.runtime.pictures.reader import read_info
 
     def shown(tiles: Sequence[Tile]) -> Iterable[Tile]:
         if len(tiles) >= _MANY_TILES and not on_terminal():

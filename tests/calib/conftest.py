@@ -30,9 +30,9 @@ def reference(request: pytest.FixtureRequest, official_support: Any, tmp_path_fa
     """What the official code computed: folder, bits, the base model, the checkpoint's calibration, tensors."""
     from safetensors.torch import load_file
 
-    from intsr.calib.model import load_model
-    from intsr.calib.official_calibration import import_official
-    from intsr.calib.official_forward import official_model
+    from intsr.calib.models.open import load_model
+    from intsr.calib.passionsr.forward import official_model
+    from intsr.calib.passionsr.import_checkpoint import import_official
     from intsr.types import Bits
 
     folder = REFERENCE / request.param

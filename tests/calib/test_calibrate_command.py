@@ -14,8 +14,8 @@ from PIL import Image
 
 from intsr.calib.calibration import load_calibration
 from intsr.calib.commands import calibrate as commands
-from intsr.calib.journal import Journal
-from intsr.calib.learn import Effort
+from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.walk import Effort
 
 Intsr = Callable[..., tuple[int, str, str]]
 ONE_PASS = ("--method", "maxmin", "--parts", "vae", "--tile", 16)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intsr.calib.clip_search import (
+from intsr.calib.learn.clip_search import (
     lsq_activation_range,
     lsq_weight_range,
     sample_values,

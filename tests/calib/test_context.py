@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging
 
-from intsr.calib.context import context_from_folder
+from intsr.calib.models.prompt import context_from_folder
 from intsr.errors import ModelError
 
 START, END, TOKENS = 298, 299, 77

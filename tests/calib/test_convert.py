@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from intsr.calib.checkpoint import VALUES_KEY, read_checkpoint
-from intsr.calib.convert import LDM, TENSORS, convert
+from intsr.calib.models.convert import LDM, TENSORS, convert
+from intsr.calib.models.tensor_files import VALUES_KEY, read_checkpoint
 from intsr.errors import ModelError, UsageError
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import ModelSource, open_model
+from intsr.calib.models.open import ModelSource, open_model
 from intsr.errors import CalibrationError
-from intsr.export.fold import fold
-from intsr.export.fold_official import fold_official
-from intsr.export.lowering import lowering_from_name
+from intsr.export.fold.fold import fold
+from intsr.export.fold.passionsr import fold_official
+from intsr.export.fold.specialize import specialize
 from intsr.export.pipeline import export_model
-from intsr.export.specialize import specialize
+from intsr.targets.lowering import lowering_from_name
 
 TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json")
 
@@ -42,7 +42,7 @@ def with_encoder(folder: Path) -> Path:
 def encode_as(monkeypatch: pytest.MonkeyPatch, kind: str, processor: int) -> None:
     """The encoder's last bits, as another processor computes them."""
     context = torch.linspace(-1, 1, 7 * 24).reshape(1, 7, 24) * (1 + processor * 2**-22)
-    monkeypatch.setattr(f"intsr.calib.model.context_from_{kind}", lambda *_: context)
+    monkeypatch.setattr(f"intsr.calib.models.open.context_from_{kind}", lambda *_: context)
 
 
 def edit_json(path: Path, **values: object) -> None:
@@ -75,12 +75,12 @@ def test_another_text_encoder_is_another_model(
 
 def test_a_single_file_brings_its_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "base.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr("intsr.calib.model.read_checkpoint", lambda path: type("C", (), {"tensors": {}}))
+    monkeypatch.setattr("intsr.calib.models.open.read_checkpoint", lambda path: type("C", (), {"tensors": {}}))
     for name in ("check_nothing_else", "check_channels"):
-        monkeypatch.setattr(f"intsr.calib.model.{name}", lambda *_: None)
+        monkeypatch.setattr(f"intsr.calib.models.open.{name}", lambda *_: None)
     unet = {"block_out_channels": (32, 48), "cross_attention_dim": 24}
     vae = {"block_out_channels": (16, 32), "scaling_factor": 0.18215}
-    monkeypatch.setattr("intsr.calib.model.configs_from_ldm", lambda *_: (unet, vae))
+    monkeypatch.setattr("intsr.calib.models.open.configs_from_ldm", lambda *_: (unet, vae))
     digests = set()
     for processor in (0, 1):
         encode_as(monkeypatch, "ldm", processor)
@@ -153,7 +153,7 @@ def test_with_a_lora_both_digests_are_others(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a.pkl").write_bytes(b"adapter")
-    monkeypatch.setattr("intsr.calib.model.read_lora", lambda path: SimpleNamespace(path=path, notes=()))
+    monkeypatch.setattr("intsr.calib.models.open.read_lora", lambda path: SimpleNamespace(path=path, notes=()))
     plain, merged = open_model(str(tiny_folder)), open_model(str(tiny_folder), lora=tmp_path / "a.pkl")
     text = f"{plain.older_digest} lora:{hashlib.sha256(b'adapter').hexdigest()}"
     assert merged.older_digest == hashlib.sha256(text.encode()).hexdigest()

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from intsr.calib.architecture import SD21, Architecture
 from intsr.calib.calibrate import parse_parts
 from intsr.calib.commands.info import info
-from intsr.calib.info import (
+from intsr.calib.models.cost import (
     NetworkCost,
     architecture_from_folder,
     architecture_from_name,
@@ -23,6 +22,7 @@ from intsr.calib.info import (
     quantize_cost,
     total_from_costs,
 )
+from intsr.calib.models.families.architecture import SD21, Architecture
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from intsr.calib.initialize import initialize
-from intsr.calib.model import SRModel
-from intsr.calib.plans import PLANS
-from intsr.calib.reference import reference_networks
-from intsr.calib.simulate import QuantizedLayer, quantized_layers
-from intsr.calib.units import layer_inputs
+from intsr.calib.learn.blocks import layer_inputs
+from intsr.calib.learn.initialize import initialize
+from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
+from intsr.calib.methods.plans import PLANS
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.types import Bits
 
 

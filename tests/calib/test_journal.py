@@ -15,10 +15,10 @@ import torch
 
 import intsr
 from intsr.calib.calibrate import Recipe, _identity
-from intsr.calib.journal import CACHE_PREFIX, CURRENT_NAME, RUN_NAME, Journal, remove_work
-from intsr.calib.model import SRModel
-from intsr.calib.plans import PLANS
-from intsr.calib.unit_data import OnDisk
+from intsr.calib.learn.block_data import OnDisk
+from intsr.calib.learn.journal import CACHE_PREFIX, CURRENT_NAME, RUN_NAME, Journal, remove_work
+from intsr.calib.methods.plans import PLANS
+from intsr.calib.models.open import SRModel
 from intsr.errors import CalibrationError, UsageError
 
 SETTINGS = {"bits": "w8a8", "threads": 3, "version": "0.1.0", "torch": "2.0", "plan": "Plan()"}
@@ -96,7 +96,7 @@ def test_a_cache_lies_where_that_is_looked_for(tmp_path: Path) -> None:
 OTHER_PROCESS = """
 import sys
 from pathlib import Path
-from intsr.calib.journal import Journal, remove_work
+from intsr.calib.learn.journal import Journal, remove_work
 from intsr.errors import UsageError
 for attempt in (lambda: Journal(Path(sys.argv[1]), {"a": 1}), lambda: remove_work(Path(sys.argv[1]))):
     try:

@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 
-from intsr.calib.architecture import SD21
-from intsr.calib.context import context_from_ldm
-from intsr.calib.ldm import configs_from_ldm
-from intsr.calib.model import load_model, open_model
+from intsr.calib.models.families.architecture import SD21
+from intsr.calib.models.families.sd21_ldm import configs_from_ldm
+from intsr.calib.models.open import load_model, open_model
+from intsr.calib.models.prompt import context_from_ldm
 from intsr.errors import ModelError
 
 _spec = importlib.util.spec_from_file_location("intsr_tests_ldm", Path(__file__).parents[1] / "support" / "ldm.py")

@@ -16,15 +16,15 @@ from PIL import Image
 
 from intsr.calib.calibrate import METHODS, Recipe, calibrate
 from intsr.calib.calibration import load_calibration
-from intsr.calib.journal import Journal
-from intsr.calib.learn import Effort
-from intsr.calib.plans import PLANS
-from intsr.calib.reference import reference_networks
-from intsr.calib.training import Phase, train
-from intsr.calib.unit_data import CACHES
+from intsr.calib.learn.block_data import CACHES
+from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.train import Phase, train
+from intsr.calib.learn.walk import Effort
+from intsr.calib.methods.plans import PLANS
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
-from intsr.export.fake_quant import fake_quantized
-from intsr.export.fold import fold
+from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fold
 from intsr.types import Bits
 
 SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, effort=Effort(2, 4, 2))
@@ -48,7 +48,7 @@ OPTIONS = (
 # Kills the process by the signal that nothing can catch, at the n-th time that the journal writes.
 KILLED_AT = """
 import os, signal, sys
-import intsr.calib.journal as journal
+import intsr.calib.learn.journal as journal
 journal.CHECKPOINT_SECONDS = 0.0
 left = [int(sys.argv[1])]
 write = journal.Journal._write

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intsr.calib.calibration import Calibration, load_calibration, save_calibration
-from intsr.calib.let import let_scale_from_maxima, observe_let
-from intsr.calib.model import SRModel
-from intsr.calib.sites import input_groups
+from intsr.calib.models.families.sites import input_groups
+from intsr.calib.models.open import SRModel
+from intsr.calib.observe.let_scales import let_scale_from_maxima, observe_let
 from intsr.errors import CalibrationError
-from intsr.export.fold import fold
-from intsr.export.specialize import SpecializedModel
+from intsr.export.fold.fold import fold
+from intsr.export.fold.specialize import SpecializedModel
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch, quantize_weight
 from intsr.types import Bits
 

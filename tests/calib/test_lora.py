@@ -15,9 +15,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
-from intsr.calib.convert import LORA, convert
-from intsr.calib.lora import Lora, merge_lora, read_lora
-from intsr.calib.model import SRModel, load_model, open_model
+from intsr.calib.models.convert import LORA, convert
+from intsr.calib.models.lora import Lora, merge_lora, read_lora
+from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.errors import ModelError
 
 _spec = importlib.util.spec_from_file_location("intsr_tests_ldm", Path(__file__).parents[1] / "support" / "ldm.py")
@@ -301,8 +301,8 @@ def test_a_lora_site_of_another_shape_is_refused(pickled: Path, base: tuple) -> 
 
 
 def test_compare_hands_it_on_to_the_processes_that_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from intsr.engines import compare
-    from intsr.engines.compare_types import Comparison, settings_from_text
+    from intsr.engines.compare import run as compare
+    from intsr.engines.compare.types import Comparison, settings_from_text
 
     commands: list[list[str]] = []
     monkeypatch.setattr(compare, "_run_child", lambda command, log: commands.append(command) or 0)

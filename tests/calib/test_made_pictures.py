@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from intsr.calib.calibration import Clipped
-from intsr.calib.clipped import ClippedObserver, clipped_shares
-from intsr.calib.crops import Crops
-from intsr.calib.initialize import Start, set_ranges
-from intsr.calib.made_pictures import guard_pictures, smooth_tiles
-from intsr.calib.maxmin import observe_maxmin
-from intsr.calib.model import SRModel
-from intsr.calib.pictures import guard_batch, guard_side_px
-from intsr.calib.simulate import quantized_layers
-from intsr.calib.sites import reads_bare_stream
-from intsr.calib.units import Seen
+from intsr.calib.data.crops import Crops
+from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
+from intsr.calib.data.pictures import guard_batch, guard_side_px
+from intsr.calib.learn.blocks import Seen
+from intsr.calib.learn.initialize import Start, set_ranges
+from intsr.calib.learn.quantized_layer import quantized_layers
+from intsr.calib.methods.maxmin import observe_maxmin
+from intsr.calib.models.families.sites import reads_bare_stream
+from intsr.calib.models.open import SRModel
+from intsr.calib.observe.clipped import ClippedObserver, clipped_shares
 from intsr.types import Bits
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intsr.calib.maxmin import observe_maxmin
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.sites import EIGHT_BIT_SITES, reads_bare_stream, sites_of_model
+from intsr.calib.methods.maxmin import observe_maxmin
+from intsr.calib.models.families.sites import EIGHT_BIT_SITES, reads_bare_stream, sites_of_model
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError
 from intsr.types import Bits
 

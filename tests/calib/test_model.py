@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from intsr.calib.model import SRModel, load_model
-from intsr.calib.reference import reference_networks
+from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import ModelError
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -156,7 +156,7 @@ def test_unknown_setting(folder: Path) -> None:
     ],
 )
 def test_settings_of_another_type(folder: Path, key: str, value: object, expected: str) -> None:
-    from intsr.calib.info import architecture_from_folder
+    from intsr.calib.models.cost import architecture_from_folder
 
     edit_json(folder / "intsr_model.json", **{key: value})
     for opened in (lambda: load_model(str(folder)), lambda: architecture_from_folder(folder)):

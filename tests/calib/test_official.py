@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from intsr.calib.calibration import load_calibration, save_calibration
-from intsr.calib.official import PREFIX, expected_shapes, official_bits, read_official
-from intsr.calib.official_calibration import import_official
-from intsr.calib.official_names import official_names
-from intsr.calib.sites import bits_of_site, sites_of_model
+from intsr.calib.models.families.sites import bits_of_site, sites_of_model
+from intsr.calib.passionsr.checkpoint import PREFIX, expected_shapes, official_bits, read_official
+from intsr.calib.passionsr.import_checkpoint import import_official
+from intsr.calib.passionsr.names import official_names
+from intsr.cli.several_values import spread_values
 from intsr.errors import CalibrationError, UsageError
-from intsr.several_values import spread_values
 from intsr.types import Bits
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "passionsr_reference"

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from intsr.calib.official_calibration import import_official
-from intsr.calib.official_forward import OfficialQuantizedLayer, official_model
-from intsr.calib.reference import reference_networks
-from intsr.calib.sites import is_constant, network_of_site
-from intsr.engines.verify import psnr_db
+from intsr.calib.models.families.sites import is_constant, network_of_site
+from intsr.calib.models.reference import reference_networks
+from intsr.calib.passionsr.forward import OfficialQuantizedLayer, official_model
+from intsr.calib.passionsr.import_checkpoint import import_official
+from intsr.engines.verify.agreement import psnr_db
 from intsr.errors import CalibrationError, ExportError
-from intsr.export.fake_quant import fake_quantized
-from intsr.export.fold import FoldedNetwork
-from intsr.export.fold_official import fold_official, fold_official_network
-from intsr.export.lowering import lowering_from_name
-from intsr.export.network_lowering import NetworkLowering
-from intsr.export.split_layers import SplitLayer
-from intsr.runtime.openvino_int8 import integers_are_exact
+from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import FoldedNetwork
+from intsr.export.fold.passionsr import fold_official, fold_official_network
+from intsr.export.fold.split_layers import SplitLayer
+from intsr.export.lower.network import NetworkLowering
+from intsr.runtime.backends.openvino.int8 import integers_are_exact
+from intsr.targets.lowering import lowering_from_name
 from intsr.types import NETWORKS, Bits
 
 TILE_PX = 8

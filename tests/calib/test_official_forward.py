@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from intsr.calib.official_forward import official_grid, quantize_scalar_range, round_half_away
-from intsr.calib.official_names import official_names
-from intsr.calib.reference import reference_networks
+from intsr.calib.models.reference import reference_networks
+from intsr.calib.passionsr.forward import official_grid, quantize_scalar_range, round_half_away
+from intsr.calib.passionsr.names import official_names
 
 FLOATS = (torch.float64, torch.float32)
 LAYER_TOLERANCE = 1e-5

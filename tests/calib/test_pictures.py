@@ -8,10 +8,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from intsr.calib.model import SRModel
-from intsr.calib.pictures import MAX_TILES, calibration_batches, calibration_inputs, list_pictures, tiles_from_picture
+from intsr.calib.data.pictures import (
+    MAX_TILES,
+    calibration_batches,
+    calibration_inputs,
+    list_pictures,
+    tiles_from_picture,
+)
+from intsr.calib.models.open import SRModel
 from intsr.errors import ImageError, UsageError
-from intsr.runtime.resize import Enlarger
+from intsr.runtime.tiles.enlarge import Enlarger
 
 
 def write_picture(path: Path, width: int, height: int) -> Path:

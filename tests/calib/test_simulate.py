@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.simulate import GridSpec, InputGrid, QuantizedLayer, quantized_layers, with_layers
-from intsr.calib.sites import concat_boundaries, integer_sites
+from intsr.calib.learn.quantized_layer import GridSpec, InputGrid, QuantizedLayer, quantized_layers, with_layers
+from intsr.calib.models.families.sites import concat_boundaries, integer_sites
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.kernels.quantizer import fake_quantize_torch
 from intsr.types import Bits
 

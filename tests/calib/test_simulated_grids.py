@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from intsr.calib.simulate import MIN_WIDTH, GridSpec, InputGrid, QuantizedLayer
+from intsr.calib.learn.quantized_layer import MIN_WIDTH, GridSpec, InputGrid, QuantizedLayer
 from intsr.kernels.quantizer import (
     MIN_SCALE,
     dequantize_weight,

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from intsr.calib.info import architecture_from_name
-from intsr.calib.model import load_model, open_model
-from intsr.calib.sources import find_model
+from intsr.calib.models.cost import architecture_from_name
+from intsr.calib.models.find import find_model
+from intsr.calib.models.open import load_model, open_model
 from intsr.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -94,7 +94,7 @@ def test_one_file_of_its_text_encoder(
     (hub.model / "text_encoder").mkdir()
     for kind in ("", ".fp16") if there == "both" else (there,):
         (hub.model / "text_encoder" / f"model{kind}.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr("intsr.calib.model.context_from_folder", lambda folder: torch.zeros(1, 7, 24))
+    monkeypatch.setattr("intsr.calib.models.open.context_from_folder", lambda folder: torch.zeros(1, 7, 24))
     open_model("owner/name@v1")
     assert {name for name in hub.files() if "text_encoder" in name} == {
         f"text_encoder/model{kind}.safetensors" for kind in fetched

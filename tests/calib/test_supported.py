@@ -12,11 +12,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 
-from intsr.calib.info import architecture_from_folder
-from intsr.calib.model import load_model, open_model
-from intsr.calib.reference import reference_networks
+from intsr.calib.models.cost import architecture_from_folder
+from intsr.calib.models.open import load_model, open_model
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import ModelError
-from intsr.export.specialize import specialize
+from intsr.export.fold.specialize import specialize
 
 Command = Callable[..., tuple[int, str, str]]
 

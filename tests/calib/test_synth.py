@@ -14,16 +14,16 @@ from PIL import Image
 from safetensors import safe_open
 
 from intsr.bundle import read_manifest
-from intsr.calib.architecture import ARCHITECTURES, SD21, Architecture
-from intsr.calib.model import load_model, open_model
-from intsr.calib.reference import reference_networks
-from intsr.calib.synth import random_tensor, write_synthetic_model
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compiler import compile_engine
+from intsr.calib.models.families.architecture import ARCHITECTURES, SD21, Architecture
+from intsr.calib.models.open import load_model, open_model
+from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.synth import random_tensor, write_synthetic_model
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import UsageError
-from intsr.export.lowering import lowering_from_name
 from intsr.export.pipeline import export_model
 from intsr.files import sha256_from_path
+from intsr.targets.lowering import lowering_from_name
 from intsr.types import SYNTHETIC_NOTE
 
 SMALL = Architecture(

@@ -17,15 +17,15 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from intsr.calib.calibration import Calibration, save_calibration
-from intsr.calib.maxmin import observe_maxmin
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.torch_engine import open_reference, reference_for_verification, reference_from_calibration
+from intsr.calib.methods.maxmin import observe_maxmin
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.engines.commands.verify import verify as verify_command
-from intsr.engines.verify import verify
-from intsr.export.lowering import LOWERINGS
-from intsr.export.onnx_export import OnnxExport, is_weight_only
+from intsr.engines.verify.agreement import verify
+from intsr.engines.verify.reference import open_reference, reference_for_verification, reference_from_calibration
+from intsr.export.graphs import OnnxExport, is_weight_only
 from intsr.export.pipeline import export_model
+from intsr.targets.lowering import LOWERINGS
 from intsr.types import Bits
 
 

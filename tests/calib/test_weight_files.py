@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from intsr.calib.model import SRModel, load_model, open_model
+from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.errors import IntsrError, ModelError
 
 WHOLE = "diffusion_pytorch_model.safetensors"
@@ -140,8 +140,8 @@ STAND_INS = [
 @pytest.mark.parametrize(("content", "words"), STAND_INS)
 @pytest.mark.parametrize("kind", ["weights", "context", "lora", "file", "pickle", "official", "convert"])
 def test_what_stands_in_a_files_place_is_told(folder: Path, kind: str, content: bytes, words: str) -> None:
-    from intsr.calib.convert import convert
-    from intsr.calib.official import _read_tensors
+    from intsr.calib.models.convert import convert
+    from intsr.calib.passionsr.checkpoint import _read_tensors
 
     suffix = {"pickle": ".ckpt", "official": ".pth", "lora": ".pkl", "convert": ".bin"}.get(kind, ".safetensors")
     path = folder / "unet" / WHOLE if kind == "weights" else folder.parent / f"given{suffix}"

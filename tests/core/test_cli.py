@@ -8,8 +8,9 @@ import sys
 import click
 import pytest
 
-from intsr import cli, errors
-from intsr.cli import COMMANDS, main
+from intsr import errors
+from intsr.cli import main as cli
+from intsr.cli.main import COMMANDS, main
 
 HEAVY = ("torch", "numpy", "PIL", "openvino", "onnx", "onnxruntime", "diffusers", "rich", "skimage")
 
@@ -18,7 +19,7 @@ HEAVY = ("torch", "numpy", "PIL", "openvino", "onnx", "onnxruntime", "diffusers"
 def test_help_imports_nothing_heavy(arguments):
     code = f"""
 import json, sys
-from intsr.cli import main
+from intsr.cli.main import main
 sys.argv = ["intsr", *{arguments!r}]
 try:
     main()
@@ -150,7 +151,7 @@ def test_python_m_intsr_is_the_command():
 _SIGNALLED = """
 import os, signal, sys, types
 import click
-from intsr import cli
+from intsr.cli import main as cli
 SIGNAL = signal.{name}
 signal.signal(SIGNAL, signal.{before})
 @click.command()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intsr.cli import COMMANDS
-from intsr.cli_reference import markdown
+from intsr.cli.main import COMMANDS
+from intsr.cli.reference import markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == markdown(), "run: python -m intsr.cli_reference > docs/cli.md"
+    assert PAGE.read_text(encoding="utf-8") == markdown(), "run: python -m intsr.cli.reference > docs/cli.md"
 
 
 def test_every_command_has_a_section_with_an_example() -> None:

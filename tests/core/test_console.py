@@ -12,8 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from intsr import console
-from intsr.console import Stopwatch, TileSizes, common_options, detail, emit_json, progress, say
+from intsr.cli import console
+from intsr.cli.console import Stopwatch, TileSizes, common_options, detail, emit_json, progress, say
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_a_closed_stderr_is_no_terminal(monkeypatch):
 def test_lines_stand_above_the_bar(in_json):
     """On a real terminal, as click would write to it past the bar's own redirection."""
     code = f"""
-from intsr.console import emit_json, progress, tell
+from intsr.cli.console import emit_json, progress, tell
 for i in progress(range(3), "Working"):
     emit_json(f"line {{i}}") if {in_json} else tell(f"line {{i}} [bold]:smile:")
 """

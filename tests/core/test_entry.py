@@ -12,10 +12,10 @@ _INTERRUPTED = """
 import os, signal, sys
 class Finder:
     def find_spec(self, name, path, target=None):
-        if name in ("intsr.cli", "importlib.metadata"):
+        if name in ("intsr.cli.main", "importlib.metadata"):
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
-from intsr.entry import run
+from intsr.cli.entry import run
 run()
 """
 
@@ -31,7 +31,7 @@ def test_ctrl_c_while_importing_is_one_line() -> None:
 
 
 def test_ctrl_c_when_the_command_line_is_there_is_the_same_line() -> None:
-    assert _run(_INTERRUPTED.replace('"intsr.cli", ', "")) == (130, "", "\nintsr: interrupted\n")
+    assert _run(_INTERRUPTED.replace('"intsr.cli.main", ', "")) == (130, "", "\nintsr: interrupted\n")
 
 
 def test_in_a_shells_background_ctrl_c_is_for_somebody_else() -> None:
@@ -46,7 +46,7 @@ def test_a_closed_stream_is_no_file_of_ours() -> None:
 import os
 for number in (0, 2):
     os.close(number)
-from intsr import entry
+from intsr.cli import entry
 entry._fill_standard_streams()
 print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/dev/zero", os.O_RDONLY) > 2)
 """
@@ -55,7 +55,7 @@ print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/d
 
 _WORDS_WITHOUT_READERS = """
 import os, sys
-from intsr import cli, entry
+from intsr.cli import entry, main as cli
 import click
 
 @click.command()
@@ -90,4 +90,4 @@ def test_stderr_that_is_lost_stops_nothing(lose: str) -> None:
 def test_ctrl_c_with_stderr_closed_is_the_same_code() -> None:
     closed = "import os, sys; os.close(2); sys.stderr = None" + _INTERRUPTED
     assert _run(closed)[0] == 130
-    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.entry import run\nrun()")[0] == 0
+    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.cli.entry import run\nrun()")[0] == 0

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from intsr.errors import MissingLibraryError
-from intsr.loading import EXTRAS, require
+from intsr.optional import EXTRAS, require
 
 
 def test_present_library_is_imported():

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.child import build_in_child
+from intsr.engines.builders.child import build_in_child
+from intsr.engines.builders.types import BuildOptions, BuildReport
 
-RTX_MODULE = "intsr.engines.tensorrt_rtx"
+RTX_MODULE = "intsr.engines.builders.tensorrt_rtx"
 BuildRtx = Callable[..., tuple[BuildReport, Path]]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intsr.engines.build_types import HARDWARE_COMPATIBILITY, BuildOptions, BuildReport
+from intsr.engines.builders.types import HARDWARE_COMPATIBILITY, BuildOptions, BuildReport
 from intsr.errors import UsageError
 
 OPTIONS = st.builds(

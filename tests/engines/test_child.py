@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from intsr.engines import child
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.child import Build, BuildOutOfMemoryError, build_each_in_child, build_in_child
+from intsr.engines.builders import child
+from intsr.engines.builders.child import Build, BuildOutOfMemoryError, build_each_in_child, build_in_child
+from intsr.engines.builders.types import BuildOptions
 from intsr.errors import EXIT_OUT_OF_MEMORY, BuildError, UsageError
 
 OPTIONS = BuildOptions("cpu", workspace_bytes=12345)
 PRELUDE = """
 import os, signal, sys, time
-from intsr.engines.build_types import BuildReport
+from intsr.engines.builders.types import BuildReport
 from intsr.errors import BuildError, MissingLibraryError
 def build(onnx_path, plan_path, options):
 """
@@ -120,9 +120,9 @@ time.sleep(60)"""
 PARENT = """
 import sys
 from pathlib import Path
-from intsr.engines import child
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.child import build_in_child
+from intsr.engines.builders import child
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.builders.child import build_in_child
 build_in_child("fake_builder", Path(sys.argv[1]), Path(sys.argv[2]), BuildOptions("cpu"))
 """
 

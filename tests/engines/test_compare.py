@@ -18,12 +18,12 @@ from PIL import Image
 
 from intsr.calib.calibration import JSON_NAME
 from intsr.calib.commands.calibrate import calibrate
-from intsr.engines import compare as library
 from intsr.engines.commands import compare as commands
-from intsr.engines.compare_types import Comparison, Places, Row, settings_from_text
+from intsr.engines.compare import run as library
+from intsr.engines.compare.types import Comparison, Places, Row, settings_from_text
 from intsr.errors import CalibrationError, ImageError, UsageError
-from intsr.runtime.metrics import PerceptualScorer, Scores, psnr_db, score_pair
-from intsr.runtime.pixels import read_pixels
+from intsr.runtime.measure.metrics import PerceptualScorer, Scores, psnr_db, score_pair
+from intsr.runtime.pictures.rgb8 import read_pixels
 
 METHODS = ("maxmin", "maxmin+let")
 KEYS = {"method", "bits", "parts", "psnr_y_db", "ssim_y", "psnr_to_fp_db", "calibration_s", "peak_bytes"}

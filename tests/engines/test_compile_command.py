@@ -13,14 +13,15 @@ from PIL import Image
 
 from intsr.bundle import read_manifest
 from intsr.calib.calibration import Calibration, save_calibration
-from intsr.calib.model import SRModel
-from intsr.engines import child, plan_cache
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compiler import compile_engine
-from intsr.engines.plan_cache import PlanCache
-from intsr.export.lowering import LOWERINGS
-from intsr.export.onnx_export import load_export
+from intsr.calib.models.open import SRModel
+from intsr.engines.builders import cache as plan_cache
+from intsr.engines.builders import child
+from intsr.engines.builders.cache import PlanCache
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile.assemble import compile_engine
+from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
+from intsr.targets.lowering import LOWERINGS
 
 Intsr = Callable[..., tuple[int, str, str]]
 TILE_PX = 16
@@ -102,7 +103,7 @@ def test_a_dry_run_of_each_source(
 
 
 def plan_module_extra(target: str) -> int:
-    from intsr.engines.compile_plan import _EXTRA_BYTES
+    from intsr.engines.compile.estimate import _EXTRA_BYTES
 
     return _EXTRA_BYTES[target]
 
@@ -153,12 +154,12 @@ def test_what_verifying_needs_is_looked_for_before_any_work(
     def worked(*_: object) -> None:
         raise AssertionError("minutes of work")
 
-    monkeypatch.setattr("intsr.engines.compile_request.export_model", worked)
+    monkeypatch.setattr("intsr.engines.compile.request.export_model", worked)
     given = ("compile", tiny_folder, "--bits", "fp", "-o", tmp_path / "x.engine", "--tile", TILE_PX)
     code, _, error = intsr(*given, "--verify", tmp_path / "nothing")
     assert code == 2 and "nothing" in error
-    monkeypatch.setattr("intsr.engines.compile_check.list_devices", lambda _: (["cpu"], "no driver"))
-    monkeypatch.setattr("intsr.engines.targets.find_spec", lambda _: True)
+    monkeypatch.setattr("intsr.engines.verify.check.list_devices", lambda _: (["cpu"], "no driver"))
+    monkeypatch.setattr("intsr.targets.find_spec", lambda _: True)
     code, _, error = intsr(*given, "--verify", pictures, "--target", "tensorrt-rtx")
     assert code == 2 and "--verify: an engine of target tensorrt-rtx cannot run here (no driver)" in error
 

@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.torch_engine import TorchReference, torch_networks
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compiler import KERNELS_MEMBER, compile_engine
-from intsr.engines.inspect_engine import compare_plans, inspect_engine
-from intsr.engines.targets import TARGET_NAMES, TARGETS, target_from_name
-from intsr.engines.verify import verify
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile.assemble import KERNELS_MEMBER, compile_engine
+from intsr.engines.inspect.engine import compare_plans, inspect_engine
+from intsr.engines.verify.agreement import verify
+from intsr.engines.verify.reference import TorchReference, torch_networks
 from intsr.errors import BuildError, ExportError, UsageError, VerificationError
-from intsr.export.fake_quant import fake_quantized
-from intsr.export.lowering import LOWERING_OF_TARGET, LOWERINGS
-from intsr.export.onnx_export import export_onnx
+from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.graphs import export_onnx
 from intsr.export.pipeline import export_model, folded_from_model
+from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.runtime.engine import open_engine
-from intsr.runtime.openvino_int8 import integers_are_exact
+from intsr.targets import TARGET_NAMES, TARGETS, target_from_name
+from intsr.targets.lowering import LOWERING_OF_TARGET, LOWERINGS
 
 TILE_PX = 16
 
@@ -273,8 +273,8 @@ def test_a_missing_library_is_named_before_any_work(
     def export(*_: object) -> None:
         raise AssertionError("minutes of work")
 
-    monkeypatch.setattr("intsr.engines.compile_request.export_model", export)
-    monkeypatch.setattr("intsr.engines.targets.find_spec", lambda _: None)
+    monkeypatch.setattr("intsr.engines.compile.request.export_model", export)
+    monkeypatch.setattr("intsr.targets.find_spec", lambda _: None)
     for target, missing in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "onnxruntime_ep_nv_tensorrt_rtx")):
         for library in ("tensorrt", "tensorrt_rtx", "tensorrt_bindings", missing):
             monkeypatch.delitem(sys.modules, library, raising=False)

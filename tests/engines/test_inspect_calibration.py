@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from intsr.calib.calibration import Calibration, SiteQuantizer, save_calibration
-from intsr.calib.model import SRModel
-from intsr.calib.simulate import quantized_layers
-from intsr.calib.sites import is_constant, sites_of_model
+from intsr.calib.learn.quantized_layer import quantized_layers
+from intsr.calib.models.families.sites import is_constant, sites_of_model
+from intsr.calib.models.open import SRModel
 from intsr.engines.commands.inspect import inspect
-from intsr.engines.inspect_calibration import inspect_calibration, runs_of_sites
+from intsr.engines.inspect.calibration import inspect_calibration, runs_of_sites
 from intsr.errors import CalibrationError
-from intsr.export.fold import fold
-from intsr.export.specialize import SpecializedModel
+from intsr.export.fold.fold import fold
+from intsr.export.fold.specialize import SpecializedModel
 from intsr.types import Bits
 
 FREE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from intsr.engines.onnx_layers import OnnxLayer, layers_from_onnx
+from intsr.engines.builders.onnx_layers import OnnxLayer, layers_from_onnx
 from intsr.errors import BuildError
 
 

@@ -15,20 +15,20 @@ import pytest
 
 from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.engines import compile_request
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compile_request import checked_tiles
-from intsr.engines.compiler import compile_engine, overlap_of_further
-from intsr.engines.inspect_engine import inspect_engine
-from intsr.engines.openvino_tiles import share_weights
-from intsr.engines.targets import target_from_name
+from intsr.calib.models.open import SRModel
+from intsr.engines.builders.openvino_tiles import share_weights
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile import request as compile_request
+from intsr.engines.compile.assemble import compile_engine, overlap_of_further
+from intsr.engines.compile.request import checked_tiles
+from intsr.engines.inspect.engine import inspect_engine
 from intsr.errors import UsageError
-from intsr.export.lowering import lowering_from_name
-from intsr.export.onnx_export import load_export
+from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
+from intsr.runtime.backends.openvino.member import pack_member, split_member, unpack_xml
 from intsr.runtime.engine import open_engine
-from intsr.runtime.openvino_member import pack_member, split_member, unpack_xml
+from intsr.targets import target_from_name
+from intsr.targets.lowering import lowering_from_name
 from intsr.types import NETWORKS
 
 Intsr = Callable[..., tuple[int, str, str]]

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intsr.engines.build_types import BuildReport
-from intsr.engines.onnx_layers import OnnxLayer
-from intsr.engines.plan_log import PlanSummary, Tensor, kernel_from_line, kernels_from_log, summarize_plan
+from intsr.engines.builders.onnx_layers import OnnxLayer
+from intsr.engines.builders.tensorrt_log import (
+    PlanSummary,
+    Tensor,
+    kernel_from_line,
+    kernels_from_log,
+    summarize_plan,
+)
+from intsr.engines.builders.types import BuildReport
 
 FORMAT = "Format: (Arbitrary) Format with stride order = [1,2,0] }"
 

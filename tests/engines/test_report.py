@@ -19,13 +19,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from intsr.calib.calibration import Calibration, Clipped, load_calibration, save_calibration
-from intsr.calib.made_pictures import smooth_tiles
+from intsr.calib.data.made_pictures import smooth_tiles
 from intsr.engines.commands.report import report
 from intsr.errors import IntsrError, UsageError
 from intsr.runtime.engine import open_engine
-from intsr.runtime.metrics import psnr_db, score_pair
-from intsr.runtime.seams import seam_score
-from intsr.runtime.tiling import plan_tiles
+from intsr.runtime.measure.metrics import psnr_db, score_pair
+from intsr.runtime.measure.seams import seam_score
+from intsr.runtime.tiles.grid import plan_tiles
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
@@ -352,7 +352,7 @@ def test_engines_are_reported_on_without_the_compiler(sources: Path, tmp_path: P
 import shutil
 import sys
 sys.modules.update(dict.fromkeys(("torch", "diffusers", "onnx", "safetensors", "skimage", "scipy")))
-from intsr.cli import main
+from intsr.cli.main import main
 main()
 """
     arguments = ["report", sources / "fp.engine", "--images", sources / "lr", "-o", tmp_path / "r.html", "-q"]
@@ -362,8 +362,8 @@ main()
 
 
 def test_no_engine_of_another_factor(sources: Path, tmp_path: Path) -> None:
-    from intsr.engines.report.request import ReportRequest
-    from intsr.engines.report.variants import variants_of_request
+    from intsr.engines.report.measure.request import ReportRequest
+    from intsr.engines.report.measure.variants import variants_of_request
 
     other = pages.write_engine(tmp_path / "x4.engine", upscale_factor=4)
     with pytest.raises(UsageError, match="engines of factors 2, 4"):

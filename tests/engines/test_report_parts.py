@@ -12,20 +12,21 @@ from PIL import Image
 from torch import nn
 
 from intsr.calib.calibration import Calibration, SiteQuantizer
-from intsr.calib.model import SRModel
-from intsr.calib.sites import MIN_INTEGER_CHANNELS
-from intsr.engines import inspect_calibration
-from intsr.engines.report import picture_files, reasons
-from intsr.engines.report.formats import decibels, share
-from intsr.engines.report.head import head_of
-from intsr.engines.report.layer_observer import BEYOND, BINS, MAX_SQNR_DB, LayerObserver, observe_layers
-from intsr.engines.report.layer_order import graph_order, short_name
-from intsr.engines.report.page import spark
-from intsr.engines.report.picture_scores import Block, error_levels, mean_scores, worst_blocks
-from intsr.engines.report.variants import Picture, Variant
+from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
+from intsr.calib.models.open import SRModel
+from intsr.engines.inspect import calibration as inspect_calibration
+from intsr.engines.report.measure import reasons
+from intsr.engines.report.measure.layer_order import graph_order, short_name
+from intsr.engines.report.measure.layers import BEYOND, BINS, MAX_SQNR_DB, LayerObserver, observe_layers
+from intsr.engines.report.measure.picture_scores import Block, error_levels, mean_scores, worst_blocks
+from intsr.engines.report.measure.variants import Picture, Variant
+from intsr.engines.report.page import embed as picture_files
+from intsr.engines.report.page.formats import decibels, share
+from intsr.engines.report.page.render import spark
+from intsr.engines.report.sections.head import head_of
 from intsr.errors import CalibrationError
-from intsr.export.fake_quant import FakeQuantLayer
-from intsr.export.fold import FoldedLayer
+from intsr.export.fold.fake_quant import FakeQuantLayer
+from intsr.export.fold.fold import FoldedLayer
 from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range
 
 RNG = np.random.default_rng(5)

@@ -10,18 +10,18 @@ import openvino
 import pytest
 from safetensors.torch import load_file, save_file
 
-from intsr.calib.made_pictures import flat, gradient, noisy, page
-from intsr.calib.model import SRModel, load_model
-from intsr.calib.pictures import tiles_from_pixels
-from intsr.calib.torch_engine import TorchReference, reference_from_calibration
-from intsr.engines.build_types import BuildOptions
-from intsr.engines.compiler import compile_engine
-from intsr.engines.smooth_tiles import SmoothScore, smooth_scores, worst_score
-from intsr.engines.verify import check_agreement, default_bound_db, verify
+from intsr.calib.data.made_pictures import flat, gradient, noisy, page
+from intsr.calib.data.pictures import tiles_from_pixels
+from intsr.calib.models.open import SRModel, load_model
+from intsr.engines.builders.types import BuildOptions
+from intsr.engines.compile.assemble import compile_engine
+from intsr.engines.verify.agreement import check_agreement, default_bound_db, verify
+from intsr.engines.verify.reference import TorchReference, reference_from_calibration
+from intsr.engines.verify.smooth_tiles import SmoothScore, smooth_scores, worst_score
 from intsr.errors import VerificationError
-from intsr.export.lowering import lowering_from_name
 from intsr.export.pipeline import export_model
 from intsr.runtime.engine import open_engine
+from intsr.targets.lowering import lowering_from_name
 
 TILE_PX = 64
 

@@ -5,11 +5,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.child import build_in_child
-from intsr.engines.tensorrt import architecture_from_capability
-from intsr.engines.tensorrt import build as build_tensorrt
-from intsr.engines.tensorrt_build import (
+from intsr.engines.builders.child import build_in_child
+from intsr.engines.builders.tensorrt import architecture_from_capability
+from intsr.engines.builders.tensorrt import build as build_tensorrt
+from intsr.engines.builders.tensorrt_common import (
     PLAN_TAGS,
     Library,
     _config,
@@ -18,6 +17,7 @@ from intsr.engines.tensorrt_build import (
     _save_timing_cache,
     _set_compute_capabilities,
 )
+from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError, IntsrError
 
 RTX_TAG, RTX_VERSION = 0x74727476, bytes([1, 7, 1])
@@ -163,4 +163,4 @@ def test_the_tensorrt_target_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def _build(onnx_path: Path, plan_path: Path) -> BuildReport:
-    return build_in_child("intsr.engines.tensorrt_rtx", onnx_path, plan_path, BuildOptions("tensorrt-rtx"))
+    return build_in_child("intsr.engines.builders.tensorrt_rtx", onnx_path, plan_path, BuildOptions("tensorrt-rtx"))

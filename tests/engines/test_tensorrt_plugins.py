@@ -12,19 +12,20 @@ import pytest
 
 from intsr.bundle import read_manifest
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.engines import compiler, tensorrt_build
-from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.child import Build
-from intsr.engines.compiler import compile_engine
-from intsr.engines.tensorrt_build import Library, build_plan
-from intsr.engines.tensorrt_rtx import build as build_rtx
+from intsr.calib.models.open import SRModel
+from intsr.engines.builders import tensorrt_common as tensorrt_build
+from intsr.engines.builders.child import Build
+from intsr.engines.builders.tensorrt_common import Library, build_plan
+from intsr.engines.builders.tensorrt_rtx import build as build_rtx
+from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.engines.compile import assemble as compiler
+from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import BuildError, EngineMismatchError, UsageError
-from intsr.export.lowering import lowering_from_name
+from intsr.export.lower.plugins.group_norm import plugin_counts
 from intsr.export.pipeline import export_model
-from intsr.export.plugin_nodes import plugin_counts
 from intsr.kernels import tensorrt_plugin
-from intsr.runtime.tensorrt_plan import check_plugins
+from intsr.runtime.backends.tensorrt.plan_header import check_plugins
+from intsr.targets.lowering import lowering_from_name
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_tensorrt_rtx_refuses_them_in_one_line(
 ) -> None:
     with pytest.raises(UsageError, match="lowered as symmetric-plugins; expected symmetric-rtx"):
         compile_engine(exported, tmp_path / "e.engine", BuildOptions("tensorrt-rtx"))
-    monkeypatch.setattr("intsr.engines.rtx_bindings.load", lambda: (SimpleNamespace(__name__="x"), "1.7.1"))
+    monkeypatch.setattr("intsr.engines.builders.rtx_bindings.load", lambda: (SimpleNamespace(__name__="x"), "1.7.1"))
     with pytest.raises(
         BuildError, match=r"tensorrt-rtx: graphs with plugins; expected plain ones.*without --plugins"
     ):

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from intsr.engines import rtx_bindings
-from intsr.engines.build_types import BuildOptions, BuildReport
-from intsr.engines.child import build_in_child
+from intsr.engines.builders import rtx_bindings
+from intsr.engines.builders.child import build_in_child
+from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError, MissingLibraryError
 
 PROJECT = Path(__file__).parents[2]
@@ -140,8 +140,8 @@ def test_a_crash_in_the_library_is_one_line(
 ) -> None:
     """A call on which the two libraries' ABIs differ kills the child, and only the child."""
     (tmp_path / "crashing.py").write_text(
-        "from intsr.engines import rtx_bindings\n"
-        "from intsr.engines.tensorrt_build import make_logger\n"
+        "from intsr.engines.builders import rtx_bindings\n"
+        "from intsr.engines.builders.tensorrt_common import make_logger\n"
         "def build(onnx_path, plan_path, options):\n"
         "    trt, _ = rtx_bindings.load()\n"
         "    network = trt.Builder(make_logger(trt)[0]).create_network(0)\n"

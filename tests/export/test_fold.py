@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.sites import MIN_INTEGER_CHANNELS
+from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError
-from intsr.export.fake_quant import fake_quantized
-from intsr.export.fold import FoldedModel, fold, layer_modules
-from intsr.export.specialize import SpecializedModel, specialize
+from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import FoldedModel, fold, layer_modules
+from intsr.export.fold.specialize import SpecializedModel, specialize
 from intsr.kernels.quantizer import dequantize_weight
 from intsr.types import NETWORKS
 
@@ -72,7 +72,7 @@ def test_post_quant_conv_range_follows_the_folded_factor(
     tiny_model: SRModel, tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Specialization scales that layer's input by f: so its grid must scale too. Forced integer here to see it."""
-    monkeypatch.setattr("intsr.calib.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
     folded = fold(specialize(tiny_model), tiny_calibration)
     grid = folded.network("decoder").layers["vae.post_quant_conv"].activation
     site = tiny_calibration.sites["vae.post_quant_conv"]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.sites import MIN_INTEGER_CHANNELS
-from intsr.export.fold import layer_modules
-from intsr.export.fold_let import FusedNetwork, Let, fuse_let
-from intsr.export.specialize import SpecializedModel
+from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
+from intsr.export.fold.fold import layer_modules
+from intsr.export.fold.let import FusedNetwork, Let, fuse_let
+from intsr.export.fold.specialize import SpecializedModel
 from intsr.types import NETWORKS
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from intsr.errors import ExportError
-from intsr.export.graph_builder import ALIGNMENT_BYTES, ExternalData, GraphBuilder
-from intsr.export.lowering import LOWERINGS
+from intsr.export.onnx.builder import ALIGNMENT_BYTES, ExternalData, GraphBuilder
+from intsr.targets.lowering import LOWERINGS
 
 
 def test_a_value_that_float16_cannot_hold_is_an_error_not_infinity() -> None:

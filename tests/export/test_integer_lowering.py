@@ -19,12 +19,12 @@ from onnx import numpy_helper
 from torch.nn import functional
 
 from intsr.errors import ExportError
-from intsr.export.borders import Window, border_bias
-from intsr.export.fold import FoldedLayer
-from intsr.export.graph_builder import GraphBuilder
-from intsr.export.lowering import LOWERINGS
-from intsr.export.quantized import ActivationWriter, check_padding, shifted_bias, value_outside
+from intsr.export.fold.fold import FoldedLayer
+from intsr.export.lower.write.activations import ActivationWriter, check_padding, shifted_bias, value_outside
+from intsr.export.lower.write.borders import Window, border_bias
+from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams
+from intsr.targets.lowering import LOWERINGS
 from intsr.types import TensorInfo
 
 CONTAINERS = {"symmetric-f32": (-128, 127), "symmetric-rtx-f32": (-128, 127), "asymmetric": (0, 255)}

@@ -17,12 +17,12 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from intsr.export.fake_quant import fake_quantized
-from intsr.export.fold import FoldedLayer, FoldedModel, FoldedNetwork
-from intsr.export.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
-from intsr.export.lowering import LOWERINGS, Lowering
-from intsr.export.network_lowering import NetworkLowering
+from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import FoldedLayer, FoldedModel, FoldedNetwork
+from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.write.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
+from intsr.targets.lowering import LOWERINGS, Lowering
 
 RTX = LOWERINGS["symmetric-rtx-f32"]
 ASYMMETRIC = QuantParams(0.03125, 20, 8)
@@ -192,8 +192,8 @@ def test_weight_only_networks_equal_torch(tiny_folded: FoldedModel, name: str) -
 
 def test_quantized_attention_has_no_weight_only_form() -> None:
     from intsr.errors import ExportError
-    from intsr.export.graph_builder import GraphBuilder
-    from intsr.export.quantized import ActivationWriter, GridPlan
+    from intsr.export.lower.write.activations import ActivationWriter, GridPlan
+    from intsr.export.onnx.builder import GraphBuilder
 
     writer = ActivationWriter(GraphBuilder(LOWERINGS["weight-only"]))
     with pytest.raises(ExportError, match="quantized attention"):
@@ -201,9 +201,9 @@ def test_quantized_attention_has_no_weight_only_form() -> None:
 
 
 def test_a_static_calibration_covers_every_layer(tiny_model: Any) -> None:
-    from intsr.export.fold import fold
-    from intsr.export.specialize import specialize
-    from intsr.export.weight_only import static_calibration
+    from intsr.export.fold.fold import fold
+    from intsr.export.fold.specialize import specialize
+    from intsr.export.fold.weight_only import static_calibration
     from intsr.types import Bits
 
     source = SimpleNamespace(load=lambda *parts: tiny_model, spec=tiny_model.spec, digest=tiny_model.digest)

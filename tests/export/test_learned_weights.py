@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.calib.simulate import QuantizedLayer, quantized_layers
+from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
+from intsr.calib.models.open import SRModel
 from intsr.errors import CalibrationError
-from intsr.export.fold import FoldedLayer, FoldedModel, _multiplied, fold, layer_modules
-from intsr.export.specialize import SpecializedModel, specialize
+from intsr.export.fold.fold import FoldedLayer, FoldedModel, _multiplied, fold, layer_modules
+from intsr.export.fold.specialize import SpecializedModel, specialize
 from intsr.kernels.quantizer import dequantize_weight
 from intsr.types import Bits
 
@@ -77,7 +77,7 @@ def check_exactly(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits,
 @pytest.fixture
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer runs in integers."""
-    monkeypatch.setattr("intsr.calib.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
 
 
 @pytest.mark.usefixtures("few_channels")

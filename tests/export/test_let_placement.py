@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intsr.calib.sites import runs_in_integers
-from intsr.export.fold import layer_modules
-from intsr.export.fold_let import Let, fuse_let
-from intsr.export.let_placement import explicit_sites, norm_readers
-from intsr.export.specialize import SpecializedModel
+from intsr.calib.models.families.sites import runs_in_integers
+from intsr.export.fold.fold import layer_modules
+from intsr.export.fold.let import Let, fuse_let
+from intsr.export.fold.let_sites import explicit_sites, norm_readers
+from intsr.export.fold.specialize import SpecializedModel
 from intsr.kernels.quantizer import round_scale
 from intsr.types import NETWORKS
 
@@ -90,5 +90,5 @@ def test_a_shift_does_not_follow_rows(end: str, shifted: bool) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import intsr.export.let_placement"
+    code = "import sys; sys.modules['torch'] = None; import intsr.export.fold.let_sites"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from intsr.calib.calibration import Calibration, SiteQuantizer
-from intsr.calib.maxmin import observe_maxmin
-from intsr.calib.model import SRModel, load_model
-from intsr.calib.pictures import calibration_batches
-from intsr.calib.reference import reference_networks
-from intsr.calib.sites import input_groups
-from intsr.calib.supported import ACTIVATIONS
+from intsr.calib.data.pictures import calibration_batches
+from intsr.calib.methods.maxmin import observe_maxmin
+from intsr.calib.models.families.sites import input_groups
+from intsr.calib.models.families.supported import ACTIVATIONS
+from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import ExportError
-from intsr.export.fake_quant import FakeQuantLayer, fake_quantized
-from intsr.export.fold import FoldedLayer, FoldedModel, FoldedNetwork, fold, layer_modules
-from intsr.export.lowering import LOWERINGS, Lowering
-from intsr.export.network_lowering import NetworkLowering
-from intsr.export.quantized import ActivationWriter, plan_grid
-from intsr.export.specialize import SpecializedModel, specialize
+from intsr.export.fold.fake_quant import FakeQuantLayer, fake_quantized
+from intsr.export.fold.fold import FoldedLayer, FoldedModel, FoldedNetwork, fold, layer_modules
+from intsr.export.fold.specialize import SpecializedModel, specialize
+from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.write.activations import ActivationWriter, plan_grid
 from intsr.kernels.quantizer import QuantParams, quantize_weight
+from intsr.targets.lowering import LOWERINGS, Lowering
 from intsr.types import NETWORKS, Bits
 
 F32 = NDArray[np.float32]

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from intsr.engines.openvino import keep_precise
-from intsr.export.graph_builder import GraphBuilder
-from intsr.export.lowering import LOWERINGS
-from intsr.export.norms import STATISTICS, GroupNorm, write_group_norm
+from intsr.engines.builders.openvino import keep_precise
+from intsr.export.lower.write.group_norm import STATISTICS, GroupNorm, write_group_norm
+from intsr.export.onnx.builder import GraphBuilder
+from intsr.targets.lowering import LOWERINGS
 from intsr.types import TensorInfo
 
 FORMS = ("asymmetric", "asymmetric-cpu")  # instance, statistics

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from intsr.errors import ExportError, UsageError
-from intsr.export import onnx_export
-from intsr.export.fold import FoldedModel
-from intsr.export.lowering import LOWERINGS
-from intsr.export.onnx_export import export_onnx, load_export
+from intsr.export import graphs as onnx_export
+from intsr.export.fold.fold import FoldedModel
+from intsr.export.graphs import export_onnx, load_export
+from intsr.targets.lowering import LOWERINGS
 
 
 @pytest.fixture

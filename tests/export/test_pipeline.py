@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.let import observe_let
-from intsr.calib.model import ModelSource, SRModel, open_model
-from intsr.export.fold import fold, fold_and_release, layer_modules
-from intsr.export.lowering import LOWERINGS, lowering_from_name
+from intsr.calib.models.open import ModelSource, SRModel, open_model
+from intsr.calib.observe.let_scales import observe_let
+from intsr.export.fold.fold import fold, fold_and_release, layer_modules
+from intsr.export.fold.specialize import specialize
 from intsr.export.pipeline import export_model
-from intsr.export.specialize import specialize
+from intsr.targets.lowering import LOWERINGS, lowering_from_name
 from intsr.types import Bits
 
 TILE_PX = 16
@@ -54,7 +54,7 @@ def test_the_same_files_as_of_a_whole_model(
 def test_networks_are_loaded_one_after_another(
     source: ModelSource, tiny_calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from intsr.calib import model as module
+    from intsr.calib.models import open as module
 
     load, alive, most = module.load_network, weakref.WeakSet[Any](), []
 

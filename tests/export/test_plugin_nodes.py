@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from intsr.errors import UsageError
-from intsr.export.fold import FoldedModel
-from intsr.export.graph_builder import GraphBuilder
-from intsr.export.lowering import LOWERINGS, lowering_from_name
-from intsr.export.network_lowering import NetworkLowering
-from intsr.export.norms import GroupNorm, write_group_norm
-from intsr.export.onnx_export import export_onnx, load_export
-from intsr.export.plugin_nodes import CODES, HALVES, fuse_group_norm_into_plugin, plugin_counts
-from intsr.kernels.plan_plugin import NAMESPACE
-from intsr.kernels.reference_norm import group_norm_plugin
+from intsr.export.fold.fold import FoldedModel
+from intsr.export.graphs import export_onnx, load_export
+from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.plugins.group_norm import CODES, HALVES, fuse_group_norm_into_plugin, plugin_counts
+from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
+from intsr.export.onnx.builder import GraphBuilder
+from intsr.kernels.launches.group_norm_plugin import NAMESPACE
+from intsr.kernels.reference.group_norm import group_norm_plugin
+from intsr.targets.lowering import LOWERINGS, lowering_from_name
 from intsr.types import TensorInfo
 
 Array = NDArray[Any]
@@ -244,9 +244,9 @@ def test_constants_outside_the_model_are_read(
 ) -> None:
     lowering = lowering_from_name("tensorrt", ("group-norm",))
     export_onnx(tiny_folded, lowering, 16, tmp_path / "inside")
-    monkeypatch.setattr("intsr.export.onnx_export.EXTERNAL_DATA_BYTES", 0)
+    monkeypatch.setattr("intsr.export.graphs.EXTERNAL_DATA_BYTES", 0)
     # Shapes stay in the model, as they do at the real size; gamma and beta go.
-    monkeypatch.setattr("intsr.export.graph_builder.EXTERNAL_BYTES", 33)
+    monkeypatch.setattr("intsr.export.onnx.builder.EXTERNAL_BYTES", 33)
     export_onnx(tiny_folded, lowering, 16, tmp_path / "outside")
     for name in ("encoder", "unet", "decoder"):
         inside, outside = (onnx.load(tmp_path / f / f"{name}.onnx") for f in ("inside", "outside"))

@@ -10,11 +10,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from intsr.errors import ExportError
-from intsr.export.fold import FoldedLayer
-from intsr.export.graph_builder import GraphBuilder
-from intsr.export.lowering import LOWERINGS
-from intsr.export.quantized import ActivationWriter, plan_grid, shifted_bias
+from intsr.export.fold.fold import FoldedLayer
+from intsr.export.lower.write.activations import ActivationWriter, plan_grid, shifted_bias
+from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, quantize_weight
+from intsr.targets.lowering import LOWERINGS
 
 CONTAINERS = {"uint8": (0, 255), "int8": (-128, 127)}
 PARAMS = st.builds(

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from intsr.calib.model import SRModel, load_model
-from intsr.calib.reference import reference_networks
+from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.models.reference import reference_networks
 from intsr.errors import ExportError
-from intsr.export.specialize import SpecializedModel, specialize
+from intsr.export.fold.specialize import SpecializedModel, specialize
 from intsr.types import NETWORKS
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from intsr.errors import BuildError, MissingLibraryError
-from intsr.kernels import build, checks, launch, roofline, selfcheck
-from intsr.kernels.device import ContextLostError
-from intsr.kernels.emulate import CUDA_FOLDER, EmulatedDevice
-from intsr.kernels.parameters import KERNELS, SOURCES
+from intsr.kernels import build, roofline, selfcheck
+from intsr.kernels.checks import network as checks
+from intsr.kernels.devices import cuda as launch
+from intsr.kernels.devices.emulated import CUDA_FOLDER, EmulatedDevice
+from intsr.kernels.launches.launch import ContextLostError
+from intsr.kernels.launches.parameters import KERNELS, SOURCES
 
 try:
     NVCC = build.find_nvcc()

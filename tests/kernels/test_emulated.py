@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from intsr.errors import BuildError, VerificationError
-from intsr.kernels import emulate
-from intsr.kernels.device import Launch, Plan
-from intsr.kernels.parameters import KERNELS, SOURCES, PeakParams, ReadParams
+from intsr.kernels.devices import emulated as emulate
+from intsr.kernels.launches.launch import Launch, Plan
+from intsr.kernels.launches.parameters import KERNELS, SOURCES, PeakParams, ReadParams
 
 try:
     emulate.find_cpp_compiler()
@@ -73,7 +73,8 @@ def _own_libraries():
     ],
 )
 def test_a_missing_barrier_is_noticed(monkeypatch, tmp_path, source, old, new, check):
-    from intsr.kernels import checks, selfcheck
+    from intsr.kernels import selfcheck
+    from intsr.kernels.checks import network as checks
 
     device, rng = changed_device(monkeypatch, tmp_path, source, old, new), np.random.default_rng(0)
     made = {
@@ -115,7 +116,9 @@ STUB = Path(__file__).parent / "stub_driver.c"
 SCRIPT = """
 import numpy as np, pathlib, sys
 from intsr.errors import IntsrError
-from intsr.kernels import checks, launch, selfcheck
+from intsr.kernels import selfcheck
+from intsr.kernels.checks import network as checks
+from intsr.kernels.devices import cuda as launch
 image = pathlib.Path(sys.argv[1])
 image.write_bytes(bytes.fromhex("50ed55ba") * 4)
 launch.fatbin_path = lambda source: image
@@ -161,7 +164,8 @@ print(device.name, device.capability, len(made))
 
 FAULT = """
 import pathlib, sys
-from intsr.kernels import launch, selfcheck
+from intsr.kernels import selfcheck
+from intsr.kernels.devices import cuda as launch
 image = pathlib.Path(sys.argv[1])
 image.write_bytes(bytes.fromhex("50ed55ba") * 4)
 launch.fatbin_path = lambda source: image

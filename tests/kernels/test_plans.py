@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from intsr.errors import UsageError
-from intsr.kernels import plan_network, plan_picture
-from intsr.kernels.device import DeviceArray, device_array
-from intsr.kernels.emulate import EmulatedDevice
-from intsr.kernels.parameters import PixelsParams
+from intsr.kernels.devices.emulated import EmulatedDevice
+from intsr.kernels.launches import network as plan_network
+from intsr.kernels.launches import picture as plan_picture
+from intsr.kernels.launches.launch import DeviceArray, device_array
+from intsr.kernels.launches.parameters import PixelsParams
 from intsr.kernels.quantizer import QuantParams
-from intsr.kernels.reference_int8 import int8_product
-from intsr.kernels.reference_norm import NormQuantize
+from intsr.kernels.reference.group_norm import NormQuantize
+from intsr.kernels.reference.int8 import int8_product
 
 DEVICE = EmulatedDevice()
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from intsr.errors import BuildError, UsageError
-from intsr.kernels import build, checks_plugin, emulate, selfcheck
-from intsr.kernels.parameters import KERNELS, PluginParams
-from intsr.kernels.plan_plugin import (
+from intsr.kernels import build, selfcheck
+from intsr.kernels.checks import group_norm_plugin as checks_plugin
+from intsr.kernels.devices import emulated as emulate
+from intsr.kernels.launches.group_norm_plugin import (
     NUMBERS,
     OPERATORS,
     SHARED_BYTES,
@@ -21,6 +22,7 @@ from intsr.kernels.plan_plugin import (
     plugin_launch,
     takes_shape,
 )
+from intsr.kernels.launches.parameters import KERNELS, PluginParams
 from intsr.kernels.tensorrt_plugin import ptx_architecture, ptx_of_kernel
 
 NORM = PluginNorm(32, 1e-6, True)

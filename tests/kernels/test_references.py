@@ -6,9 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intsr.kernels import reference_int8, reference_norm, reference_picture, reference_resize
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch, quantize_weight
-from intsr.runtime import color_fix, resize, tiling
+from intsr.kernels.reference import group_norm as reference_norm
+from intsr.kernels.reference import int8 as reference_int8
+from intsr.kernels.reference import picture as reference_picture
+from intsr.kernels.reference import resize as reference_resize
+from intsr.runtime import color_fix
+from intsr.runtime.tiles import enlarge as resize
+from intsr.runtime.tiles import grid as tiling
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intsr.errors import BuildError
 from intsr.kernels import build, tensorrt_plugin
-from intsr.kernels.plan_plugin import NAMESPACE, OPERATORS, VECTORS, PluginNorm, plugin_launch
+from intsr.kernels.launches.group_norm_plugin import NAMESPACE, OPERATORS, VECTORS, PluginNorm, plugin_launch
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="PyPI has TensorRT-RTX for Linux on x86_64 only"
@@ -25,8 +25,8 @@ SHAPE, NORM = (1, 32, 8, 8), PluginNorm(4, 1e-5, True, -13, 50)
 LOAD = """
 import importlib, json, os, sys
 import numpy as np
-from intsr.engines import rtx_bindings
-from intsr.engines.tensorrt_build import make_logger
+from intsr.engines.builders import rtx_bindings
+from intsr.engines.builders.tensorrt_common import make_logger
 from intsr.kernels import tensorrt_plugin
 trt, _ = rtx_bindings.load()
 # tensorrt.plugin imports its own library by this name.

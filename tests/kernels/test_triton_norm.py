@@ -13,13 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from intsr.kernels import triton_norm
 from intsr.kernels.quantizer import QuantParams
-from intsr.kernels.reference_norm import NormQuantize
+from intsr.kernels.reference.group_norm import NormQuantize
 
 SCRIPT = """
 import numpy as np, torch
 from intsr.errors import UsageError
 from intsr.kernels.quantizer import QuantParams
-from intsr.kernels.reference_norm import NormQuantize, group_norm_quantize
+from intsr.kernels.reference.group_norm import NormQuantize, group_norm_quantize
 from intsr.kernels.triton_norm import group_norm_quantize_triton
 rng = np.random.default_rng(0)
 for shape, groups, activation, zero_point in (

@@ -18,7 +18,7 @@ from PIL import Image
 
 from intsr import bundle
 from intsr.bundle import SCHEMA_VERSION, write_bundle
-from intsr.kernels.parameters import SOURCES
+from intsr.kernels.launches.parameters import SOURCES
 from intsr.types import Manifest, NetworkEntry, TensorInfo
 
 TILE_PX, FACTOR, LATENT_CHANNELS = 16, 2, 12
@@ -71,7 +71,7 @@ def library_version(target: str) -> str:
 def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
     import openvino
 
-    from intsr.runtime.openvino_member import pack_member
+    from intsr.runtime.backends.openvino.member import pack_member
 
     if target == "onnxruntime":
         member_path.write_bytes(onnx_path.read_bytes())
@@ -255,8 +255,10 @@ class FakeMachine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """The runtime finds a simulated GPU, and TensorRT of the version that the bundles are of."""
+    from intsr.cuda import driver as cuda_interface
     from intsr.kernels import build
-    from intsr.runtime import compatibility, cuda_interface, tensorrt_library
+    from intsr.runtime.backends import compatibility
+    from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
     support = {**_support("fake_gpu"), **_support("fake_driver"), **_support("fake_tensorrt")}
     machine = FakeMachine(SimpleNamespace(**support), tmp_path)

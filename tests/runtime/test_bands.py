@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intsr.errors import VerificationError
-from intsr.runtime import bands, color_fix
-from intsr.runtime.clock import STAGES, StageClock
+from intsr.runtime import color_fix
+from intsr.runtime.tiles import blend as bands
+from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import COLOR_FIXES, TensorInfo
 

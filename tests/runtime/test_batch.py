@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intsr.errors import EXIT_SOME_FAILED, EXIT_USAGE, UsageError
-from intsr.runtime.batch import Destination, Job, Naming, check_outputs, plan_jobs, shard_from_text
+from intsr.runtime.batch.jobs import Destination, Job, Naming, check_outputs, plan_jobs, shard_from_text
 
 Run = Callable[..., tuple[int, str, str]]
 _X4 = Naming("{stem}_x4{ext}")

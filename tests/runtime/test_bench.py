@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_SOME_FAILED, EXIT_USAGE
-from intsr.runtime import benchmark, benchmark_report
-from intsr.runtime.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
-from intsr.runtime.benchmark_libraries import load_library
 from intsr.runtime.engine import open_engine
+from intsr.runtime.measure import benchmark
+from intsr.runtime.measure import report as benchmark_report
+from intsr.runtime.measure.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
+from intsr.runtime.measure.libraries import load_library
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
 Run = Callable[..., tuple[int, str, str]]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from intsr.runtime import benchmark, benchmark_environment
-from intsr.runtime.benchmark_layers import totals_by_kind
+from intsr.runtime.measure import benchmark
+from intsr.runtime.measure import machine as benchmark_environment
+from intsr.runtime.measure.layer_times import totals_by_kind
 from intsr.runtime.upscaler import STAGES
 from intsr.types import NETWORKS
 

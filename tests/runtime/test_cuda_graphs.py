@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from intsr.runtime.cuda_graphs import MAX_GRAPHS, MAX_SEEN, GraphCache
-from intsr.runtime.cuda_interface import open_cuda
+from intsr.cuda.driver import open_cuda
+from intsr.cuda.graphs import MAX_GRAPHS, MAX_SEEN, GraphCache
 
 
 class Work:

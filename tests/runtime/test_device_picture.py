@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from intsr.errors import BuildError, EngineMismatchError, UsageError, VerificationError
-from intsr.kernels import emulate
-from intsr.runtime import device_picture
-from intsr.runtime.batch import Job
-from intsr.runtime.device_picture_plan import PictureShape
+from intsr.kernels.devices import emulated as emulate
+from intsr.runtime.backends.tensorrt import picture_pipeline as device_picture
+from intsr.runtime.backends.tensorrt.picture_launches import PictureShape
+from intsr.runtime.batch.files import FileOptions, upscale_files
+from intsr.runtime.batch.jobs import Job
 from intsr.runtime.engine import Engine, open_engine
-from intsr.runtime.tiling import plan_tiles
-from intsr.runtime.upscale_file import FileOptions, upscale_files
+from intsr.runtime.tiles.grid import plan_tiles
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
 try:

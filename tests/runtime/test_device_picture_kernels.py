@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from intsr.errors import BuildError, OutOfMemoryError
-from intsr.kernels import emulate
+from intsr.kernels.devices import emulated as emulate
 from intsr.runtime.engine import open_engine
 
 try:
@@ -74,10 +74,10 @@ import sys
 import numpy as np
 import cuda.bindings.driver as driver
 from intsr.errors import IntsrError
-from intsr.kernels import reference_picture
-from intsr.kernels.parameters import KERNELS, PixelsParams
-from intsr.runtime.cuda_interface import CudaDevice
-from intsr.runtime.cuda_python import CudaPython
+from intsr.kernels.reference import picture as reference_picture
+from intsr.kernels.launches.parameters import KERNELS, PixelsParams
+from intsr.cuda.driver import CudaDevice
+from intsr.cuda.cuda_python import CudaPython
 
 class Runtime:
     cudaSetDevice = staticmethod(lambda index: (0,))
@@ -141,6 +141,6 @@ def test_what_pictures_need_of_the_kernels_is_numpy() -> None:
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("torch", "triton", "onnx", "tensorrt", "cuda", "pycuda", "scipy")))
-import intsr.runtime.device_picture
+import intsr.runtime.backends.tensorrt.picture_pipeline
 """
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -18,7 +18,7 @@ import pytest
 
 from intsr.bundle import write_bundle
 from intsr.errors import BundleError, EngineMismatchError, MissingLibraryError, OutOfMemoryError, UsageError
-from intsr.runtime import compatibility
+from intsr.runtime.backends import compatibility
 from intsr.runtime.engine import Engine, open_engine
 from intsr.types import TensorInfo
 
@@ -281,7 +281,11 @@ def _raises(error: Exception) -> Callable[..., object]:
         ("cpu", "openvino.Core.read_model", RuntimeError("Failed to allocate 83886080 bytes of memory")),
         ("cpu", "openvino.Core.get_property", RuntimeError("plugin.so: failed to map segment from shared object")),
         ("cpu", "openvino.Core.compile_model", RuntimeError("Resource temporarily unavailable")),
-        ("cpu", "intsr.runtime.openvino_backend.open_networks", ImportError("failed to map segment from shared")),
+        (
+            "cpu",
+            "intsr.runtime.backends.openvino.backend.open_networks",
+            ImportError("failed to map segment from shared"),
+        ),
         ("onnxruntime", "onnxruntime.InferenceSession", RuntimeError("Failed to allocate memory for buffer")),
         ("onnxruntime", "intsr.runtime.engine.Bundle", OSError(errno.ENOMEM, "Cannot allocate memory")),
         ("onnxruntime", "intsr.runtime.engine.Bundle", MemoryError()),

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from intsr.runtime.commands.evaluate import evaluate
-from intsr.runtime.metrics import score_pair
+from intsr.runtime.measure.metrics import score_pair
 
 
 @pytest.fixture

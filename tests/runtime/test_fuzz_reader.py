@@ -15,7 +15,7 @@ COUNT, SEED = 300, 20
 
 def test_the_whole_pictures_are_read(fuzz_pictures: ModuleType, tmp_path: Path) -> None:
     """Else their mutants would say nothing."""
-    from intsr.runtime.image_io import read_image, read_info
+    from intsr.runtime.pictures.reader import read_image, read_info
 
     for number, data in enumerate(fuzz_pictures.originals()):
         path = tmp_path / f"{number}.png"

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 
+from intsr.cuda import cuda_python
+from intsr.cuda import driver as cuda_interface
 from intsr.errors import EngineMismatchError
-from intsr.runtime import cuda_interface, cuda_python, tensorrt_library
+from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
 RTX_CODE = """
 import json, sys
-from intsr.engines import rtx_bindings
+from intsr.engines.builders import rtx_bindings
 trt, version = rtx_bindings.load()
 """
 DESCRIBE = (
@@ -42,7 +44,7 @@ DESERIALIZE = (
     RTX_CODE
     + """
 from intsr.errors import IntsrError
-from intsr.runtime import tensorrt_library
+from intsr.runtime.backends.tensorrt import library as tensorrt_library
 tensorrt_library._import = lambda target, where: trt
 library = tensorrt_library.load_library("tensorrt-rtx", "e.engine")
 runtime = tensorrt_library.make_runtime(library, "e.engine")
@@ -251,7 +253,7 @@ def test_bindings_that_lack_their_own_libraries(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
 def test_tensorrt_that_is_missing(target: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from intsr.engines import rtx_bindings
+    from intsr.engines.builders import rtx_bindings
     from intsr.errors import MissingLibraryError
 
     def load() -> None:

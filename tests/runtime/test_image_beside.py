@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, IptcImagePlugin, PngImagePlugin
 
-from intsr.runtime import image_beside
-from intsr.runtime.image_avif import avif_has_gain_map, code_points_from_avif
-from intsr.runtime.image_feed import png_chunk
-from intsr.runtime.image_io import read_image
-from intsr.runtime.image_write import notes_for_output, write_image
-from intsr.runtime.image_xmp import GAIN_MAP_NOTE
+from intsr.runtime.pictures.formats.avif import avif_has_gain_map, code_points_from_avif
+from intsr.runtime.pictures.metadata import beside as image_beside
+from intsr.runtime.pictures.metadata.xmp import GAIN_MAP_NOTE
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.pictures.row_pipe import png_chunk
+from intsr.runtime.pictures.write_array import notes_for_output, write_image
 
 ALL = (".png", ".jpg", ".tif", ".webp", ".avif", ".bmp")
 WITH_DENSITY = (".png", ".jpg", ".tif", ".bmp")

@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.runtime.image_directory import EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD, Directory, Entry, directory_bytes
-from intsr.runtime.image_io import read_image
-from intsr.runtime.image_metadata import exif_directory
-from intsr.runtime.image_write import write_image
-from intsr.runtime.image_xmp import GAIN_MAP_NOTE
+from intsr.runtime.pictures.metadata.exif import (
+    EXIF_IFD,
+    GPS_IFD,
+    INTEROPERABILITY_IFD,
+    Directory,
+    Entry,
+    directory_bytes,
+)
+from intsr.runtime.pictures.metadata.fields import exif_directory
+from intsr.runtime.pictures.metadata.xmp import GAIN_MAP_NOTE
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.pictures.write_array import write_image
 
 ORIENTATION, MAKE = 0x0112, 0x010F
 ALL = (".png", ".jpg", ".tif", ".webp", ".avif")

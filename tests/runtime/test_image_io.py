@@ -14,9 +14,9 @@ from PIL import Image, PngImagePlugin
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime.image_io import read_image, read_info
-from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_write import write_image
+from intsr.runtime.pictures.metadata.fields import ImageMetadata
+from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.write_array import write_image
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
 
@@ -170,7 +170,7 @@ _DECODING = """
 import sys
 from pathlib import Path
 from intsr.memory import peak_resident_bytes
-from intsr.runtime.image_io import read_image
+from intsr.runtime.pictures.reader import read_image
 path = Path(sys.argv[1])
 read_image(path.with_name("small" + path.suffix))
 before = peak_resident_bytes()

@@ -16,10 +16,10 @@ import pytest
 from PIL import AvifImagePlugin, Image, ImageCms, features
 
 from intsr.errors import ImageError
-from intsr.runtime.image_io import read_image, read_info
-from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_write import write_image
-from intsr.runtime.vips import vips
+from intsr.runtime.pictures.metadata.fields import ImageMetadata
+from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.vips import vips
+from intsr.runtime.pictures.write_array import write_image
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
 

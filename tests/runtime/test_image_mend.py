@@ -14,9 +14,9 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from intsr.errors import ImageError
-from intsr.runtime.image_io import read_image, read_info
-from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_write import write_image
+from intsr.runtime.pictures.metadata.fields import ImageMetadata
+from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.write_array import write_image
 
 ORIENTATION = 0x0112
 

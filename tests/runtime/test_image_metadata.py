@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from intsr.runtime.image_directory import EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD, Directory, Entry, directory_bytes
-from intsr.runtime.image_feed import PNG_SIGNATURE, png_chunk
-from intsr.runtime.image_io import read_image
-from intsr.runtime.image_metadata import ImageMetadata, exif_directory
-from intsr.runtime.image_write import notes_for_output, write_image
+from intsr.runtime.pictures.metadata.exif import (
+    EXIF_IFD,
+    GPS_IFD,
+    INTEROPERABILITY_IFD,
+    Directory,
+    Entry,
+    directory_bytes,
+)
+from intsr.runtime.pictures.metadata.fields import ImageMetadata, exif_directory
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.pictures.row_pipe import PNG_SIGNATURE, png_chunk
+from intsr.runtime.pictures.write_array import notes_for_output, write_image
 
 ORIENTATION, MAKE, RESOLUTION, COPYRIGHT = 0x0112, 0x010F, 0x011A, 0x8298
 ALL = (".png", ".jpg", ".tif", ".webp", ".avif")

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from intsr.errors import ImageError
-from intsr.runtime import image_encode
-from intsr.runtime.image_directory import read_directory
-from intsr.runtime.image_io import read_image
-from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import encode as image_encode
+from intsr.runtime.pictures.metadata.exif import read_directory
+from intsr.runtime.pictures.metadata.fields import ImageMetadata
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.pictures.writer import open_writer
 
 LOSSLESS = (".png", ".tif", ".bmp")
 STREAMED = (".png", ".jpg", ".tif")
@@ -162,7 +162,7 @@ def test_encoding_runs_beside_the_caller(tmp_path: Path, monkeypatch: pytest.Mon
         go.wait(30)
         encode(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("intsr.runtime.image_stream.encode_stream", late)
+    monkeypatch.setattr("intsr.runtime.pictures.writer.encode_stream", late)
     rows, written = np.zeros((100, 5000, 3), np.uint8), []
     with open_writer(tmp_path / "a.jpg", 5000, 10000, 3, np.uint8) as writer:
         timer = threading.Timer(1.0, go.set)
@@ -176,10 +176,10 @@ def test_encoding_runs_beside_the_caller(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_help_does_not_import_libvips() -> None:
-    code = "import sys, intsr.runtime.image_write, intsr.runtime.image_io; print('pyvips' in sys.modules)"
+    code = "import sys, intsr.runtime.pictures.writer, intsr.runtime.pictures.reader; print('pyvips' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout == "False\n"
-    code = "import sys; from intsr.cli import main\ntry: main()\nfinally: print('pyvips' in sys.modules)"
+    code = "import sys; from intsr.cli.main import main\ntry: main()\nfinally: print('pyvips' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60, check=False
     )

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from intsr.errors import ImageError
-from intsr.runtime import image_stream
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.writer import open_writer
 
 LOSSLESS = (".png", ".tif", ".bmp")
 STREAMED = (".png", ".jpg", ".tif")
@@ -104,8 +104,8 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from intsr.errors import ImageError
-from intsr.runtime import image_stream
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.writer import open_writer
 path, noise = Path(sys.argv[1]), np.random.default_rng(0).integers(0, 256, (100, 1200, 3), np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 try:
@@ -137,7 +137,7 @@ def test_an_encoder_that_fails_does_not_block(tmp_path: Path, suffix: str, monke
     def broken(*_: object) -> None:
         raise OSError("out of order")
 
-    monkeypatch.setattr("intsr.runtime.image_stream.encode_stream", broken)
+    monkeypatch.setattr("intsr.runtime.pictures.writer.encode_stream", broken)
     opened = open_writer(tmp_path / f"a{suffix}", 10000, 10000, 3, np.uint8)
     with pytest.raises(ImageError, match=r"cannot be written \(out of order\)"), opened as writer:
         for _ in range(100):
@@ -149,8 +149,8 @@ _NO_MEMORY = """
 import os, resource, sys
 from pathlib import Path
 import numpy as np
-from intsr.runtime import image_stream
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.writer import open_writer
 
 def fail(source, *_):
     # As libvips, which keeps a descriptor of its own.
@@ -207,8 +207,8 @@ _KILLED = """
 import sys, time
 import numpy as np
 from pathlib import Path
-from intsr.runtime import image_stream
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.writer import open_writer
 try:
     with open_writer(Path(sys.argv[1]), 4000, 60000, 3, np.uint8) as writer:
         for number in range(600):
@@ -238,8 +238,8 @@ import sys
 import numpy as np
 from pathlib import Path
 from intsr.memory import peak_resident_bytes
-from intsr.runtime import image_stream
-from intsr.runtime.image_stream import open_writer
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.writer import open_writer
 path, resize_to = Path(sys.argv[1]), eval(sys.argv[2])
 def write(side, resize_to):
     rows = (np.arange(64 * side * 3) // 500).astype(np.uint8).reshape(64, side, 3)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime.image_io import read_image, read_info
+from intsr.runtime.pictures.reader import read_image, read_info
 
 PREVIEW = {"subfiletype": 1}
 CFA, LINEAR_RAW = 32803, 34892

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from intsr.errors import ImageError
-from intsr.runtime import image_stream
-from intsr.runtime.batch import OUTPUT_FORMATS, PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
-from intsr.runtime.image_io import READ_FORMATS, ImageInfo, read_image
-from intsr.runtime.image_metadata import ImageMetadata
-from intsr.runtime.image_write import (
+from intsr.runtime.batch.jobs import OUTPUT_FORMATS, PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
+from intsr.runtime.pictures import writer as image_stream
+from intsr.runtime.pictures.metadata.fields import ImageMetadata
+from intsr.runtime.pictures.reader import READ_FORMATS, ImageInfo, read_image
+from intsr.runtime.pictures.write_array import (
     WRITE_FORMATS,
     check_format_fits,
     enlarge_alpha,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
-from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import MemoryBudget, bytes_from_text, picture_parts
+from intsr.runtime.batch.memory_budget import MemoryBudget, bytes_from_text, picture_parts
+from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 
@@ -154,11 +154,11 @@ _CHILD = """
 import sys, pathlib
 import numpy as np
 from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
-from intsr.runtime.batch import Job
+from intsr.runtime.batch.jobs import Job
 from intsr.runtime.engine import open_engine
-from intsr.runtime.image_io import read_info
-from intsr.runtime.memory_budget import picture_parts
-from intsr.runtime.upscale_file import FileOptions, upscale_file
+from intsr.runtime.pictures.reader import read_info
+from intsr.runtime.batch.memory_budget import picture_parts
+from intsr.runtime.batch.files import FileOptions, upscale_file
 engine, source, output, fix = sys.argv[1:]
 with open_engine(engine, threads=1) as opened:
     warm = pathlib.Path(output).with_name("warm.png")

@@ -15,7 +15,7 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from intsr.errors import ImageError, MissingLibraryError, UsageError
-from intsr.runtime.metrics import (
+from intsr.runtime.measure.metrics import (
     PerceptualScorer,
     Scores,
     luma_from_pixels,

@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 
 from intsr.errors import BundleError, EngineMismatchError
-from intsr.runtime import openvino_member
+from intsr.runtime.backends.openvino import member as openvino_member
+from intsr.runtime.backends.openvino.backend import resolve_precision
+from intsr.runtime.backends.openvino.member import (
+    MAGIC,
+    append_weights,
+    pack_member,
+    pack_xml,
+    split_member,
+    unpack_xml,
+)
 from intsr.runtime.engine import open_engine
-from intsr.runtime.openvino_backend import resolve_precision
-from intsr.runtime.openvino_member import MAGIC, append_weights, pack_member, pack_xml, split_member, unpack_xml
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ CODE = """
 import json, sys
 import numpy as np, openvino
 from openvino import opset13 as op
-from intsr.runtime.openvino_int8 import integer_settings, integers_are_exact
+from intsr.runtime.backends.openvino.int8 import integer_settings, integers_are_exact
 
 x = op.parameter([1, 32, 16, 16], np.float32)
 ends = [op.constant(np.float32(end)) for end in (0, 255, 0, 255)]
@@ -66,7 +66,7 @@ def test_on_this_cpu() -> None:
 OPEN = """
 import sys
 from intsr.runtime.engine import open_engine
-from intsr.runtime.networks import notes_from_networks
+from intsr.runtime.backends.protocol import notes_from_networks
 with open_engine(sys.argv[1], threads=1, precision="f32") as engine:
     print(notes_from_networks(engine.networks))
 """

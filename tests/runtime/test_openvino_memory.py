@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
-from intsr.runtime.networks import activation_bytes_from_network
-from intsr.runtime.openvino_memory import Operation, inference_bytes, largest_live_bytes, stored_elements
+from intsr.runtime.backends.openvino.memory import Operation, inference_bytes, largest_live_bytes, stored_elements
+from intsr.runtime.backends.protocol import activation_bytes_from_network
 
 INPUT = Operation("x", "Input", 0, (), (10,))
 WEIGHT = Operation("w", "Const", 1, (), (10_000,))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from intsr.runtime.overlap import AbandonedError, Handoff, overlapped
+from intsr.runtime.tiles.overlap import AbandonedError, Handoff, overlapped
 
 
 def _count(prepared: int) -> Generator[int]:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from intsr.errors import EXIT_SOME_FAILED
-from intsr.runtime.image_io import read_image, read_info
+from intsr.runtime.pictures.reader import read_image, read_info
 
 Run = Callable[..., tuple[int, str, str]]
 FACTOR = 2

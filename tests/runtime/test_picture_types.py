@@ -12,7 +12,7 @@ from PIL import Image
 
 from intsr.errors import ImageError, IntsrError
 from intsr.runtime.engine import open_engine
-from intsr.runtime.picture_types import copy_of, picture_like, pixels_from_picture
+from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
 
 
 class _ByArray:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from intsr.errors import ImageError
-from intsr.runtime.pixels import read_pixels
+from intsr.runtime.pictures.rgb8 import read_pixels
 
 RNG = np.random.default_rng(3)
 PNG_GREY, PNG_RGB, PNG_GREY_ALPHA, PNG_RGBA = 0, 2, 4, 6

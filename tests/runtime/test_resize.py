@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.runtime.resize import FILTERS, Enlarger, enlarge, unit_channels, unit_part
+from intsr.runtime.tiles.enlarge import FILTERS, Enlarger, enlarge, unit_channels, unit_part
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))

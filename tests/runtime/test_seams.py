@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from intsr.errors import UsageError
-from intsr.runtime.seams import border_positions, seam_lines, seam_score
-from intsr.runtime.tiling import TilePlan, blend_weights, plan_tiles
+from intsr.runtime.measure.seams import border_positions, seam_lines, seam_score
+from intsr.runtime.tiles.grid import TilePlan, blend_weights, plan_tiles
 
 FACTOR = 4
 

@@ -12,9 +12,9 @@ from PIL import Image
 _CHILD = """
 import sys, pathlib
 from intsr.memory import resident_bytes
-from intsr.runtime.batch import Job
+from intsr.runtime.batch.jobs import Job
 from intsr.runtime.engine import open_engine
-from intsr.runtime.upscale_file import FileOptions, upscale_files
+from intsr.runtime.batch.files import FileOptions, upscale_files
 engine, source, output = map(pathlib.Path, sys.argv[1:])
 pictures = sorted(source.iterdir())
 jobs = [Job(pictures[i % len(pictures)], output / f"{i}{pictures[i % len(pictures)].suffix}") for i in range(500)]

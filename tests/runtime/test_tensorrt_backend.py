@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr.cuda.arrays import CudaArray
+from intsr.cuda.graphs import MAX_GRAPHS
 from intsr.errors import EngineMismatchError, UsageError
-from intsr.runtime.cuda_array import CudaArray
-from intsr.runtime.cuda_graphs import MAX_GRAPHS
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES
 
@@ -264,7 +264,7 @@ def test_arrays_that_do_not_fit(machine, array: object, words: str) -> None:
 
 
 def test_strides_of_single_elements_mean_nothing_and_read_only_is_no_output(machine) -> None:
-    from intsr.runtime.cuda_array import UNKNOWN_STREAM, address_and_stream
+    from intsr.cuda.arrays import UNKNOWN_STREAM, address_and_stream
 
     with open_engine(machine.engine()) as engine:
         info = engine.network("unet").input

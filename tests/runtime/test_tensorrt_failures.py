@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from intsr.bundle import read_manifest, write_bundle
+from intsr.cuda import cuda_python
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime import cuda_python, tensorrt_library
-from intsr.runtime.devices import list_devices
+from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.backends.tensorrt import library as tensorrt_library
 from intsr.runtime.engine import open_engine
 
 BACKENDS = ("cuda-python", "pycuda")

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr.cuda.driver import CudaDevice
 from intsr.errors import EngineMismatchError
-from intsr.runtime.cuda_interface import CudaDevice
+from intsr.runtime.backends.tensorrt.kernel_cache import kernel_cache_path, open_kernel_cache
+from intsr.runtime.backends.tensorrt.library import load_library
 from intsr.runtime.engine import open_engine
-from intsr.runtime.tensorrt_kernel_cache import kernel_cache_path, open_kernel_cache
-from intsr.runtime.tensorrt_library import load_library
 
 ALL = [f"{name} {when}" for when in ("at the start", "at the first run") for name in ("encoder", "unet", "decoder")]
 GPU = CudaDevice(0, "GeForce One", (8, 9), 1 << 26, "13.2", 2)

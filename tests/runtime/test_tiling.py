@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intsr.errors import UsageError
-from intsr.runtime.tiling import blend_weights, pad_to_square, plan_tiles, tile_starts
+from intsr.runtime.tiles.grid import blend_weights, pad_to_square, plan_tiles, tile_starts
 
 AXES = st.integers(2, 40).flatmap(
     lambda tile_px: st.tuples(st.integers(1, 200), st.just(tile_px), st.integers(0, tile_px - 1))

@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from intsr import bundle
-from intsr.runtime import cuda_python
+from intsr.cuda import cuda_python
 from intsr.runtime.engine import Engine
 
 PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"

@@ -17,7 +17,8 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, EXIT_USAGE
-from intsr.runtime import image_stream, upscale_file
+from intsr.runtime.batch import files as upscale_file
+from intsr.runtime.pictures import writer as image_stream
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -300,7 +301,7 @@ def announce(*args):
     print("running", flush=True)
     return run_tiles(*args)
 upscaler.Upscaler.run_tiles = announce
-from intsr.cli import main
+from intsr.cli.main import main
 main()
 """
 
@@ -310,7 +311,7 @@ def test_ctrl_c_again_and_again_leaves_nothing_either(identity_engine: Path, tmp
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (3000, 3000, 3)).astype(np.uint8)).save(source, compress_level=0)
     before = _files(tmp_path)
-    code = _ANNOUNCING.replace("from intsr.cli import main\nmain()", "from intsr.entry import run\nrun()")
+    code = _ANNOUNCING.replace("from intsr.cli.main import main\nmain()", "from intsr.cli.entry import run\nrun()")
     command = [sys.executable, "-c", code, "upscale", str(identity_engine), str(source), "-qo", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -327,7 +328,7 @@ def test_ctrl_c_again_and_again_leaves_nothing_either(identity_engine: Path, tmp
 def test_a_fault_in_the_library_is_that_pictures_alone(
     intsr: Run, make_engine, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from intsr.runtime.openvino_backend import OpenVINONetwork
+    from intsr.runtime.backends.openvino.backend import OpenVINONetwork
 
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(photo[:16, :16]).save(tmp_path / name)
@@ -375,7 +376,7 @@ def test_a_cpu_engine_upscales_where_the_compiler_is_not_installed(
     code = """
 import sys
 sys.modules.update(dict.fromkeys(("torch", "diffusers", "transformers", "onnx", "onnxruntime", "safetensors")))
-from intsr.cli import main
+from intsr.cli.main import main
 main()
 """
     output = tmp_path / "out.png"

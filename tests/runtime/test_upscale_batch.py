@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.runtime import upscale_file
-from intsr.runtime.batch import Job
-from intsr.runtime.batch_memory import BatchMemory
-from intsr.runtime.image_io import ImageInfo
-from intsr.runtime.memory_budget import picture_parts
-from intsr.runtime.upscale_batch import Batch
-from intsr.runtime.upscale_file import FileOptions
+from intsr.runtime.batch import files as upscale_file
+from intsr.runtime.batch.files import FileOptions
+from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.memory import BatchMemory
+from intsr.runtime.batch.memory_budget import picture_parts
+from intsr.runtime.batch.run import Batch
+from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr import console
+from intsr.cli import console
 from intsr.errors import EXIT_USAGE
 from intsr.runtime.commands import upscale
 

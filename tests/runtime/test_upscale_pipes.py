@@ -83,7 +83,7 @@ def test_one_end_may_be_a_file(
         changed.setattr(sys, "stdout", stdout)
         changed.setattr(sys, "argv", ["intsr", "upscale", str(identity_engine), str(photo_path), "-o", "-", "-q"])
         with pytest.raises(SystemExit) as ended:
-            from intsr.cli import main
+            from intsr.cli.main import main
 
             main()
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""Kernels on the simulated device of `fake_gpu`: their own sources, run by `intsr.kernels.emulate` in their turn.
+"""Kernels on the simulated device of `fake_gpu`: their own sources, run by `kernels.devices.emulated` in their turn.
 
 Names and parameters are those of `cuda.bindings.driver`, which tests check, and of pycuda's manual.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import ctypes
 import enum
 
-from intsr.kernels import emulate
-from intsr.kernels.device import Launch
-from intsr.kernels.parameters import KERNELS
+from intsr.kernels.devices import emulated as emulate
+from intsr.kernels.launches.launch import Launch
+from intsr.kernels.launches.parameters import KERNELS
 
 
 class CUresult(enum.IntEnum):

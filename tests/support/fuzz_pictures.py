@@ -281,8 +281,8 @@ def read_mutants(seed: int, first: int, last: int) -> None:
     from intsr import memory
     from intsr.errors import ImageError, OutOfMemoryError
     from intsr.memory import peak_resident_bytes, restart_peak
-    from intsr.runtime.image_io import read_image, read_info
-    from intsr.runtime.vips import vips
+    from intsr.runtime.pictures.reader import read_image, read_info
+    from intsr.runtime.pictures.vips import vips
 
     vips()
     wholes = originals()

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration import Calibration
-from intsr.calib.model import SRModel
-from intsr.calib.reference import reference_networks
-from intsr.calib.simulate import GridSpec, QuantizedLayer, quantized_layers
-from intsr.calib.sites import network_of_site
+from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
+from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.open import SRModel
+from intsr.calib.models.reference import reference_networks
 from intsr.types import Bits
 
 PARTS = ("unet", "vae")

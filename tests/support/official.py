@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from intsr.calib.model import SRModel, load_model
-from intsr.calib.official import PIECES, PREFIX, expected_shapes
-from intsr.calib.official_forward import halves
-from intsr.calib.official_names import official_names
+from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.passionsr.checkpoint import PIECES, PREFIX, expected_shapes
+from intsr.calib.passionsr.forward import halves
+from intsr.calib.passionsr.names import official_names
 
 LDM_PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 

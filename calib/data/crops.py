@@ -1,0 +1,110 @@
+"""Training crops of the calibration pictures: a fixed set, one picture in five held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from intsr.calib.data.pictures import guard_batch, tiles_from_picture
+from intsr.errors import UsageError
+from intsr.types import ModelSpec
+
+HELD_OUT_SHARE = 5  # one picture in five judges, at least one
+
+
+# Of the crops trained on, and of those that judge: one in so many is made, not photographed.
+GUARD_SHARE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """train, held_out, guard: (1, 3, S, S) float32 in [-1, 1] each, already enlarged, as the encoder is given them.
+
+    guard: `made_pictures`, or none; some of them are trained on beside `train`, and others judge beside `held_out`.
+    """
+
+    train: tuple[torch.Tensor, ...]
+    held_out: tuple[torch.Tensor, ...]
+    guard: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def all(self) -> tuple[torch.Tensor, ...]:
+        return (*self.train, *self.held_out, *self.guard)
+
+    @property
+    def guard_indices(self) -> list[int]:
+        """Of `all`, as the two below."""
+        return list(range(len(self.train) + len(self.held_out), len(self.all)))
+
+    @property
+    def train_indices(self) -> list[int]:
+        return [*range(len(self.train)), *self._guard_beside(self.train, 0)]
+
+    @property
+    def held_out_indices(self) -> list[int]:
+        first = len(self.train)
+        return [*range(first, first + len(self.held_out)), *self._guard_beside(self.held_out, 1)]
+
+    def _guard_beside(self, crops: tuple[torch.Tensor, ...], parity: int) -> list[int]:
+        """Every other crop of the guard, as many as make up GUARD_SHARE."""
+        return self.guard_indices[parity::2][: -(-len(crops) // (GUARD_SHARE - 1))]
+
+
+def crops_from_pictures(
+    pictures: Sequence[Path],
+    spec: ModelSpec,
+    tile_px: int,
+    crop_px: int,
+    count: int,
+    batch: int,
+    seed: int,
+    guard: bool = True,
+) -> Crops:
+    """About `count` crops of crop_px low-resolution pixels a side from all pictures but the held-out ones, and a
+    quarter as many from those.
+
+    guard: with `made_pictures`. Raises UsageError for too few pictures or a crop that does not fit, and ImageError.
+    """
+    held = max(1, len(pictures) // HELD_OUT_SHARE)
+    if len(pictures) - held < 1 or count < batch:
+        got = f"{len(pictures)} pictures" if len(pictures) <= held else f"{count} crops"
+        raise UsageError("--images", got, f"at least 2 pictures and {batch} crops, as many as a batch")
+    side = crop_px * spec.upscale_factor
+    if crop_px > tile_px or side % spec.size_multiple_px:
+        expected = (
+            f"at most --tile {tile_px}, and {spec.upscale_factor} times it a multiple of {spec.size_multiple_px}"
+        )
+        raise UsageError("--crop", str(crop_px), expected)
+    generator = torch.Generator().manual_seed(seed)
+    # Spread over the pictures as they come, so that a folder sorted by subject still holds out some of each.
+    judges = {round((i + 0.5) * len(pictures) / held) for i in range(held)}
+    judges = {min(index, len(pictures) - 1) for index in judges}
+    groups = (
+        ([p for i, p in enumerate(pictures) if i not in judges], count),
+        ([p for i, p in enumerate(pictures) if i in judges], max(batch, count // 4)),
+    )
+    train, held_out = (_crops(paths, spec, tile_px, side, number, generator) for paths, number in groups)
+    return Crops(train, held_out, tuple(guard_batch(spec, crop_px, seed).split(1)) if guard else ())
+
+
+def _crops(
+    pictures: Sequence[Path], spec: ModelSpec, tile_px: int, side: int, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, ...]:
+    """`count` crops, from every picture as many, as far as that goes."""
+    crops = []
+    for index, path in enumerate(pictures):
+        number = count // len(pictures) + (index < count % len(pictures))
+        if not number:
+            continue
+        tiles = torch.from_numpy(tiles_from_picture(path, spec, tile_px))
+        steps = (tiles.shape[-1] - side) // spec.size_multiple_px + 1
+        for _ in range(number):
+            tile, top, left = (
+                int(torch.randint(limit, (), generator=generator)) for limit in (len(tiles), steps, steps)
+            )
+            top, left = top * spec.size_multiple_px, left * spec.size_multiple_px
+            crops.append(tiles[tile : tile + 1, :, top : top + side, left : left + side].clone())
+    return tuple(crops)

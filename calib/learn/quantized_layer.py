@@ -1,0 +1,332 @@
+"""Layers as engines will compute them, differentiable: what training works on.
+
+    x~ = (x - d) / s,   y = layer(Q(x~); Q(s W)) + b + W d
+
+InputGrid holds s, d and the range of one input, which several layers may share; QuantizedLayer holds what belongs to
+one layer's weights. Every learned number is a base, found by initialization, and a relative change, trained: a
+range's ends change in units of its width, s by a factor, d in units of the channel's reach. One learning rate then
+suits all layers. Source: METHODS section 2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from intsr.calib.calibration import SiteQuantizer
+from intsr.calib.models.families.sites import bits_of_site, concat_boundaries, input_groups, integer_sites
+from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
+from intsr.types import Bits
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import SRModel
+
+# The narrowest range a grid may have: below it an fp16 engine could not hold the scale.
+MIN_WIDTH = 1e-3
+# Learned factors stay within e**4: further away fp16 loses digits.
+MAX_LOG_SCALE = 4.0
+ROUND_LOW, ROUND_HIGH = -0.1, 1.1  # AdaRound's stretched sigmoid: gamma and zeta
+
+
+@dataclass(frozen=True, slots=True)
+class GridSpec:
+    """What an input's grid may be. segments: channel -> which learned (s, d) it uses, or None for no LET.
+
+    holds_zero: a padded convolution adds zeros, which then need a code. may_shift: d may leave 0.
+    """
+
+    channels: int
+    axis: int
+    bits: int
+    symmetric: bool
+    holds_zero: bool
+    may_shift: bool
+    segments: tuple[int, ...] | None
+
+
+class InputGrid(nn.Module):
+    """LET and range of one tensor: x (N, C, H, W) or (N, tokens, C) float32 -> Q((x - d) / s), same shape."""
+
+    def __init__(self, spec: GridSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        count = 0 if spec.segments is None else max(spec.segments) + 1
+        self.register_buffer("base_low", torch.tensor(-1.0))
+        self.register_buffer("base_high", torch.tensor(1.0))
+        self.register_buffer("base_scale", torch.ones(spec.channels))
+        self.register_buffer("base_shift", torch.zeros(spec.channels))
+        self.register_buffer("reach", torch.ones(spec.channels))
+        self.low, self.high = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+        self.log_scale, self.shift = nn.Parameter(torch.zeros(count)), nn.Parameter(torch.zeros(count))
+        index = torch.tensor(spec.segments or (), dtype=torch.long)
+        self.register_buffer("index", index, persistent=False)
+        # Stage one of DQC: the range of what is seen, at every step anew.
+        self.dynamic = False
+
+    @property
+    def has_let(self) -> bool:
+        return self.spec.segments is not None
+
+    def scale(self) -> torch.Tensor:
+        """s, (C,), positive."""
+        if not self.has_let:
+            return self.base_scale
+        factor = self.log_scale.clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp()
+        return self.base_scale * factor[self.index]
+
+    def offset(self) -> torch.Tensor:
+        """d, (C,)."""
+        if not (self.has_let and self.spec.may_shift):
+            return self.base_shift
+        return self.base_shift + self.shift[self.index] * self.reach
+
+    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The learned range of x~."""
+        width = self.base_high - self.base_low
+        low, high = self.base_low + self.low * width, self.base_high + self.high * width
+        return self._admissible(low, high)
+
+    def _admissible(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.spec.symmetric:
+            half = 2 ** (self.spec.bits - 1)
+            # Of a range that is already symmetric the low end is one step further out: no wider for that.
+            reach = torch.maximum(-low * ((half - 1) / half), high).clamp_min(MIN_WIDTH)
+            return -reach * (half / (half - 1)), reach
+        if self.spec.holds_zero:
+            low, high = low.clamp_max(0), high.clamp_min(0)
+        return low, torch.maximum(high, low + MIN_WIDTH)
+
+    def transform(self, x: torch.Tensor) -> torch.Tensor:
+        """x~ = (x - d) / s."""
+        if not self.has_let:
+            return x
+        shape = [1] * x.ndim
+        shape[self.spec.axis] = -1
+        if self.spec.may_shift:
+            x = x - self.offset().reshape(shape)
+        return x / self.scale().reshape(shape)
+
+    def quantize(self, x: torch.Tensor) -> torch.Tensor:
+        """Q of an x that is transformed already."""
+        low, high = self._admissible(x.amin(), x.amax()) if self.dynamic else self.ends()
+        return quantize_in_range(x, low, high, self.spec.bits)
+
+    @torch.no_grad()
+    def set_range(self, low: float, high: float) -> None:
+        """A new base; what was learned of the range is forgotten."""
+        ends = self._admissible(*torch.tensor([low, high], dtype=torch.float32, device=self.base_low.device))
+        self.base_low.copy_(ends[0])
+        self.base_high.copy_(ends[1])
+        self.low.zero_()
+        self.high.zero_()
+
+    @torch.no_grad()
+    def set_let(self, scale: torch.Tensor, shift: torch.Tensor, reach: torch.Tensor) -> None:
+        """A new base of s, d and the reach that d moves in, (C,) each; what was learned of them is forgotten."""
+        for buffer, value in ((self.base_scale, scale), (self.base_shift, shift), (self.reach, reach)):
+            buffer.copy_(value)
+        self.log_scale.zero_()
+        self.shift.zero_()
+
+
+class QuantizedLayer(nn.Module):
+    """A Conv2d or Linear on an InputGrid, with its own grid for every output channel's weights.
+
+    The layer's own weight and bias stay as they are. rounding: AdaRound's logits, where rounding is learned.
+    low_rank: (B, A), added to the weights before they are quantized, where those are learned.
+    """
+
+    def __init__(self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int) -> None:
+        super().__init__()
+        self.site, self.layer, self.grid, self.weight_bits = site, layer, grid, weight_bits
+        self.channel_shape = (-1, *[1] * (layer.weight.ndim - 1))
+        rows = layer.weight.shape[0]
+        for name, start in (("base_weight_low", -1.0), ("base_weight_high", 1.0)):
+            self.register_buffer(name, torch.full((rows,), start))
+        self.weight_low, self.weight_high = nn.Parameter(torch.zeros(rows)), nn.Parameter(torch.zeros(rows))
+        self.rounding: nn.Parameter | None = None
+        self.low_rank: nn.ParameterList | None = None
+        self.hard_rounding = False
+        self.dynamic_weights = False
+        self.padding = self._explicit_padding()
+
+    def _explicit_padding(self) -> tuple[int, ...]:
+        """What a convolution on a shifted input is padded with beforehand: the zeros are x's, not x~'s."""
+        if not (isinstance(self.layer, nn.Conv2d) and self.grid.spec.may_shift):
+            return ()
+        assert isinstance(self.layer.padding, tuple)
+        top, left = self.layer.padding
+        return (left, left, top, top)
+
+    def scaled_weight(self) -> torch.Tensor:
+        """W~ = s W (plus a low-rank part)."""
+        weight = self.layer.weight
+        if self.grid.has_let:
+            weight = weight * self.grid.scale().reshape(1, -1, *[1] * (weight.ndim - 2))
+        if self.low_rank is not None:
+            # What is trained is what is exported: not autocast's product.
+            with torch.autocast(weight.device.type, enabled=False):
+                weight = weight + (self.low_rank[0] @ self.low_rank[1]).reshape(weight.shape)
+        return weight
+
+    def weight_ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The learned range of every output channel's weights, (Cout,) each."""
+        width = self.base_weight_high - self.base_weight_low
+        low = (self.base_weight_low + self.weight_low * width).clamp_max(0)
+        high = (self.base_weight_high + self.weight_high * width).clamp_min(0)
+        if self.weight_bits == 8:
+            reach = torch.maximum(-low, high)
+            return -reach, reach
+        return low, high
+
+    def quantized_weight(self) -> torch.Tensor:
+        """Q(W~), the layer's shape."""
+        weight = self.scaled_weight()
+        if self.dynamic_weights:
+            rows = weight.flatten(1)
+            low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+        else:
+            low, high = self.weight_ends()
+        low, high = low.reshape(self.channel_shape), high.reshape(self.channel_shape)
+        if self.rounding is not None:
+            return self._learned_rounding(weight, low, high)
+        if self.weight_bits == 8:
+            return quantize_symmetric(weight, torch.maximum(-low, high))
+        return quantize_in_range(weight, low, high, self.weight_bits)
+
+    def weight_grid(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(D, first code, number of steps)."""
+        if self.weight_bits == 8:
+            scale = round_scale_torch(torch.maximum(-low, high) / 127)
+            return scale, torch.full_like(scale, -127.0), 254
+        steps = 2**self.weight_bits - 1
+        scale = round_scale_torch((high - low) / steps)
+        return scale, (low / scale).round(), steps
+
+    def _learned_rounding(self, weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """floor(W / D) + h, h in [0, 1] learned. Source: AdaRound, METHODS section 6."""
+        assert self.rounding is not None
+        scale, first, steps = self.weight_grid(low, high)
+        up = (self.rounding >= 0).float() if self.hard_rounding else self.soft_rounding()
+        codes = (weight / scale).floor() + up
+        return torch.minimum(torch.maximum(codes, first), first + steps) * scale
+
+    def soft_rounding(self) -> torch.Tensor:
+        """h, how far each weight is rounded up, in [0, 1]."""
+        assert self.rounding is not None
+        return (self.rounding.sigmoid() * (ROUND_HIGH - ROUND_LOW) + ROUND_LOW).clamp(0, 1)
+
+    def input_seen(self, x: torch.Tensor) -> torch.Tensor:
+        """x~, padded where that comes first: what the grid quantizes."""
+        if any(self.padding):
+            x = functional.pad(x, self.padding)
+        return self.grid.transform(x)
+
+    def bias(self) -> torch.Tensor | None:
+        """b + W d."""
+        if not (self.grid.has_let and self.grid.spec.may_shift):
+            return self.layer.bias
+        weight = self.layer.weight
+        owed = (weight * self.grid.offset().reshape(1, -1, *[1] * (weight.ndim - 2))).flatten(1).sum(1)
+        return owed if self.layer.bias is None else self.layer.bias + owed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.apply_layer(self.grid.quantize(self.input_seen(x)), self.quantized_weight())
+
+    def apply_layer(self, x: torch.Tensor, weight: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
+        """The bare layer on x~, with a given W~."""
+        bias = self.bias() if with_bias else None
+        if isinstance(self.layer, nn.Linear):
+            return functional.linear(x, weight, bias)
+        padding = (0, 0) if self.grid.spec.may_shift else self.layer.padding
+        return functional.conv2d(x, weight, bias, self.layer.stride, padding, self.layer.dilation, self.layer.groups)
+
+    @torch.no_grad()
+    def set_weight_range(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        """A new base, (Cout,) each; what was learned of the range is forgotten."""
+        self.base_weight_low.copy_(low)
+        self.base_weight_high.copy_(high)
+        self.weight_low.zero_()
+        self.weight_high.zero_()
+
+    @torch.no_grad()
+    def site_quantizer(self) -> SiteQuantizer:
+        """What was learned, as numbers."""
+        low, high = (float(end) for end in self.grid.ends())
+        arrays: dict[str, Any] = {}
+        if self.grid.has_let:
+            arrays |= {"let_scale": _array(self.grid.scale()), "let_shift": _array(self.grid.offset())}
+        ends = self.weight_ends()
+        if self.rounding is None and self.low_rank is None:
+            arrays |= {"weight_low": _array(ends[0]), "weight_high": _array(ends[1])}
+        else:
+            scale, _, _ = self.weight_grid(*(end.reshape(self.channel_shape) for end in ends))
+            self.hard_rounding = True
+            codes = (self.quantized_weight() / scale).round()
+            arrays |= {"weight_codes": _array(codes, np.int8), "weight_scale": _array(scale.flatten())}
+        return SiteQuantizer(low, high, self.grid.spec.bits, self.weight_bits, **arrays)
+
+
+def _array(tensor: torch.Tensor, dtype: type[np.generic] = np.float32) -> Any:
+    return tensor.detach().cpu().numpy().astype(dtype)
+
+
+# The residual stream and norms' outputs: everything whose input no activation function made.
+ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2")
+
+
+def may_shift(site: str) -> bool:
+    """Whether d may leave 0: not behind SiLU, where it would cost a padded copy and gains nothing, and not behind
+    attention or GEGLU, where s folds into rows but d cannot."""
+    return not site.endswith(ACTIVATED)
+
+
+def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symmetric: bool, seam: int) -> GridSpec:
+    """let: `channel` for s and d of each input channel, `part` for one pair each side of a concat's seam, `none`."""
+    channels = layer.weight.shape[1]
+    segments: tuple[int, ...] | None = None
+    if let == "channel":
+        segments = tuple(range(channels))
+    elif let == "part" and seam and not symmetric:
+        segments = (0,) * seam + (1,) * (channels - seam)
+    padded = isinstance(layer, nn.Conv2d) and any(layer.padding if isinstance(layer.padding, tuple) else ())
+    shifts = segments is not None and may_shift(site) and not symmetric
+    axis = 1 if isinstance(layer, nn.Conv2d) else -1
+    return GridSpec(channels, axis, bits, symmetric, padded and not shifts, shifts, segments)
+
+
+def quantized_layers(
+    model: SRModel, bits: Bits, parts: tuple[str, ...], let: str, symmetric: bool
+) -> dict[str, QuantizedLayer]:
+    """A QuantizedLayer for every integer site of `parts`, in module order; input groups share grids, not set yet."""
+    sites = integer_sites(model, parts)
+    seams = concat_boundaries(model.unet)
+    layers = {}
+    for group in input_groups(sites):
+        first = group[0]
+        spec = grid_spec(first, sites[first], bits_of_site(first, bits)[1], let, symmetric, seams.get(first, 0))
+        grid = InputGrid(spec)
+        for site in group:
+            layers[site] = QuantizedLayer(site, sites[site], grid, bits_of_site(site, bits)[0])
+    return {site: layers[site] for site in sites}
+
+
+def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of a reference network, sharing its parameters, in which `layers` take their sites' places."""
+    module = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    put_layers(module, layers)
+    return module
+
+
+def put_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Replace what is at each site of `module`."""
+    for site, layer in layers.items():
+        parent, _, name = site.rpartition(".")
+        setattr(module.get_submodule(parent), name, layer)

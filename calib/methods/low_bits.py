@@ -1,0 +1,59 @@
+"""Few bits may lose the picture: said when a calibration is made, with the number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from intsr.calib.data.pictures import calibration_inputs, guard_side_px
+from intsr.calib.models.reference import reference_networks
+from intsr.types import NETWORKS
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration import Calibration
+    from intsr.calib.models.open import SRModel
+
+# From 5 bits on no method here has lost the picture; below, two more passes over two small tiles are worth it.
+LOW_BITS, PICTURES = 4, 2
+
+
+def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequence[Path]) -> str | None:
+    """One line where the calibrated model is further from full precision than plain enlargement is; else None.
+
+    Looked at where weights or activations have LOW_BITS or fewer: a tile of each of the first pictures.
+    """
+    bits = calibration.bits
+    if min(bits.weights or 0, bits.activations or 0) > LOW_BITS:
+        return None
+    from intsr.export.fold.fake_quant import fake_quantized
+    from intsr.export.pipeline import folded_from_model
+
+    side_px = guard_side_px(model.spec, calibration.tile_px)
+    inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
+    exact = [_picture(reference_networks(model), x) for x in inputs]
+    quantized = {network.name: fake_quantized(network) for network in folded_from_model(model, calibration).networks}
+    got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
+    enlarged = _psnr_db(inputs, exact)
+    if got >= enlarged:
+        return None
+    return (
+        f"warning: {bits} with {calibration.method} is {got:.1f} dB from full precision on these pictures, plain "
+        f"enlargement {enlarged:.1f} dB: take more bits, or a method that learns"
+    )
+
+
+@torch.no_grad()
+def _picture(networks: dict[str, nn.Module], x: torch.Tensor) -> torch.Tensor:
+    for name in NETWORKS:
+        x = networks[name](x)
+    return x.clamp(-1, 1)
+
+
+def _psnr_db(pictures: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+    errors = [float((a - b).square().mean()) for a, b in zip(pictures, exact, strict=True)]
+    return float(20 * np.log10(2) - 10 * np.log10(max(float(np.mean(errors)), 1e-20)))

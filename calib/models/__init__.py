@@ -1,0 +1,1 @@
+"""Find, open, describe and digest a model."""

@@ -1,0 +1,197 @@
+"""Parameters and operations of a model, counted from its architecture alone: no weights are read.
+
+The networks are instantiated on torch's meta device, which computes shapes and nothing else. Operations are twice
+the multiply-accumulates of Conv2d and Linear; attention's matrix products, norms and activations are not counted,
+as in the literature's compression tables. Source: METHODS section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+
+from intsr.calib.models.families.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
+from intsr.calib.models.families.sd21_ldm import configs_from_ldm, without_wrapper
+from intsr.calib.models.families.supported import check_channels
+from intsr.calib.models.find import find_model
+from intsr.calib.models.spec import read_json, read_settings
+from intsr.calib.models.tensor_files import read_checkpoint
+from intsr.calib.models.weights import CLASSES, check_config
+from intsr.errors import ModelError, UsageError
+from intsr.types import Bits
+
+FULL_PRECISION_BITS = 32
+DEFAULT_SIZE_PX = 512
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCost:
+    """Parameters and multiply-accumulates (Conv2d and Linear) of a network, for one picture.
+
+    components: the halves that a network is compiled in, where it is compiled in halves; their counts add up to
+    the network's own.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    components: tuple[NetworkCost, ...] = ()
+
+    @property
+    def gops(self) -> float:
+        """Operations in 1e9: a multiply-accumulate is two."""
+        return 2 * self.macs / 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedCost:
+    """32-bit equivalents: a number of b bits counts b/32. The ratios are quantized over full precision."""
+
+    parameters: int
+    gops: float
+    ratio_parameters: float
+    ratio_gops: float
+
+
+def architecture_from_folder(folder: Path, name: str | None = None) -> Architecture:
+    """Read unet/config.json, vae/config.json and, where there is one, intsr_model.json. Raises ModelError."""
+    configs = {}
+    for part in CLASSES:
+        path = folder / part / "config.json"
+        configs[part] = read_json(path)
+        check_config(part, configs[part], path)
+    check_channels(configs["unet"], configs["vae"], folder)
+    settings = read_settings(folder, name or folder.resolve().name)
+    tokens = _tokens_from_context(folder / settings["context"]) if settings["context"] else PROMPT_TOKENS
+    return Architecture(settings["name"], configs["unet"], configs["vae"], tokens, settings["synthetic"])
+
+
+def architecture_from_file(path: Path) -> Architecture:
+    """Of a single file in ldm's format, by the shapes of its tensors. Raises ModelError."""
+    checkpoint = read_checkpoint(path)
+    tensors = without_wrapper(checkpoint.tensors)
+    unet, vae = configs_from_ldm({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
+    return Architecture(path.stem, unet, vae)
+
+
+def _tokens_from_context(path: Path) -> int:
+    """Second side of the tensor `context` (1, tokens, channels): from the file's header alone."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return int(file.get_slice("context").get_shape()[1])
+    except (SafetensorError, OSError, IndexError) as error:
+        raise ModelError(
+            path, f"no readable context ({error})", "a tensor `context` (1, tokens, channels)"
+        ) from error
+
+
+def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
+    """The architecture of a model, as every command finds it, or of a known name, exactly one of both."""
+    if (name is None) == (arch is None):
+        raise UsageError(
+            "info", "neither or both of MODEL and --arch", "one of them", "for example intsr info --arch sd21"
+        )
+    if arch is not None:
+        return ARCHITECTURES[arch]
+    assert name is not None
+    place = find_model(name, with_weights=False)
+    return architecture_from_file(place.path) if place.is_file else architecture_from_folder(place.path, place.name)
+
+
+def costs_from_architecture(architecture: Architecture, size_px: int = DEFAULT_SIZE_PX) -> tuple[NetworkCost, ...]:
+    """Count the UNet and the VAE (as encoder and decoder) for one square output picture of `size_px`.
+
+    Raises ModelError where the configuration is not one that diffusers can build or run, UsageError where
+    `size_px` is not a whole multiple of what the VAE divides it by.
+    """
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(dict(architecture.unet))
+            vae = AutoencoderKL.from_config(dict(architecture.vae))
+        return (_unet_cost(unet, vae, size_px, architecture.context_tokens), _vae_cost(vae, size_px))
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(architecture.name, f"cannot build this architecture ({str(error)[:300]})") from error
+
+
+def _latent_shape(vae: AutoencoderKL, size_px: int) -> tuple[int, int, int, int]:
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if size_px < factor or size_px % factor:
+        raise UsageError("--size", f"{size_px}", f"a positive multiple of {factor}, the VAE's downsampling")
+    return (1, vae.config.latent_channels, size_px // factor, size_px // factor)
+
+
+def _unet_cost(unet: UNet2DConditionModel, vae: AutoencoderKL, size_px: int, tokens: int) -> NetworkCost:
+    latent = torch.empty(_latent_shape(vae, size_px), device="meta")
+    context = torch.empty((1, tokens, unet.config.cross_attention_dim), device="meta")
+    macs = _count_macs(unet, lambda: unet(latent, 0, encoder_hidden_states=context))
+    return NetworkCost("unet", _count_parameters(unet), macs)
+
+
+def _vae_cost(vae: AutoencoderKL, size_px: int) -> NetworkCost:
+    latent = torch.empty(_latent_shape(vae, size_px), device="meta")
+    picture = torch.empty((1, vae.config.in_channels, size_px, size_px), device="meta")
+    encoder = NetworkCost(
+        "encoder", _count_parameters(vae.encoder, vae.quant_conv), _count_macs(vae, lambda: vae.encode(picture))
+    )
+    decoder = NetworkCost(
+        "decoder", _count_parameters(vae.decoder, vae.post_quant_conv), _count_macs(vae, lambda: vae.decode(latent))
+    )
+    return NetworkCost(
+        "vae", encoder.parameters + decoder.parameters, encoder.macs + decoder.macs, (encoder, decoder)
+    )
+
+
+def _count_parameters(*modules: torch.nn.Module | None) -> int:
+    return sum(parameter.numel() for module in modules if module for parameter in module.parameters())
+
+
+def _count_macs(network: torch.nn.Module, forward: Callable[[], Any]) -> int:
+    """Multiply-accumulates of every Conv2d and Linear of `network` that `forward` passes through.
+
+    Each output element of either takes as many as one output channel has weights.
+    """
+    macs = 0
+
+    def add(layer: torch.nn.Conv2d | torch.nn.Linear, _: Any, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * layer.weight[0].numel()
+
+    layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return macs
+
+
+def total_from_costs(costs: tuple[NetworkCost, ...]) -> NetworkCost:
+    return NetworkCost("total", sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
+
+
+def quantize_cost(costs: tuple[NetworkCost, ...], bits: Bits, parts: tuple[str, ...]) -> QuantizedCost:
+    """What is left in 32-bit equivalents when `parts` have `bits` and the rest stays in full precision.
+
+    Parameters are stored in the weights' bits. An operation counts the wider of its two operands, as integer units
+    multiply both at the same width; the papers only have equal bits, where this is their rule. Every parameter and
+    operation of a part counts as quantized, biases, norms and layers that a method keeps at 8 bits included, as
+    in the papers' tables.
+    """
+    weight_bits, activation_bits = bits.weights or FULL_PRECISION_BITS, bits.activations or FULL_PRECISION_BITS
+    total = total_from_costs(costs)
+    parameters, operations = 0.0, 0.0
+    for cost in costs:
+        quantized = cost.name in parts
+        parameters += cost.parameters * (weight_bits / FULL_PRECISION_BITS if quantized else 1)
+        operations += cost.gops * (max(weight_bits, activation_bits) / FULL_PRECISION_BITS if quantized else 1)
+    return QuantizedCost(
+        round(parameters), operations, parameters / total.parameters, operations / total.gops if total.gops else 1.0
+    )

@@ -1,0 +1,1 @@
+"""One file a model family: what is particular to its networks."""

@@ -1,0 +1,98 @@
+"""Find a model by what the user calls it: a folder, a single file, `demo`, or a Hugging Face id with its revision."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import intsr
+from intsr.calib.models.prompt import TEXT_WEIGHT_FILES
+from intsr.calib.models.spec import SPEC_NAME, read_settings
+from intsr.calib.models.tensor_files import CHECKPOINT_SUFFIXES
+from intsr.calib.models.weight_files import INDEX_FILES, WEIGHT_FILES, shards_of_index
+from intsr.calib.models.weights import PARTS
+from intsr.errors import ModelError
+
+DEMO_MODEL = "demo"
+EXPECTED = "a model folder with unet/ and vae/, a single file, owner/name@REVISION, or the word demo"
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# Of a repository in diffusers' layout, what this needs; weights are asked for one by one.
+_SMALL_FILES = [SPEC_NAME, *(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
+_TEXT_FILES = ["tokenizer/*.json", "tokenizer/*.txt", "text_encoder/config.json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """path: a folder in diffusers' layout, or a file in ldm's. name: what the model is called."""
+
+    path: Path
+    name: str
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+
+def find_model(name: str, with_weights: bool = True, needs_text: bool = True) -> Place:
+    """Where the model is; one of the hub is downloaded, and only the files that are needed.
+
+    with_weights: False where only its shapes are asked for. needs_text: whether its text encoder would make the
+    context. Raises ModelError.
+    """
+    if name == DEMO_MODEL:
+        return Place(Path(intsr.__file__).parent / "models" / DEMO_MODEL, DEMO_MODEL)
+    path = Path(name)
+    if path.is_dir():
+        return Place(path, path.resolve().name)
+    if path.is_file():
+        if path.suffix not in CHECKPOINT_SUFFIXES:
+            raise ModelError(path, f"a file {path.suffix or 'without suffix'}", " ".join(CHECKPOINT_SUFFIXES))
+        return Place(path, path.stem)
+    hub = _HUB_ID.fullmatch(name)
+    if hub is None or hub[2] is None:
+        fix = "a Hugging Face id needs @ and a revision, best the whole commit hash" if hub else ""
+        raise ModelError(name, "no such folder or file", EXPECTED, fix)
+    return _from_hub(hub[1], hub[2], with_weights, needs_text)
+
+
+def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bool) -> Place:
+    folder = _download(repository, revision, _SMALL_FILES)
+    settings = read_settings(folder, repository)
+    weights = dict.fromkeys(PARTS, WEIGHT_FILES + INDEX_FILES) if with_weights else {}
+    if settings["context"]:
+        _download(repository, revision, [str(settings["context"])])
+    elif with_weights and needs_text:
+        _download(repository, revision, _TEXT_FILES)
+        weights["text_encoder"] = TEXT_WEIGHT_FILES
+    for part, names in weights.items():
+        for name in names:
+            if not any((folder / part / known).is_file() for known in names):
+                _download(repository, revision, [f"{part}/{name}"])
+                if name in INDEX_FILES and (folder / part / name).is_file():
+                    shards = shards_of_index(folder / part / name)
+                    _download(repository, revision, [f"{part}/{shard}" for shard in shards])
+    # What was really loaded: a branch moves, a commit does not.
+    commit = folder.name if _COMMIT.fullmatch(folder.name) else revision
+    return Place(folder, f"{repository}@{commit}")
+
+
+def _download(repository: str, revision: str, patterns: list[str]) -> Path:
+    """Files of one commit in the hub's own cache; nothing is fetched that is there. Raises ModelError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"{repository}@{revision}"
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError as error:
+        raise ModelError(where, "no such revision", "a commit hash, tag or branch of the repository") from error
+    except GatedRepoError as error:
+        raise ModelError(where, "a gated repository", fix="accept its terms on its page and log in") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(where, "no such repository, or a private one", "owner/name@REVISION") from error
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        fix = "check the connection, or download the folder elsewhere and give its path"
+        raise ModelError(where, f"cannot be downloaded ({reason})", fix=fix) from error

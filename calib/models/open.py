@@ -1,0 +1,156 @@
+"""A one-step model: found and checked first, its networks loaded then, one or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from intsr.calib.models.digests import (
+    TEXT_FOLDERS,
+    TEXT_SUFFIXES,
+    WEIGHT_SUFFIXES,
+    context_fact,
+    file_facts,
+    model_digest,
+    older_digest,
+    with_lora_digest,
+)
+from intsr.calib.models.families.sd21_ldm import check_nothing_else, configs_from_ldm, without_wrapper
+from intsr.calib.models.families.supported import CONTEXT_CHANNELS, check_channels
+from intsr.calib.models.find import Place, find_model
+from intsr.calib.models.lora import Lora, read_lora
+from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
+from intsr.calib.models.spec import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
+from intsr.calib.models.tensor_files import read_checkpoint
+from intsr.calib.models.weight_files import weights_file
+from intsr.calib.models.weights import PARTS, NetworkSource, check_config, load_network
+from intsr.errors import ModelError
+from intsr.files import sha256_from_path
+from intsr.types import ModelSpec
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+
+@dataclass(frozen=True, slots=True)
+class SRModel:
+    """A one-step model in float32, evaluation mode, gradients off.
+
+    unet, vae: None where only the other one was loaded. context: (1, tokens, channels) float32, the constant prompt
+    context. digest: SHA-256 of configuration and weights, which a calibration is bound to; older_digest: what
+    calibrations of earlier versions are bound to.
+    """
+
+    spec: ModelSpec
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    context: torch.Tensor
+    digest: str
+    older_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was found and checked; no weights are held. The rest as in SRModel.
+
+    networks: `unet` and `vae`. lora: merged into whatever is loaded. notes: what a user should know of it.
+    """
+
+    spec: ModelSpec
+    context: torch.Tensor
+    digest: str
+    networks: Mapping[str, NetworkSource]
+    lora: Lora | None = None
+    older_digest: str = ""
+    notes: tuple[str, ...] = ()
+
+    def load(self, *parts: str) -> SRModel:
+        """Both networks, or only those named. Raises ModelError."""
+        loaded: dict[str, Any] = dict.fromkeys(PARTS)
+        for part in parts or PARTS:
+            loaded[part] = load_network(self.networks[part], self.lora)
+        return SRModel(self.spec, loaded["unet"], loaded["vae"], self.context, self.digest, self.older_digest)
+
+
+def load_model(name: str, context: Path | None = None, lora: Path | None = None) -> SRModel:
+    """`open_model`, and both networks. Raises ModelError for whatever is missing, broken or not finite."""
+    return open_model(name, context, lora).load()
+
+
+def open_model(name: str, context: Path | None = None, lora: Path | None = None) -> ModelSource:
+    """Find a model by name and check all but its weights.
+
+    name: a folder with `unet/`, `vae/`, `scheduler/` and, optionally, `intsr_model.json`; a single SD 2.1 file in
+    ldm's format; `owner/name@revision` of the hub; or `demo`. context: safetensors file with the tensor `context`; by
+    default the one that the model names, else the empty prompt through the model's own text encoder. lora:
+    OSEDiff's, merged into the weights. Raises ModelError.
+    """
+    place = find_model(name, needs_text=context is None)
+    adapter = read_lora(lora) if lora is not None else None
+    source = _open_file(place, context) if place.is_file else _open_folder(place, context)
+    width = source.networks["unet"].config.get("cross_attention_dim", CONTEXT_CHANNELS)
+    if source.context.shape[-1] != width:
+        got = f"context of width {source.context.shape[-1]}"
+        raise ModelError(context or place.path, got, f"{width}, as the UNet's cross-attention")
+    return source if adapter is None else _with_lora(source, adapter)
+
+
+def _open_folder(place: Place, context: Path | None) -> ModelSource:
+    folder = place.path
+    settings = read_settings(folder, place.name)
+    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    for part, config in configs.items():
+        check_config(part, config, folder / part / "config.json")
+    check_channels(configs["unet"], configs["vae"], folder)
+    networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    spec = spec_from_settings(settings, configs["unet"], _with_defaults(configs["vae"]), scheduler, folder)
+    named = context or (folder / settings["context"] if settings["context"] else None)
+    tensor = read_context(named) if named else context_from_folder(folder)
+    of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
+    return _source(spec, tensor, networks, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
+
+
+def _with_defaults(vae: Mapping[str, Any]) -> dict[str, Any]:
+    """AutoencoderKL's own value where a configuration is too old to have it."""
+    return {"scaling_factor": 0.18215, **vae}
+
+
+def _open_file(place: Place, context: Path | None) -> ModelSource:
+    checkpoint = read_checkpoint(place.path)
+    tensors = without_wrapper(checkpoint.tensors)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    unet, vae = configs_from_ldm(shapes, place.path)
+    check_channels(unet, vae, place.path)
+    check_nothing_else(list(tensors), place.path)
+    networks = {
+        part: NetworkSource(part, config, place.path, is_ldm=True)
+        for part, config in zip(PARTS, (unet, vae), strict=True)
+    }
+    settings = {**SPEC_DEFAULTS, "name": place.name, "synthetic": False}
+    spec = spec_from_settings(settings, unet, vae, None, place.path)
+    tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
+    # A context that no file gave was made by an encoder in this very file.
+    of_context = [context_fact(tensor)] if context else []
+    return _source(spec, tensor, networks, of_context, [f"file:{sha256_from_path(place.path)}"])
+
+
+def _source(
+    spec: ModelSpec,
+    context: torch.Tensor,
+    networks: Mapping[str, NetworkSource],
+    of_context: list[str],
+    of_weights: list[str],
+) -> ModelSource:
+    digest, older = model_digest(spec, of_context, of_weights), older_digest(spec, context, of_weights)
+    return ModelSource(spec, context, digest, networks, older_digest=older)
+
+
+def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
+    spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
+    digest, older = (with_lora_digest(each, lora.path) for each in (source.digest, source.older_digest))
+    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora, notes=lora.notes)

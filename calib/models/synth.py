@@ -1,0 +1,104 @@
+"""Models of random weights, of any architecture: real shapes, real layout on disk, no pictures worth looking at.
+
+They are for measuring speed and memory. Every tensor has a seed of its own (the model's and its name), so that the
+same seed gives the same bytes whatever else is in the model. Norms, biases and residual branches are such that
+activations stay finite and of ordinary size, fp16 included, from the first layer to the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from intsr.calib.models.families.architecture import SD21_SCHEDULER, Architecture
+from intsr.calib.models.prompt import CONTEXT_NAME
+from intsr.calib.models.spec import SPEC_DEFAULTS, SPEC_NAME, SPEC_SCHEMA_VERSION
+from intsr.calib.models.tensor_files import write_safetensors
+from intsr.calib.models.weight_files import WEIGHT_FILES
+from intsr.calib.models.weights import CLASSES, PARTS, empty_network
+from intsr.files import atomic_folder, check_free_space
+from intsr.types import SYNTHETIC_NOTE
+
+STORED_BYTES = 2  # fp16
+# Deviation of what is no weight matrix: enough that a lost bias or a swapped norm shows.
+SMALL = 0.05
+# Last layers of residual branches: what a branch adds stays below what it is added to.
+BRANCH_ENDS = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weight")
+BRANCH_GAIN = 0.5
+# At t = 999 an error in what the UNet predicts is 14.6 times as large in the denoised latents.
+PREDICTION, PREDICTION_GAIN = "unet.conv_out.weight", 1 / 14.6
+
+
+@dataclass(frozen=True, slots=True)
+class SyntheticModel:
+    """What was written. parameters: by network. size_bytes: of the weights' files."""
+
+    folder: Path
+    name: str
+    seed: int
+    parameters: dict[str, int]
+    size_bytes: int
+
+
+def write_synthetic_model(
+    architecture: Architecture, folder: Path, seed: int = 0, on_network: Callable[[str], None] = lambda name: None
+) -> SyntheticModel:
+    """Write a model folder in diffusers' layout, in one piece, with a context and `intsr_model.json`.
+
+    At most one network is held, in fp16. on_network: told each one's name as it begins. Raises UsageError where the
+    folder exists or the disk has no room.
+    """
+    networks = {part: empty_network(part, getattr(architecture, part), folder) for part in PARTS}
+    parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
+    check_free_space(folder, STORED_BYTES * sum(parameters.values()))
+    name = f"{architecture.name}-random-{seed}"
+    with atomic_folder(folder, overwrite=False) as temporary:
+        for part, network in networks.items():
+            on_network(part)
+            (temporary / part).mkdir()
+            config = {"_class_name": CLASSES[part], **getattr(architecture, part)}
+            _write_json(temporary / part / "config.json", config)
+            shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+            weights = {key: random_tensor(f"{part}.{key}", shape, seed).half() for key, shape in shapes.items()}
+            write_safetensors(temporary / part / WEIGHT_FILES[0], weights, {"format": "pt", "note": SYNTHETIC_NOTE})
+            del weights
+        (temporary / "scheduler").mkdir()
+        scheduler = {"_class_name": "DDPMScheduler", **SD21_SCHEDULER}
+        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
+        shape = (1, architecture.context_tokens, int(architecture.unet["cross_attention_dim"]))
+        write_safetensors(temporary / CONTEXT_NAME, {"context": _normal("context", shape, seed)}, {"format": "pt"})
+        settings = {**SPEC_DEFAULTS, "name": name, "context": CONTEXT_NAME, "licence": SYNTHETIC_NOTE}
+        _write_json(temporary / SPEC_NAME, {"schema_version": SPEC_SCHEMA_VERSION, **settings, "synthetic": True})
+        size_bytes = sum(path.stat().st_size for path in temporary.rglob("*.safetensors"))
+    return SyntheticModel(folder, name, seed, parameters, size_bytes)
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Float32. Norms near 1, biases near 0, weights of gain 1 over their inputs, less at the end of a branch."""
+    values = _normal(name, shape, seed)
+    if len(shape) == 1:
+        return values.mul_(SMALL).add_(1.0 if _is_norm_weight(name) else 0.0)
+    gain = PREDICTION_GAIN if name == PREDICTION else BRANCH_GAIN if name.endswith(BRANCH_ENDS) else 1.0
+    return values.mul_(gain / math.sqrt(math.prod(shape[1:])))
+
+
+def _is_norm_weight(name: str) -> bool:
+    owner, _, kind = name.rpartition(".")
+    return kind == "weight" and "norm" in owner.rpartition(".")[2]
+
+
+def _normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.randn(shape, generator=generator)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

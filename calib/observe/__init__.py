@@ -1,0 +1,1 @@
+"""Full-precision runs under observers, and what is read off them."""

@@ -1,0 +1,67 @@
+"""How much of every layer's input lies outside the grid that calibration gave it: on pictures, and on the guard.
+
+What is clipped errs in one direction, and on a flat picture it is the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from intsr.calib.calibration import Clipped, SiteQuantizer
+from intsr.calib.data.pictures import calibration_inputs, guard_batch, guard_side_px
+from intsr.calib.models.families.sites import integer_sites
+from intsr.calib.observe.hooks import run_observed
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import SRModel
+
+# Enough to tell 10 % from 0.1 %.
+CLIPPED_PICTURES = 4
+
+
+class ClippedObserver:
+    """A forward pre-hook of one layer: counts alone are kept."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> None:
+        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+        s, d = quantizer.let_scale, quantizer.let_shift
+        self._scale = None if s is None else torch.tensor(s).reshape(shape)
+        self._shift = None if d is None else torch.tensor(d).reshape(shape)
+        params = quantizer.activation_params()
+        # Half a step beyond the ends still rounds to them.
+        self._low, self._high = params.real_min - params.scale / 2, params.real_max + params.scale / 2
+        self.outside = self.count = 0
+
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0]
+        if self._scale is not None and self._shift is not None:
+            x = (x - self._shift) / self._scale
+        self.outside += int(((x < self._low) | (x > self._high)).count_nonzero())
+        self.count += x.numel()
+
+
+def clipped_shares(
+    model: SRModel, sites: Mapping[str, SiteQuantizer], pictures: Sequence[Path], tile_px: int, seed: int
+) -> dict[str, Clipped]:
+    """Of every layer among `sites` that engines run on integers, measured through the full-precision model.
+
+    pictures: low-resolution files, a tile of each is looked at. tile_px: that of calibration. Raises ImageError.
+    """
+    side_px = guard_side_px(model.spec, tile_px)
+    of_pictures = (torch.from_numpy(x) for _, x in calibration_inputs(pictures, model.spec, side_px))
+    of_guard = guard_batch(model.spec, side_px, seed).split(1)[::2]
+    shares = [_shares(model, sites, batches) for batches in (of_pictures, of_guard)]
+    return {site: Clipped(pictures=shares[0][site], guard=shares[1][site]) for site in shares[0]}
+
+
+def _shares(model: SRModel, sites: Mapping[str, SiteQuantizer], batches: Iterable[torch.Tensor]) -> dict[str, float]:
+    parts = tuple(dict.fromkeys(site.partition(".")[0] for site in sites))
+    layers = integer_sites(model, parts)
+    observers = {site: ClippedObserver(layer, sites[site]) for site, layer in layers.items()}
+    run_observed(model, batches, layers, observers)
+    return {site: observer.outside / max(observer.count, 1) for site, observer in observers.items()}

@@ -1,0 +1,110 @@
+"""Run the full-precision model over pictures while observers look at what every layer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from intsr.calib.models.families.sites import reads_bare_stream, sites_of_model
+from intsr.calib.models.reference import reference_networks
+from intsr.errors import CalibrationError
+from intsr.types import NETWORKS
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import SRModel
+
+Observer = Callable[[nn.Module, tuple[Any, ...]], None]
+
+
+@torch.no_grad()
+def run_observed(
+    model: SRModel,
+    batches: Iterable[torch.Tensor],
+    modules: Mapping[str, nn.Module],
+    observers: Mapping[str, Observer],
+) -> None:
+    """batches: (N, 3, H, W) float32 in [-1, 1]. Each observer is called before its site's module, with its inputs.
+
+    Nothing stays behind in the model, after a failure neither.
+    """
+    handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
+    networks = reference_networks(model)
+    try:
+        for x in batches:
+            for name in NETWORKS:
+                x = networks[name](x)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class ChannelEnds:
+    """How far every channel of one layer's input reaches, picture by picture.
+
+    A range is the mean over pictures of each one's extremes: the extreme of all is one pixel's, and every code is
+    wider for it. The guard's pictures count by their mean, too; where nothing norms the stream in front of the layer
+    they count whole, since what is clipped there is a flat colour's level. docs/methods.md has figures.
+    """
+
+    def __init__(self, site: str, layer: nn.Conv2d | nn.Linear) -> None:
+        self.site, self.axis = site, 1 if isinstance(layer, nn.Conv2d) else -1
+        self._pictures: list[torch.Tensor] = []
+        self._guard: list[torch.Tensor] = []
+
+    def _ends(self, inputs: tuple[Any, ...]) -> torch.Tensor:
+        """(2, Cin): the least and greatest value of every channel, and 0, as padding is input."""
+        columns = inputs[0].movedim(self.axis, 0).flatten(1)
+        ends = torch.stack([columns.amin(1).clamp_max(0), columns.amax(1).clamp_min(0)])
+        if not bool(torch.isfinite(ends).all()):
+            raise CalibrationError(self.site, "NaN or infinity in its input", "finite activations")
+        return ends
+
+    def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A forward pre-hook, for pictures."""
+        self._pictures.append(self._ends(inputs))
+
+    def see_guard(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A forward pre-hook, for `made_pictures`."""
+        self._guard.append(self._ends(inputs))
+
+    def reach(self) -> torch.Tensor:
+        """(Cin,): how far each channel goes at most, on pictures and, of a bare stream, on the guard."""
+        seen = [*self._pictures, *(self._guard if reads_bare_stream(self.site) else ())]
+        return torch.stack(seen).abs().amax((0, 1))
+
+    def range_of(self, scale: torch.Tensor | float = 1.0) -> tuple[float, float]:
+        """(low, high) of x / scale, scale (Cin,) or a number."""
+        low, high = _mean_ends(self._pictures, scale)
+        if self._guard:
+            whole = reads_bare_stream(self.site)
+            guard = _all_ends(self._guard, scale) if whole else _mean_ends(self._guard, scale)
+            low, high = min(low, guard[0]), max(high, guard[1])
+        return low, high
+
+
+def _mean_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+    low, high = torch.stack(list(seen)).unbind(1)
+    return float((low / scale).amin(1).mean()), float((high / scale).amax(1).mean())
+
+
+def _all_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+    low, high = torch.stack(list(seen)).unbind(1)
+    return float((low / scale).min()), float((high / scale).max())
+
+
+def observe_ends(
+    model: SRModel, batches: Iterable[torch.Tensor], guard: Iterable[torch.Tensor], parts: tuple[str, ...]
+) -> dict[str, ChannelEnds]:
+    """Of every site of `parts`; two numbers a channel and picture are kept, never an activation.
+
+    batches, guard: (N, 3, H, W) float32 in [-1, 1]; the guard may be none. Raises CalibrationError for activations
+    that are not finite.
+    """
+    modules = sites_of_model(model, parts)
+    observers = {site: ChannelEnds(site, layer) for site, layer in modules.items()}
+    run_observed(model, batches, modules, {site: observer.see for site, observer in observers.items()})
+    run_observed(model, guard, modules, {site: observer.see_guard for site, observer in observers.items()})
+    return observers

@@ -1,0 +1,1 @@
+"""Import of PassionSR's published checkpoints."""

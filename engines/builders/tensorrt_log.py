@@ -1,0 +1,246 @@
+"""Reading a finished TensorRT plan from the builder's detailed log.
+
+With `profiling_verbosity = DETAILED` the builder prints one line a kernel:
+`Name: .., LayerType: .., Inputs: [{ Name: .., Dimensions: [..], .. Datatype: .., Format: .. }, ..], Constants: [..],
+Outputs: [..], TacticName: .., StreamId: 0, Metadata: [ONNX Layer: a][ONNX Layer: b]`.
+
+What a convolution or GEMM runs on is read from the kernel that multiplies. It is not the only one that names the
+ONNX layer: an int8 convolution is followed by a generated kernel (`kgen`) that scales, adds the bias and carries the
+same name, and its input may be prepared by another. Int8 weights show up as an Int8 constant. Where the builder gives
+up on int8, quantizer and dequantizer fuse, a kernel dequantizes the weights, and the convolution has Half inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from intsr.engines.builders.onnx_layers import OnnxLayer
+from intsr.types import dataclass_from_mapping
+
+_KERNEL = re.compile(
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), "
+    r"Inputs: \[(?P<inputs>.*)\], Constants: \[(?P<constants>.*)\], Outputs: \[(?P<outputs>.*)\], "
+    r"TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
+)
+_TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)")
+_ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*\[ONNX Layer: |\s*$)")
+_ACTIVATION_MEMORY = re.compile(r"^Total Activation Memory: (\d+) bytes")
+_WEIGHT_MEMORY = re.compile(r"^Total Weights Memory: (\d+) bytes")
+# Kinds that multiply no matrices, unless their name says so: `kgen` is generated pointwise, reduction and copy code.
+_POINTWISE_KINDS = {"kgen", "signal", "wait", "runtime_function", "reformat", "memcpy", "shape", "constant"}
+_SYNCHRONIZATION_KINDS = {"signal", "wait"}
+_MULTIPLIES = re.compile(r"gemm|gemv|mha", re.IGNORECASE)
+_FLOAT32, _INT8 = "Float", "Int8"
+# What `PlanSummary.to_mapping` says beside the fields.
+DERIVED = ("kernels_by_kind", "int8_mac_share", "int8_weight_share")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A kernel's operand. dtype as TensorRT writes it: Float, Half, BFloat16, Int8, Int32, .."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of a finished plan. kind: TensorRT's LayerType. onnx_layers: the ONNX nodes that it carries out."""
+
+    name: str
+    kind: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    onnx_layers: tuple[str, ...]
+    tactic: str
+
+    def __post_init__(self) -> None:
+        for part in ("inputs", "constants", "outputs"):
+            tensors = (t if isinstance(t, Tensor) else Tensor(*t) for t in getattr(self, part))
+            object.__setattr__(self, part, tuple(tensors))
+        object.__setattr__(self, "onnx_layers", tuple(self.onnx_layers))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-able; tensors as [name, shape, dtype], since a large plan has thousands."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for part in ("inputs", "constants", "outputs"):
+            values[part] = [[tensor.name, list(tensor.shape), tensor.dtype] for tensor in values[part]]
+        return {**values, "onnx_layers": list(self.onnx_layers)}
+
+    @property
+    def multiplies(self) -> bool:
+        """Convolution, GEMM or attention."""
+        return self.kind.lower() not in _POINTWISE_KINDS or bool(_MULTIPLIES.search(self.name))
+
+    @property
+    def runs_on_int8(self) -> bool:
+        """Int8 activations and int8 weights: an int8 input, and a second int8 operand."""
+        int8_inputs = sum(tensor.dtype == _INT8 for tensor in self.inputs)
+        int8_constants = sum(tensor.dtype == _INT8 for tensor in self.constants)
+        return int8_inputs >= 1 and int8_inputs + int8_constants >= 2
+
+
+@dataclass(frozen=True, slots=True)
+class FloatLayer:
+    """A conv or linear layer that does not run on int8.
+
+    precision: dtype of its kernel's input. kernel is empty, and precision `unknown`, where no kernel names the layer.
+    """
+
+    name: str
+    precision: str
+    macs: int
+    kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What a finished plan does.
+
+    macs: multiply-accumulates of all conv and linear layers of the ONNX graph; int8_macs: those that run on int8
+    inputs and int8 weights; int8_weight_macs: those whose weights are stored in int8, whatever they run on;
+    unmatched_macs: those of layers that no kernel names, counted as not int8.
+    attention_macs: of attention's own MatMuls, in none of the others. fp32_gemms: GEMM and attention kernels with a
+    float32 input. quantize_kernels: kernels that do nothing but quantize or dequantize; reformat_kernels: kernels
+    that carry out no ONNX layer at all (copies, casts, layout changes).
+    """
+
+    kernels: tuple[Kernel, ...]
+    macs: int
+    int8_macs: int
+    int8_weight_macs: int
+    unmatched_macs: int
+    attention_macs: int
+    fp32_gemms: int
+    quantize_kernels: int
+    reformat_kernels: int
+    activation_bytes: int
+    weight_bytes: int
+    float_layers: tuple[FloatLayer, ...]
+
+    def __post_init__(self) -> None:
+        kernels = (k if isinstance(k, Kernel) else Kernel(**k) for k in self.kernels)
+        object.__setattr__(self, "kernels", tuple(kernels))
+        layers = (layer if isinstance(layer, FloatLayer) else FloatLayer(**layer) for layer in self.float_layers)
+        object.__setattr__(self, "float_layers", tuple(layers))
+
+    @property
+    def int8_mac_share(self) -> float:
+        """Share of conv and linear MACs on int8 inputs and weights, in [0, 1]; 0 where there are none."""
+        return self.int8_macs / self.macs if self.macs else 0.0
+
+    @property
+    def int8_weight_share(self) -> float:
+        """Share of conv and linear MACs whose weights are stored in int8, in [0, 1]."""
+        return self.int8_weight_macs / self.macs if self.macs else 0.0
+
+    @property
+    def kernels_by_kind(self) -> dict[str, int]:
+        """Kind -> number of kernels, most frequent first; fused attention is its own kind."""
+        return dict(Counter("mha" if "mha" in k.name else k.kind for k in self.kernels).most_common())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """JSON-able, as `inspect --layers` shows it: `kernels` is their number, `layers` the kernels themselves."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["kernels"] = len(self.kernels)
+        values["float_layers"] = [asdict(layer) for layer in self.float_layers]
+        derived = {name: getattr(self, name) for name in DERIVED}
+        return {**values, **derived, "layers": [kernel.to_mapping() for kernel in self.kernels]}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "plan") -> PlanSummary:
+        """Raises UsageError for unknown keys."""
+        rest = {k: v for k, v in values.items() if k not in ("kernels", "layers", *DERIVED)}
+        return dataclass_from_mapping(cls, {**rest, "kernels": values.get("layers", ())}, where)
+
+
+def kernel_from_line(line: str) -> Kernel | None:
+    """None for a line that does not describe a kernel."""
+    match = _KERNEL.match(line)
+    if match is None:
+        return None
+    tensors = {part: _tensors(match[part]) for part in ("inputs", "constants", "outputs")}
+    layers = tuple(_ONNX_LAYER.findall(match["metadata"].replace("\x1e", "")))
+    return Kernel(name=match["name"], kind=match["kind"], **tensors, onnx_layers=layers, tactic=match["tactic"])
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name, tuple(int(side) for side in shape.split(",") if side), dtype)
+        for name, shape, dtype in _TENSOR.findall(text)
+    )
+
+
+def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
+    """The kernels of the plan in the order they run, from all messages of one build."""
+    lines = (line for message in messages if "LayerType:" in message for line in message.splitlines())
+    return tuple(kernel for line in lines if (kernel := kernel_from_line(line)) is not None)
+
+
+def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> PlanSummary:
+    """messages: the builder's whole log, verbose messages included. layers: of the ONNX graph it was built from."""
+    kernels = kernels_from_log(messages)
+    weighted = [layer for layer in layers if layer.macs and not layer.attention]
+    matched = {layer.name: _multiplying_kernels(layer.name, kernels) for layer in weighted}
+    int8 = {name for name, found in matched.items() if found and all(k.runs_on_int8 for k in found)}
+    op_types = {layer.name: layer.op_type for layer in layers}
+    quantizers = {name for name, op_type in op_types.items() if op_type in ("QuantizeLinear", "DequantizeLinear")}
+    working = [k for k in kernels if k.kind not in _SYNCHRONIZATION_KINDS]
+    return PlanSummary(
+        kernels=kernels,
+        macs=sum(layer.macs for layer in weighted),
+        int8_weight_macs=sum(layer.macs for layer in weighted if layer.integer_weight),
+        int8_macs=sum(layer.macs for layer in weighted if layer.name in int8),
+        unmatched_macs=sum(layer.macs for layer in weighted if not matched[layer.name]),
+        attention_macs=sum(layer.macs for layer in layers if layer.attention),
+        fp32_gemms=sum(_is_float32_gemm(k, op_types) for k in kernels),
+        quantize_kernels=sum(bool(k.onnx_layers) and quantizers.issuperset(k.onnx_layers) for k in working),
+        reformat_kernels=sum(not k.onnx_layers for k in working),
+        activation_bytes=_last_number(_ACTIVATION_MEMORY, messages),
+        weight_bytes=_last_number(_WEIGHT_MEMORY, messages),
+        float_layers=tuple(_float_layer(layer, matched[layer.name]) for layer in weighted if layer.name not in int8),
+    )
+
+
+def _multiplying_kernels(layer: str, kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """The kernels that carry out a layer's multiplications.
+
+    One that is called after the layer wins over one that only mentions it in its metadata: there it may have taken in
+    just the layer's scale or bias.
+    """
+    mentioning = [k for k in kernels if k.multiplies and layer in k.onnx_layers]
+    called = [k for k in mentioning if layer in _layers_in_name(k.name)]
+    return tuple(called or mentioning)
+
+
+def _layers_in_name(name: str) -> set[str]:
+    """What a kernel multiplies, by its name: `conv_1_myl0_4`, `q_U3+k_U4+v_U7_myl0_1` (U: the compiler's count)."""
+    parts = re.sub(r"_myl\d+_\d+$", "", name).split("+")
+    return {*parts, *(re.sub(r"_U\d+$", "", part) for part in parts)}
+
+
+def _is_float32_gemm(kernel: Kernel, op_types: Mapping[str, str]) -> bool:
+    matrix = any(op_types.get(name) in ("MatMul", "Gemm") for name in kernel.onnx_layers)
+    return kernel.multiplies and matrix and any(tensor.dtype == _FLOAT32 for tensor in kernel.inputs)
+
+
+def _float_layer(layer: OnnxLayer, kernels: Sequence[Kernel]) -> FloatLayer:
+    if not kernels:
+        return FloatLayer(layer.name, "unknown", layer.macs, "")
+    kernel = next(k for k in kernels if not k.runs_on_int8)
+    precision = kernel.inputs[0].dtype if kernel.inputs else "unknown"
+    return FloatLayer(layer.name, precision, layer.macs, kernel.name)
+
+
+def _last_number(pattern: re.Pattern[str], messages: Iterable[str]) -> int:
+    found = [int(match[1]) for message in messages if (match := pattern.match(message))]
+    return found[-1] if found else 0

@@ -1,0 +1,37 @@
+"""Target `tensorrt-rtx`: built ahead of time, without a GPU, for GeForce RTX 30 and later."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from intsr.engines.builders import rtx_bindings
+from intsr.engines.builders.tensorrt_common import Library, build_plan
+from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.errors import BuildError
+from intsr.runtime.backends.tensorrt.plan_header import RTX_PORTABLE
+
+TARGET = "tensorrt-rtx"
+# What a plan is for when nothing else is asked.
+DEFAULT_ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in RTX_PORTABLE)
+
+
+def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
+    """Build one network; run it in a child process (`child.build_in_child`).
+
+    Raises BuildError, MissingLibraryError.
+    """
+    if options.hardware_compatibility == "same-compute-capability":
+        got = "hardware compatibility same-compute-capability"
+        raise BuildError(TARGET, got, "none: its plans run on all RTX GPUs", "leave the option out")
+    if options.timing_cache is not None:
+        raise BuildError(TARGET, "a timing cache", "none: it measures no kernels", "leave the option out")
+    module, version = rtx_bindings.load()
+    if options.compute_capabilities and not rtx_bindings.is_official(module):
+        fix = "leave it out, or install NVIDIA's own tensorrt_rtx wheel"
+        raise BuildError(TARGET, "compute capabilities cannot be chosen with the bindings of PyPI", fix=fix)
+    capabilities = options.compute_capabilities
+    architecture = ",".join(f"sm{c}" for c in capabilities) if capabilities else DEFAULT_ARCHITECTURE
+    library = Library(module, TARGET, version, architecture)
+    # RTX has no compatibility levels: `none` and `ampere+` both mean what it always does.
+    return build_plan(library, onnx_path, plan_path, replace(options, hardware_compatibility="none"))

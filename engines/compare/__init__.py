@@ -1,0 +1,1 @@
+"""Methods and bits side by side."""

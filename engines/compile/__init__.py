@@ -1,0 +1,1 @@
+"""`intsr compile`, from the request to a verified file."""

@@ -1,0 +1,186 @@
+"""From three ONNX graphs to one `.engine` file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.engines.builders.cache import PlanCache
+from intsr.engines.builders.child import Build, build_each_in_child
+from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.errors import UsageError
+from intsr.export.graphs import OnnxExport, load_export
+from intsr.files import check_free_space, check_output_file
+from intsr.targets import Target, target_from_name
+from intsr.types import Manifest, NetworkEntry, TileEntry
+
+# A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
+OVERLAP_SHARE = 4
+LEAST_OVERLAP_PX = 8
+DEFAULT_COLOR_FIX = "wavelet"
+# Every kernel of every plan, for those who look closer: beside the networks, so that the manifest stays readable.
+KERNELS_MEMBER = "kernels.json"
+# Each network as it is built, then all of them in the bundle; about as large as the graphs they are made of.
+COPIES_ON_DISK = 2
+
+
+def compile_engine(
+    export_folder: Path,
+    output: Path,
+    options: BuildOptions,
+    precision: str | None = None,
+    on_network: Callable[[str], None] = lambda name: None,
+    cache: PlanCache | None = None,
+) -> Manifest:
+    """Build every graph of a folder that `export_onnx` wrote for `options.target`, a child process for each network.
+
+    precision: of what is not integer, written into the manifest; None for the target's own. cache: of networks built
+    before. Nothing is left behind on failure. Raises UsageError (lowering of another target), ExportError,
+    BuildError, MissingLibraryError.
+    """
+    target = target_from_name(options.target)
+    export = load_export(export_folder)
+    if not target.takes(export.lowering):
+        raise UsageError(
+            export_folder,
+            f"lowered as {export.lowering}",
+            f"{target.lowering} for target {target.name}",
+            f"export again with --target {target.name}",
+        )
+    check_output_file(output)
+    check_free_space(output.parent, COPIES_ON_DISK * sum(path.stat().st_size for path in export_folder.iterdir()))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    built: list[_Built] = []
+    with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as folder:
+        for entries in zip(export.networks, *(tile.networks for tile in export.tiles), strict=True):
+            on_network(entries[0].name)
+            sizes = [export.tile_px, *(tile.tile_px for tile in export.tiles)]
+            graphs = dict(zip(sizes, entries, strict=True))
+            built.append(_build(target, export_folder, Path(folder), graphs, options, cache))
+        members = {name: Path(folder) / name for network in built for name in network.members()}
+        plans = {network.entries[0].name: network.reports[0].plan for network in built}
+        if any("layers" in plan for plan in plans.values()):
+            members[KERNELS_MEMBER] = Path(folder) / KERNELS_MEMBER
+            kernels = {name: plan.get("layers", []) for name, plan in plans.items()}
+            members[KERNELS_MEMBER].write_text(json.dumps(kernels), encoding="utf-8")
+        manifest = _manifest(export, built, options, precision or target.precision)
+        return write_bundle(output, manifest, members)
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """One network at every tile size, the default first."""
+
+    entries: list[NetworkEntry]
+    reports: list[BuildReport]
+
+    def members(self) -> list[str]:
+        return [entry.member for entry in self.entries]
+
+
+def _build(
+    target: Target,
+    export_folder: Path,
+    folder: Path,
+    graphs: Mapping[int, NetworkEntry],
+    options: BuildOptions,
+    cache: PlanCache | None,
+) -> _Built:
+    """graphs: tile size -> the network's graph of that size, the default first."""
+    first, *further = graphs
+    name, main = graphs[first].name, f"{graphs[first].name}.{target.suffix}"
+    members = [main, *(f"{name}@{tile}.{target.further_suffix or target.suffix}" for tile in further)]
+    # Where weights are shared, they are compiled when the engine is opened: one size is enough to look at.
+    further_options = replace(options, detailed=options.detailed and not target.sharing)
+    builds = [
+        Build(export_folder / graph.member, folder / member, options if member == main else further_options)
+        for member, graph in zip(members, graphs.values(), strict=True)
+    ]
+    reports = build_each_in_child(target.module, builds) if cache is None else cache.build_each(target, builds)
+    weights_member = ""
+    if further and target.sharing:
+        module, _, function = target.sharing.partition(":")
+        getattr(import_module(module), function)(folder / main, [folder / member for member in members[1:]])
+        weights_member = main
+    entries = [
+        NetworkEntry(name, member, graph.input, graph.output, weights_member if member != main else "")
+        for member, graph in zip(members, graphs.values(), strict=True)
+    ]
+    return _Built(entries, reports)
+
+
+def overlap_of_further(tile_px: int, default_tile_px: int, default_overlap_px: int) -> int:
+    """In proportion to the default's, at least 8 pixels, and at most half the tile."""
+    return min(max(default_overlap_px * tile_px // default_tile_px, LEAST_OVERLAP_PX), tile_px // 2)
+
+
+def _manifest(
+    export: OnnxExport,
+    built: Sequence[_Built],
+    options: BuildOptions,
+    precision: str,
+) -> Manifest:
+    reports = [report for network in built for report in network.reports]
+    first, overlap_px = reports[0], export.tile_px // OVERLAP_SHARE
+    networks, *further = zip(*(network.entries for network in built), strict=True)
+    tiles = tuple(
+        TileEntry(tile.tile_px, overlap_of_further(tile.tile_px, export.tile_px, overlap_px), entries)
+        for tile, entries in zip(export.tiles, further, strict=True)
+    )
+    build: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(sum(report.seconds for report in reports), 3),
+        "peak_bytes": max(report.peak_bytes for report in reports),
+        "plans": {
+            network.entries[0].name: {key: value for key, value in network.reports[0].plan.items() if key != "layers"}
+            for network in built
+        },
+        "options": options.to_mapping() | {"timing_cache": None},
+    }
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=export.model,
+        method=export.method,
+        bits=export.bits,
+        parts=export.parts,
+        target=options.target,
+        library=first.library,
+        library_version=first.library_version,
+        gpu_architecture=first.gpu_architecture,
+        precision=precision,
+        tile_px=export.tile_px,
+        overlap_px=overlap_px,
+        upscale_factor=export.upscale_factor,
+        resize_filter=export.resize_filter,
+        color_fix=DEFAULT_COLOR_FIX,
+        networks=networks,
+        sha256={},
+        calibration_digest=export.calibration_digest,
+        licence=export.licence,
+        build=build,
+        synthetic=export.synthetic,
+        tiles=tiles,
+    )
+
+
+@contextmanager
+def place_for(output: Path, checked: bool) -> Iterator[Path]:
+    """Where to write what becomes `output`: itself, or where it is checked first a file beside it, which takes its
+    place when the context is left without an exception.
+    """
+    if not checked:
+        yield output
+        return
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as folder:
+        place = Path(folder) / output.name
+        yield place
+        place.replace(output)

@@ -1,0 +1,130 @@
+"""What `intsr compile` would do, told from the model's configuration: nothing is loaded, exported or built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from intsr.calib.models.cost import NetworkCost, architecture_from_name, costs_from_architecture
+from intsr.calib.models.weight_files import files_of
+from intsr.targets import Target
+from intsr.types import NETWORKS, Bits
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import ModelSource
+
+Shape = tuple[int, ...]
+# Resident in a process that has torch, diffusers and onnx loaded, and no model: 0.55 GB measured, rounded up.
+_LIBRARIES_BYTES = 600_000_000
+# What an engine holds beside weights, measured on the demonstration model: graphs, biases, compiled kernels.
+_EXTRA_BYTES = {"cpu": 2_500_000, "onnxruntime": 500_000, "tensorrt": 10_000_000, "tensorrt-rtx": 26_000_000}
+_FLOAT_BYTES = {"cpu": 4, "onnxruntime": 4, "tensorrt": 2, "tensorrt-rtx": 2}
+_REST = {"cpu": "float32 or bf16", "onnxruntime": "float32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkPlan:
+    """One network at one tile size. input, output: (N, C, H, W). macs: multiply-accumulates of convolutions and
+    linear layers. precision: in words.
+    """
+
+    name: str
+    tile_px: int
+    input: Shape
+    output: Shape
+    precision: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompilePlan:
+    """engine_bytes, peak_bytes: estimates. disk_bytes: what lies in temporary folders while it is built, at most."""
+
+    model: str
+    target: str
+    networks: tuple[NetworkPlan, ...]
+    engine_bytes: int
+    peak_bytes: int
+    disk_bytes: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compile_plan(
+    name: str,
+    source: ModelSource,
+    target: Target,
+    bits: Bits,
+    parts: Sequence[str],
+    tiles_px: Sequence[int],
+    loads_model: bool = False,
+    weight_only: bool = False,
+) -> CompilePlan:
+    """name: as the command was given it. bits: of quantized `parts`. loads_model: whether the whole model is loaded
+    first, to calibrate or to check a checkpoint against it. weight_only: activations stay float.
+
+    Memory: the model's files, which are mapped, and the largest network in float32 on top of the libraries. At SD
+    2.1's size 5.8 to 5.9 GB were measured; this gives 6.0. Raises ModelError, UsageError.
+    """
+    architecture = architecture_from_name(name, None)
+    factor = source.spec.upscale_factor
+    networks: list[NetworkPlan] = []
+    for tile_px in tiles_px:
+        costs = _by_network(costs_from_architecture(architecture, tile_px * factor))
+        for network, (given, made) in _shapes(architecture.vae, tile_px * factor).items():
+            cost, part = costs[network], "unet" if network == "unet" else "vae"
+            precision = (
+                _precision(target, bits, weight_only) if part in parts and bits.quantized else _REST[target.name]
+            )
+            networks.append(NetworkPlan(network, tile_px, given, made, precision, cost.parameters, cost.macs))
+    first = networks[: len(NETWORKS)]
+    quantized = [network for network in first if network.precision != _REST[target.name]]
+    parameters, integers = (sum(network.parameters for network in group) for group in (first, quantized))
+    once_bytes = integers + (parameters - integers) * _FLOAT_BYTES[target.name]
+    engine_bytes = _EXTRA_BYTES[target.name] + once_bytes * (1 if target.sharing else len(tiles_px))
+    files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
+    held = parameters if loads_model else max(network.parameters for network in first)
+    return CompilePlan(
+        source.spec.name,
+        target.name,
+        tuple(networks),
+        engine_bytes,
+        _LIBRARIES_BYTES + sum(files.values()) + 4 * held,
+        # The graphs of every tile size, the networks built of them, the engine that they are put into.
+        once_bytes * len(tiles_px) + 2 * engine_bytes,
+    )
+
+
+def _by_network(costs: Sequence[NetworkCost]) -> dict[str, NetworkCost]:
+    return {part.name: part for cost in costs for part in cost.components or (cost,)}
+
+
+def _shapes(vae: Any, side_px: int) -> dict[str, tuple[Shape, Shape]]:
+    latent_side = side_px // 2 ** (len(vae["block_out_channels"]) - 1)
+    picture, latent = (1, 3, side_px, side_px), (1, int(vae.get("latent_channels", 4)), latent_side, latent_side)
+    return {"encoder": (picture, latent), "unet": (latent, latent), "decoder": (latent, picture)}
+
+
+def _precision(target: Target, bits: Bits, weight_only: bool) -> str:
+    integers = f"weights of {bits.weights} bits" if weight_only else str(bits)
+    return f"{integers} in int8, the rest {_REST[target.name]}"
+
+
+def lines_of_plan(plan: CompilePlan) -> list[str]:
+    """A table for people."""
+    lines = [f"{'network':<8} {'tile':>4}  {'input':<14} {'output':<14} {'parameters':>12} {'GMAC':>8}  precision"]
+    for network in plan.networks:
+        given, made = ("x".join(map(str, shape)) for shape in (network.input, network.output))
+        counts = f"{network.parameters:>12,} {network.macs / 1e9:>8.1f}"
+        lines.append(f"{network.name:<8} {network.tile_px:>4}  {given:<14} {made:<14} {counts}  {network.precision}")
+    lines.append(f"engine: about {_amount(plan.engine_bytes)}, target {plan.target}")
+    needs = f"{_amount(plan.peak_bytes)} of memory, {_amount(plan.disk_bytes)} on the disk for a while"
+    return [*lines, f"compiling needs about {needs}"]
+
+
+def _amount(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{math.ceil(size_bytes / 1e6)} MB"

@@ -1,0 +1,172 @@
+"""What is in a calibration folder, as plain data: no model is needed.
+
+A calibration names layers and seldom says how wide they are. What an engine runs on integers is told by:
+
+    constant   the layer's name: the fixed timestep and context make it a number
+    float      fewer than 16 channels: the picture's side by name, others where the calibration's tensors show it, or
+               leave the layer out while they hold learned weights of others
+    unknown    the six layers on either side of the latents, where no tensor shows how many channels those have
+    integer    everything else
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from intsr.calib.calibration import JSON_NAME, Calibration, Clipped, SiteQuantizer, load_calibration
+from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS, is_constant
+from intsr.export.fold.let_sites import explicit_sites
+
+RUNS = ("integer", "float", "constant", "unknown")
+PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
+# Layers beside the latents -> the fewest channels they have in an engine, as a multiple of the latents'. Engines keep
+# half of quant_conv, the mean's.
+LATENT_SITES = {
+    "vae.encoder.conv_out": 2,
+    "vae.quant_conv": 1,
+    "unet.conv_in": 1,
+    "unet.conv_out": 1,
+    "vae.post_quant_conv": 1,
+    "vae.decoder.conv_in": 1,
+}
+# Channels of input and of output of those layers, in the same multiples, where that is what they are.
+LATENT_INPUTS = {"vae.quant_conv": 2, "unet.conv_in": 1, "vae.post_quant_conv": 1, "vae.decoder.conv_in": 1}
+LATENT_OUTPUTS = {"vae.encoder.conv_out": 2, "vae.quant_conv": 2, "unet.conv_out": 1, "vae.post_quant_conv": 1}
+
+
+def inspect_calibration(folder: Path) -> dict[str, Any]:
+    """`calibration`: what it is, and counts; `sites`: one entry a layer, in the folder's order.
+
+    calibration.layers: how many run how, see above. calibration.let: of layers not constant or float, how many have s
+    and d, how many of these fold for free, keep an explicit step, and have a shift. calibration.weights: how many
+    layers have learned ranges, how many codes. calibration.most_clipped: see there. Raises CalibrationError.
+    """
+    calibration = load_calibration(folder)
+    runs = runs_of_sites(calibration.sites)
+    sites = _sites(calibration, runs)
+    placements = Counter(site["let"]["placement"] for site in sites if site["let"])
+    facts = {
+        "method": calibration.method,
+        "bits": str(calibration.bits),
+        "parts": list(calibration.parts),
+        "model": calibration.model,
+        "model_digest": calibration.model_digest,
+        "digest": calibration.digest(),
+        "pictures": calibration.pictures,
+        "tile_px": calibration.tile_px,
+        "seconds": calibration.seconds,
+        "peak_bytes": calibration.peak_bytes,
+        "sites": len(sites),
+        "layers": {kind: sum(kind == value for value in runs.values()) for kind in RUNS},
+        "let": {
+            "sites": placements["free"] + placements["explicit"],
+            "free": placements["free"],
+            "explicit": placements["explicit"],
+            "shifted": sum(bool(site["let"] and site["let"]["placement"] and site["let"]["shift"]) for site in sites),
+        },
+        "weights": {kind: sum(site["weights"] == kind for site in sites) for kind in ("ranges", "codes")},
+        "most_clipped": most_clipped(calibration.clipped),
+    }
+    return {"calibration": facts, "sites": sites}
+
+
+def most_clipped(clipped: Mapping[str, Clipped]) -> dict[str, Any] | None:
+    """On `pictures` and on `guard`: the site that clips the largest share of its input, and that share."""
+    if not clipped:
+        return None
+    worst = {kind: max(clipped, key=lambda site: getattr(clipped[site], kind)) for kind in ("pictures", "guard")}
+    return {kind: {"site": site, "share": getattr(clipped[site], kind)} for kind, site in worst.items()}
+
+
+def clipped_lines(folder: Path) -> list[str]:
+    """`most_clipped` in words; none where `folder` is no calibration, or an imported one."""
+    clipped = load_calibration(folder).clipped if (folder / JSON_NAME).is_file() else {}
+    worst = most_clipped(clipped) or {}
+    return [f"clipped, {kind}: at most {of['share']:.2%} of an input, {of['site']}'s" for kind, of in worst.items()]
+
+
+def runs_of_sites(sites: Mapping[str, SiteQuantizer]) -> dict[str, str]:
+    """Site -> one of RUNS, by name and by the lengths of the tensors that are there."""
+    latent_channels = _latent_channels(sites)
+    # Methods that learn weights learn those of every integer layer.
+    learned = any(_output_channels(quantizer) is not None for quantizer in sites.values())
+    return {site: _runs(site, quantizer, latent_channels, learned) for site, quantizer in sites.items()}
+
+
+def _runs(site: str, quantizer: SiteQuantizer, latent_channels: int | None, learned: bool) -> str:
+    if is_constant(site):
+        return "constant"
+    widths = [width for width in (_input_channels(quantizer), _output_channels(quantizer)) if width is not None]
+    if site in LATENT_SITES and latent_channels is not None:
+        widths.append(LATENT_SITES[site] * latent_channels)
+    narrow = any(width < MIN_INTEGER_CHANNELS for width in widths)
+    if site in PICTURE_SITES or narrow or (learned and _output_channels(quantizer) is None):
+        return "float"
+    return "unknown" if site in LATENT_SITES and latent_channels is None else "integer"
+
+
+def _input_channels(quantizer: SiteQuantizer) -> int | None:
+    if quantizer.let_scale is not None:
+        return len(quantizer.let_scale)
+    return None if quantizer.weight_codes is None else int(quantizer.weight_codes.shape[1])
+
+
+def _output_channels(quantizer: SiteQuantizer) -> int | None:
+    learned = quantizer.weight_low if quantizer.weight_low is not None else quantizer.weight_scale
+    return None if learned is None else len(learned)
+
+
+def _latent_channels(sites: Mapping[str, SiteQuantizer]) -> int | None:
+    for multiples, channels_of in ((LATENT_INPUTS, _input_channels), (LATENT_OUTPUTS, _output_channels)):
+        for site, multiple in multiples.items():
+            channels = channels_of(sites[site]) if site in sites else None
+            if channels is not None:
+                return channels // multiple
+    return None
+
+
+def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, Any]]:
+    lets = {
+        site: (quantizer.let_scale, quantizer.let_shift)
+        for site, quantizer in calibration.sites.items()
+        if quantizer.let_scale is not None
+        and quantizer.let_shift is not None
+        and runs[site] in ("integer", "unknown")
+    }
+    explicit = explicit_sites(lets)
+    values = []
+    for site, quantizer in calibration.sites.items():
+        placement = None if site not in lets else "explicit" if site in explicit else "free"
+        ranges, codes = quantizer.weight_low is not None, quantizer.weight_codes is not None
+        values.append(
+            {
+                "site": site,
+                "runs": runs[site],
+                "weight_bits": quantizer.weight_bits,
+                "activation_bits": quantizer.activation_bits,
+                "x_min": quantizer.x_min,
+                "x_max": quantizer.x_max,
+                "let": _let(quantizer, placement),
+                "weights": "ranges" if ranges else "codes" if codes else None,
+                "clipped": asdict(calibration.clipped[site]) if site in calibration.clipped else None,
+            }
+        )
+    return values
+
+
+def _let(quantizer: SiteQuantizer, placement: str | None) -> dict[str, Any] | None:
+    """placement: null where the layer is float or a constant: engines then leave the LET out."""
+    if quantizer.let_scale is None or quantizer.let_shift is None:
+        return None
+    low, high = float(quantizer.let_scale.min()), float(quantizer.let_scale.max())
+    return {
+        "scale_min": low,
+        "scale_max": high,
+        "scale_spread": high / low,
+        "shift": bool(quantizer.let_shift.any()),
+        "placement": placement,
+    }

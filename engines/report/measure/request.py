@@ -1,0 +1,122 @@
+"""What a report is to be made of, checked before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from intsr.errors import UsageError
+from intsr.runtime.batch.jobs import PICTURE_SUFFIXES
+
+CALIBRATION_FILE = "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRequest:
+    """calibration: a folder. engines: files, in the page's order. outputs: finished pictures, name -> folder.
+
+    images: low-resolution pictures. hr: their originals, of the same names. calibration_images: what the calibration
+    saw. model: what the calibration belongs to; with pictures, its layers are measured. context, lora: that model's.
+    bench: what `intsr bench --json` printed, one mapping a file. reference: name of the variant that others are
+    compared with, None for the first full-precision engine. shown: how many pictures get a slider.
+    """
+
+    calibration: Path | None = None
+    engines: tuple[Path, ...] = ()
+    outputs: Mapping[str, Path] = field(default_factory=dict)
+    images: Path | None = None
+    hr: Path | None = None
+    calibration_images: Path | None = None
+    model: str | None = None
+    context: Path | None = None
+    lora: Path | None = None
+    bench: tuple[Mapping[str, Any], ...] = ()
+    reference: str | None = None
+    limit: int = 24
+    shown: int = 6
+    layer_pictures: int = 4
+    threads: int | None = None
+    precision: str = "auto"
+    overlap_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.calibration or self.engines or self.outputs or self.bench):
+            expected = "a calibration folder, .engine files, --outputs NAME=DIR or --bench FILE"
+            raise UsageError("intsr report", "nothing to report on", expected)
+        if self.hr is not None and not (self.images or self.outputs):
+            raise UsageError(
+                "--hr", "no pictures to compare the originals with", "--images DIR or --outputs NAME=DIR"
+            )
+        if self.images is not None and not (self.engines or self.outputs or self.calibration):
+            raise UsageError(
+                "--images", "nothing to run them through", "engines, a calibration or --outputs NAME=DIR"
+            )
+        if self.model is None and (self.context or self.lora):
+            option = "--lora" if self.lora else "--context"
+            raise UsageError(option, "no model that it belongs to", "--model MODEL too")
+        if self.model is not None and self.calibration is None:
+            raise UsageError("--model", "no calibration is given", "a calibration folder, whose layers are measured")
+        if self.model is not None and self.layer_images is None:
+            expected = "--calibration-images DIR or --images DIR: layers are measured on pictures"
+            raise UsageError("--model", "no pictures", expected)
+
+    @property
+    def layer_images(self) -> Path | None:
+        """What layers are measured on: the calibration's own pictures where they are given."""
+        return self.calibration_images or self.images
+
+
+def sources_from_paths(paths: Sequence[Path]) -> tuple[Path | None, tuple[Path, ...]]:
+    """Arguments of the command line -> (calibration folder or None, engines). Raises UsageError."""
+    calibrations = [path for path in paths if path.is_dir()]
+    for folder in calibrations:
+        if not (folder / CALIBRATION_FILE).is_file():
+            expected = "a calibration folder or an .engine file"
+            fix = "pictures are given by --images DIR or --outputs NAME=DIR"
+            raise UsageError(folder, f"a folder without {CALIBRATION_FILE}", expected, fix)
+    if len(calibrations) > 1:
+        raise UsageError(calibrations[1], "a second calibration", "one a report", "make a report of each")
+    engines = tuple(path for path in paths if not path.is_dir())
+    for path in engines:
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            raise UsageError(path, "a picture", "an .engine file", "pictures are given by --images")
+    return (calibrations[0] if calibrations else None), tuple(dict.fromkeys(engines))
+
+
+def outputs_from_options(options: Sequence[str]) -> dict[str, Path]:
+    """`NAME=DIR`, ... -> name -> folder. Raises UsageError."""
+    outputs: dict[str, Path] = {}
+    for option in options:
+        name, equals, folder = option.partition("=")
+        if not (name and equals and folder):
+            raise UsageError("--outputs", repr(option), "NAME=DIR", "for example --outputs fp32=pictures/fp32")
+        if name in outputs:
+            raise UsageError("--outputs", f"{name} twice", "a name of its own for each folder")
+        if not Path(folder).is_dir():
+            raise UsageError("--outputs", f"no folder {folder}", "a folder of pictures")
+        outputs[name] = Path(folder)
+    return outputs
+
+
+def bench_from_file(path: Path) -> dict[str, Any]:
+    """What `intsr bench --json` wrote. Raises UsageError for anything else."""
+    fix = "make one with: intsr bench ENGINE... --json > bench.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(path, f"cannot be read ({error})", "what intsr bench --json prints", fix) from error
+    engines = values.get("engines") if isinstance(values, dict) else None
+    if not (isinstance(engines, list) and engines and all(map(_is_measurement, engines))):
+        raise UsageError(path, "no list of measured engines", "what intsr bench --json prints", fix)
+    return dict(values)
+
+
+def _is_measurement(value: Any) -> bool:
+    if not (isinstance(value, dict) and isinstance(value.get("path"), str)):
+        return False
+    stages = value.get("stages_ms")
+    numbers = [value.get("median_ms"), *(stages.values() if isinstance(stages, dict) else [None])]
+    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)

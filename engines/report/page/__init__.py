@@ -1,0 +1,1 @@
+"""Templates' filters, and what is embedded."""

@@ -1,0 +1,228 @@
+"""Everything that a report says and shows of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intsr.engines.report.measure.picture_scores import (
+    CROPS,
+    Block,
+    error_levels,
+    mean_scores,
+    plan_of,
+    scores_of_picture,
+    worst_blocks,
+)
+from intsr.engines.report.measure.request import ReportRequest
+from intsr.engines.report.measure.variants import (
+    HR,
+    LR,
+    Picture,
+    PictureStore,
+    Say,
+    Variant,
+    list_pictures,
+    make_pictures,
+    reference_of,
+    variants_of_request,
+)
+from intsr.engines.report.page import embed as files
+from intsr.engines.report.plots.pictures import colour_bar, map_colours
+from intsr.engines.verify.smooth_tiles import smooth_scores
+from intsr.files import sha256_from_path
+from intsr.runtime.engine import open_engine
+
+# The colour scale ends where this part of all errors lies below: one pixel must not darken a whole map.
+SCALE_QUANTILE = 0.999
+
+
+@dataclass(slots=True)
+class PicturesSection:
+    """facts: numbers and words, also for --json. art: addresses of pictures and drawings, for the page alone."""
+
+    facts: dict[str, Any]
+    art: dict[str, Any] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+
+
+def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> PicturesSection | None:
+    """None where no variant is given. Raises UsageError, ImageError and what engines raise."""
+    variants = variants_of_request(request)
+    if not variants:
+        return None
+    store = PictureStore(scratch)
+    pictures, skipped = make_pictures(request, variants, store, say)
+    reference = reference_of(variants, request.reference)
+    base = reference or next((v for v in variants if v.kind == HR), None)
+    primary = next((v for v in variants if v.kind not in (LR, HR) and v is not reference), None)
+    hashes = _hashes(request.calibration_images)
+    scores = [
+        score
+        for picture in pictures
+        for score in scores_of_picture(picture, variants, store, reference, request, picture.sha256 in hashes)
+    ]
+    facts: dict[str, Any] = {
+        "variants": [_variant_facts(variant) for variant in variants],
+        "labels": {variant.name: variant.label for variant in variants},
+        "reference": reference and reference.name,
+        "primary": primary and primary.name,
+        "compared_with": base.name if base and primary else None,
+        "scores": scores,
+        "means": mean_scores(scores, variants),
+        "skipped": skipped,
+        "smooth_tiles": _smooth_tiles(variants, reference, request, say),
+        "stages_ms": {v.name: _mean_stages(pictures, v.name) for v in variants if v.kind == "engine"},
+    }
+    section = PicturesSection(facts, pictures=pictures)
+    blocks, largest = _errors(section, primary, base, store) if primary and base else ({}, 0.0)
+    shown = _pictures_to_show(pictures, blocks)[: request.shown]
+    _show_slider(section, shown, variants, store, blocks)
+    if primary and base:
+        _show_errors(section, shown, (primary, base), variants, store, largest)
+    _show_tiles(section, shown, variants, store, request)
+    return section
+
+
+def _smooth_tiles(
+    variants: Sequence[Variant], reference: Variant | None, request: ReportRequest, say: Say
+) -> list[dict[str, Any]]:
+    """Every other engine against the full-precision one: name -> scores; none where there is no such pair."""
+    others = [v for v in variants if v.kind == "engine" and v is not reference]
+    if reference is None or reference.kind != "engine" or not others:
+        return []
+    say("comparing smooth and flat tiles")
+    rows = []
+    with open_engine(_path_of(reference), request.threads, request.precision) as exact:
+        for variant in others:
+            with open_engine(_path_of(variant), request.threads, request.precision) as engine:
+                rows.append({"variant": variant.name, "tiles": [asdict(s) for s in smooth_scores(engine, exact)]})
+    return rows
+
+
+def _path_of(variant: Variant) -> Path:
+    assert variant.folder is not None
+    return variant.folder
+
+
+def _variant_facts(variant: Variant) -> dict[str, Any]:
+    return {"name": variant.name, "label": variant.label, "kind": variant.kind, "bits": variant.bits}
+
+
+def _hashes(folder: Path | None) -> set[str]:
+    return set() if folder is None else {sha256_from_path(path) for path in list_pictures(folder)}
+
+
+def _mean_stages(pictures: Sequence[Picture], name: str) -> dict[str, float]:
+    runs = [picture.stages_ms[name] for picture in pictures]
+    return {stage: float(np.mean([run[stage] for run in runs])) for stage in runs[0]}
+
+
+def _errors(
+    section: PicturesSection, primary: Variant, base: Variant, store: PictureStore
+) -> tuple[dict[str, list[Block]], float]:
+    """Worst blocks by picture, and where the colour scale of the error maps ends, levels."""
+    blocks, ends = {}, []
+    for picture in section.pictures:
+        error = error_levels(store.get(picture, primary.name), store.get(picture, base.name))
+        blocks[picture.name] = worst_blocks(picture, error)
+        ends.append(float(np.quantile(error, SCALE_QUANTILE)))
+    largest = max(1.0, *ends) if ends else 1.0
+    worst = sorted((block for found in blocks.values() for block in found), key=lambda block: -block.rms_levels)
+    section.facts["worst_crops"] = [asdict(block) for block in worst[:CROPS]]
+    section.facts["error_scale_levels"] = largest
+    return blocks, largest
+
+
+def _pictures_to_show(pictures: Sequence[Picture], blocks: dict[str, list[Block]]) -> list[Picture]:
+    """Those with the worst block first; in their own order where nothing is compared."""
+    worst = {name: max((block.rms_levels for block in found), default=0.0) for name, found in blocks.items()}
+    return sorted(pictures, key=lambda picture: -worst.get(picture.name, 0.0))
+
+
+def _show_slider(
+    section: PicturesSection,
+    shown: Sequence[Picture],
+    variants: Sequence[Variant],
+    store: PictureStore,
+    blocks: dict[str, list[Block]],
+) -> None:
+    parts = [files.part_to_show(p.width_px, p.height_px, next(iter(blocks.get(p.name, [])), None)) for p in shown]
+    cut = [
+        [np.ascontiguousarray(part.cut(store.get(picture, variant.name))) for variant in variants]
+        for picture, part in zip(shown, parts, strict=True)
+    ]
+    urls, quality = files.encoded_within(cut)
+    section.facts["slider"] = [
+        {
+            "picture": picture.name,
+            "width_px": picture.width_px,
+            "height_px": picture.height_px,
+            "part": asdict(part) if (part.width, part.height) != (picture.width_px, picture.height_px) else None,
+        }
+        for picture, part, _ in zip(shown, parts, urls, strict=False)
+    ]
+    section.facts["slider_quality"] = quality
+    section.art["slider"] = [dict(zip((v.name for v in variants), row, strict=True)) for row in urls]
+
+
+def _show_errors(
+    section: PicturesSection,
+    shown: Sequence[Picture],
+    compared: tuple[Variant, Variant],
+    variants: Sequence[Variant],
+    store: PictureStore,
+    largest: float,
+) -> None:
+    colours = map_colours()
+    pictures = {picture.name: picture for picture in section.pictures}
+    names = [(variant.name, variant.label) for variant in variants]
+
+    def error_of(picture: Picture) -> Any:
+        return error_levels(*(store.get(picture, variant.name) for variant in compared))
+
+    section.art["error_maps"] = [
+        {"picture": picture.name, "url": files.error_map_url(error_of(picture), largest, colours)}
+        for picture in islice(shown, len(section.facts["slider"]))
+    ]
+    section.art["colour_bar"] = colour_bar(largest)
+    section.art["crops"] = []
+    for values in section.facts["worst_crops"]:
+        block, picture = Block(**values), pictures[values["picture"]]
+        cells = [(label, files.block_url(store.get(picture, name), block)) for name, label in names]
+        error = error_of(picture)[block.top : block.top + block.side_px, block.left : block.left + block.side_px]
+        cells.append(("Error", files.error_map_url(error, largest, colours)))
+        section.art["crops"].append(cells)
+
+
+def _show_tiles(
+    section: PicturesSection,
+    shown: Sequence[Picture],
+    variants: Sequence[Variant],
+    store: PictureStore,
+    request: ReportRequest,
+) -> None:
+    """The tiles of every engine's first picture that takes several: where, and how much of a seam shows."""
+    engines = [variant for variant in variants if variant.manifest]
+    section.art["tiles"] = []
+    for picture in shown:
+        plan = plan_of(picture, engines[-1], request.overlap_px) if engines else None
+        if plan is None or len(plan.tiles) < 2:
+            continue
+        rows = [row for row in section.facts["scores"] if row["picture"] == picture.name and row["seam_score"]]
+        section.art["tiles"].append(
+            {
+                "picture": picture.name,
+                "url": files.thumbnail_url(store.get(picture, engines[-1].name), 2),
+                "width": plan.width_px,
+                "height": plan.height_px,
+                "tiles": plan.tiles,
+                "tile_px": plan.tile_px,
+                "scores": rows,
+            }
+        )

@@ -1,0 +1,148 @@
+"""Agreement in numbers: an engine's networks, one by one and in a row, against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from intsr.errors import UsageError, VerificationError
+from intsr.runtime.backends.protocol import Network
+from intsr.types import NETWORKS, Bits
+
+PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
+EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
+
+F32 = NDArray[np.float32]
+
+
+# What correct engines reach on every picture, flat ones included, in dB: docs/agreement.md has the measurements.
+FULL_PRECISION_DB = {"f32": 60.0, "bf16": 36.0, "f16": 36.0}
+# By the fewer bits of the two: one value that falls to the other side of a tie moves by a whole step, in each
+# implementation another one, and a flat picture's values all fall alike.
+INTEGER_DB = {8: 30.0, 7: 27.0, 6: 24.0, 5: 20.0, 4: 16.0, 3: 12.0, 2: 8.0}
+
+
+def default_bound_db(bits: str, precision: str) -> float:
+    """PSNR that every picture must reach. bits: a manifest's; precision: of what is not integer, here."""
+    from intsr.export.graphs import is_weight_only
+
+    if bits == "fp" or is_weight_only(bits):
+        return FULL_PRECISION_DB[precision]
+    of_engine = Bits.parse(bits)
+    return INTEGER_DB[min(of_engine.weights or 8, of_engine.activations or 8)]
+
+
+class RunsNetworks(Protocol):
+    """What is compared: an engine, or the torch reference."""
+
+    def network(self, name: str) -> Network:
+        """`encoder`, `unet` or `decoder`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """psnr_db: over all pictures together. max_abs_error: the largest single difference."""
+
+    name: str
+    psnr_db: float
+    max_abs_error: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {"name": self.name, "psnr_db": round(self.psnr_db, 2), "max_abs_error": self.max_abs_error}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Every network on the reference's own input, and all three in a row; per_image_db: picture -> its PSNR in dB."""
+
+    networks: tuple[Agreement, ...]
+    end_to_end: Agreement
+    per_image_db: Mapping[str, float]
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        """The picture on which the two agree least, and its PSNR in dB: a mean would hide a flat one."""
+        return min(self.per_image_db.items(), key=lambda item: item[1])
+
+
+class _Errors:
+    """Running squared error, largest error, and the peak to relate them to."""
+
+    def __init__(self, peak: float | None) -> None:
+        self.squared, self.count, self.largest = 0.0, 0, 0.0
+        self._peak, self._low, self._high = peak, np.inf, -np.inf
+
+    def add(self, got: F32, expected: F32) -> float:
+        """Returns this pair's own PSNR."""
+        if not np.isfinite(got).all():
+            raise VerificationError("engine", "NaN or infinity in its output", "finite values")
+        difference = (got - expected).astype(np.float64)
+        squared = float((difference**2).sum())
+        self.squared, self.count = self.squared + squared, self.count + difference.size
+        self.largest = max(self.largest, float(np.abs(difference).max()))
+        self._low, self._high = min(self._low, float(expected.min())), max(self._high, float(expected.max()))
+        return psnr_db(squared / difference.size, self._peak or self._high - self._low)
+
+    def agreement(self, name: str) -> Agreement:
+        return Agreement(name, psnr_db(self.squared / self.count, self._peak or self._high - self._low), self.largest)
+
+
+def psnr_db(mean_squared_error: float, peak: float) -> float:
+    """20 log10(peak) - 10 log10(MSE), at most EXACT_DB."""
+    if mean_squared_error == 0:
+        return EXACT_DB
+    return float(min(20 * np.log10(peak) - 10 * np.log10(mean_squared_error), EXACT_DB))
+
+
+def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple[str, F32]]) -> Verification:
+    """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
+
+    A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
+    when it is written. Raises VerificationError for an output that is not finite, or no input at all, UsageError
+    where the two are not of one model.
+    """
+    _check_shapes(engine, reference)
+    errors = {name: _Errors(PICTURE_PEAK if name == "decoder" else None) for name in NETWORKS}
+    total, per_image = _Errors(PICTURE_PEAK), {}
+    for label, x in inputs:
+        given, value = x, x
+        for name in NETWORKS:
+            expected = _output(reference, name, given)
+            got = _output(engine, name, given)
+            errors[name].add(got, expected)
+            value = got if value is given else _output(engine, name, value)
+            given = expected
+        per_image[label] = total.add(value, expected)
+    if not per_image:
+        raise VerificationError("--images", "no picture", "at least one")
+    return Verification(
+        tuple(errors[name].agreement(name) for name in NETWORKS), total.agreement("end_to_end"), per_image
+    )
+
+
+def check_agreement(result: Verification, bound_db: float, where: object, fix: str) -> None:
+    """Raises VerificationError where a picture is below the bound."""
+    below = [f"{value:.2f} dB on {name}" for name, value in result.per_image_db.items() if value < bound_db]
+    if below:
+        more = f" and {len(below) - 3} more" if len(below) > 3 else ""
+        raise VerificationError(
+            where, f"{', '.join(below[:3])}{more}", f"at least {bound_db:g} on every picture", fix
+        )
+
+
+def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:
+    for name in NETWORKS:
+        got, expected = ((n.input.shape, n.output.shape) for n in (engine.network(name), reference.network(name)))
+        if got != expected:
+            fix = "compare it with the model that it was made from"
+            raise UsageError("--against", f"{name} of the engine has shapes {got}", f"the model's {expected}", fix)
+
+
+def _output(networks: RunsNetworks, name: str, x: F32) -> F32:
+    y = networks.network(name).run(x).astype(np.float32)
+    return y.clip(-1, 1) if name == "decoder" else y

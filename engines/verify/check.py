@@ -1,0 +1,51 @@
+"""An engine is put in its place only when it agrees with torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from intsr.calib.calibration import Calibration
+from intsr.calib.data.pictures import list_pictures, verification_inputs
+from intsr.calib.models.open import ModelSource
+from intsr.cli.console import progress
+from intsr.engines.verify.agreement import Verification, check_agreement, default_bound_db, verify
+from intsr.engines.verify.reference import reference_from_calibration
+from intsr.errors import UsageError
+from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.engine import open_engine
+from intsr.targets import Target
+
+PICTURES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """images: a folder of low-resolution pictures, of which the first four are looked at, beside smooth ones made for
+    it. min_psnr_db: that every one of them must reach end to end, None for what correct engines reach.
+    """
+
+    images: Path
+    min_psnr_db: float | None
+
+    def pictures(self, target: Target) -> list[Path]:
+        """Before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
+        if target.name.startswith("tensorrt"):
+            devices, why = list_devices("cuda-python")
+            if len(devices) == 1:
+                raise UsageError("--verify", f"an engine of target {target.name} cannot run here ({why})")
+        return list_pictures(self.images)[:PICTURES]
+
+    def run(
+        self, engine: Path, pictures: list[Path], source: ModelSource, ranges: Calibration | None, weight_only: bool
+    ) -> Verification:
+        """Raises VerificationError where they differ by more, OutOfMemoryError."""
+        with open_engine(engine) as opened:
+            reference = reference_from_calibration(source.load(), ranges, opened.tile_px, weight_only)
+            inputs = list(verification_inputs(pictures, source.spec, opened.tile_px))
+            result = verify(opened, reference, progress(inputs, "verifying"))
+            bound_db = default_bound_db(opened.manifest.bits, opened.precision)
+        bound_db = bound_db if self.min_psnr_db is None else self.min_psnr_db
+        fix = "no engine was written: look at each network with intsr verify, or lower --min-psnr"
+        check_agreement(result, bound_db, "--verify", fix)
+        return result

@@ -1,0 +1,134 @@
+"""torch modules in the place of an engine: the reference that engines are compared with and timed against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
+from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.models.reference import reference_networks
+from intsr.errors import CalibrationError, UsageError
+from intsr.types import NETWORKS, ModelSpec, TensorInfo
+
+if TYPE_CHECKING:
+    from intsr.runtime.upscaler import Upscaler
+
+F32 = NDArray[np.float32]
+
+
+class TorchNetwork:
+    """One module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
+
+    def __init__(self, module: nn.Module, value_in: TensorInfo, value_out: TensorInfo) -> None:
+        self.module, self.input, self.output = module.eval(), value_in, value_out
+
+    def run(self, x: F32) -> F32:
+        with torch.inference_mode():
+            # Contiguous: see `reference`.
+            y: F32 = self.module(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+        return y
+
+    def close(self) -> None:
+        """Nothing is held but the module."""
+
+
+class TorchReference:
+    """Three modules by name, for `intsr.engines.verify.agreement`."""
+
+    def __init__(self, networks: tuple[TorchNetwork, ...]) -> None:
+        self._networks = networks
+
+    def network(self, name: str) -> TorchNetwork:
+        return self._networks[NETWORKS.index(name)]
+
+
+def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
+    """encoder, unet and decoder as runtime networks for one tile size."""
+    side = tile_px * model.spec.upscale_factor
+    latent_side = side // 2 ** (len(model.vae.config.block_out_channels) - 1)
+    picture, latent = (1, 3, side, side), (1, model.vae.config.latent_channels, latent_side, latent_side)
+    tensors = {
+        "encoder": (TensorInfo("x", picture, "float32"), TensorInfo("latent", latent, "float32")),
+        "unet": (TensorInfo("latent", latent, "float32"), TensorInfo("denoised", latent, "float32")),
+        "decoder": (TensorInfo("denoised", latent, "float32"), TensorInfo("image", picture, "float32")),
+    }
+    return tuple(TorchNetwork(modules[name], *tensors[name]) for name in NETWORKS)
+
+
+def open_reference(
+    model_name: str, tile_px: int, threads: int | None, context: Path | None = None, lora: Path | None = None
+) -> Upscaler:
+    """The model in torch fp32 eager behind the runtime's own tiling and colour fix (for `intsr bench`)."""
+    from intsr.runtime.upscaler import Upscaler
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load_model(model_name, context, lora)
+    encoder, unet, decoder = torch_networks(reference_networks(model), model, tile_px)
+    return Upscaler(
+        networks=(encoder, unet, decoder),
+        tile_px=tile_px,
+        overlap_px=tile_px // 4,
+        upscale_factor=model.spec.upscale_factor,
+        resize_filter=model.spec.resize_filter,
+        color_fix="wavelet",
+        synthetic=model.spec.synthetic,
+    )
+
+
+def reference_for_verification(
+    against: str,
+    model_name: str | None,
+    context: Path | None,
+    lora: Path | None,
+    tile_px: int,
+    calibration_digest: str,
+    weight_only: bool = False,
+) -> tuple[TorchReference, ModelSpec]:
+    """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
+
+    calibration_digest: the engine's; another calibration's numbers would say nothing about it. weight_only: of an
+    engine whose activations are floats, whatever grids the calibration has for them.
+    Raises UsageError, ModelError, CalibrationError.
+    """
+    if not (Path(against) / JSON_NAME).is_file():
+        model = load_model(against, context, lora)
+        return reference_from_calibration(model, None, tile_px), model.spec
+    if model_name is None:
+        raise UsageError("--against", "a calibration without its model", "the model too", "add --model MODEL")
+    calibration = load_calibration(Path(against))
+    if calibration.digest() != calibration_digest:
+        built = f"digest {calibration_digest[:12]}" if calibration_digest else "none (full precision)"
+        raise CalibrationError(
+            against, f"digest {calibration.digest()[:12]}", f"the one that the engine was made with, {built}"
+        )
+    model = load_model(model_name, context, lora)
+    return reference_from_calibration(model, calibration, tile_px, weight_only), model.spec
+
+
+def reference_from_calibration(
+    model: SRModel, calibration: Calibration | None, tile_px: int, weight_only: bool = False
+) -> TorchReference:
+    """What an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
+    # The engine's own folding, seen from torch.
+    from intsr.export.fold.fake_quant import fake_quantized
+    from intsr.export.pipeline import folded_from_model
+
+    if calibration is None:
+        return TorchReference(torch_networks(reference_networks(model), model, tile_px))
+    if calibration.official_layers and not weight_only:
+        from intsr.calib.passionsr.forward import official_model
+
+        # Not the folded form, but what the official code computes.
+        official = official_model(model, calibration.official_layers, calibration.official_attentions)
+        return TorchReference(torch_networks(reference_networks(official), model, tile_px))
+    folded = folded_from_model(model, calibration)
+    modules = {network.name: fake_quantized(network, weight_only) for network in folded.networks}
+    return TorchReference(torch_networks(modules, model, tile_px))

@@ -1,0 +1,222 @@
+"""Fold a calibration into a specialized model: integer weights, activation grids, float biases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from intsr.calib.models.families.sites import runs_in_integers
+from intsr.errors import CalibrationError
+from intsr.export.fold.let import FusedNetwork, Let, fuse_let, fuse_let_in_place
+from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, rescale
+from intsr.types import NETWORKS, Bits, ModelSpec
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration import Calibration, SiteQuantizer
+    from intsr.export.fold.specialize import SpecializedModel
+
+# Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
+POST_QUANT_CONV = "vae.post_quant_conv"
+QUANT_CONV = "vae.quant_conv"
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLayer:
+    """One Conv2d or Linear in integers; its float bias stays in the module.
+
+    weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
+    activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
+    (Cin,): then weights and bias are already those that belong to x~ (see `fold_let`). None: the input is quantized
+    by an operation of its own (see `split_layers`).
+    """
+
+    site: str
+    weight_codes: NDArray[np.int8]
+    weight_scale: NDArray[np.float32]
+    activation: QuantParams | None
+    let_scale: NDArray[np.float32] | None = None
+    let_shift: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedNetwork:
+    """A specialized network and the layers of it that run in integers, by site; the others stay float."""
+
+    name: str
+    module: nn.Module
+    layers: Mapping[str, FoldedLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedModel:
+    """encoder, unet, decoder, in this order, with what the bundle's manifest says of them."""
+
+    spec: ModelSpec
+    networks: tuple[FoldedNetwork, ...]
+    method: str
+    bits: Bits
+    parts: tuple[str, ...]
+    calibration_digest: str
+
+    def network(self, name: str) -> FoldedNetwork:
+        return self.networks[NETWORKS.index(name)]
+
+
+def layer_modules(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Every Conv2d and Linear by its site name, in module order."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedModel:
+    """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
+
+    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
+    its scale, all of it at once, and fp16 then holds the product by one rounding.
+
+    Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
+    """
+    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
+    networks = [
+        _fold_network(name, module, model, calibration, fuse_let) for name, module in model.networks().items()
+    ]
+    return replace(facts, networks=tuple(networks))
+
+
+def folded_facts(
+    spec: ModelSpec, digest: str, calibration: Calibration | None, older_digest: str = ""
+) -> FoldedModel:
+    """All but the networks. Raises CalibrationError where the calibration is of another model."""
+    if calibration is None:
+        return FoldedModel(spec, (), "none", Bits(None, None), (), "")
+    calibration.check_model(digest, spec.name, older_digest)
+    return FoldedModel(spec, (), calibration.method, calibration.bits, calibration.parts, calibration.digest())
+
+
+def fold_and_release(name: str, model: SpecializedModel, calibration: Calibration | None) -> FoldedNetwork:
+    """One network as `fold` makes it, without keeping float weights beside the codes that are made of them.
+
+    `model` is used up: nothing else may hold its modules. Raises CalibrationError.
+    """
+    network = _fold_network(name, model.networks()[name], model, calibration, fuse_let_in_place)
+    modules = layer_modules(network.module)
+    for site in network.layers:
+        # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
+        shape = modules[site].weight.shape
+        modules[site].weight = nn.Parameter(torch.full((1,), torch.nan).expand(shape), requires_grad=False)
+    return network
+
+
+def _fold_network(
+    name: str,
+    module: nn.Module,
+    model: SpecializedModel,
+    calibration: Calibration | None,
+    fuse: Callable[[nn.Module, Mapping[str, Let]], FusedNetwork],
+) -> FoldedNetwork:
+    if calibration is None:
+        return FoldedNetwork(name, module, MappingProxyType({}))
+    quantized = ("unet" if name == "unet" else "vae") in calibration.parts
+    integer = {site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)}
+    lets = _lets_of_sites(integer, calibration, model.spec)
+    weights = {}
+    for site, layer in integer.items():
+        plain = model.plain_weights.get(site, layer.weight).detach()
+        weights[site] = _quantized_weight(site, plain, calibration.sites[site])
+    fused = fuse(module, lets)
+    layers = {}
+    for site in integer:
+        let = lets[site] if site in fused.explicit else None
+        # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
+        cancelled = site == POST_QUANT_CONV and site in lets
+        specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
+        of_let = fused.row_factors.get(site)
+        factors = specialized if of_let is None else specialized * of_let.numpy()
+        layers[site] = _fold_layer(site, _multiplied(*weights[site], factors), calibration, model.spec, let)
+    return FoldedNetwork(name, fused.module, MappingProxyType(layers))
+
+
+def _lets_of_sites(
+    layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration, spec: ModelSpec
+) -> dict[str, Let]:
+    lets = {}
+    for site, layer in layers.items():
+        quantizer = calibration.sites.get(site)
+        if quantizer is None:
+            raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
+        if quantizer.let_scale is not None and quantizer.let_shift is not None:
+            if len(quantizer.let_scale) != layer.weight.shape[1]:
+                got = f"LET of {len(quantizer.let_scale)} channels for {site}"
+                raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
+            factor = spec.latent_scaling_factor if site == POST_QUANT_CONV else 1.0
+            s, d = (
+                torch.from_numpy(values * np.float32(factor)) for values in (quantizer.let_scale, quantizer.let_shift)
+            )
+            lets[site] = Let(s, d)
+    return lets
+
+
+def _multiplied(
+    codes: NDArray[np.int8], scale: NDArray[np.float32], factors: NDArray[np.float64] | float
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integer weights and their scales (Cout,), times a factor an output channel: the same codes, or their negatives.
+
+    Only a product below the smallest scale that fp16 holds needs others, on the coarser grid that it gets.
+    """
+    held = rescale(scale, factors)
+    moved = (scale * np.float64(1) * factors / held).astype(np.float32)
+    # Within fp16's range it is 1 to eleven binary places, or -1: no code is so large that this moves it.
+    codes = np.rint(codes * moved.reshape(-1, *[1] * (codes.ndim - 1))).clip(-127, 127).astype(np.int8)
+    return codes, held
+
+
+def _fold_layer(
+    site: str,
+    weights: tuple[NDArray[np.int8], NDArray[np.float32]],
+    calibration: Calibration,
+    spec: ModelSpec,
+    let: Let | None,
+) -> FoldedLayer:
+    quantizer = calibration.sites[site]
+    activation = quantizer.activation_params()
+    if site == POST_QUANT_CONV and quantizer.let_scale is None:
+        # Only a VAE of 16 latent channels or more has this layer in integers.
+        activation = activation.rescaled(spec.latent_scaling_factor)
+    if let is None:
+        return FoldedLayer(site, *weights, activation)
+    # A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
+    padded_first = bool(let.d.any()) or not 0 <= activation.zero_point <= activation.qmax
+    shift = let.d.numpy() if padded_first else None
+    return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
+
+
+def _quantized_weight(
+    site: str, plain: torch.Tensor, quantizer: SiteQuantizer
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integer s W and their scales: codes learned by calibration, its ranges, or each row's own maximum.
+
+    plain: W, as the model has it. quant_conv keeps the first half of its output channels: so do the tensors that
+    belong to them.
+    """
+    if quantizer.let_scale is not None:
+        plain = plain * torch.tensor(quantizer.let_scale).reshape(1, -1, *[1] * (plain.ndim - 2))
+    weight = plain.numpy()
+    count = len(weight)
+    learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
+    full = count if site != QUANT_CONV else 2 * count
+    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != weight.shape[1:])):
+        raise CalibrationError(
+            site, f"learned weights of shape {learned.shape}", str(weight.shape), "calibrate again"
+        )
+    if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
+        return quantizer.weight_codes[:count], quantizer.weight_scale[:count]
+    if quantizer.weight_low is not None and quantizer.weight_high is not None:
+        ends = quantizer.weight_low[:count], quantizer.weight_high[:count]
+        return quantize_weight_in_range(weight, *ends, quantizer.weight_bits)
+    return quantize_weight(weight, quantizer.weight_bits)

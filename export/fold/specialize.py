@@ -1,0 +1,210 @@
+"""What one step makes constant, folded away: exact rewrites of the three networks.
+
+    time:        conv1(x) + W_t silu(t_emb)           ->  conv1 with a larger bias
+    context:     softmax(q K(c)^T) V(c)               ->  K and V as constants
+    x0:          (z - sqrt(1 - a) e) / sqrt(a)        ->  conv_out scaled by -sqrt((1 - a) / a), plus z / sqrt(a)
+    latents:     mean(quant_conv(h)) f, d / f         ->  quant_conv's mean half scaled by f, post_quant_conv by 1/f
+
+Parameters keep diffusers' names below `unet.` and `vae.`: those names are the sites of a calibration.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from intsr.calib.models.families.supported import unsupported
+from intsr.errors import ExportError
+from intsr.types import NETWORKS, ModelSpec
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import SRModel
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecializedModel:
+    """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`).
+
+    encoder, unet, decoder: None where the model was loaded without that part. row_factors: site -> what
+    specialization multiplied its weights by; the scales of integer weights must follow. plain_weights: those weights
+    before, of the rows that are left, where the part is there: codes are those of what calibration saw.
+    """
+
+    spec: ModelSpec
+    encoder: nn.Module
+    unet: nn.Module
+    decoder: nn.Module
+    digest: str
+    row_factors: Mapping[str, float]
+    plain_weights: Mapping[str, torch.Tensor]
+    older_digest: str = ""
+
+    def networks(self) -> dict[str, nn.Module]:
+        networks = {name: getattr(self, name) for name in NETWORKS}
+        return {name: network for name, network in networks.items() if network is not None}
+
+
+class ConstantContextAttention(nn.Module):
+    """Cross-attention to a context that never changes: (N, tokens, channels) -> the same.
+
+    key, value: (1, heads, context tokens, head channels).
+    """
+
+    def __init__(self, attention: Any, context: torch.Tensor) -> None:
+        super().__init__()
+        if attention.group_norm is not None or attention.norm_q is not None or attention.norm_k is not None:
+            raise ExportError("cross-attention", "norms inside", "SD 2.1's plain attention")
+        self.to_q, self.to_out = attention.to_q, attention.to_out
+        self.heads, self.softmax_scale = attention.heads, float(attention.scale)
+        for name, projection in (("key", attention.to_k), ("value", attention.to_v)):
+            constant = projection(context).unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
+            self.register_buffer(name, constant)
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        query = self.to_q(hidden_states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        mixed = functional.scaled_dot_product_attention(query, self.key, self.value, scale=self.softmax_scale)
+        output: torch.Tensor = self.to_out[0](mixed.transpose(1, 2).flatten(-2))
+        return output
+
+
+class SpecializedEncoder(nn.Module):
+    """x -> scaled posterior mean."""
+
+    def __init__(self, model: SRModel) -> None:
+        super().__init__()
+        self.vae = nn.Module()
+        self.vae.encoder = model.vae.encoder
+        self.vae.quant_conv = _scaled_conv(model.vae.quant_conv, model.spec.latent_scaling_factor, halve=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        latent: torch.Tensor = self.vae.quant_conv(self.vae.encoder(x))
+        return latent
+
+
+class SpecializedUNet(nn.Module):
+    """latent -> x0, both scaled."""
+
+    def __init__(self, model: SRModel) -> None:
+        super().__init__()
+        _check_unet(model.unet)
+        alpha_bar = model.spec.alpha_bar
+        self.unet = _copy_sharing_weights(model.unet)
+        _fold_time(self.unet, model.spec.timestep)
+        _fold_context(self.unet, model.context)
+        self.unet.conv_out = _scaled_conv(self.unet.conv_out, -math.sqrt((1 - alpha_bar) / alpha_bar))
+        self.latent_gain = 1 / math.sqrt(alpha_bar)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        hidden = self.unet.conv_in(latent)
+        skips = [hidden]
+        for block in self.unet.down_blocks:
+            hidden, states = block(hidden_states=hidden, temb=None)
+            skips.extend(states)
+        hidden = self.unet.mid_block(hidden, temb=None)
+        for block in self.unet.up_blocks:
+            count = len(block.resnets)
+            hidden = block(hidden_states=hidden, temb=None, res_hidden_states_tuple=tuple(skips[-count:]))
+            del skips[-count:]
+        scaled_error = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
+        denoised: torch.Tensor = latent * self.latent_gain + scaled_error
+        return denoised
+
+
+class SpecializedDecoder(nn.Module):
+    """x0, scaled -> picture."""
+
+    def __init__(self, model: SRModel) -> None:
+        super().__init__()
+        self.vae = nn.Module()
+        self.vae.post_quant_conv = _scaled_conv(
+            model.vae.post_quant_conv, 1 / model.spec.latent_scaling_factor, scale_bias=False
+        )
+        self.vae.decoder = model.vae.decoder
+
+    def forward(self, denoised: torch.Tensor) -> torch.Tensor:
+        image: torch.Tensor = self.vae.decoder(self.vae.post_quant_conv(denoised))
+        return image
+
+
+@torch.no_grad()
+def specialize(model: SRModel) -> SpecializedModel:
+    """Fold everything that the fixed timestep and context make constant. Shares unchanged weights with `model`.
+
+    Raises ExportError where the UNet has a part that these rewrites do not cover.
+    """
+    networks: dict[str, Any] = dict.fromkeys(NETWORKS)
+    if model.vae is not None:
+        networks |= {"encoder": SpecializedEncoder(model), "decoder": SpecializedDecoder(model)}
+    if model.unet is not None:
+        networks["unet"] = SpecializedUNet(model)
+    for network in networks.values():
+        if network is not None:
+            network.eval().requires_grad_(False)
+    factors = {
+        "unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar),
+        "vae.quant_conv": model.spec.latent_scaling_factor,
+        "vae.post_quant_conv": 1 / model.spec.latent_scaling_factor,
+    }
+    plain = {}
+    if model.unet is not None:
+        plain["unet.conv_out"] = model.unet.conv_out.weight
+    if model.vae is not None:
+        plain["vae.quant_conv"] = model.vae.quant_conv.weight[: networks["encoder"].vae.quant_conv.out_channels]
+        plain["vae.post_quant_conv"] = model.vae.post_quant_conv.weight
+    digests = {"digest": model.digest, "older_digest": model.older_digest}
+    return SpecializedModel(spec=model.spec, row_factors=factors, plain_weights=plain, **digests, **networks)
+
+
+def _copy_sharing_weights(module: M) -> M:
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+
+
+def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias: bool = True) -> nn.Conv2d:
+    """A copy with weights (and bias) times `factor`; `halve` keeps the first half of the output channels."""
+    channels = conv.out_channels // 2 if halve else conv.out_channels
+    scaled = _copy_sharing_weights(conv)
+    scaled.out_channels = channels
+    scaled.weight = nn.Parameter(conv.weight[:channels] * factor, requires_grad=False)
+    if conv.bias is not None:
+        scaled.bias = nn.Parameter(conv.bias[:channels] * (factor if scale_bias else 1.0), requires_grad=False)
+    return scaled
+
+
+def _check_unet(unet: Any) -> None:
+    """SD 2.1's structure only: anything else would be lost silently in SpecializedUNet.forward."""
+    problem = unsupported("unet", unet.config)
+    if problem is not None:
+        raise ExportError("unet/config.json", *problem)
+
+
+def _fold_time(unet: Any, timestep: int) -> None:
+    """conv1.bias += time_emb_proj(silu(t_emb)), then the time network is gone."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    steps = torch.tensor([timestep])
+    embedding = unet.time_embedding(unet.time_proj(steps).to(unet.conv_in.weight.dtype))
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
+            addition = module.time_emb_proj(module.nonlinearity(embedding))[0]
+            module.conv1.bias = nn.Parameter(module.conv1.bias + addition, requires_grad=False)
+            module.time_emb_proj = None
+    unet.time_embedding = unet.time_proj = None
+
+
+def _fold_context(unet: Any, context: torch.Tensor) -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    for module in unet.modules():
+        if isinstance(module, BasicTransformerBlock):
+            if module.attn2 is None or module.norm_type != "layer_norm":
+                raise ExportError("unet", f"a transformer block of type {module.norm_type}", "layer_norm with attn2")
+            module.attn2 = ConstantContextAttention(module.attn2, context)

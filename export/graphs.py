@@ -1,0 +1,226 @@
+"""Write a folded model as three ONNX files and `export.json`, which a compiler needs beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from intsr.errors import ExportError, UsageError
+from intsr.export.fold.fold import FoldedModel, FoldedNetwork
+from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
+from intsr.export.lower.write.activations import FLOAT
+from intsr.export.onnx.builder import ExternalData
+from intsr.export.onnx.read import read_onnx
+from intsr.files import atomic_folder, check_free_space
+from intsr.manifest_checks import check_kinds
+from intsr.targets.lowering import LOWERINGS, Lowering
+from intsr.types import NETWORKS, Bits, NetworkEntry, dataclass_from_mapping, network_entries_from_list
+
+SCHEMA_VERSION = 1
+EXPORT_NAME = "export.json"
+EXTERNAL_DATA_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class ExportTile:
+    """One more tile size of an export: the same three networks with other shapes."""
+
+    tile_px: int
+    networks: tuple[NetworkEntry, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "networks", tuple(self.networks))
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxExport:
+    """`export.json`: what the graphs are. `networks[i].member` is a file beside it.
+
+    synthetic: of random weights. tiles: further tile sizes; tile_px and networks are the first's.
+    """
+
+    schema_version: int
+    model: str
+    method: str
+    bits: str
+    parts: tuple[str, ...]
+    lowering: str
+    tile_px: int
+    upscale_factor: int
+    resize_filter: str
+    calibration_digest: str
+    licence: str
+    networks: tuple[NetworkEntry, ...]
+    synthetic: bool = False
+    tiles: tuple[ExportTile, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "networks", "tiles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
+    """Tiles that the networks take are whole multiples of so many low-resolution pixels."""
+    return size_multiple_px // math.gcd(size_multiple_px, upscale_factor)
+
+
+def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None:
+    """Raises UsageError where the networks cannot take a tile of that size."""
+    step = tile_step(upscale_factor, size_multiple_px)
+    if tile_px < 1 or tile_px % step:
+        below = max(tile_px // step * step, step)
+        nearest = f"{below} or {below + step}" if tile_px > step else str(step)
+        raise UsageError("--tile", f"{tile_px} pixels", f"a positive multiple of {step}", f"use {nearest}")
+
+
+def export_onnx(
+    folded: FoldedModel,
+    lowering: Lowering,
+    tile_px: int,
+    folder: Path,
+    on_network: Callable[[str], None] = lambda name: None,
+    further_tiles: Sequence[int] = (),
+) -> OnnxExport:
+    """Write the folder in one piece. `on_network` is told each network's name as it begins. further_tiles: sizes
+    beside `tile_px`. Raises ExportError, UsageError.
+    """
+    return export_networks(folded, folded.networks, lowering, tile_px, folder, on_network, further_tiles)
+
+
+def export_networks(
+    folded: FoldedModel,
+    networks: Iterable[FoldedNetwork],
+    lowering: Lowering,
+    tile_px: int,
+    folder: Path,
+    on_network: Callable[[str], None],
+    further_tiles: Sequence[int] = (),
+) -> OnnxExport:
+    """As `export_onnx`, with networks that may be made one after another; `folded` says all else."""
+    spec = folded.spec
+    tiles = (tile_px, *further_tiles)
+    for tile in tiles:
+        check_tile(tile, spec.upscale_factor, spec.size_multiple_px)
+    if len(set(tiles)) < len(tiles):
+        raise UsageError("--tile", ",".join(map(str, tiles)), "each size once")
+    shapes: list[tuple[int, ...]] = [(1, 3, tile * spec.upscale_factor, tile * spec.upscale_factor) for tile in tiles]
+    entries = []
+    with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
+        for network in networks:
+            on_network(network.name)
+            names = [network.name, *(f"{network.name}@{tile}" for tile in further_tiles)]
+            entries.append(_write_network(network, lowering, dict(zip(names, shapes, strict=True)), temporary))
+            # Or it would be held while the next one is made.
+            del network
+            shapes = [entry.output.shape for entry in entries[-1]]
+        networks, *further = zip(*entries, strict=True)
+        export = OnnxExport(
+            schema_version=SCHEMA_VERSION,
+            model=spec.name,
+            method=folded.method,
+            bits=bits_text(folded.bits, lowering),
+            parts=folded.parts,
+            lowering=lowering.name,
+            tile_px=tile_px,
+            upscale_factor=spec.upscale_factor,
+            resize_filter=spec.resize_filter,
+            calibration_digest=folded.calibration_digest,
+            licence=spec.licence,
+            networks=networks,
+            synthetic=spec.synthetic,
+            tiles=tuple(map(ExportTile, further_tiles, further)),
+        )
+        (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
+    return export
+
+
+def bits_text(bits: Bits, lowering: Lowering) -> str:
+    """`w8a16` for integer weights and fp16 activations, else the calibration's own."""
+    if not bits.quantized or lowering.activation != FLOAT:
+        return str(bits)
+    return f"w{bits.weights}a{8 * np.dtype(lowering.float_dtype).itemsize}"
+
+
+def is_weight_only(bits: str) -> bool:
+    """Whether `bits_text` has written it of a lowering with float activations."""
+    return bits.endswith(("a16", "a32"))
+
+
+def _write_network(
+    network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, tuple[int, ...]], folder: Path
+) -> list[NetworkEntry]:
+    """shapes: file name without its ending -> shape of the input. Large constants are in one file for all."""
+    size_bytes = stored_bytes(network, lowering)
+    external = size_bytes > EXTERNAL_DATA_BYTES
+    check_free_space(folder, size_bytes if external else len(shapes) * size_bytes)
+    data = ExternalData(folder / f"{network.name}.onnx.data") if external else None
+    return [_write_graph(network, lowering, shape, folder / f"{name}.onnx", data) for name, shape in shapes.items()]
+
+
+def _write_graph(
+    network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], path: Path, data: ExternalData | None
+) -> NetworkEntry:
+    with data or nullcontext():
+        model, info_in, info_out = NetworkLowering(network, lowering, shape, data).run()
+    if GROUP_NORM in lowering.plugins:
+        fuse_group_norm_into_plugin(model, path.parent)
+    onnx.save_model(model, path)
+    # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
+    onnx.checker.check_model(str(path), full_check=data is None)
+    return NetworkEntry(network.name, path.name, info_in, info_out)
+
+
+def stored_bytes(network: FoldedNetwork, lowering: Lowering) -> int:
+    """Of its weights in the ONNX file: a byte for an integer one."""
+    float_bytes = np.dtype(lowering.float_dtype).itemsize
+    codes = {f"{site}.weight" for site in network.layers}
+    tensors = network.module.state_dict().items()
+    return sum(tensor.numel() * (1 if name in codes else float_bytes) for name, tensor in tensors)
+
+
+def load_export(folder: Path) -> OnnxExport:
+    """Read `export.json` and check that every graph is there and keeps its data inside the folder.
+
+    Raises ExportError for a file missing, unknown keys, or members and external data that lie elsewhere.
+    """
+    path = folder / EXPORT_NAME
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(path, f"cannot be read ({error})", "a folder that intsr export wrote") from error
+    if not isinstance(values, dict):
+        raise ExportError(path, f"a JSON {type(values).__name__}", "an object", "export again")
+    if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in [*LOWERINGS]:
+        raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
+    try:
+        networks = network_entries_from_list(values["networks"], str(path))
+        tiles = tuple(_tile_from_mapping(value, str(path)) for value in values.get("tiles", ()))
+        export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks, "tiles": tiles}, str(path))
+        check_kinds(export, OnnxExport, EXPORT_NAME)
+    except (KeyError, TypeError, UsageError) as error:
+        raise ExportError(path, f"is not valid ({error})", fix="export again") from error
+    for key in ("tile_px", "upscale_factor"):
+        if getattr(export, key) < 1:
+            raise ExportError(path, f"{key} {getattr(export, key)}", "at least 1", "export again")
+    for networks in (export.networks, *(tile.networks for tile in export.tiles)):
+        if tuple(entry.name for entry in networks) != NETWORKS:
+            raise ExportError(path, f"networks {[e.name for e in networks]}", ", ".join(NETWORKS))
+        for entry in networks:
+            if Path(entry.member).name != entry.member:
+                raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
+            read_onnx(folder / entry.member)
+    return export
+
+
+def _tile_from_mapping(value: Mapping[str, Any], where: str) -> ExportTile:
+    networks = network_entries_from_list(value["networks"], where)
+    return dataclass_from_mapping(ExportTile, {**value, "networks": networks}, where)

@@ -1,0 +1,122 @@
+"""Handlers of the operations that only split layers and quantized attention have; see `aten`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from intsr.errors import ExportError
+from intsr.export.lower.aten import Handler, Value
+from intsr.export.lower.write.activations import UINT8_MAX, plan_grid
+from intsr.export.onnx.builder import GraphBuilder
+from intsr.kernels.quantizer import QuantParams
+
+if TYPE_CHECKING:
+    from intsr.export.lower.network import NetworkLowering
+
+
+def fake_quantize(net: NetworkLowering, node: fx.Node) -> Value:
+    """A grid as Q and DQ.
+
+    Where activations are uint8, rounding is a step of its own, half away from zero, and Q only changes the type:
+    engines that make one operation of Q and DQ round x * (1 / D) + zero-point, which flips four times as many codes.
+    """
+    x, scale, zero_point, bits = node.args
+    assert isinstance(scale, float) and isinstance(zero_point, int) and isinstance(bits, int)
+    params, name = QuantParams(scale, zero_point, bits), str(node.name)
+    if net.builder.lowering.activation == "uint8":
+        return _rounded_first(net.builder, net.value(x), params, name)
+    plan = plan_grid(params, net.builder.lowering.activation)
+    return net.activations.write_grid(net.value(x), params, plan, name)
+
+
+def _rounded_first(b: GraphBuilder, value: str, params: QuantParams, name: str) -> str:
+    """x / D, R, a Clip where the grid has fewer codes than uint8, then Q with scale 1 and DQ with D."""
+    zero_point = min(max(params.zero_point, 0), UINT8_MAX)
+    beyond = params.zero_point - zero_point
+    value = b.op("Div", [value, b.constant(f"{name}.step", np.float32(params.scale))], f"{name}.steps")
+    value = _round_half_away(b, value, name)
+    if beyond:
+        value = b.op("Add", [value, b.constant(f"{name}.beyond", np.float32(beyond))], f"{name}.moved")
+    if params.qmax < UINT8_MAX:
+        ends = {"low": -zero_point, "high": params.qmax - zero_point}
+        constants = [b.constant(f"{name}.{end}", np.float32(at)) for end, at in ends.items()]
+        value = b.op("Clip", [value, *constants], f"{name}.clipped")
+    offset = b.constant(f"{name}.zero_point", np.array(zero_point, np.uint8))
+    one, scale = (b.constant(f"{name}.{n}", np.float32(v)) for n, v in (("one", 1), ("scale", params.scale)))
+    codes = b.op("QuantizeLinear", [value, one, offset], f"{name}.quantize")
+    value = b.op("DequantizeLinear", [codes, scale, offset], f"{name}.dequantize")
+    if not beyond:
+        return value
+    back = b.constant(f"{name}.back", np.float32(beyond * params.scale))
+    return b.op("Sub", [value, back], f"{name}.moved_back")
+
+
+def _round_half_away(b: GraphBuilder, value: str, name: str) -> str:
+    """max(floor(x + 1/2), 0) + min(ceil(x - 1/2), 0): ONNX's own Round takes halves to even."""
+    half, zero = (b.constant(f"{name}.{n}", np.float32(v)) for n, v in (("half", 0.5), ("zero", 0.0)))
+    up = b.op("Floor", [b.op("Add", [value, half], f"{name}.above")], f"{name}.floor")
+    down = b.op("Ceil", [b.op("Sub", [value, half], f"{name}.below")], f"{name}.ceil")
+    signs = [b.op("Max", [up, zero], f"{name}.positive"), b.op("Min", [down, zero], f"{name}.negative")]
+    return b.op("Add", signs, f"{name}.rounded")
+
+
+def matmul(net: NetworkLowering, node: fx.Node) -> Value:
+    return net.builder.op("MatMul", [net.value(argument) for argument in node.args[:2]], node.name)
+
+
+def softmax(net: NetworkLowering, node: fx.Node) -> Value:
+    return net.builder.op("Softmax", [net.value(node.args[0])], node.name, axis=_integer(node, 1))
+
+
+def narrow(net: NetworkLowering, node: fx.Node) -> Value:
+    """Some neighbours along one axis."""
+    source: Any = node.args[0]
+    shape, after = (list(value.meta["val"].shape) for value in (source, node))
+    axis = _integer(node, 1) % len(shape)
+    start: Any = node.args[2] if len(node.args) > 2 else None
+    first = 0 if start is None else int(start)
+    if len(node.args) > 4 and node.args[4] != 1:
+        raise ExportError(str(node.name), "a slice with steps", "neighbours")
+    if after == shape:
+        return net.value(source)
+    ends = [[first], [first + int(after[axis])], [axis]]
+    constants = [
+        net.builder.constant(f"{node.name}.{n}", v) for n, v in zip(("start", "end", "axis"), ends, strict=True)
+    ]
+    return net.builder.op("Slice", [net.value(source), *constants], node.name)
+
+
+def total(net: NetworkLowering, node: fx.Node) -> Value:
+    """Sum along axes that are kept."""
+    axes: Any = node.args[1]
+    rank = len(node.meta["val"].shape)
+    if len(node.args) < 3 or not node.args[2]:
+        raise ExportError(str(node.name), "a sum that drops its axis", "keepdim=True")
+    constant = net.builder.constant(f"{node.name}.axes", [int(axis) % rank for axis in axes])
+    return net.builder.op("ReduceSum", [net.value(node.args[0]), constant], node.name, keepdims=1)
+
+
+def subtract(net: NetworkLowering, node: fx.Node) -> Value:
+    if node.kwargs:
+        raise ExportError(str(node.name), f"arguments {sorted(node.kwargs)}", "plain Sub")
+    return net.builder.op("Sub", [net.value(argument) for argument in node.args], node.name)
+
+
+def _integer(node: fx.Node, index: int) -> int:
+    value = node.args[index]
+    assert isinstance(value, int | np.integer)
+    return int(value)
+
+
+SPLIT_HANDLERS: dict[str, Handler] = {
+    "intsr.fake_quantize.default": fake_quantize,
+    "aten.matmul.default": matmul,
+    "aten.softmax.int": softmax,
+    "aten.slice.Tensor": narrow,
+    "aten.narrow.default": narrow,
+    "aten.sum.dim_IntList": total,
+    "aten.sub.Tensor": subtract,
+}

@@ -1,0 +1,1 @@
+"""Nodes of our own, and where they fit."""

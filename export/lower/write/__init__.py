@@ -1,0 +1,1 @@
+"""One layer, one norm, one quantizer as ONNX nodes."""

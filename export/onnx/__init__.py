@@ -1,0 +1,1 @@
+"""The ONNX file itself: builder and reader; knows nothing of torch."""

@@ -1,0 +1,1 @@
+"""Who carries launches out: a GPU, or the emulation on the CPU."""

@@ -1,0 +1,132 @@
+"""The kernels' parameters, field by field as in kernels/cuda/*.cu: one struct a kernel, passed by value."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+from intsr.kernels.launches.launch import DeviceArray
+
+_POINTER, _INT, _LONG, _FLOAT = ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+
+
+def _fields(**groups: str) -> list[tuple[str, type]]:
+    kinds = {"pointers": _POINTER, "ints": _INT, "longs": _LONG, "floats": _FLOAT}
+    return [(name, kinds[group.rstrip("0123456789")]) for group, names in groups.items() for name in names.split()]
+
+
+class _Params(ctypes.Structure):
+    # Whether the kernel takes the fields one by one rather than the struct.
+    separate: ClassVar[bool] = False
+
+    def __init__(self, **values: int | float | DeviceArray | None) -> None:
+        """Every field by name, none left out; an array stands for its pointer, None for the null pointer."""
+        names = {name for name, *_ in self._fields_}
+        if names != set(values):
+            raise TypeError(f"{type(self).__name__}: fields {sorted(names ^ set(values))} are missing or unknown")
+        plain = {k: v.pointer if isinstance(v, DeviceArray) else 0 if v is None else v for k, v in values.items()}
+        super().__init__(**plain)
+
+
+class ProductParams(_Params):
+    _fields_: ClassVar = _fields(
+        pointers="codes weights pad scale bias residual out",
+        ints="pixels height width channels_in channels_out kernel_height kernel_width stride pad_top pad_left "
+        "out_height out_width",
+    )
+
+
+class PeakParams(_Params):
+    _fields_: ClassVar = _fields(pointers="out", ints="turns")
+
+
+class ReadParams(_Params):
+    _fields_: ClassVar = _fields(pointers="words out", longs="count")
+
+
+class NormParams(_Params):
+    _fields_: ClassVar = _fields(
+        pointers="x out gamma beta shift multiplier partial moments",
+        ints="pixels channels groups slice chunks",
+        floats="epsilon",
+        ints2="activation zero_point lowest highest",
+    )
+
+
+class PluginParams(_Params):
+    separate: ClassVar[bool] = True
+    _fields_: ClassVar = _fields(
+        pointers="x gamma beta shift multiplier",
+        ints="pixels channels groups slice held epsilon_bits activation lowest highest",
+        pointers2="out",
+    )
+
+
+class ResizeParams(_Params):
+    _fields_: ClassVar = _fields(
+        pointers="pixels out model_input first_x taps_x first_y taps_y",
+        ints="height width out_height out_width taps rows",
+    )
+
+
+class ExtractParams(_Params):
+    _fields_: ClassVar = _fields(pointers="pixels out", ints="picture_width top left height width side")
+
+
+class AccumulateParams(_Params):
+    _fields_: ClassVar = _fields(
+        pointers="tile out rows columns",
+        ints="picture_height picture_width top left height width side vector",
+    )
+
+
+class PixelsParams(_Params):
+    _fields_: ClassVar = _fields(pointers="planes out", longs="count")
+
+
+class RangeParams(_Params):
+    _fields_: ClassVar = _fields(pointers="planes extremes", longs="count", ints="blocks")
+
+
+class ColorParams(_Params):
+    _fields_: ClassVar = _fields(
+        pointers="target source partial factors", longs="count", ints="blocks", floats="variance_floor"
+    )
+
+
+class WaveletParams(_Params):
+    _fields_: ClassVar = _fields(pointers="in target source out", ints="height width dilation last")
+
+
+# By kernel; every source file's kernels together.
+KERNELS: dict[str, tuple[str, type[_Params]]] = {
+    "int8_gemm_128": ("int8_matmul", ProductParams),
+    "int8_gemm_64": ("int8_matmul", ProductParams),
+    "int8_conv_128": ("int8_matmul", ProductParams),
+    "int8_conv_64": ("int8_matmul", ProductParams),
+    "int8_peak": ("int8_matmul", PeakParams),
+    "read_words": ("int8_matmul", ReadParams),
+    "group_norm_block": ("group_norm", NormParams),
+    "group_norm_cluster": ("group_norm", NormParams),
+    "group_norm_sums": ("group_norm", NormParams),
+    "group_norm_finish": ("group_norm", NormParams),
+    "group_norm_apply": ("group_norm", NormParams),
+    **{
+        f"plugin_{layout}_{output}{cluster}": ("group_norm_plugin", PluginParams)
+        for layout in ("linear", "last")
+        for output in ("codes", "halves")
+        for cluster in ("", "_cluster")
+    },
+    "resize_pixels": ("picture", ResizeParams),
+    "extract_tile": ("picture", ExtractParams),
+    "accumulate_tile": ("picture", AccumulateParams),
+    "pixels_from_output": ("picture", PixelsParams),
+    "pixels_from_unit": ("picture", PixelsParams),
+    "luma_from_unit": ("picture", PixelsParams),
+    "clip_and_range": ("picture", RangeParams),
+    "adain_sums": ("color_fix", ColorParams),
+    "adain_finish": ("color_fix", ColorParams),
+    "adain_apply": ("color_fix", ColorParams),
+    "wavelet_level": ("color_fix", WaveletParams),
+}
+SOURCES = tuple(dict.fromkeys(source for source, _ in KERNELS.values()))

@@ -1,0 +1,1 @@
+"""The kernels' operations in NumPy."""

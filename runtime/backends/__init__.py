@@ -1,0 +1,1 @@
+"""One file or folder a library that runs networks."""

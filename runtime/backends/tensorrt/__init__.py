@@ -1,0 +1,1 @@
+"""Both TensorRT targets, and their way for pictures on the GPU."""

@@ -1,0 +1,131 @@
+"""TensorRT's Python API for a target, what it says while it works, and its objects, each checked."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from intsr.cuda.driver import import_library
+from intsr.errors import EngineMismatchError, IntsrError, OutOfMemoryError
+from intsr.types import NetworkEntry
+
+EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+# NVIDIA's bindings of PyPI over the RTX library of PyPI: "module:function", function() -> (module, version).
+RTX_FROM_PYPI = "intsr.engines.builders.rtx_bindings:load"
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "UINT8": "uint8"}
+_KEPT_MESSAGES = 20
+_OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cudaerror 2:", "cuda error 2 ")
+
+
+@dataclass(slots=True)
+class RuntimeLog:
+    """The last errors that TensorRT reported."""
+
+    errors: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_MESSAGES))
+
+    def error(self, where: object, what: str) -> IntsrError:
+        """Of a call that answered None or False, in TensorRT's own words."""
+        text = self.errors[0] if self.errors else "TensorRT gave no reason"
+        everything = " ".join(self.errors).lower()
+        self.errors.clear()
+        if any(sign in everything for sign in _OUT_OF_MEMORY):
+            fix = "close other programs on the GPU, or compile the model with a smaller --tile"
+            return OutOfMemoryError(where, f"the GPU is out of memory: {what} failed ({text})", fix=fix)
+        return EngineMismatchError(where, f"{what} failed ({text})", fix="compile the model again on this machine")
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """trt: TensorRT's Python API. logger: what its objects log to; kept as long as any of them. log: what it kept."""
+
+    trt: Any
+    logger: Any
+    log: RuntimeLog
+
+
+def load_library(target: str, where: object) -> Library:
+    """Raises EngineMismatchError naming the extra that brings it."""
+    trt = _import(target, where)
+    log = RuntimeLog()
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
+                log.errors.append(message)
+
+    return Library(trt, Logger(), log)
+
+
+def _import(target: str, where: object) -> Any:
+    if target == "tensorrt":
+        return import_library("tensorrt", where, EXTRAS[target])
+    if find_spec("tensorrt_rtx") is not None:
+        return import_library("tensorrt_rtx", where, EXTRAS[target])
+    module, _, function = RTX_FROM_PYPI.partition(":")
+    try:
+        return getattr(import_module(module), function)()[0]
+    except IntsrError as error:
+        raise EngineMismatchError(where, f"TensorRT-RTX cannot be loaded ({error.got})", fix=error.fix) from error
+
+
+def make_runtime(library: Library, where: object) -> Any:
+    """A deserializer that runs no code of the plan's on the host. Raises EngineMismatchError."""
+    runtime = library.trt.Runtime(library.logger)
+    # A plan that carries host code would run it with the user's rights. It is off by default; this is for certain.
+    if runtime.engine_host_code_allowed:
+        raise EngineMismatchError(where, "TensorRT would run host code out of plans", "engine_host_code_allowed off")
+    return runtime
+
+
+def deserialize(library: Library, runtime: Any, plan: memoryview, where: object) -> Any:
+    """An ICudaEngine. Check the plan first (`tensorrt_plan`). Raises EngineMismatchError, OutOfMemoryError."""
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise library.log.error(where, "reading the plan")
+    return engine
+
+
+def create_context(library: Library, engine: Any, where: object, config: Any = None) -> Any:
+    """An IExecutionContext without memory of its own: give it some with `give_memory`.
+
+    config: an IRuntimeConfig that says so, too. Raises EngineMismatchError, OutOfMemoryError.
+    """
+    strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    context = engine.create_execution_context(strategy if config is None else config)
+    if context is None:
+        raise library.log.error(where, "creating an execution context")
+    return context
+
+
+def give_memory(library: Library, context: Any, address: int, size_bytes: int, where: object) -> None:
+    """Raises EngineMismatchError, OutOfMemoryError."""
+    # The call answers nothing: that it was refused can only be read in the log.
+    library.log.errors.clear()
+    context.set_device_memory(address, size_bytes)
+    if library.log.errors:
+        raise library.log.error(where, "giving the execution context its memory")
+
+
+def check_tensors(library: Library, engine: Any, entry: NetworkEntry, where: object) -> None:
+    """Raises EngineMismatchError where the plan's input and output are not the manifest's."""
+    mode = library.trt.TensorIOMode
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for wanted, info in ((mode.INPUT, entry.input), (mode.OUTPUT, entry.output)):
+        got = [
+            (name, tuple(engine.get_tensor_shape(name)), _dtype(engine.get_tensor_dtype(name)))
+            for name in names
+            if engine.get_tensor_mode(name) == wanted
+        ]
+        if got != [(info.name, info.shape, info.dtype)]:
+            expected = f"[{(info.name, info.shape, info.dtype)}] by the manifest"
+            raise EngineMismatchError(where, f"{entry.name} has {got}", expected, "compile the model again")
+
+
+def _dtype(data_type: Any) -> str:
+    return _DTYPES.get(data_type.name, str(data_type.name))

@@ -1,0 +1,1 @@
+"""Many files: which become which, in what memory, in what order."""

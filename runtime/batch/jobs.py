@@ -1,0 +1,255 @@
+"""Which pictures become which files: folders mirrored, collisions refused, all before the first one is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+
+from intsr.errors import UsageError
+from intsr.files import check_writable_place
+from intsr.runtime.batch.naming import (
+    DEFAULT_TEMPLATE,
+    OUTPUT_FORMATS,
+    PICTURE_SUFFIXES,
+    SAME_FORMAT,
+    TEMPLATE_FIELDS,
+    UNWRITABLE_SUFFIXES,
+    Naming,
+)
+from intsr.runtime.batch.search import Search, has_wildcard, is_folder, once, place_of
+
+__all__ = [
+    "DEFAULT_TEMPLATE",
+    "OUTPUT_FORMATS",
+    "PICTURE_SUFFIXES",
+    "SAME_FORMAT",
+    "TEMPLATE_FIELDS",
+    "UNWRITABLE_SUFFIXES",
+    "Destination",
+    "Job",
+    "Naming",
+    "Shard",
+    "check_outputs",
+    "plan_jobs",
+    "shard_from_text",
+]
+# What a suffix looks like that somebody meant for a picture: `v1.2` is a folder's name, `out.pgn` is not.
+_SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `index` of `count` parts of a batch, from 1: several machines or processes share the work."""
+
+    index: int = 1
+    count: int = 1
+
+    def part(self, jobs: Sequence[Job]) -> list[Job]:
+        """Every count-th job: neighbours in a folder are often of one size."""
+        return list(jobs[self.index - 1 :: self.count])
+
+
+def shard_from_text(text: str) -> Shard:
+    """`2/5`. Raises UsageError."""
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
+    if not 1 <= shard.index <= shard.count:
+        raise UsageError("--shard", repr(text), "I/N with I from 1 to N, such as 2/5")
+    return shard
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture: read `source`, write `output`. problem: why that must not be, "" where nothing is against it."""
+
+    source: Path
+    output: Path
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What `-o` says. must_be_folder: it ends in a slash. resuming: with --skip-existing, outputs that are there are
+    an earlier call's.
+    """
+
+    output: Path
+    must_be_folder: bool = False
+    resuming: bool = False
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    destination: Path | Destination,
+    recursive: bool,
+    naming: Naming,
+    note: Callable[[str], object] = lambda text: None,
+) -> list[Job]:
+    """Files, folders and patterns (`photos/**/*.jpg`) -> jobs, in a stable order.
+
+    The output is a file where there is one input, a file, and the output has a picture's suffix; else a folder, in
+    which the tree of each input folder, and of each pattern's fixed part, is repeated. A picture that was found, not
+    named, and is the output for another one is an earlier call's work and left out, where the template gave it its
+    name or the call resumes one. Two pictures for one output, an output that is an input or no possible file, and a
+    folder that cannot be read are problems of those jobs. note: gets a line for people about each input that gave
+    nothing, and about what was left out. Raises UsageError: nothing to do, or nothing but outputs that must not be.
+    """
+    target = destination if isinstance(destination, Destination) else Destination(destination)
+    output, notes = target.output, list[str]()
+    one_file = len(inputs) == 1 and not is_folder(inputs[0]) and not _is_pattern(inputs[0])
+    is_file = _is_for_a_file(target, one_file)
+    if is_file and one_file:
+        jobs = [Job(inputs[0], output)]
+    elif is_file:
+        raise UsageError("-o", f"{output} is a file", "a folder for several pictures", "give -o a folder")
+    else:
+        jobs = list(_folder_jobs(inputs, output, recursive, naming, notes))
+    if not jobs:
+        where, more = ", ".join(map(str, inputs)), "".join(f" ({text})" for text in notes if _SKIPPED in text)
+        expected = f"files with {' '.join(PICTURE_SUFFIXES)}"
+        raise UsageError(where, f"no pictures{more}", expected, "" if recursive else "-r looks into subfolders")
+    is_unread = any(job.problem for job in jobs)
+    jobs = _with_problems(jobs, inputs, target.resuming, notes)
+    # Another output is no help against an input that cannot be read: its report says what is.
+    if all(job.problem for job in jobs) and not is_unread:
+        raise UsageError(jobs[0].output, jobs[0].problem, fix="choose another -o, --name or --format")
+    for text in notes:
+        note(text)
+    return jobs
+
+
+_SKIPPED = "not read"
+
+
+def _is_for_a_file(target: Destination, one_file: bool) -> bool:
+    """Whether `-o` names a file and no folder. Raises UsageError where it can be neither."""
+    output, suffix = target.output, target.output.suffix.lower()
+    try:
+        if target.must_be_folder or output.is_dir():
+            return False
+    except OSError as error:
+        raise UsageError("-o", f"{output} ({error.strerror})", fix="choose another output") from error
+    if suffix in PICTURE_SUFFIXES:
+        return True
+    known = f"a name with {' '.join(PICTURE_SUFFIXES)}"
+    if suffix in UNWRITABLE_SUFFIXES:
+        raise UsageError("-o", f"{output}", f"a folder, or {known}")
+    if one_file and _SUFFIX.fullmatch(suffix):
+        raise UsageError("-o", f"{output}", known, f"write {output}{os.sep} for a folder of that name")
+    return False
+
+
+def _is_pattern(item: Path) -> bool:
+    # A file that is really called so comes first.
+    return has_wildcard(str(item)) and not os.path.exists(item)  # noqa: PTH110
+
+
+def _folder_jobs(
+    inputs: Sequence[Path], output: Path, recursive: bool, naming: Naming, notes: list[str]
+) -> Iterator[Job]:
+    for item in inputs:
+        is_pattern = _is_pattern(item)
+        if not is_pattern and not is_folder(item):
+            yield _job(item, output, naming)
+            continue
+        parts = item.parts if is_pattern else (*item.parts, "**" if recursive else "*")
+        base = Path(*takewhile(lambda part: not has_wildcard(part), item.parts)) if is_pattern else item
+        # Outputs of an earlier call are no inputs.
+        search = Search(place_of(output) if Path(place_of(base)) in Path(place_of(output)).parents else "")
+        found = search.matches(base, parts[len(base.parts) :])
+        jobs = [_job(source, output / source.relative_to(base).parent, naming) for source in once(found)]
+        for folder, why in search.unreadable.items():
+            problem = f"is not made: the folder cannot be read ({why})"
+            jobs.append(Job(folder, output / folder.relative_to(base), problem))
+        if search.other:
+            count = len(search.other)
+            suffixes = sorted({path.suffix.lower() for path in search.other})
+            are = "is" if len(suffixes) == 1 else "are"
+            files = "file" if count == 1 else "files"
+            notes.append(f"{item}: {count} {files} skipped, as {', '.join(suffixes)} {are} {_SKIPPED}")
+        elif not jobs:
+            notes.append(f"{item}: no pictures")
+        yield from sorted(jobs, key=lambda job: (str(job.source) if is_pattern else "", job.source))
+
+
+def _job(source: Path, folder: Path, naming: Naming) -> Job:
+    try:
+        return Job(source, folder / naming.name(source))
+    except UsageError as error:
+        # Of this picture, as a trial found nothing wrong with the template: a backslash in its name.
+        return Job(source, folder / source.name, f"is not made: {error}")
+
+
+def _with_problems(jobs: Sequence[Job], named: Sequence[Path], resuming: bool, notes: list[str]) -> list[Job]:
+    """Without what is named twice; every job of a collision gets it as its problem: which one is meant, who knows."""
+    whole = [(job, place_of(job.source), place_of(job.output)) for job in jobs]
+    earlier = _earlier_outputs(whole, {place_of(path) for path in named}, resuming)
+    if earlier:
+        more = f" and {len(earlier) - 1} more" if len(earlier) > 1 else ""
+        notes.append(f"{min(earlier.values())}{more}: an earlier call's output for another input, so no input")
+    kept = [way for way in whole if way[0].problem or way[1] not in earlier]
+    by_place: dict[tuple[bool, str], dict[str, Job]] = {}
+    for job, source, place in kept:
+        by_place.setdefault((bool(job.problem), place), {}).setdefault(source, job)
+    checked, inputs = [], {source for _, source, _ in kept}
+    for (is_unread, place), same in by_place.items():
+        names = " and ".join(str(job.source) for job in same.values())
+        for job in same.values():
+            problem = f"{names} would both be written here" if len(same) > 1 else ""
+            if place in inputs:
+                problem = "is itself an input"
+            unwritable = _why_unwritable(job.output, resuming)
+            checked.append(job if is_unread else replace(job, problem=unwritable or problem))
+    return checked
+
+
+def _earlier_outputs(ways: Sequence[tuple[Job, str, str]], named: set[str], resuming: bool) -> dict[str, Path]:
+    """By their place, sources that are another job's output: a call that resumes another, or repeats it, finds the
+    outputs of that where they lie beside inputs. What is named is meant.
+
+    ways: jobs with the places of source and output. Where the stem is the input's own (a.png of a.jpg), it may well
+    be a picture of its own, which --overwrite must not destroy.
+    """
+    makers: dict[str, set[str]] = {}
+    for job, source, place in ways:
+        if resuming or job.output.stem != job.source.stem:
+            makers.setdefault(place, set()).add(source)
+    found = ((job.source, source) for job, source, _ in ways if not job.problem and source not in named)
+    return {source: path for path, source in found if makers.get(source, set()) - {source}}
+
+
+def _why_unwritable(output: Path, resuming: bool) -> str:
+    """What the system has against this name, "" for nothing. Creates nothing."""
+    if is_folder(output):
+        return "is a folder"
+    # None of pathlib's: those raise for a name that is too long.
+    if resuming and os.path.islink(output) and not os.path.exists(output):  # noqa: PTH110, PTH114
+        return "is a link that leads nowhere: remove it"
+    # It looks at the length of a name only in a folder that is there.
+    nearest = next(filter(is_folder, output.parents), output.parent)
+    for path in (output, nearest / output.name):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"cannot be written ({error.strerror})"
+    return ""
+
+
+def check_outputs(jobs: Sequence[Job], skip_existing: bool, overwrite: bool) -> None:
+    """Raises UsageError where outputs exist and neither option says what to do, or where writing is impossible."""
+    # What has a problem is not written, and its output may be nothing that can be asked for.
+    jobs = [job for job in jobs if not job.problem]
+    # A link that leads nowhere would be replaced all the same.
+    existing = [job.output for job in jobs if os.path.lexists(job.output)]
+    if existing and not (skip_existing or overwrite):
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(existing[0], f"already exists{more}", fix="give --skip-existing or --overwrite")
+    for folder in {job.output.parent for job in jobs}:
+        # Nothing is created for a batch that then fails.
+        check_writable_place(folder)

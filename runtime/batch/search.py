@@ -1,0 +1,98 @@
+"""Pictures in folders and behind patterns; what cannot be looked into is told, not passed over."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from itertools import dropwhile
+from pathlib import Path
+
+from intsr.runtime.batch.naming import PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
+
+_GLOB_CHARACTERS = frozenset("*?[")
+# Of a path below something that is no folder; a link to itself is none.
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def is_folder(path: Path) -> bool:
+    # Never raises, as pathlib's does: what cannot be looked at is tried as a file, which says why it cannot.
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def has_wildcard(text: str) -> bool:
+    return bool(_GLOB_CHARACTERS & set(text))
+
+
+def place_of(path: Path) -> str:
+    """One text for one file, there or not. Unlike Path.resolve(), a link to itself is no error."""
+    # Windows sees one file in a.png and A.png.
+    return os.path.normcase(os.path.realpath(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """skipped: the `place_of` of a folder that is not looked into, or "". unreadable: gets each folder that cannot be
+    listed, and why; pathlib and glob pass over those in silence. other: gets pictures of formats that are not read.
+    """
+
+    skipped: str
+    unreadable: dict[Path, str] = field(default_factory=dict)
+    other: set[Path] = field(default_factory=set)
+
+    def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+        """What shells do with a pattern, for those that leave it to the program. Only pictures match."""
+        if not parts:
+            yield from [folder] if self._is_picture(folder) else []
+        elif self.skipped and place_of(folder) == self.skipped:
+            return
+        elif parts[0] == "**":
+            rest = list(dropwhile(lambda part: part == "**", parts)) or ["*"]
+            for below in self._folders(folder):
+                yield from self.matches(below, rest)
+        elif has_wildcard(parts[0]):
+            _, folders, files = next(self._walk(folder), ("", [], []))
+            for name in folders + files:
+                if fnmatch(name, parts[0]) and (parts[0].startswith(".") or not name.startswith(".")):
+                    yield from self.matches(folder / name, parts[1:])
+        else:
+            yield from self.matches(folder / parts[0], parts[1:])
+
+    def _is_picture(self, path: Path) -> bool:
+        # A link that leads nowhere is no folder: it is reported, not passed over.
+        if path.suffix.lower() in UNWRITABLE_SUFFIXES and not path.name.startswith(".") and not is_folder(path):
+            self.other.add(path)
+        if path.suffix.lower() not in PICTURE_SUFFIXES or is_folder(path):
+            return False
+        try:
+            path.lstat()
+        except OSError as error:
+            # There for all that is known; reading it says what is wrong.
+            return error.errno not in _ABSENT
+        return not self.skipped or Path(self.skipped) not in Path(place_of(path)).parents
+
+    def _folders(self, top: Path) -> Iterator[Path]:
+        """Itself and all below, but no hidden ones, and none behind links: those may lead in circles."""
+        for folder, names, _ in self._walk(top):
+            yield Path(folder)
+            inner = [name for name in names if not name.startswith(".")]
+            names[:] = [name for name in inner if not self.skipped or place_of(Path(folder, name)) != self.skipped]
+
+    def _walk(self, top: Path) -> Iterator[tuple[str | Path, list[str], list[str]]]:
+        def note(error: OSError) -> None:
+            if error.errno not in _ABSENT:
+                self.unreadable[Path(error.filename or top)] = error.strerror or str(error)
+
+        return os.walk(top, onerror=note)
+
+
+def once(found: Iterable[Path]) -> list[Path]:
+    """Links to folders may lead to one picture on several ways: the one without them, else the shortest, stays."""
+    ways = [(os.path.realpath(path.parent), path) for path in found]
+    ways.sort(key=lambda way: (way[0] != os.path.abspath(way[1].parent), len(way[1].parts), way[1]))  # noqa: PTH100
+    kept: dict[tuple[str, str], Path] = {}
+    for folder, path in ways:
+        kept.setdefault((folder, path.name), path)
+    return list(kept.values())

@@ -1,0 +1,1 @@
+"""Numbers about engines and pictures: latency, layers, PSNR, SSIM, seams."""

@@ -1,0 +1,290 @@
+"""Latency of upscalers, measured interleaved in one process, and what else a reader needs to believe it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intsr.arrays import Array
+from intsr.bundle import read_manifest
+from intsr.errors import IntsrError
+from intsr.memory import peak_resident_bytes, resident_bytes
+from intsr.runtime.backends.compatibility import check_runs_here
+from intsr.runtime.backends.protocol import precision_from_network
+from intsr.runtime.engine import Engine, open_engine
+from intsr.runtime.measure.libraries import load_library
+from intsr.runtime.measure.machine import clock_from_gpus, gpus_from_nvidia_smi
+from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
+from intsr.types import NETWORKS, SYNTHETIC_NOTE
+
+# target -> "module:function", function(model, tile_px, threads) -> Upscaler. Not engines: opened only when asked for.
+REFERENCES: dict[str, str] = {"torch": "intsr.engines.verify.reference:open_reference"}
+
+WARM_UP_MS = 200.0
+# GPUs raise their clocks in steps, and take longer.
+WARM_UP_DEVICE_MS = 1500.0
+# Variation above this is noise that comparisons should not be trusted through; trtexec warns at the same.
+VARIATION_LIMIT_PERCENT = 2.5
+
+
+@dataclass(slots=True)
+class Entry:
+    """An upscaler under measurement. bits: `fp` where nothing is quantized. synthetic: of random weights.
+
+    device: the GPU, None for the CPU. cuda_graphs: asks whether networks run as such. device_bytes: asks for the GPU
+    memory taken since opening. opened_bytes: what the process has grown by in opening it and running it once.
+    clock_mhz: of the GPU after warming up.
+    """
+
+    path: str
+    target: str
+    bits: str
+    precision: str
+    upscaler: Upscaler
+    engine_bytes: int | None = None
+    synthetic: bool = False
+    device: str | None = None
+    cuda_graphs: Callable[[], bool] | None = None
+    device_bytes: Callable[[], int] | None = None
+    opened_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    clock_mhz: float | None = None
+    total_ms: list[float] = field(default_factory=list)
+    stages_ms: list[dict[str, float]] = field(default_factory=list)
+    transfers_ms: list[float] = field(default_factory=list)
+
+    def run(self, picture: Array) -> UpscaleResult:
+        """Once, unmeasured by anything but the result itself; notes the GPU memory that it took."""
+        result = self.upscaler.upscale_with_timings(picture)
+        if self.device_bytes is not None:
+            self.peak_device_bytes = max(self.peak_device_bytes or 0, self.device_bytes())
+        return result
+
+    def measure(self, picture: Array) -> None:
+        result = self.run(picture)
+        self.total_ms.append(result.total_ms)
+        self.stages_ms.append(result.stages_ms)
+        if result.transfers_ms is not None:
+            self.transfers_ms.append(result.transfers_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Of one entry, milliseconds a picture. stages_ms: medians by stage. variation_percent: deviation over mean.
+
+    images_per_s, output_megapixels_per_s: from the mean. networks_ms: the three networks alone, on a GPU by its own
+    clock and without copies. transfers_ms: copies to and from a GPU, which run beside the networks. engine_bytes: of
+    the file. opened_bytes: see `Entry`. peak_device_bytes: GPU memory taken since opening. peak_process_bytes: of the
+    whole process, all entries. clock_mhz: of the GPU's multiprocessors, read while it worked, just before measuring.
+    synthetic: of random weights.
+    """
+
+    path: str
+    target: str
+    bits: str
+    precision: str
+    runs: int
+    median_ms: float
+    mean_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    max_ms: float
+    variation_percent: float
+    images_per_s: float
+    output_megapixels_per_s: float
+    stages_ms: dict[str, float]
+    networks_ms: float
+    transfers_ms: float | None
+    engine_bytes: int | None
+    opened_bytes: int | None
+    peak_process_bytes: int
+    peak_device_bytes: int | None = None
+    device: str | None = None
+    cuda_graphs: bool | None = None
+    clock_mhz: float | None = None
+    synthetic: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def entry_from_engine(
+    path: Path, threads: int, precision: str, device: str | None = None, cuda_backend: str = "cuda-python"
+) -> Entry:
+    """device, cuda_backend: of GPU engines. Raises whatever `open_engine` raises."""
+    # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
+    check_runs_here(read_manifest(path), path)
+    load_library(read_manifest(path).target)
+    before = resident_bytes()
+    engine: Engine = open_engine(path, threads, precision, device, cuda_backend)
+    manifest, network = engine.manifest, engine.networks[0]
+    # One tile: libraries take much of their memory in the first run.
+    engine.run_pipeline(np.zeros(network.input.shape, np.float32))
+    after = resident_bytes()
+    return Entry(
+        str(path),
+        manifest.target,
+        manifest.bits,
+        engine.precision,
+        engine,
+        path.stat().st_size,
+        manifest.synthetic,
+        getattr(network, "device", None),
+        (lambda: all(getattr(n, "graphs", False) for n in engine.networks)) if hasattr(network, "graphs") else None,
+        getattr(network, "device_bytes", None),
+        after - before,
+    )
+
+
+def counterpart_of(path: Path) -> Path | None:
+    """A full-precision engine of the same model, target and tile in the same folder, if there is one.
+
+    Integers are only worth their name where they beat it. Raises BundleError, UsageError for `path` itself.
+    """
+    manifest = read_manifest(path)
+    for other in sorted(path.parent.glob("*.engine")):
+        try:
+            found = read_manifest(other)
+        except (IntsrError, OSError):
+            continue
+        keys = ("model", "target", "tile_px", "upscale_factor")
+        if found.bits == "fp" and all(getattr(found, key) == getattr(manifest, key) for key in keys):
+            return other
+    return None
+
+
+def entry_from_reference(
+    model: str, tile_px: int, threads: int, context: Path | None = None, lora: Path | None = None
+) -> Entry:
+    """The model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
+    module, _, function = REFERENCES["torch"].partition(":")
+    upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, context, lora)
+    precision = precision_from_network(upscaler.networks[0])
+    return Entry(model, "torch", "fp", precision, upscaler, synthetic=upscaler.synthetic)
+
+
+def bench_picture(size_px: int) -> Array:
+    """(size, size, 3) uint8: waves and grain, the same every time. Latency does not depend on what is in it."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:size_px, 0:size_px] / size_px
+    waves = [0.5 + 0.4 * np.sin(2 * np.pi * (frequency * x + y * y)) for frequency in (2, 5, 11)]
+    grain = rng.normal(0, 0.03, (size_px, size_px, 3))
+    return np.asarray((np.clip(np.stack(waves, axis=2) + grain, 0, 1) * 255).round(), np.uint8)
+
+
+def measure(
+    entries: Sequence[Entry],
+    picture: Array,
+    min_runs: int,
+    min_seconds: float,
+    on_round: Callable[[float], None] = lambda share: None,
+) -> list[Measurement]:
+    """Warm every entry up, then run A B C A B C ... until each has `min_runs` and `min_seconds` of measured time.
+
+    Where there are several, every measured run follows an unmeasured one of the same entry: caches are then its own,
+    and the threads of the one before, which spin for a while after their work, sleep. on_round: told the share done,
+    0 to 1.
+    """
+    for entry in entries:
+        _warm_up(entry, picture)
+    share = 0.0
+    while share < 1:
+        for entry in entries:
+            if len(entries) > 1:
+                entry.run(picture)
+            entry.measure(picture)
+        shares = [
+            min(len(e.total_ms) / max(min_runs, 1), sum(e.total_ms) / max(min_seconds * 1e3, 1e-9)) for e in entries
+        ]
+        share = min(shares)
+        on_round(min(share, 1.0))
+    return [_measurement(entry, picture) for entry in entries]
+
+
+def _warm_up(entry: Entry, picture: Array) -> None:
+    warmed_ms = 0.0
+    while warmed_ms < (WARM_UP_MS if entry.device is None else WARM_UP_DEVICE_MS):
+        warmed_ms += entry.run(picture).total_ms
+    if entry.device is None:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        gpus = pool.submit(gpus_from_nvidia_smi)
+        # A GPU that waits lowers its clock: it works until it is read.
+        entry.run(picture)
+        while not gpus.done():
+            entry.run(picture)
+    entry.clock_mhz = clock_from_gpus(gpus.result(), entry.device)
+
+
+def _measurement(entry: Entry, picture: Array) -> Measurement:
+    times = np.array(entry.total_ms)
+    p90, p95, p99 = (float(np.percentile(times, q)) for q in (90, 95, 99))
+    mean_ms = float(times.mean())
+    output_pixels = picture.shape[0] * picture.shape[1] * entry.upscaler.upscale_factor**2
+    return Measurement(
+        path=entry.path,
+        target=entry.target,
+        bits=entry.bits,
+        precision=entry.precision,
+        runs=len(times),
+        median_ms=float(np.median(times)),
+        mean_ms=mean_ms,
+        p90_ms=p90,
+        p95_ms=p95,
+        p99_ms=p99,
+        min_ms=float(times.min()),
+        max_ms=float(times.max()),
+        variation_percent=float(times.std() / mean_ms * 100),
+        images_per_s=1e3 / mean_ms,
+        output_megapixels_per_s=output_pixels / mean_ms / 1e3,
+        stages_ms={stage: float(np.median([run[stage] for run in entry.stages_ms])) for stage in STAGES},
+        networks_ms=float(np.median([sum(run[name] for name in NETWORKS) for run in entry.stages_ms])),
+        transfers_ms=float(np.median(entry.transfers_ms)) if entry.transfers_ms else None,
+        engine_bytes=entry.engine_bytes,
+        opened_bytes=entry.opened_bytes,
+        peak_process_bytes=peak_resident_bytes(),
+        peak_device_bytes=entry.peak_device_bytes,
+        device=entry.device,
+        cuda_graphs=entry.cuda_graphs() if entry.cuda_graphs is not None else None,
+        clock_mhz=entry.clock_mhz,
+        synthetic=entry.synthetic,
+    )
+
+
+def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """`speedup` above 1: so many times as fast as the first, by the medians."""
+    first = measurements[0].median_ms
+    return [{"path": m.path, "target": m.target, "speedup": first / m.median_ms} for m in measurements]
+
+
+def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
+    """What a reader of the numbers must know: noise, integers slower than full precision, random weights."""
+    texts = [
+        f"{m.path}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
+        "close other programs or measure longer"
+        for m in measurements
+        if m.variation_percent > VARIATION_LIMIT_PERCENT
+    ]
+    texts += [
+        f"INT IS SLOWER HERE: {integer.path} ({integer.bits}) takes {integer.median_ms:.1f} ms, "
+        f"{full.path} (full precision, {full.target}) {full.median_ms:.1f} ms"
+        for integer in measurements
+        for full in measurements
+        if integer.bits != "fp" and full.bits == "fp" and full.median_ms < integer.median_ms
+    ]
+    texts += [f"{m.path}: {SYNTHETIC_NOTE}" for m in measurements if m.synthetic]
+    return texts
+
+
+def default_threads() -> int:
+    """CPUs that this process may use: every entry gets as many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

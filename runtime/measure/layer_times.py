@@ -1,0 +1,88 @@
+"""Time by layer, measured apart from latency: asking for it slows an engine down."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intsr.bundle import read_manifest
+from intsr.errors import UsageError
+from intsr.runtime.backends.protocol import LayerTime
+from intsr.runtime.engine import Engine, open_engine
+from intsr.types import NETWORKS
+
+WARM_UP_RUNS = 2
+# Those whose networks have `layer_times_ms`.
+TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
+
+
+def check_layers(path: Path) -> None:
+    """Raises UsageError where the engine's target reports no time by layer; BundleError for what is no engine."""
+    target = read_manifest(path).target
+    if target not in TARGETS:
+        raise UsageError("--layers", f"{path} is of target {target}", f"target {' or '.join(TARGETS)}")
+
+
+def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[str, Any]]:
+    """Of one tile, the mean of `runs`: `network, name, kind, implementation, ms, share`, in execution order.
+
+    options: of `open_engine`. share: of all layers' time. Raises whatever `check_layers` and `open_engine` raise.
+    """
+    check_layers(path)
+    with open_engine(path, profile=True, **options) as engine:
+        x = np.random.default_rng(0).uniform(-1, 1, engine.networks[0].input.shape).astype(np.float32)
+        samples = [_run(engine, x) for _ in range(WARM_UP_RUNS + runs)][WARM_UP_RUNS:]
+    return _rows(samples)
+
+
+def _run(engine: Engine, x: Any) -> dict[str, list[LayerTime]]:
+    """By network, of one run."""
+    times = {}
+    for name, network in zip(NETWORKS, engine.networks, strict=True):
+        x = network.run(x)
+        times[name] = network.layer_times_ms()  # type: ignore[attr-defined]
+    return times
+
+
+def _rows(samples: Sequence[Mapping[str, list[LayerTime]]]) -> list[dict[str, Any]]:
+    means: list[tuple[str, LayerTime]] = []
+    for network in samples[0]:
+        # The same layers report in every run, in the same order.
+        for layers in zip(*(sample[network] for sample in samples), strict=True):
+            mean_ms = sum(layer.ms for layer in layers) / len(samples)
+            means.append((network, replace(layers[0], ms=mean_ms)))
+    total_ms = sum(layer.ms for _, layer in means) or 1.0
+    return [
+        {
+            "network": network,
+            "name": layer.name,
+            "kind": layer.kind,
+            "implementation": layer.implementation,
+            "ms": layer.ms,
+            "share": layer.ms / total_ms,
+        }
+        for network, layer in means
+    ]
+
+
+def totals_by_kind(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`kind, implementation, layers, ms, share`, the slowest first."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["kind"], row["implementation"]].append(row)
+    totals = [
+        {
+            "kind": kind,
+            "implementation": implementation,
+            "layers": len(group),
+            "ms": sum(row["ms"] for row in group),
+            "share": sum(row["share"] for row in group),
+        }
+        for (kind, implementation), group in groups.items()
+    ]
+    return sorted(totals, key=lambda total: total["ms"], reverse=True)

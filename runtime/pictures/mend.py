@@ -1,0 +1,96 @@
+"""Small damage that costs nothing of the picture: found, and mended as it is read.
+
+Source: PNG Specification, Third Edition, 5.4 and 13.1; ISO/IEC 10918-1, B.2 and G.1.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+from PIL import Image
+
+from intsr.runtime.pictures.header import opened
+from intsr.runtime.pictures.row_pipe import PNG_SIGNATURE
+
+# Of a chunk that the picture can be read without.
+_ANCILLARY = 0x20
+# A chunk that no reader knows.
+_UNKNOWN = b"skIp"
+_PIECE_BYTES = 1 << 20
+_END = b"\xff\xd9"
+# Behind a whole picture they change nothing. Where some of it is missing they become its pixels, and no bit of one is
+# that of the other. A byte of 255 would begin a marker.
+_NOISE = bytes((at * 73 + 90) % 254 + 1 for at in range(1000))
+_OTHER_NOISE = bytes(255 - value for value in _NOISE)
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
+_START_OF_SCAN = 0xDA
+_FRAMES = (0xC0, 0xC1, 0xC2)
+_COEFFICIENTS = 64
+
+
+def patches_of_png(path: Path) -> tuple[dict[int, bytes], tuple[str, ...]]:
+    """What to put at which offset of a PNG so that chunks with a wrong checksum are passed over, and a note.
+
+    Only chunks that the picture can be read without. Raises OSError.
+    """
+    patches: dict[int, bytes] = {}
+    names = []
+    with path.open("rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return {}, ()
+        while len(head := file.read(8)) == 8:
+            length, name, start = int.from_bytes(head[:4], "big"), head[4:], file.tell()
+            if name[0] & _ANCILLARY and name.isalpha():
+                found, other = zlib.crc32(name), zlib.crc32(_UNKNOWN)
+                for at in range(0, length, _PIECE_BYTES):
+                    if not (piece := file.read(min(_PIECE_BYTES, length - at))):
+                        break
+                    found, other = zlib.crc32(piece, found), zlib.crc32(piece, other)
+                checksum = file.read(4)
+                if len(checksum) == 4 and checksum != found.to_bytes(4, "big"):
+                    patches |= {start - 4: _UNKNOWN, start + length: other.to_bytes(4, "big")}
+                    names.append(name.decode("ascii"))
+            file.seek(start + length + 4)
+    listed = ", ".join(dict.fromkeys(names))
+    return patches, (f"parts of the PNG with a wrong checksum were left out: {listed}",) if names else ()
+
+
+def tail_of_jpeg(path: Path) -> bytes:
+    """What a JPEG that ends early lacks, if its picture is whole; else nothing. Raises OSError."""
+    data = path.read_bytes()
+    # The first half of a mark, or of what stands for a byte of 255.
+    stuffing = b"\0" if data.endswith(b"\xff") else b""
+    if not _scans_are_all_there(data):
+        return b""
+    try:
+        same = len({_decoded(path, stuffing + noise + _END) for noise in (_NOISE, _OTHER_NOISE)}) == 1
+    except OSError:
+        return b""
+    return stuffing + _END if same else b""
+
+
+def _decoded(path: Path, tail: bytes) -> int:
+    """A checksum of the pixels of the file with this tail."""
+    with opened(path, tail=tail) as image:
+        image.load()
+        return zlib.crc32(Image.Image.tobytes(image))
+
+
+def _scans_are_all_there(data: bytes) -> bool:
+    """Whether the scans of a JPEG give every bit of every coefficient of every component."""
+    at, lowest = 2, dict[tuple[int, int], int]()
+    components: list[int] = []
+    while found := _MARKER.search(data, at):
+        marker, body = data[found.start() + 1], data[found.end() + 2 : found.end() + 1000]
+        length = int.from_bytes(data[found.end() : found.end() + 2], "big")
+        if marker in _FRAMES and len(body) > 5:
+            components = list(body[6 : 6 + 3 * body[5] : 3])
+        elif marker == _START_OF_SCAN and body and len(body) > 3 + 2 * body[0]:
+            first, last, bits = body[1 + 2 * body[0] : 4 + 2 * body[0]]
+            for component in body[1 : 1 + 2 * body[0] : 2]:
+                lowest |= {(component, at): bits & 15 for at in range(first, last + 1)}
+        at = found.end() + length
+    every = [(component, at) for component in components for at in range(_COEFFICIENTS)]
+    return bool(every) and all(lowest.get(item) == 0 for item in every)

@@ -1,0 +1,96 @@
+"""The types that a picture may come in from a program: arrays, NumPy's or another library's, and Pillow images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from intsr.arrays import Array
+from intsr.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture: TypeAlias = Array | Image.Image
+
+# How arrays of other libraries hand out what they hold.
+_NUMPYS_OWN = ("__array_interface__", "__array__")
+_DLPACK = "__dlpack__"
+
+
+def pixels_from_picture(image: Picture) -> Array:
+    """(H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
+    pixels = _pixels_from_pillow(image) if _is_pillow(image) else _array_from(image)
+    colour_axes = pixels.shape[2:]
+    if pixels.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in pixels.shape:
+        raise ImageError("picture", f"shape {pixels.shape}", "(H, W, 3) or (H, W), not empty")
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ImageError("picture", f"dtype {pixels.dtype}", "uint8 or uint16")
+    return pixels
+
+
+def _is_pillow(image: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(image, Image.Image)
+
+
+def _pixels_from_pillow(image: Any) -> Array:
+    if image.mode not in ("RGB", "L", "I;16"):
+        raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
+    try:
+        # One that was opened is decoded only now, and may be broken or closed.
+        image.load()
+        return np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds.
+        where = getattr(image, "filename", "") or "picture"
+        raise ImageError(where, f"cannot be read ({error})", "a whole picture") from error
+
+
+def _array_from(image: Any) -> Array:
+    """What lies in this machine's memory is not copied. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        return image
+    protocol = next((name for name in (*_NUMPYS_OWN, _DLPACK) if hasattr(type(image), name)), None)
+    if protocol is None:
+        raise ImageError("picture", f"a {type(image).__name__}", "an array or a Pillow image")
+    try:
+        return np.from_dlpack(image) if protocol == _DLPACK else np.asarray(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Libraries raise many kinds: of what a GPU holds, of what gradients flow through.
+        expected = "uint8 or uint16 in this machine's memory"
+        fix = "give what NumPy can read, as tensor.detach().cpu() is"
+        raise ImageError("picture", f"{_description(image)}, which NumPy cannot read", expected, fix) from error
+
+
+def _description(image: Any) -> str:
+    """`a Tensor of torch.float32, shape (3, 8, 8), on cuda:0, which requires gradients`, as far as it says so."""
+    facts = [f"a {type(image).__name__}"]
+    for name, word in (("dtype", "of"), ("shape", "shape"), ("device", "on")):
+        if (value := getattr(image, name, None)) is not None:
+            facts.append(f"{word} {tuple(value) if name == 'shape' else value}")
+    if getattr(image, "requires_grad", False):
+        facts.append("which requires gradients")
+    return ", ".join(facts).replace(", of", " of", 1)
+
+
+def copy_of(image: Picture) -> Picture:
+    """One that its owner cannot change any more; what is no whole picture as it is."""
+    try:
+        return image.copy() if _is_pillow(image) else np.array(_array_from(image))
+    except Exception:
+        # No picture, or a broken one: it is told at its turn.
+        return image
+
+
+def picture_like(image: Picture, pixels: Array) -> Picture:
+    """`pixels` as a Pillow image where `image` is one."""
+    if not _is_pillow(image):
+        return pixels
+    from PIL import Image
+
+    return Image.fromarray(pixels)

@@ -1,0 +1,181 @@
+"""A picture through tiles, as bands of rows from top to bottom: what is held grows with its width, not its height."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from intsr.arrays import Array
+from intsr.errors import VerificationError
+from intsr.runtime.color_fix import ColorFix
+from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
+from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
+from intsr.runtime.tiles.stage_clock import StageClock
+
+TileProgress: TypeAlias = Callable[[Sequence[Tile]], Iterable[Tile]]
+RunTiles: TypeAlias = Callable[[Iterator[Array]], Generator[Array]]
+
+# Rec. 601, as Pillow's own RGB to L.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# An input that spans at least this much of its range is not flat.
+_FLAT_RANGE = 8 / 255
+# Less than half a step of 8 bits.
+_SAME_COLOUR = 0.4 / 255
+# A band of a wide picture is handed on in parts of at most this size; several of them are under way at once.
+BAND_BYTES = 48 << 20
+LEAST_BAND_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Rows of the output. unit: (3, h, W f) float32, nominally in [0, 1]. enlarged: the same rows of the enlarged
+    input, as `Enlarger.rows` gives them.
+    """
+
+    unit: Array
+    enlarged: Array
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedBand:
+    """Rows of the output as they are to be, (h, W f, 3) or (h, W f) uint8: a device has checked and fixed them."""
+
+    rows: Array
+
+
+def blended_bands(
+    enlarger: Enlarger,
+    plan: TilePlan,
+    run_tiles: RunTiles,
+    clock: StageClock,
+    tile_progress: TileProgress | None = None,
+) -> Generator[Band]:
+    """All rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    factor = enlarger.upscale_factor
+    height_px, width_px = enlarger.size
+    side_px = plan.tile_px * factor
+    tops = [top * factor for top in plan.tops]
+    row_weights = blend_weights(tuple(tops), side_px, height_px)
+    column_weights = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
+    enlarged_rows: dict[int, Array] = {}
+    inputs = _tile_inputs(enlarger, plan, clock, enlarged_rows)
+    canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
+    # Closed here, not by the garbage collector: after an error a device may still be at work for it.
+    with closing(run_tiles(inputs)) as images:
+        for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
+            image = next(images)
+            with clock.stage("blend"):
+                _add_tile(canvas, image, tile, factor, row_weights, column_weights)
+            if tile.column + 1 < len(plan.lefts):
+                continue
+            end = tops[tile.row + 1] if tile.row + 1 < len(tops) else height_px
+            count = end - tops[tile.row]
+            yield from _parts(canvas[:, :count], enlarged_rows.pop(tile.row)[:count])
+            with clock.stage("blend"):
+                canvas[:, : canvas.shape[1] - count] = canvas[:, count:]
+                canvas[:, canvas.shape[1] - count :] = 0
+
+
+def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: dict[int, Array]) -> Iterator[Array]:
+    """Every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
+    factor, tiles = enlarger.upscale_factor, iter(plan.tiles)
+    for row, top in enumerate(plan.tops):
+        with clock.stage("resize"):
+            enlarged = enlarger.rows(top * factor, (top + min(plan.tile_px, plan.height_px)) * factor)
+            rows[row] = enlarged
+        for _ in plan.lefts:
+            tile = next(tiles)
+            with clock.stage("resize"):
+                unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+                x = pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
+            yield x
+
+
+def _add_tile(
+    canvas: Array, image: Array, tile: Tile, factor: int, rows: Sequence[Array], columns: Sequence[Array]
+) -> None:
+    left, height, width = (value * factor for value in (tile.left, tile.height, tile.width))
+    unit = image[:, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
+    unit *= rows[tile.row][:, None]
+    unit *= columns[tile.column]
+    canvas[:, :height, left : left + width] += unit
+
+
+def _parts(unit: Array, enlarged: Array) -> Iterator[Band]:
+    """Copies: the canvas goes on."""
+    count = max(BAND_BYTES // (unit.shape[2] * unit.shape[0] * unit.itemsize), LEAST_BAND_ROWS)
+    for top in range(0, unit.shape[1], count):
+        yield Band(unit[:, top : top + count].copy(), enlarged[top : top + count])
+
+
+def finished_rows(
+    bands: Iterable[Band | FinishedBand], pixels: Array, fix: ColorFix, clock: StageClock
+) -> Iterator[Array]:
+    """Checked, colour-fixed and rounded: (h, W f, 3) or (h, W f) as `pixels`, the input, is, in its dtype.
+
+    Raises VerificationError for an output that is no picture: NaN, infinite, or flat although the input is not; the
+    last of these at the end.
+    """
+    check = OutputCheck()
+    for band in bands:
+        if isinstance(band, FinishedBand):
+            yield band.rows
+            continue
+        with clock.stage("blend"):
+            check.add(band.unit)
+            np.clip(band.unit, 0, 1, out=band.unit)
+        for unit in clock.timed("color_fix", fix.push(band.unit, unit_channels(band.enlarged))):
+            with clock.stage("blend"):
+                rows = _pixels_from_unit(unit, pixels)
+            yield rows
+    check.finish(pixels)
+    for unit in clock.timed("color_fix", fix.finish()):
+        with clock.stage("blend"):
+            rows = _pixels_from_unit(unit, pixels)
+        yield rows
+
+
+class OutputCheck:
+    """Raises VerificationError for what no picture file should be made of."""
+
+    def __init__(self) -> None:
+        self._high, self._low = np.full(3, -np.inf, np.float32), np.full(3, np.inf, np.float32)
+
+    def add(self, unit: Array) -> None:
+        # NaN goes through max and min: no temporary of the band's size is needed.
+        self.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
+
+    def add_range(self, low: Array, high: Array) -> None:
+        """The least and the largest value by channel; one of them not finite where any value is not."""
+        if not (np.isfinite(high).all() and np.isfinite(low).all()):
+            self._fail("NaN or infinite values")
+        self._high, self._low = np.maximum(self._high, high), np.minimum(self._low, low)
+
+    def finish(self, pixels: Array) -> None:
+        varied = int(np.ptp(pixels, axis=(0, 1)).max()) >= _FLAT_RANGE * np.iinfo(pixels.dtype).max
+        # Below 0 where there was nothing to check: finished bands.
+        if varied and 0 <= float((self._high - self._low).max()) < _SAME_COLOUR:
+            self._fail("one flat colour")
+
+    @staticmethod
+    def _fail(problem: str) -> None:
+        raise VerificationError("the engine's output", problem, "a picture", "compile the model again")
+
+
+def _pixels_from_unit(unit: Array, like: Array) -> Array:
+    """(3, h, W) float32, overwritten -> (h, W, 3) or (h, W) as `like` is, in its dtype, rounded and clipped."""
+    peak = np.float32(np.iinfo(like.dtype).max)
+    if like.ndim == 2:
+        # In this order, not the BLAS library's: a GPU gives the same bits.
+        unit = (unit[0] * _LUMA[0] + unit[1] * _LUMA[1] + unit[2] * _LUMA[2])[None]
+    result = np.empty((*unit.shape[1:], len(unit)), like.dtype)
+    for channel, values in enumerate(unit):
+        values *= peak
+        np.rint(values, out=values)
+        np.clip(values, 0, peak, out=values)
+        result[..., channel] = values
+    return result if like.ndim == 3 else result[..., 0]
