@@ -2,19 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
-STAMP_TRITON := $(VENV)/.installed-triton
 TYPING := build/typing
 STAGES := runtime kernels calib export engines
 
-.PHONY: install demo test lint types unit clean
+.PHONY: install demo test test-slow lint types unit clean
 
 install: $(STAMP)
 
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(VENV)/bin/pip install --quiet --disable-pip-version-check setuptools wheel
-	# The TensorRT-RTX target compiles a small C shim: bring a compiler where the machine has none.
-	command -v cc >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[compile,rtx,report,dev]"
 	touch $(STAMP)
 
@@ -23,24 +20,27 @@ demo: $(STAMP)
 
 test: lint types unit
 
-lint: $(STAMP)
+lint: $(STAMP) $(TYPING)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=$(TYPING) $(VENV)/bin/lint-imports --no-cache
 
-# mypy does not follow editable mappings: give it a folder of links.
-types: $(STAMP)
-	rm -rf $(TYPING) && mkdir -p $(TYPING)/intsr
-	ln -s $(CURDIR)/core/* $(foreach stage,$(STAGES),$(CURDIR)/$(stage)) $(TYPING)/intsr/
+types: $(STAMP) $(TYPING)
 	MYPYPATH=$(TYPING) $(VENV)/bin/mypy -p intsr
 
-# Two at once, a file each: threads inside a test are one (tests/conftest.py).
-unit: $(STAMP) $(STAMP_TRITON)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# mypy and import-linter do not follow editable mappings: they get a folder of links.
+.PHONY: $(TYPING)
+$(TYPING):
+	rm -rf $@ && mkdir -p $@/intsr
+	ln -s $(CURDIR)/core/* $(foreach stage,$(STAGES),$(CURDIR)/$(stage)) $@/intsr/
 
-# Interprets the Triton kernel. Not everywhere to be had, and large: the test says so where it is missing.
-$(STAMP_TRITON): $(STAMP)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --only-binary :all: triton || true
-	touch $@
+# Two at once: threads inside a test are one (tests/conftest.py).
+unit: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not kernels"
+
+# Everything that `make test` leaves out: long runs, and the CUDA sources under emulation.
+test-slow: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
 
 clean:
 	rm -rf build/demo build/typing .mypy_cache .ruff_cache

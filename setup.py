@@ -69,7 +69,7 @@ setup(
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter>=2.17"],
     },
     entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
 )
