@@ -46,7 +46,7 @@ setup(
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
         "intsr.engines.builders": ["rtx_shim/*.c"],
         "intsr.engines.report": ["templates/*"],
-        "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
+        "intsr.kernels": ["*/*.cu", "*/*.cuh", "*/*.h", "*/*.fatbin"],
     },
     install_requires=[
         "numpy>=2",
@@ -63,13 +63,22 @@ setup(
         "tensorrt": ["tensorrt>=10.13", *CUDA, "polygraphy>=0.53.4"],
         "gpu": CUDA,
         "nvcc": ["nvidia-cuda-nvcc>=13,<14", "nvidia-cuda-cccl>=13,<14"],
-        "triton": ["triton>=3.9,<4"],
         "pycuda": ["pycuda>=2025.1"],
         "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter>=2.17"],
+        # tensorrt-cu13-bindings: NVIDIA's layer for plugins, which tests/kernels drives.
+        "dev": [
+            "tensorrt-cu13-bindings==11.4.0.106",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "import-linter>=2.17",
+        ],
     },
     entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
 )

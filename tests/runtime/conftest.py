@@ -200,9 +200,8 @@ class FakeMachine:
         self.support, self.folder = support, folder
         self.gpu = support.Simulator()
         self.trt = support.FakeTensorRT(self.gpu)
-        self.cuda = support.CudaRuntime(self.gpu)
         self.driver = support.CudaDriver(self.gpu)
-        self.pycuda = support.PyCudaDriver(self.gpu, support.PyCudaModule)
+        self.pycuda = support.PyCudaDriver(self.gpu)
 
     def build_kernels(self) -> None:
         """As if nvcc had: without it, pictures go through host memory."""
@@ -256,19 +255,18 @@ class FakeMachine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """The runtime finds a simulated GPU, and TensorRT of the version that the bundles are of."""
     from intsr.cuda import driver as cuda_interface
-    from intsr.kernels import build
+    from intsr.kernels.launches import sources
     from intsr.runtime.backends import compatibility
     from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
     support = {**_support("fake_gpu"), **_support("fake_driver"), **_support("fake_tensorrt")}
     machine = FakeMachine(SimpleNamespace(**support), tmp_path)
     libraries = {
-        "cuda.bindings.runtime": machine.cuda,
         "cuda.bindings.driver": machine.driver,
         "pycuda.driver": machine.pycuda,
     }
     # Those of this machine, if it has any, are for real GPUs.
-    monkeypatch.setattr(build, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
+    monkeypatch.setattr(sources, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
     monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
     monkeypatch.setattr(tensorrt_library, "_import", lambda target, where: machine.trt)
     for target, version in (("tensorrt", "10.13.0.35"), ("tensorrt-rtx", "1.7.1")):
