@@ -12,15 +12,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.bundle import write_bundle
 from intsr.engines.builders.cache import PlanCache
 from intsr.engines.builders.child import Build, build_each_in_child
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
 from intsr.files import check_free_space, check_output_file
+from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TileEntry
 from intsr.targets import Target, target_from_name
-from intsr.types import Manifest, NetworkEntry, TileEntry
 
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
 OVERLAP_SHARE = 4
@@ -111,7 +111,7 @@ def _build(
         getattr(import_module(module), function)(folder / main, [folder / member for member in members[1:]])
         weights_member = main
     entries = [
-        NetworkEntry(name, member, graph.input, graph.output, weights_member if member != main else "")
+        NetworkEntry(name, member, graph.inputs, graph.outputs, weights_member if member != main else "")
         for member, graph in zip(members, graphs.values(), strict=True)
     ]
     return _Built(entries, reports)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intsr.bundle import write_bundle
-from intsr.types import Manifest
+from intsr.manifest import Manifest
 
 BUNDLES = runpy.run_path(str(Path(__file__).parents[1] / "support" / "bundles.py"))
 
