@@ -73,5 +73,5 @@ setup(
         "metrics": METRICS,
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
     },
-    entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
+    entry_points={"console_scripts": ["intsr = intsr.cli.signals:run"]},
 )

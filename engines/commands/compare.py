@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.calib.commands.calibrate import calibrate
-from intsr.cli.console import common_options, emit_json, model_options, progress, say
+from intsr.cli.console import common_options, emit_json, progress, say
+from intsr.cli.options import model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +35,7 @@ def compile_engine(
     export_folder: Path,
     output: Path,
     options: BuildOptions,
+    *,
     precision: str | None = None,
     on_network: Callable[[str], None] = lambda name: None,
     cache: PlanCache | None = None,
@@ -169,18 +169,3 @@ def _manifest(
         synthetic=export.synthetic,
         tiles=tiles,
     )
-
-
-@contextmanager
-def place_for(output: Path, checked: bool) -> Iterator[Path]:
-    """Where to write what becomes `output`: itself, or where it is checked first a file beside it, which takes its
-    place when the context is left without an exception.
-    """
-    if not checked:
-        yield output
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as folder:
-        place = Path(folder) / output.name
-        yield place
-        place.replace(output)
