@@ -19,7 +19,7 @@ def run() -> None:
     """The command's entry point."""
     _fill_standard_streams()
     _keep_on_without_stderr()
-    _handle_signals()
+    handle_signals()
     try:
         from intsr.cli.main import main
     except BaseException:
@@ -36,7 +36,8 @@ def exit_code_of_signal() -> int | None:
     return None if _ended_by is None else 128 + _ended_by
 
 
-def _handle_signals() -> None:
+def handle_signals() -> None:
+    """Have Ctrl-C, SIGTERM and a closed terminal end this process by an exception."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # What a shell's background or nohup ignores stays ignored.
