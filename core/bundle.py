@@ -16,14 +16,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
-from intsr.manifest_checks import check_manifest
-from intsr.types import Manifest, dataclass_from_mapping, network_entries_from_list, tile_entries_from_list
+from intsr.manifest import Manifest, manifest_from_json
 
-SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 # What a manifest never reaches: a small file must not unpack into all the memory there is.
 MAX_MANIFEST_BYTES = 1 << 24
@@ -71,25 +68,6 @@ def _alignment(start: int) -> bytes:
     return _ALIGNMENT_FIELD.pack(_ALIGNMENT_ID, 2 + fill_bytes, MEMBER_ALIGNMENT_BYTES) + bytes(fill_bytes)
 
 
-def manifest_from_mapping(values: Mapping[str, Any], where: str) -> Manifest:
-    """Raises BundleError for an unknown schema, unknown keys or values out of range."""
-    if not isinstance(values, Mapping):
-        raise BundleError(where, f"manifest is a {type(values).__name__}", "a JSON object", "compile the model again")
-    version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise BundleError(
-            where, f"schema version {version}", f"{SCHEMA_VERSION}", "compile the model again with this intsr"
-        )
-    try:
-        networks = network_entries_from_list(values["networks"], where)
-        tiles = tile_entries_from_list(values.get("tiles", []), where)
-        manifest = dataclass_from_mapping(Manifest, {**values, "networks": networks, "tiles": tiles}, where)
-        check_manifest(manifest)
-        return manifest
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise BundleError(where, f"manifest is not valid ({error})", fix="compile the model again") from error
-
-
 def read_manifest(path: Path) -> Manifest:
     """The manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
     try:
@@ -107,11 +85,11 @@ def read_manifest(path: Path) -> Manifest:
         with zipfile.ZipFile(path) as archive:
             if archive.getinfo(MANIFEST_NAME).file_size > MAX_MANIFEST_BYTES:
                 raise ValueError(f"{MANIFEST_NAME} is larger than {MAX_MANIFEST_BYTES} bytes")
-            values = json.loads(archive.read(MANIFEST_NAME))
-    # RuntimeError: encrypted. RecursionError, one of them too: brackets without end.
+            data = archive.read(MANIFEST_NAME)
+    # RuntimeError: encrypted.
     except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, RuntimeError, EOFError, OSError) as error:
         raise BundleError(path, f"not a bundle ({error})", "an .engine file that intsr compile wrote") from error
-    return manifest_from_mapping(values, str(path))
+    return manifest_from_json(data, path)
 
 
 class LastingMember:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -21,11 +20,12 @@ from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
 from intsr.export.onnx.read import read_onnx
 from intsr.files import atomic_folder, check_free_space
-from intsr.manifest_checks import check_kinds
+from intsr.json_files import read_json
+from intsr.manifest import NetworkEntry
 from intsr.targets.lowering import LOWERINGS, Lowering
-from intsr.types import NETWORKS, Bits, NetworkEntry, dataclass_from_mapping, network_entries_from_list
+from intsr.types import NETWORKS, Bits, Count
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EXPORT_NAME = "export.json"
 EXTERNAL_DATA_BYTES = 1 << 30
 
@@ -34,11 +34,8 @@ EXTERNAL_DATA_BYTES = 1 << 30
 class ExportTile:
     """One more tile size of an export: the same three networks with other shapes."""
 
-    tile_px: int
+    tile_px: Count
     networks: tuple[NetworkEntry, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "networks", tuple(self.networks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +51,14 @@ class OnnxExport:
     bits: str
     parts: tuple[str, ...]
     lowering: str
-    tile_px: int
-    upscale_factor: int
+    tile_px: Count
+    upscale_factor: Count
     resize_filter: str
     calibration_digest: str
     licence: str
     networks: tuple[NetworkEntry, ...]
     synthetic: bool = False
     tiles: tuple[ExportTile, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("parts", "networks", "tiles"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
@@ -176,7 +169,7 @@ def _write_graph(
     onnx.save_model(model, path)
     # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
     onnx.checker.check_model(str(path), full_check=data is None)
-    return NetworkEntry(network.name, path.name, info_in, info_out)
+    return NetworkEntry(network.name, path.name, (info_in,), (info_out,))
 
 
 def stored_bytes(network: FoldedNetwork, lowering: Lowering) -> int:
@@ -193,24 +186,9 @@ def load_export(folder: Path) -> OnnxExport:
     Raises ExportError for a file missing, unknown keys, or members and external data that lie elsewhere.
     """
     path = folder / EXPORT_NAME
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(path, f"cannot be read ({error})", "a folder that intsr export wrote") from error
-    if not isinstance(values, dict):
-        raise ExportError(path, f"a JSON {type(values).__name__}", "an object", "export again")
-    if values.get("schema_version") != SCHEMA_VERSION or values.get("lowering") not in [*LOWERINGS]:
-        raise ExportError(path, "another schema version or lowering", f"version {SCHEMA_VERSION}", "export again")
-    try:
-        networks = network_entries_from_list(values["networks"], str(path))
-        tiles = tuple(_tile_from_mapping(value, str(path)) for value in values.get("tiles", ()))
-        export = dataclass_from_mapping(OnnxExport, {**values, "networks": networks, "tiles": tiles}, str(path))
-        check_kinds(export, OnnxExport, EXPORT_NAME)
-    except (KeyError, TypeError, UsageError) as error:
-        raise ExportError(path, f"is not valid ({error})", fix="export again") from error
-    for key in ("tile_px", "upscale_factor"):
-        if getattr(export, key) < 1:
-            raise ExportError(path, f"{key} {getattr(export, key)}", "at least 1", "export again")
+    export = read_json(path, OnnxExport, error=ExportError, version=SCHEMA_VERSION, fix="export again")
+    if export.lowering not in LOWERINGS:
+        raise ExportError(path, f"lowering {export.lowering}", ", ".join(LOWERINGS), "export again")
     for networks in (export.networks, *(tile.networks for tile in export.tiles)):
         if tuple(entry.name for entry in networks) != NETWORKS:
             raise ExportError(path, f"networks {[e.name for e in networks]}", ", ".join(NETWORKS))
@@ -219,8 +197,3 @@ def load_export(folder: Path) -> OnnxExport:
                 raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
             read_onnx(folder / entry.member)
     return export
-
-
-def _tile_from_mapping(value: Mapping[str, Any], where: str) -> ExportTile:
-    networks = network_entries_from_list(value["networks"], where)
-    return dataclass_from_mapping(ExportTile, {**value, "networks": networks}, where)

@@ -21,7 +21,7 @@ from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
     from intsr.bundle import Identity
-    from intsr.types import Manifest
+    from intsr.manifest import Manifest
 
 _FREE_SOME = "close other programs, or use an engine of smaller tiles (--tile)"
 
@@ -37,7 +37,7 @@ class Engine(Upscaler):
         self,
         path: Path,
         manifest: Manifest,
-        networks: tuple[Network, Network, Network],
+        networks: tuple[Network, ...],
         options: SessionOptions,
         identity: Identity,
         in_place: bool = False,
@@ -51,6 +51,7 @@ class Engine(Upscaler):
             manifest.color_fix,
             manifest.synthetic,
             path,
+            manifest.network_names,
         )
         self.path, self.manifest, self.options = path, manifest, options
         self.precision = precision_from_network(networks[0])

@@ -121,14 +121,14 @@ class Upscaler(TakesTurns):
     Several threads may use one: their calls take turns, a picture each, of `upscale_rows` a band each. Only what
     `networks` and `network` give is for one thread at a time.
 
-    networks: encoder, unet and decoder, each for a `tile_px` low-resolution tile. overlap_px: default overlap of
-    neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random
-    weights. where: for errors.
+    networks: run one after the other, each for a `tile_px` low-resolution tile. names: theirs. overlap_px: default
+    overlap of neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic:
+    of random weights. where: for errors.
     """
 
     def __init__(
         self,
-        networks: tuple[Network, Network, Network],
+        networks: tuple[Network, ...],
         tile_px: int,
         overlap_px: int,
         upscale_factor: int,
@@ -136,13 +136,14 @@ class Upscaler(TakesTurns):
         color_fix: str,
         synthetic: bool = False,
         where: object = "engine",
+        names: tuple[str, ...] = NETWORKS,
     ) -> None:
         super().__init__(where)
-        self.networks, self.synthetic = networks, synthetic
+        self.networks, self.synthetic, self.network_names = networks, synthetic, names
         self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
         self.resize_filter, self.color_fix = resize_filter, color_fix
         side_px = tile_px * upscale_factor
-        for name, info in (("encoder input", networks[0].input), ("decoder output", networks[2].output)):
+        for name, info in (("encoder input", networks[0].input), ("decoder output", networks[-1].output)):
             if info.shape != (networks[0].input.shape[0], 3, side_px, side_px):
                 raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
         self.count_opened_memory()
@@ -162,8 +163,8 @@ class Upscaler(TakesTurns):
         return self._opened_bytes + round(self._activation_bytes * (tile_px / self.tile_px) ** 2)
 
     def network(self, name: str) -> Network:
-        """By name: `encoder`, `unet` or `decoder`."""
-        return self.networks[NETWORKS.index(name)]
+        """Return the network of that name, for example `unet`."""
+        return self.networks[self.network_names.index(name)]
 
     def run_pipeline(self, x: Array) -> Array:
         """As many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
@@ -269,7 +270,7 @@ class Upscaler(TakesTurns):
                 yield from output[: counts.popleft()]
 
     def _timed_pipeline(self, x: Array, clock: StageClock) -> Array:
-        for name, network in zip(NETWORKS, self.networks, strict=True):
+        for name, network in zip(self.network_names, self.networks, strict=True):
             with clock.stage(name):
                 x = network.run(x)
         return x

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -24,23 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SUPPORT = Path(__file__).parent / "support"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-
-def load_support(name: str) -> Any:
-    """A module of tests/support, by path: with importlib mode, tests are no package."""
-    spec = importlib.util.spec_from_file_location(f"intsr_tests_{name}", SUPPORT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = load_support("models").write_tiny_model(tmp_path_factory.mktemp("tiny"))
-    return folder
+    from models import write_tiny_model
+
+    return Path(write_tiny_model(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture(scope="session")

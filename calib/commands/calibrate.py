@@ -13,8 +13,8 @@ from intsr.calib.commands.training_options import (
     check_training_options,
     training_options,
 )
-from intsr.cli.console import common_options, detail, emit_json, meter, model_options, progress, say, say_notes
-from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
+from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
+from intsr.cli.options import SeveralValuesCommand, model_options, passionsr_option
 from intsr.errors import ImageError, UsageError
 
 if TYPE_CHECKING:

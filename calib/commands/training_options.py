@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from intsr.cli.console import FiniteFloat
+from intsr.cli.options import FiniteFloat
 from intsr.errors import UsageError
 
 DEFAULT_CROP_PX = 32

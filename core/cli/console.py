@@ -1,14 +1,12 @@
-"""What every command shares: options, one-line errors, JSON on stdout, words and progress on stderr."""
+"""What every command says: JSON on stdout, words and progress on stderr, as -q and -v ask for."""
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -44,63 +42,6 @@ def common_options(function: F) -> F:
         click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."),
         click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors only."),
         click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity, help="Details."),
-    )
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
-
-
-class TileSizes(click.ParamType[tuple[int, ...]]):
-    """`128` or `128,64`: sides of low-resolution tiles, each once, in the order given."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = value.split(",")
-        sizes = tuple(int(part) for part in parts if part.strip().isascii() and part.strip().isdigit())
-        if len(sizes) < len(parts) or 0 in sizes or len(set(sizes)) < len(sizes):
-            self.fail(f"{value!r} is not one or more different sizes in pixels, for example 128,64", param, ctx)
-        return sizes
-
-
-class FiniteFloat(click.FloatRange):
-    """A number between bounds; `nan`, which no bound keeps out, and `inf` are none."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
-def model_options(function: F) -> F:
-    """--tile (`tile_px`), and `weight_options`, wherever a model is turned into something."""
-    decorators = (
-        click.option(
-            "--tile",
-            "tile_px",
-            type=click.IntRange(1),
-            default=128,
-            show_default=True,
-            help="Side of the low-resolution tile.",
-        ),
-        weight_options,
-    )
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
-
-
-def weight_options(function: F) -> F:
-    """--context and --lora: what a model takes from other files."""
-    path = click.Path(path_type=Path)
-    decorators = (
-        click.option("--context", type=path, help="Prompt context, safetensors with `context`."),
-        click.option("--lora", type=path, help="OSEDiff's LoRA (.pkl or .safetensors), merged into the weights."),
     )
     for decorator in reversed(decorators):
         function = decorator(function)

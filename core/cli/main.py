@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import itertools
-import os
-import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
-from types import FrameType
-from typing import NoReturn
 
 import click
 
+from intsr.cli.signals import exit_code_of_signal
 from intsr.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
@@ -25,11 +20,6 @@ from intsr.errors import (
     MissingLibraryError,
 )
 from intsr.optional import EXTRAS
-
-# The signal that has asked for the end.
-_ended_by: int | None = None
-# So often Ctrl-C ends the program at once, whatever is left behind.
-_INSISTING = 5
 
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -102,109 +92,45 @@ def _one_line(error: click.ClickException) -> str:
     return f"{message.rstrip('.')}; see {context.command_path} --help" if context else message
 
 
-def _terminate(number: int, _: FrameType | None) -> None:
-    # An exception, so that temporary files are removed on the way out; 128 + the signal, as shells report it.
-    global _ended_by
-    _ended_by = number
-    sys.exit(128 + number)
-
-
-def _handle_signals() -> None:
-    global _ended_by
-    _ended_by = None
-    signal.signal(signal.SIGTERM, _terminate)
-    # The terminal was closed; under nohup that is ignored, and stays so.
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
-        signal.signal(hangup, _terminate)
-
-
-def _invoke() -> int:
-    """The code to end with."""
+def main() -> None:
+    """Run the command that `sys.argv` asks for: user errors are one line, bugs keep their traceback."""
     try:
         # Outside its standalone mode, click hands back the code of ctx.exit() instead of ending the process.
-        code = cli.main(prog_name="intsr", standalone_mode=False)
-    except BaseException:
-        # Whatever became of a signal's exception on its way: where a C library was being imported, an ImportError.
-        if _ended_by == signal.SIGINT:
-            raise KeyboardInterrupt from None
-        if _ended_by is not None:
-            raise SystemExit(128 + _ended_by) from None
-        raise
-    return code if isinstance(code, int) else EXIT_OK
+        result = cli.main(prog_name="intsr", standalone_mode=False)
+        code = result if isinstance(result, int) else EXIT_OK
+    except BaseException as error:
+        code = exit_code_of_signal() or _exit_code(error)
+        if code == EXIT_INTERRUPTED:
+            click.echo("intsr: interrupted", err=True)
+    sys.exit(code)
 
 
-def main() -> None:
-    """Entry point: user errors are one line, bugs keep their traceback."""
-    _handle_signals()
-    try:
-        sys.exit(_invoke())
-    except IntsrError as error:
-        click.echo(f"intsr: error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
+def _exit_code(error: BaseException) -> int:
+    """Say what ended the command, in one line, and return its exit code; raise what is none of a user's business."""
+    if isinstance(error, click.Abort | KeyboardInterrupt) and not isinstance(error.__cause__, EOFError):
+        return EXIT_INTERRUPTED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
-        sys.exit(EXIT_USAGE)
-    except click.ClickException as error:
-        click.echo(f"intsr: error: {_one_line(error)}", err=True)
-        sys.exit(EXIT_USAGE)
-    except (click.Abort, KeyboardInterrupt) as error:
-        if isinstance(error.__cause__, EOFError):
-            # click takes a broken file's end for Ctrl-D at a prompt; there are no prompts here.
-            raise error.__cause__ from None
-        click.echo("intsr: interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except ModuleNotFoundError as error:
+        return EXIT_USAGE
+    if isinstance(error, click.ClickException):
+        return _tell(_one_line(error), EXIT_USAGE)
+    if isinstance(error, ModuleNotFoundError):
         # A stage whose optional libraries are missing is a matter of installation; a module of our own is a bug.
         library = (error.name or "").partition(".")[0]
-        if library not in EXTRAS:
-            raise
-        missing = MissingLibraryError(library, EXTRAS[library], "this command")
-        click.echo(f"intsr: error: {missing}", err=True)
-        sys.exit(missing.exit_code)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            _end_without_memory()
-        if error.errno != errno.ENOSPC:
-            raise
-        click.echo(f"intsr: error: {error.filename or 'output'}: no space left on the device; free some", err=True)
-        sys.exit(EXIT_SOME_FAILED)
-    except MemoryError:
-        _end_without_memory()
+        if library in EXTRAS:
+            error = MissingLibraryError(library, EXTRAS[library], "this command")
+    if isinstance(error, IntsrError):
+        return _tell(str(error), error.exit_code)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM:
+        return _tell("out of memory; use a smaller --tile", EXIT_OUT_OF_MEMORY)
+    if isinstance(error, OSError) and number == errno.ENOSPC:
+        where = error.filename or "output"
+        return _tell(f"{where}: no space left on the device; free some", EXIT_SOME_FAILED)
+    # click takes a broken file's end for Ctrl-D at a prompt; there are no prompts here.
+    raise error.__cause__ if isinstance(error, click.Abort) and error.__cause__ else error
 
 
-def _end_without_memory() -> NoReturn:
-    click.echo("intsr: error: out of memory; use a smaller --tile", err=True)
-    sys.exit(EXIT_OUT_OF_MEMORY)
-
-
-def run_command() -> None:
-    """`main` as a process of its own. `intsr.cli.entry` calls it."""
-    # Where a shell started this in its background, Ctrl-C is not meant for it.
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
-    try:
-        main()
-    except SystemExit as error:
-        if error.code == EXIT_INTERRUPTED:
-            # Where Ctrl-C came while a C library was running Python code, the interpreter would remember it and end
-            # by that signal in spite of the code. Nothing is left to clean up: every context has been closed.
-            for stream in filter(None, (sys.stdout, sys.stderr)):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(EXIT_INTERRUPTED)
-        raise
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """The first Ctrl-C; those that follow must not disturb the cleaning up, until somebody really insists."""
-    pressed = itertools.count(1)
-
-    def interrupt_again(number: int, frame: FrameType | None) -> None:
-        if next(pressed) >= _INSISTING:
-            os._exit(EXIT_INTERRUPTED)
-
-    global _ended_by
-    _ended_by = number
-    signal.signal(signal.SIGINT, interrupt_again)
-    raise KeyboardInterrupt
+def _tell(message: str, code: int) -> int:
+    click.echo(f"intsr: error: {message}", err=True)
+    return code

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from intsr.engines.builders.onnx_layers import OnnxLayer
-from intsr.types import dataclass_from_mapping
 
 _KERNEL = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), "
@@ -157,10 +156,10 @@ class PlanSummary:
         return {**values, **derived, "layers": [kernel.to_mapping() for kernel in self.kernels]}
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str = "plan") -> PlanSummary:
-        """Raises UsageError for unknown keys."""
+    def from_mapping(cls, values: Mapping[str, Any]) -> PlanSummary:
+        """Read what `to_mapping` gave. Raises TypeError for unknown keys."""
         rest = {k: v for k, v in values.items() if k not in ("kernels", "layers", *DERIVED)}
-        return dataclass_from_mapping(cls, {**rest, "kernels": values.get("layers", ())}, where)
+        return cls(**rest, kernels=values.get("layers", ()))
 
 
 def kernel_from_line(line: str) -> Kernel | None:

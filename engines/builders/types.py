@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intsr.types import dataclass_from_mapping
+from intsr.json_files import from_plain
 
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 
@@ -32,9 +32,6 @@ class BuildOptions:
     detailed: bool = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
-        if self.timing_cache is not None:
-            object.__setattr__(self, "timing_cache", Path(self.timing_cache))
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             choices = ", ".join(HARDWARE_COMPATIBILITY)
             raise ValueError(f"hardware_compatibility is {self.hardware_compatibility!r}, not one of {choices}")
@@ -49,7 +46,7 @@ class BuildOptions:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "build options") -> BuildOptions:
         """Raises UsageError for unknown keys and values out of range."""
-        return dataclass_from_mapping(cls, values, where)
+        return from_plain(values, cls, where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +78,4 @@ class BuildReport:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "build report") -> BuildReport:
         """Raises UsageError for unknown keys and values out of range."""
-        return dataclass_from_mapping(cls, values, where)
+        return from_plain(values, cls, where)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.calib.commands.calibrate import calibrate
-from intsr.cli.console import common_options, emit_json, model_options, progress, say
+from intsr.calib.commands.training_options import DEFAULT_CROP_PX
+from intsr.cli.console import common_options, emit_json, progress, say
+from intsr.cli.options import model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 
 if TYPE_CHECKING:
@@ -106,22 +108,23 @@ def compare(
     first rows are bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full
     precision's; `loss` what is lost of its PSNR-Y.
     """
-    from intsr.engines.compare.types import Comparison, settings_from_text
+    from intsr.engines.compare.types import Comparison, recipes_from_options
     from intsr.files import check_writable_folder
     from intsr.runtime.measure.metrics import pair_folders
 
     if keep_pictures and output is None:
         raise UsageError("--keep-pictures", "no -o", "a folder to keep them in", "give -o FOLDER")
-    chosen = settings_from_text(methods, bits, parts)
+    options, training = ({name: settings.pop(name) for name in names} for names in (SHARED_OPTIONS, TRAINING_OPTIONS))
+    tile_px = settings.pop("tile_px")
+    # Only the default gives way: what was asked for and does not fit is an error.
+    training["crop_px"] = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
+    recipes = recipes_from_options(methods, bits, parts, tile_px, **options, **training)
     pairing = pair_folders(images, hr, allow_missing)
-    options, training = (
-        _command_line({name: settings.pop(name) for name in names}) for names in (SHARED_OPTIONS, TRAINING_OPTIONS)
-    )
-    job = Comparison(settings=chosen, pairs=pairing.pairs, options=options, training=training, **settings)
+    job = Comparison(recipes=recipes, pairs=pairing.pairs, **settings)
     if output is not None:
         check_writable_folder(output)
     rows = _rows(job, output, keep_pictures, _scorer(metrics_text))
-    _finish(_report(job, rows), output, as_json)
+    _finish(_report(job, options, training, rows), output, as_json)
 
 
 # Behind the command's own options in --help.
@@ -145,13 +148,6 @@ def _watch(items: Sequence[Any], description: str) -> Any:
     return progress(items, description, len(items))
 
 
-def _command_line(values: Mapping[str, Any]) -> dict[str, str | None]:
-    """Options of calibrate as it is given them: name -> value, None for a flag; without what is off or not given."""
-    names = {parameter.name: parameter.opts[0] for parameter in calibrate.params}
-    given = {key: value for key, value in values.items() if value is not False and value is not None}
-    return {names[key]: None if value is True else str(value) for key, value in given.items()}
-
-
 def _scorer(metrics_text: str | None) -> PerceptualScorer:
     from intsr.runtime.measure.metrics import PerceptualScorer, parse_metrics
 
@@ -164,15 +160,17 @@ def _scorer(metrics_text: str | None) -> PerceptualScorer:
         return PerceptualScorer(())
 
 
-def _report(job: Comparison, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _report(
+    job: Comparison, options: Mapping[str, Any], training: Mapping[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "model": job.model,
         "images": len(job.pairs),
         "tile_px": job.tile_px,
         "color_fix": job.color_fix,
         "precision": job.precision,
-        "options": dict(job.options),
-        "training": dict(job.training) if any(setting.trains for setting in job.settings) else {},
+        "options": options,
+        "training": training if any(recipe.trains for recipe in job.recipes) else {},
         "rows": rows,
     }
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from intsr.cli.console import (
+from intsr.cli.console import Stopwatch, common_options, emit_json, say
+from intsr.cli.options import (
     FiniteFloat,
-    Stopwatch,
+    SeveralValuesCommand,
     TileSizes,
-    common_options,
-    emit_json,
-    say,
-    say_notes,
+    passionsr_option,
+    refuse_given,
     weight_options,
 )
-from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
 from intsr.errors import UsageError
+from intsr.targets import target_from_name
 
 if TYPE_CHECKING:
     from intsr.engines.compile.request import CompileRequest
+    from intsr.engines.verify.agreement import Verification
+    from intsr.manifest import Manifest
 
 TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
-OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify")
+OF_MODEL = (
+    *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify"),
+    *("activations", "plugins"),
+)
 TARGETS_OF_OPTION = {
     "activations": TENSORRT,
     "plugins": ("tensorrt",),
@@ -102,16 +106,7 @@ def compile_command(
     source: str,
     output: Path | None,
     target: str,
-    calibration: Path | None,
-    images: Path | None,
-    bits: str,
-    parts: str,
-    official: tuple[Path, ...],
-    tiles_px: tuple[int, ...] | None,
-    context: Path | None,
-    lora: Path | None,
     activations: str,
-    plugins: tuple[str, ...],
     precision: str | None,
     workspace_mib: int | None,
     hardware_compatibility: str,
@@ -121,6 +116,7 @@ def compile_command(
     min_psnr_db: float | None,
     dry_run: bool,
     as_json: bool,
+    **of_model: Any,
 ) -> None:
     """Build an .engine file.
 
@@ -130,73 +126,60 @@ def compile_command(
     """
     from intsr.engines.builders.cache import PlanCache
     from intsr.engines.builders.types import BuildOptions
-    from intsr.engines.compile.assemble import compile_engine, place_for
+    from intsr.engines.compile.assemble import compile_engine
     from intsr.export.graphs import EXPORT_NAME
     from intsr.files import check_output_file
-    from intsr.targets import target_from_name
 
     watch = Stopwatch()
     is_export = (Path(source) / EXPORT_NAME).is_file()
-    _check_options(target, is_export, calibration is not None, bool(official))
+    _check_options(target, is_export, of_model)
     if not is_export:
         # What an export needs nothing of, and takes seconds to import.
-        from intsr.engines.compile.request import CompileRequest, export_request, prepare
+        from intsr.engines.compile.request import CompileRequest, compile_model
         from intsr.engines.verify.check import Check
 
-        request = CompileRequest(
-            source,
-            target,
-            calibration,
-            images,
-            official,
-            bits,
-            parts,
-            tiles_px,
-            context,
-            lora,
-            activations == "fp16",
-            plugins,
-        )
-    options = BuildOptions(
-        target=target,
-        workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
-        hardware_compatibility=hardware_compatibility,
-        timing_cache=timing_cache,
-    )
+        request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
+        if dry_run:
+            _show_plan(request, as_json)
+            return
     if dry_run:
-        if is_export:
-            raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
-        _show_plan(request, as_json)
-        return
+        raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
     if output is None:
         raise UsageError("-o, --output", "missing", "the .engine file to write")
     check_output_file(output)
-    check = None if verify is None else Check(verify, min_psnr_db)  # never with an export: `_check_options`
-    with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
-        export_folder, result = Path(source), None
-        if not is_export:
-            found = target_from_name(target)
-            found.check_installed()
-            pictures = [] if check is None else check.pictures(found)
-            export_folder, prepared = Path(folder) / "onnx", prepare(request)
-            say_notes(prepared.source.notes)
-            ranges = export_request(prepared, export_folder)
-        with place_for(output, check is not None) as place:
-            manifest = compile_engine(
-                export_folder,
-                place,
-                options,
-                precision,
-                lambda name: say(f"building {name} for {target}"),
-                None if cache is None else PlanCache(cache, lambda name: say(f"{name}: built before, from {cache}")),
-            )
-            if check is not None:
-                result = check.run(place, pictures, prepared.source, ranges, request.weight_only)
+    build = partial(
+        compile_engine,
+        options=BuildOptions(
+            target=target,
+            workspace_bytes=workspace_mib * 2**20 if workspace_mib else None,
+            hardware_compatibility=hardware_compatibility,
+            timing_cache=timing_cache,
+        ),
+        precision=precision,
+        on_network=lambda name: say(f"building {name} for {target}"),
+        cache=None if cache is None else PlanCache(cache, lambda name: say(f"{name}: built before, from {cache}")),
+    )
+    if is_export:
+        manifest, agreement = build(Path(source), output), None
+    else:
+        check = None if verify is None else Check(verify, min_psnr_db)
+        manifest, agreement = compile_model(request, output, build, check)
+    report = _report(manifest, output, watch.seconds, agreement)
+    tiles = f"tiles of {', '.join(map(str, manifest.tile_sizes))}"
+    facts = f"{tiles}, {report['size_bytes'] / 1e6:.1f} MB, {watch.seconds:.1f} s"
+    if agreement is not None:
+        facts += f", against torch {agreement.end_to_end.psnr_db:.2f} dB, {agreement.worst[1]:.2f} at worst"
+    say(f"{output}: {manifest.bits} for {target}, {facts}")
+    if as_json:
+        emit_json(report)
+
+
+def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verification | None) -> dict[str, Any]:
     report: dict[str, Any] = {
         "output": str(output),
         "size_bytes": output.stat().st_size,
-        "seconds": round(watch.seconds, 3),
-        "target": target,
+        "seconds": round(seconds, 3),
+        "target": manifest.target,
         "bits": manifest.bits,
         "tile_px": list(manifest.tile_sizes),
         "networks": {
@@ -204,20 +187,10 @@ def compile_command(
             for name, plan in manifest.build["plans"].items()
         },
     }
-    tiles = f"tiles of {', '.join(map(str, manifest.tile_sizes))}"
-    size = f"{report['size_bytes'] / 1e6:.1f} MB"
-    agrees = (
-        ""
-        if result is None
-        else f", against torch {result.end_to_end.psnr_db:.2f} dB, {result.worst[1]:.2f} at worst"
-    )
-    say(f"{output}: {manifest.bits} for {target}, {tiles}, {size}, {watch.seconds:.1f} s{agrees}")
-    if as_json:
-        if result is not None:
-            networks = [*result.networks, result.end_to_end]
-            report["agreement"] = {item.name: item.to_mapping() for item in networks}
-            report["agreement"]["worst"] = dict(zip(("name", "psnr_db"), result.worst, strict=True))
-        emit_json(report)
+    if agreement is not None:
+        report["agreement"] = {item.name: item.to_mapping() for item in (*agreement.networks, agreement.end_to_end)}
+        report["agreement"]["worst"] = dict(zip(("name", "psnr_db"), agreement.worst, strict=True))
+    return report
 
 
 def _show_plan(request: CompileRequest, as_json: bool) -> None:
@@ -231,26 +204,16 @@ def _show_plan(request: CompileRequest, as_json: bool) -> None:
         click.echo("\n".join(lines_of_plan(plan)))
 
 
-def _check_options(target: str, is_export: bool, is_calibrated: bool, is_official: bool) -> None:
-    """What was given and would change nothing is an error, not ignored. Raises UsageError."""
-    from intsr.targets import target_from_name
-
-    found, context = target_from_name(target), click.get_current_context()
-    given = {
-        parameter.name: parameter.opts[0]
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    }
-    for name in ("bits", "parts") if is_calibrated else ():
-        if name in given:
-            raise UsageError(given[name], "together with --calibration", "one of them: a calibration has its own")
-    if context.params["bits"] == "fp" and not is_calibrated and "parts" in given:
-        raise UsageError(given["parts"], "together with --bits fp", "one of them: nothing is quantized")
-    if is_official and "parts" in given:
-        raise UsageError(given["parts"], "together with --passionsr", "one of them: the files given say it")
-    for name in (*OF_MODEL, "activations", "plugins") if is_export else ():
-        if name in given:
-            raise UsageError(given[name], "together with an export folder", "a model", "give it to intsr export")
+def _check_options(target: str, is_export: bool, of_model: Mapping[str, Any]) -> None:
+    """Refuse what was given and would change nothing. Raises UsageError."""
+    if of_model["calibration"] is not None:
+        refuse_given(("bits", "parts"), "--calibration", "one of them: a calibration has its own")
+    elif of_model["bits"] == "fp":
+        refuse_given(("parts",), "--bits fp", "one of them: nothing is quantized")
+    if of_model["official"]:
+        refuse_given(("parts",), "--passionsr", "one of them: the files given say it")
+    if is_export:
+        refuse_given(OF_MODEL, "an export folder", "a model", "give it to intsr export")
     for name, targets in TARGETS_OF_OPTION.items():
-        if name in given and found.name not in targets:
-            raise UsageError(given[name], f"together with --target {target}", f"target {' or '.join(targets)}")
+        if target_from_name(target).name not in targets:
+            refuse_given((name,), f"--target {target}", f"target {' or '.join(targets)}")

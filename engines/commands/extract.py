@@ -41,16 +41,14 @@ def extract(engine: Path, output: Path, as_json: bool) -> None:
 
 def _check_replaceable(manifest_path: Path) -> None:
     """Web pages and browser extensions have a manifest.json too. Raises UsageError for one that is not ours."""
-    import json
-
-    from intsr.bundle import manifest_from_mapping
     from intsr.errors import BundleError, UsageError
+    from intsr.manifest import manifest_from_json
 
     if not manifest_path.is_file():
         return
     try:
-        manifest_from_mapping(json.loads(manifest_path.read_text(encoding="utf-8")), str(manifest_path))
-    except (OSError, ValueError, BundleError) as error:
+        manifest_from_json(manifest_path.read_bytes(), manifest_path)
+    except (OSError, BundleError) as error:
         expected, fix = "the manifest of an engine", "choose another output"
         raise UsageError(manifest_path, "something else's manifest", expected, fix) from error
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from intsr.cli.console import common_options, emit_json, say, weight_options
+from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import weight_options
 
 _PATH = click.Path(path_type=Path)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from intsr.cli.console import FiniteFloat, common_options, emit_json, progress, say, weight_options
+from intsr.cli.console import common_options, emit_json, progress, say
+from intsr.cli.options import FiniteFloat, weight_options
 from intsr.types import SYNTHETIC_NOTE
 
 

@@ -1,7 +1,7 @@
 """Methods and settings side by side, each as the engine that would be used, never as a simulation of one.
 
-Every calibration runs in a process of its own, and all of them before anything is compiled: they then have the memory
-to themselves, what they report as their peak is theirs, and one that crashes costs a row, not the table.
+Every calibration runs in a process of its own, and all of them before anything is compiled: what they report as their
+peak of memory is then theirs.
 """
 
 from __future__ import annotations
@@ -9,12 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,11 +18,13 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import intsr
+from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
 from intsr.calib.data.pictures import list_pictures
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.engines.builders.types import BuildOptions
-from intsr.engines.compare.types import BICUBIC, FULL_PRECISION, Comparison, Places, Row, Setting
+from intsr.engines.compare.child import CalibrationTask, calibrate_in_child
+from intsr.engines.compare.types import BICUBIC, FULL_PRECISION, Comparison, Places, Row, label
 from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import CalibrationError, ImageError, IntsrError
 from intsr.export.graphs import check_tile
@@ -45,12 +43,11 @@ from intsr.targets.lowering import lowering_from_name
 from intsr.types import ModelSpec
 
 TARGET = "cpu"
-# Options of calibrate that change how a result is reached, not the result.
-WITHOUT_EFFECT_ON_RESULT = ("--cache", "--recompute")
 _HASH_CHARACTERS = 8
 _UINT16_MAX = 65535
-_GRACE_S = 10.0
 
+# A calibration's folder, or why there is none.
+Calibrated: TypeAlias = Path | IntsrError
 Pairs: TypeAlias = Sequence[tuple[Path, Path]]
 Say: TypeAlias = Callable[[str], None]
 Watch: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
@@ -59,9 +56,9 @@ Watch: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 def run_comparison(
     job: Comparison, places: Places, scorer: PerceptualScorer, say: Say, watch: Watch
 ) -> tuple[Row, ...]:
-    """Bicubic, full precision, then a row a setting. watch: wraps a sequence, to show how far it got.
+    """Compare bicubic, full precision, and then each recipe. watch: wraps a sequence, to show how far it got.
 
-    A setting that fails becomes a row with its error. Raises ImageError, UsageError, ModelError and what else
+    A recipe that fails becomes a row with its error. Raises ImageError, UsageError, ModelError and what else
     concerns all of them.
     """
     spec, digest = _model_facts(job)
@@ -72,7 +69,7 @@ def run_comparison(
     for lr, _ in job.pairs:
         _write_bicubic(lr, bicubic / _output_name(lr), spec.upscale_factor)
     bicubic_scores = _scores(bicubic, job.pairs, scorer)
-    calibrations = calibrate_settings(job, places.calibrations, digest, say, watch)
+    calibrations = calibrate_all(job, places.calibrations, digest, say, watch)
 
     model = load_model(job.model, job.context, job.lora)
     say("full precision: compiling and upscaling")
@@ -83,19 +80,19 @@ def run_comparison(
         replace(first, psnr_y_loss_db=exact.psnr_y_db - bicubic_scores.psnr_y_db),
         Row(FULL_PRECISION, "fp", (), exact, math.inf, 0.0),
     ]
-    for setting in watch(job.settings, "comparing"):
-        row = _row(model, setting, calibrations[setting], exact, job, places, scorer)
+    for recipe in watch(job.recipes, "comparing"):
+        row = _row(model, recipe, calibrations[recipe], exact, job, places, scorer)
         # Why a calibration failed was said when it did.
-        if not isinstance(calibrations[setting], IntsrError):
-            say(_line(setting, row))
+        if not isinstance(calibrations[recipe], IntsrError):
+            say(_line(recipe, row))
         rows.append(row)
     return tuple(rows)
 
 
-def _line(setting: Setting, row: Row) -> str:
+def _line(recipe: Recipe, row: Row) -> str:
     if row.error is not None:
-        return f"{setting}: failed: {row.error}"
-    return f"{setting}: {row.calibration_s:.1f} s, {row.psnr_to_fp_db:.2f} dB to full precision"
+        return f"{label(recipe)}: failed: {row.error}"
+    return f"{label(recipe)}: {row.calibration_s:.1f} s, {row.psnr_to_fp_db:.2f} dB to full precision"
 
 
 def _model_facts(job: Comparison) -> tuple[ModelSpec, str]:
@@ -113,10 +110,10 @@ def _check_sizes(pairs: Pairs, factor: int) -> None:
             raise ImageError(hr, got, f"{expected[0]}x{expected[1]}, {factor} times {lr}", "sizes are never changed")
 
 
-def calibrate_settings(
+def calibrate_all(
     job: Comparison, folder: Path, model_digest: str, say: Say, watch: Watch
-) -> dict[Setting, Path | IntsrError]:
-    """A calibration folder below `folder` for every setting, or why there is none.
+) -> dict[Recipe, Calibrated]:
+    """Make a calibration folder below `folder` for every recipe, or say why there is none.
 
     The name of each carries a hash of everything that decides the result, so that what is there already is used
     again, and what was made differently is neither used nor lost.
@@ -126,83 +123,53 @@ def calibrate_settings(
     shared = len(set(hashes) & {sha256_from_path(lr) for lr, _ in job.pairs})
     if shared:
         say(f"note: {shared} of the {len(job.pairs)} pictures scored are calibrated on, too")
-    made: dict[Setting, Path | IntsrError] = {}
-    for setting in watch(job.settings, "calibrating"):
-        output = folder / _calibration_name(job, setting, model_digest, hashes)
+    made: dict[Recipe, Calibrated] = {}
+    for recipe in watch(job.recipes, "calibrating"):
+        output = folder / _calibration_name(recipe, model_digest, hashes)
         try:
             if (output / JSON_NAME).is_file() and not job.restart:
-                say(f"{setting}: calibrated before, {output}")
+                say(f"{label(recipe)}: calibrated before, {output}")
             else:
-                say(f"{setting}: calibrating")
-                _calibrate(job, setting, output)
-            made[setting] = output
+                say(f"{label(recipe)}: calibrating")
+                calibrate_in_child(_task(job, recipe, output))
+            made[recipe] = output
         except CalibrationError as error:
-            made[setting] = error
+            made[recipe] = error
             say(f"failed: {error}")
     return made
 
 
-def _calibration_name(job: Comparison, setting: Setting, model_digest: str, pictures: Sequence[str]) -> str:
-    options = {key: v for key, v in job.options_of(setting).items() if key not in WITHOUT_EFFECT_ON_RESULT}
-    facts = [intsr.__version__, str(setting), job.tile_px, sorted(options.items()), model_digest, *pictures]
+def _task(job: Comparison, recipe: Recipe, output: Path) -> CalibrationTask:
+    return CalibrationTask(
+        model=job.model,
+        context=job.context,
+        lora=job.lora,
+        images=job.calibration_images,
+        limit=job.limit,
+        recipe=recipe,
+        output=output,
+        restart=job.restart and recipe.trains,
+    )
+
+
+def _calibration_name(recipe: Recipe, model_digest: str, pictures: Sequence[str]) -> str:
+    # Where inputs are kept changes how a result is reached, not the result.
+    decisive = replace(recipe, effort=replace(recipe.effort, cache="ram", recompute=False))
+    facts = [intsr.__version__, repr(decisive), model_digest, *pictures]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_HASH_CHARACTERS]
-    return f"{setting.method}-{setting.bits}-{'-'.join(setting.parts)}-{digest}"
-
-
-def _calibrate(job: Comparison, setting: Setting, output: Path) -> None:
-    """`intsr calibrate` in a child; what it says goes into a log beside `output`. Raises CalibrationError."""
-    arguments = [job.model, "--images", job.calibration_images, "-o", output, "--tile", job.tile_px, "-v"]
-    arguments += ["--method", setting.method, "--bits", setting.bits, "--parts", ",".join(setting.parts)]
-    arguments += ["--limit", job.limit] if job.limit is not None else []
-    arguments += ["--context", job.context] if job.context is not None else []
-    arguments += ["--lora", job.lora] if job.lora is not None else []
-    arguments += ["--restart"] if job.restart and setting.trains else []
-    for name, value in job.options_of(setting).items():
-        arguments += [name] if value is None else [name, value]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    log = output.with_name(f"{output.name}.log")
-    exit_code = _run_child([sys.executable, "-m", "intsr", "calibrate", *map(str, arguments)], log)
-    if exit_code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise CalibrationError(f"calibrating {setting}", _reason(exit_code, lines))
-
-
-def _run_child(command: Sequence[str], log: Path) -> int:
-    """The exit code, negative for a signal. Any exception here, Ctrl-C too, ends the child."""
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            return child.wait()
-        except BaseException as error:
-            # Not killed at once: it removes its temporary files. Ctrl-C in a terminal has reached it already.
-            if not isinstance(error, KeyboardInterrupt):
-                child.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(_GRACE_S)
-            child.kill()
-            child.wait()
-            raise
-
-
-def _reason(exit_code: int, lines: Sequence[str]) -> str:
-    if exit_code == -signal.SIGKILL:
-        return "killed (SIGKILL), most likely for want of memory"
-    if exit_code < 0:
-        return f"crashed ({signal.Signals(-exit_code).name})"
-    last = lines[-1].removeprefix("intsr: error: ") if lines else ""
-    return last or f"ended with code {exit_code}"
+    return f"{recipe.method}-{recipe.bits}-{'-'.join(recipe.parts)}-{digest}"
 
 
 def _row(
     model: SRModel,
-    setting: Setting,
-    calibrated: Path | IntsrError,
+    recipe: Recipe,
+    calibrated: Calibrated,
     exact: Scores,
     job: Comparison,
     places: Places,
     scorer: PerceptualScorer,
 ) -> Row:
-    row = Row(setting.method, str(setting.bits), setting.parts)
+    row = Row(recipe.method, str(recipe.bits), recipe.parts)
     try:
         if isinstance(calibrated, IntsrError):
             raise calibrated

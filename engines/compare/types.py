@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibrate import METHODS, STATIC_METHODS, parse_parts
+from intsr.calib.calibrate import METHODS, Recipe, parse_parts
+from intsr.calib.learn.walk import Effort
 from intsr.errors import UsageError
 from intsr.runtime.measure.metrics import Scores
 from intsr.types import Bits
@@ -16,48 +17,36 @@ from intsr.types import Bits
 BICUBIC, FULL_PRECISION = "bicubic", "fp"
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What one row is calibrated with."""
-
-    method: str
-    bits: Bits
-    parts: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.bits} {','.join(self.parts)}"
-
-    @property
-    def trains(self) -> bool:
-        return self.method not in STATIC_METHODS
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What is compared, and on what.
+    """What is compared, and on what."""
 
-    model, context, lora, tile_px: as `intsr calibrate` takes them. calibration_images: folder of low-resolution
-    pictures, the first `limit` of which are used, None for all. pairs: low-resolution pictures and their originals.
-    color_fix, precision: of every engine. options: further options of calibrate and their values, None for flags;
-    training: more of them, for the methods that train. restart: calibrate anew whatever is there.
-    """
-
+    # As `intsr calibrate` takes them.
     model: str
-    context: Path | None
-    tile_px: int
-    settings: tuple[Setting, ...]
+    context: Path | None = None
+    lora: Path | None = None
+    # One a row.
+    recipes: tuple[Recipe, ...]
+    # A folder of low-resolution pictures, the first `limit` of which are used, None for all.
     calibration_images: Path
-    limit: int | None
+    limit: int | None = None
+    # Low-resolution pictures and their originals.
     pairs: tuple[tuple[Path, Path], ...]
+    # Of every engine.
     color_fix: str = "none"
     precision: str = "f32"
-    options: Mapping[str, str | None] = field(default_factory=dict)
-    training: Mapping[str, str | None] = field(default_factory=dict)
+    # Calibrate anew, whatever is there.
     restart: bool = False
-    lora: Path | None = None
 
-    def options_of(self, setting: Setting) -> dict[str, str | None]:
-        return {**self.options, **(self.training if setting.trains else {})}
+    @property
+    def tile_px(self) -> int:
+        """The tile that all of them have."""
+        return self.recipes[0].tile_px
+
+
+def label(recipe: Recipe) -> str:
+    """`maxmin w8a8 unet,vae`, for example."""
+    return f"{recipe.method} {recipe.bits} {','.join(recipe.parts)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +98,13 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def settings_from_text(methods: str, bits: str, parts: Sequence[str]) -> tuple[Setting, ...]:
-    """`maxmin,lbq`, `w8a8,w6a6` and each of `parts`, `unet,vae` for example: all combinations. Raises UsageError."""
+def recipes_from_options(
+    methods: str, bits: str, parts: Sequence[str], tile_px: int, symmetric: bool, **training: Any
+) -> tuple[Recipe, ...]:
+    """Combine `maxmin,lbq`, `w8a8,w6a6` and each of `parts`, for example `unet,vae`, in every way.
+
+    training: fields of `Recipe` and `Effort`, for the methods that train. Raises UsageError.
+    """
     named = _names(methods, "--methods")
     for name in named:
         if name not in METHODS:
@@ -121,7 +115,15 @@ def settings_from_text(methods: str, bits: str, parts: Sequence[str]) -> tuple[S
     chosen = [parse_parts(text) for text in parts]
     if len(set(chosen)) != len(chosen):
         raise UsageError("--parts", "the same twice", "each once")
-    return tuple(Setting(method, width, part) for part in chosen for width in widths for method in named)
+    effort_names = {field.name for field in fields(Effort)}
+    effort = Effort(**{name: value for name, value in training.items() if name in effort_names})
+    rest = {name: value for name, value in training.items() if name not in effort_names}
+
+    def recipe(method: str, width: Bits, part: tuple[str, ...]) -> Recipe:
+        shared = Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
+        return replace(shared, effort=effort, **rest) if shared.trains else shared
+
+    return tuple(recipe(method, width, part) for part in chosen for width in widths for method in named)
 
 
 def _names(text: str, option: str) -> list[str]:

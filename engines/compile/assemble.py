@@ -5,22 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.bundle import write_bundle
 from intsr.engines.builders.cache import PlanCache
 from intsr.engines.builders.child import Build, build_each_in_child
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
 from intsr.files import check_free_space, check_output_file
+from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TileEntry
 from intsr.targets import Target, target_from_name
-from intsr.types import Manifest, NetworkEntry, TileEntry
 
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
 OVERLAP_SHARE = 4
@@ -36,6 +35,7 @@ def compile_engine(
     export_folder: Path,
     output: Path,
     options: BuildOptions,
+    *,
     precision: str | None = None,
     on_network: Callable[[str], None] = lambda name: None,
     cache: PlanCache | None = None,
@@ -111,7 +111,7 @@ def _build(
         getattr(import_module(module), function)(folder / main, [folder / member for member in members[1:]])
         weights_member = main
     entries = [
-        NetworkEntry(name, member, graph.input, graph.output, weights_member if member != main else "")
+        NetworkEntry(name, member, graph.inputs, graph.outputs, weights_member if member != main else "")
         for member, graph in zip(members, graphs.values(), strict=True)
     ]
     return _Built(entries, reports)
@@ -169,18 +169,3 @@ def _manifest(
         synthetic=export.synthetic,
         tiles=tiles,
     )
-
-
-@contextmanager
-def place_for(output: Path, checked: bool) -> Iterator[Path]:
-    """Where to write what becomes `output`: itself, or where it is checked first a file beside it, which takes its
-    place when the context is left without an exception.
-    """
-    if not checked:
-        yield output
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as folder:
-        place = Path(folder) / output.name
-        yield place
-        place.replace(output)

@@ -1,8 +1,9 @@
-"""What `intsr compile MODEL` was asked for: checked, calibrated where that is part of it, and exported."""
+"""`intsr compile MODEL`: what was asked for is checked, calibrated where that is part of it, exported and built."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from intsr.calib.data.pictures import list_pictures
 from intsr.calib.methods.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
 from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_official
-from intsr.cli.console import progress, say
+from intsr.cli.console import progress, say, say_notes
 from intsr.engines.compile.estimate import CompilePlan, compile_plan
+from intsr.engines.verify.agreement import Verification
+from intsr.engines.verify.check import Check
 from intsr.errors import UsageError
 from intsr.export.fold.weight_only import static_calibration
 from intsr.export.graphs import check_tile, tile_step
@@ -25,33 +28,33 @@ from intsr.targets.lowering import lowering_from_name
 from intsr.types import Bits
 
 if TYPE_CHECKING:
+    from intsr.manifest import Manifest
     from intsr.types import ModelSpec
 
 METHOD = "maxmin+let"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileRequest:
-    """The command's options. calibration, images, official: at most one of them. bits: `wXaY` or `fp`. parts: as
-    `parse_parts` takes it. tiles_px: None for the target's own. weight_only: activations stay float.
-    """
+    """What an engine is made of: the command's options."""
 
     model: str
     target: str
+    # At most one of these three says what to quantize by.
     calibration: Path | None = None
     images: Path | None = None
     official: tuple[Path, ...] = ()
+    # `wXaY` or `fp`.
     bits: str = "w8a8"
+    # As `parse_parts` takes it.
     parts: str = "unet,vae"
+    # The default first; None for the target's own.
     tiles_px: tuple[int, ...] | None = None
     context: Path | None = None
     lora: Path | None = None
+    # Activations stay float.
     weight_only: bool = False
     plugins: tuple[str, ...] = ()
-
-    @property
-    def quantizes(self) -> bool:
-        return self.calibration is not None or Bits.parse(self.bits).quantized
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,33 @@ def plan_of(prepared: Prepared) -> CompilePlan:
         loads_model=bool(request.images or request.official),
         weight_only=request.weight_only,
     )
+
+
+def compile_model(
+    request: CompileRequest, output: Path, build: Callable[[Path, Path], Manifest], check: Check | None
+) -> tuple[Manifest, Verification | None]:
+    """Walk the whole way from a model to an engine, which must pass the `check`.
+
+    build: makes an engine file of an export folder (`compile_engine`). Nothing is left behind on failure, and
+    `output` is then as it was. Raises what preparing, calibrating, exporting and building raise; VerificationError.
+    """
+    target = target_from_name(request.target)
+    target.check_installed()
+    pictures = [] if check is None else check.pictures(target)
+    prepared = prepare(request)
+    say_notes(prepared.source.notes)
+    with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
+        graphs = Path(folder) / "onnx"
+        ranges = export_request(prepared, graphs)
+        if check is None:
+            return build(graphs, output), None
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as beside:
+            place = Path(beside) / output.name
+            manifest = build(graphs, place)
+            agreement = check.run(place, pictures, prepared.source, ranges, request.weight_only)
+            place.replace(output)
+            return manifest, agreement
 
 
 def export_request(prepared: Prepared, folder: Path) -> Calibration | None:

@@ -217,5 +217,5 @@ def _compile(
         first, *further = target_from_name(target).tiles
         lowering = lowering_from_name(target_from_name(target).lowering)
         export_model(model, calibration, lowering, first, exported, further_tiles=further)
-        compile_engine(exported, output, BuildOptions(target=target), precision)
+        compile_engine(exported, output, BuildOptions(target=target), precision=precision)
     return output

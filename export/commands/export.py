@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from intsr.cli.console import TileSizes, common_options, detail, emit_json, say, say_notes, weight_options
-from intsr.cli.several_values import SeveralValuesCommand, passionsr_option
+from intsr.cli.console import common_options, detail, emit_json, say, say_notes
+from intsr.cli.options import SeveralValuesCommand, TileSizes, passionsr_option, weight_options
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from intsr.errors import EngineMismatchError
+from intsr.manifest import Manifest
 from intsr.runtime.backends.protocol import BACKENDS
-from intsr.types import Manifest
 
 _RTX_PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
 

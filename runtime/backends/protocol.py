@@ -15,7 +15,8 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.cuda.driver import CUDA_BACKENDS
 from intsr.errors import UsageError
-from intsr.types import NetworkEntry, TensorInfo
+from intsr.manifest import NetworkEntry
+from intsr.types import TensorInfo
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -155,13 +156,12 @@ def activation_bytes_from_network(network: Network) -> int | None:
     return value
 
 
-def open_networks(bundle: Bundle, options: SessionOptions) -> tuple[Network, Network, Network]:
+def open_networks(bundle: Bundle, options: SessionOptions) -> tuple[Network, ...]:
     """Hand the members to their target's library. Check the bundle first (`compatibility.check_runs_here`), and open
     it at the tile size that is wanted.
     """
     module, _, function = BACKENDS[bundle.manifest.target].partition(":")
-    encoder, unet, decoder = getattr(import_module(module), function)(bundle, options)
-    return encoder, unet, decoder
+    return tuple(getattr(import_module(module), function)(bundle, options))
 
 
 def open_each(

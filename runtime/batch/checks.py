@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from intsr.errors import UsageError
+from intsr.manifest import Manifest
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.naming import PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
 from intsr.runtime.pictures.formats.write_formats import WRITE_FORMATS
-from intsr.types import Manifest
 
 
 def check_engine_comes_first(engine: Path, inputs: Sequence[Path]) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.cli.console import FiniteFloat, common_options, detail, emit_json, on_terminal, say, weight_options
+from intsr.cli.console import common_options, detail, emit_json, on_terminal, say
+from intsr.cli.options import FiniteFloat, weight_options
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from intsr.bundle import read_manifest
 from intsr.errors import UsageError
 from intsr.runtime.backends.protocol import LayerTime
 from intsr.runtime.engine import Engine, open_engine
-from intsr.types import NETWORKS
 
 WARM_UP_RUNS = 2
 # Those whose networks have `layer_times_ms`.
@@ -43,7 +42,7 @@ def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[
 def _run(engine: Engine, x: Any) -> dict[str, list[LayerTime]]:
     """By network, of one run."""
     times = {}
-    for name, network in zip(NETWORKS, engine.networks, strict=True):
+    for name, network in zip(engine.network_names, engine.networks, strict=True):
         x = network.run(x)
         times[name] = network.layer_times_ms()  # type: ignore[attr-defined]
     return times

@@ -33,13 +33,13 @@ class StageClock:
         if name == TRANSFERS:
             self.transfers_ms = (self.transfers_ms or 0.0) + ms
         else:
-            self.stages_ms[name] += ms
+            self.stages_ms[name] = self.stages_ms.get(name, 0.0) + ms
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.stages_ms[name] += (time.perf_counter() - start) * 1e3
+        self.add(name, (time.perf_counter() - start) * 1e3)
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """The items; making them counts for the stage, what is done with them does not."""

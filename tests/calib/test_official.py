@@ -19,7 +19,7 @@ from intsr.calib.models.families.sites import bits_of_site, sites_of_model
 from intsr.calib.passionsr.checkpoint import PREFIX, expected_shapes, official_bits, read_official
 from intsr.calib.passionsr.import_checkpoint import import_official
 from intsr.calib.passionsr.names import official_names
-from intsr.cli.several_values import spread_values
+from intsr.cli.options import spread_values
 from intsr.errors import CalibrationError, UsageError
 from intsr.types import Bits
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
+from bundles import small_manifest, write_members
 
 from intsr.bundle import write_bundle
-from intsr.types import Manifest
-
-BUNDLES = runpy.run_path(str(Path(__file__).parents[1] / "support" / "bundles.py"))
+from intsr.manifest import Manifest
 
 
 @pytest.fixture
 def manifest() -> Manifest:
-    return BUNDLES["small_manifest"]()
+    return small_manifest()
 
 
 @pytest.fixture
 def members(tmp_path: Path) -> dict[str, Path]:
-    return BUNDLES["write_members"](tmp_path / "members")
+    return write_members(tmp_path / "members")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from intsr.bundle import (
     MANIFEST_NAME,
     MEMBER_ALIGNMENT_BYTES,
     Bundle,
-    manifest_from_mapping,
     read_manifest,
     write_bundle,
 )
@@ -221,10 +220,7 @@ def test_a_file_cut_short_anywhere_is_found(bundle_path):
         (lambda contents: contents.update(extra=b"x"), "members .*extra"),
         (lambda contents: contents.update({"../outside": b"x"}), r"members .*\.\./outside"),
         (lambda contents: contents.pop(MANIFEST_NAME), "not a bundle"),
-        (lambda contents: contents.update({MANIFEST_NAME: b"{"}), "not a bundle"),
-        (lambda contents: contents.update({MANIFEST_NAME: b"\xff"}), "not a bundle"),
-        (lambda contents: contents.update({MANIFEST_NAME: b"[1]"}), "manifest is a list"),
-        (lambda contents: contents.update({MANIFEST_NAME: b"[" * 100_000}), "not a bundle"),
+        (lambda contents: contents.update({MANIFEST_NAME: b"\xff"}), "is not valid"),
     ],
 )
 def test_wrong_contents(bundle_path, change, message):
@@ -264,38 +260,6 @@ def test_a_manifest_that_unpacks_into_gigabytes_is_not_unpacked(bundle_path, mon
         read_manifest(bundle_path)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"schema_version": 2}, "schema version 2; expected 1; compile the model again"),
-        ({"schema_version": None}, "schema version None"),
-        ({"surprise": 1}, "unknown keys surprise"),
-        ({"networks": []}, "manifest is not valid"),
-        ({"networks": 5}, "manifest is not valid"),
-        ({"networks": [5, 6, 7]}, "manifest is not valid"),
-        ({"overlap_px": 16}, "overlap_px 16 is not below tile_px 16"),
-        ({"tile_px": "16"}, "manifest is not valid"),
-        ({"color_fix": "sepia"}, "'sepia'"),
-        ({"sha256": ["unet.plan"]}, "sha256 is .*, no JSON object"),
-    ],
-)
-def test_wrong_manifests(bundle_path, values, message):
-    _change_manifest(bundle_path, **values)
-    with pytest.raises(BundleError, match=message):
-        Bundle(bundle_path)
-
-
-def test_missing_and_unknown_keys_inside_a_network(bundle_path, manifest):
-    values = json.loads(json.dumps(asdict(manifest)))
-    assert manifest_from_mapping(values, "here") == manifest
-    del values["networks"][1]["output"]
-    with pytest.raises(BundleError, match=r"here: manifest is not valid \('output'\)"):
-        manifest_from_mapping(values, "here")
-    values["networks"][1]["output"] = {"name": "b", "shape": [1], "dtype": "float32", "axis": 0}
-    with pytest.raises(BundleError, match="unknown keys axis"):
-        manifest_from_mapping(values, "here")
-
-
 def test_a_network_without_its_member(bundle_path, manifest):
     networks = [asdict(entry) for entry in manifest.networks]
     networks[2]["member"] = "elsewhere.plan"
@@ -318,22 +282,6 @@ def test_further_tile_sizes(bundle_path, manifest):
         _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": wrong}])
         with pytest.raises(BundleError, match="no member elsewhere"):
             Bundle(bundle_path)
-    for wrong_tile in (5, {"tile_px": 8}, {"tile_px": 8, "overlap_px": 8, "networks": networks}):
-        _change_manifest(bundle_path, tiles=[wrong_tile])
-        with pytest.raises(BundleError, match="manifest is not valid"):
-            Bundle(bundle_path)
-
-
-def test_bundles_older_than_tile_sizes(bundle_path, manifest):
-    def change(contents):
-        values = json.loads(contents[MANIFEST_NAME])
-        del values["tiles"], values["synthetic"]
-        for network in values["networks"]:
-            del network["weights_member"]
-        contents[MANIFEST_NAME] = json.dumps(values).encode()
-
-    _rewrite(bundle_path, change)
-    assert replace(read_manifest(bundle_path), sha256={}) == manifest
 
 
 def test_hashes_are_not_asked_for_again_where_the_file_is_the_same(bundle_path, members):
@@ -358,36 +306,3 @@ def test_what_is_no_bundle_at_all(tmp_path):
         (tmp_path / "odd.engine").write_bytes(content)
         with pytest.raises(BundleError, match="not a bundle"):
             Bundle(tmp_path / "odd.engine")
-
-
-_ODD = [None, [], {}, 2.5, True, "16", -1, 1e300, [1], ""]
-
-
-@pytest.mark.parametrize("value", _ODD)
-@pytest.mark.parametrize("key", ["library_version", "target", "upscale_factor", "overlap_px", "tile_px", "licence"])
-def test_values_of_another_type_are_one_line(bundle_path, key, value):
-    text = key in ("library_version", "target", "licence")
-    if isinstance(value, str) and text:
-        return
-    _change_manifest(bundle_path, **{key: value})
-    with pytest.raises(BundleError, match="manifest is not valid"):
-        read_manifest(bundle_path)
-
-
-@pytest.mark.parametrize("value", [*_ODD, [1, 3, "a", 32], [1, 3, 32.0, 32], [1, 3, 0, 32], [1, 3, 32], "float99"])
-@pytest.mark.parametrize("key", ["name", "member", "weights_member", "shape", "dtype"])
-def test_networks_of_other_types_are_one_line(bundle_path, manifest, key, value):
-    if isinstance(value, str) and (key in ("name", "weights_member") or (key == "member" and value)):
-        return
-    networks = json.loads(json.dumps(asdict(manifest)["networks"]))
-    (networks[0]["input"] if key in ("shape", "dtype") else networks[0])[key] = value
-    _change_manifest(bundle_path, networks=networks)
-    with pytest.raises(BundleError, match="manifest is not valid"):
-        read_manifest(bundle_path)
-
-
-@pytest.mark.parametrize("value", [None, 1, []])
-def test_hashes_of_other_types_are_one_line(bundle_path, manifest, value):
-    _change_manifest(bundle_path, sha256={manifest.networks[0].member: value})
-    with pytest.raises(BundleError, match="manifest is not valid"):
-        read_manifest(bundle_path)

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from intsr.cli import console
-from intsr.cli.console import Stopwatch, TileSizes, common_options, detail, emit_json, progress, say
+from intsr.cli.console import Stopwatch, common_options, detail, emit_json, progress, say
 
 
 @pytest.fixture(autouse=True)
@@ -72,17 +72,6 @@ def test_quiet_lasts_for_one_command_only():
     assert runner.invoke(speak, ["-q"]).stderr == ""
     assert runner.invoke(speak, []).stderr == "hello\n"
     assert runner.invoke(speak, ["-v", "-q"]).stderr == ""
-
-
-@pytest.mark.parametrize(("text", "sizes"), [("128", (128,)), ("128,64", (128, 64)), (" 64 , 128", (64, 128))])
-def test_tile_sizes(text, sizes):
-    assert TileSizes().convert(text, None, None) == sizes
-
-
-@pytest.mark.parametrize("text", ["", ",", "128,", "a", "1e3", "0", "-64", "64,64", "1.5", "\u0664"])
-def test_what_is_no_tile_size(text):
-    with pytest.raises(click.UsageError, match="for example 128,64"):
-        TileSizes().convert(text, None, None)
 
 
 def test_a_closed_stderr_is_no_terminal(monkeypatch):

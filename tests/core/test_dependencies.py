@@ -1,90 +1,77 @@
 """Every module imports, and those of the runtime import where nothing of the compiler is installed."""
 
-import importlib
+from __future__ import annotations
+
 import json
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
-import intsr
+import pytest
 
 COMPILER_LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "peft",
-    "safetensors",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "onnxruntime",
-    "polygraphy",
-    "skimage",
-    "scipy",
-    "pyiqa",
-    "tensorrt",
-    "tensorrt_bindings",
+    *("torch", "diffusers", "transformers", "peft", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    *("polygraphy", "skimage", "scipy", "pyiqa", "tensorrt", "tensorrt_bindings"),
 )
+# What a command's --help must not wait for.
+SLOW_LIBRARIES = ("numpy", "PIL", "openvino", "rich")
 PROJECT = Path(__file__).parents[2]
 STAGES = ("runtime", "kernels", "calib", "export", "engines")
 
 
 def _modules() -> list[str]:
-    """Every module but __main__, which runs the command. An editable install maps each stage on its own."""
-    packages = [intsr, *(importlib.import_module(f"intsr.{stage}") for stage in STAGES)]
-    found = {package.__name__ for package in packages}
-    for package in packages:
-        found |= {module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
-    return sorted(found - {"intsr.__main__"})
+    """Every module but __main__, which runs the command."""
+    found = []
+    for stage in ("core", *STAGES):
+        for path in (PROJECT / stage).rglob("*.py"):
+            parts = path.relative_to(PROJECT / stage).with_suffix("").parts
+            name = ".".join(("intsr", *(() if stage == "core" else (stage,)), *parts))
+            found.append(name.removesuffix(".__init__"))
+    return sorted(set(found) - {"intsr.__main__"})
 
 
-def _failures(modules: list[str], blocked: tuple[str, ...]) -> dict[str, str]:
-    """Import each module in one fresh interpreter, where `blocked` libraries are not to be had."""
+def _failures(phases: list[tuple[list[str], tuple[str, ...]]]) -> list[dict[str, str]]:
+    """Import modules in one fresh interpreter, phase after phase, where the phase's libraries are not to be had."""
     code = """
 import importlib, json, sys
-modules, blocked = json.loads(sys.argv[1])
-sys.modules.update(dict.fromkeys(blocked))
-failures = {}
-for name in modules:
-    try:
-        importlib.import_module(name)
-    except Exception as error:
-        failures[name] = repr(error)
-print(json.dumps(failures))
+answers = []
+for modules, blocked in json.loads(sys.argv[1]):
+    sys.modules.update(dict.fromkeys(blocked))
+    answers.append({})
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            answers[-1][name] = repr(error)
+    for name in blocked:
+        del sys.modules[name]
+print(json.dumps(answers))
 """
-    arguments = [sys.executable, "-c", code, json.dumps([modules, blocked])]
+    arguments = [sys.executable, "-c", code, json.dumps(phases)]
     run = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    answers: list[dict[str, str]] = json.loads(run.stdout.splitlines()[-1])
+    return answers
 
 
-def test_the_walk_finds_every_stage():
-    files = {f"intsr.{stage}.{path.stem}" for stage in STAGES for path in (PROJECT / stage).glob("[!_]*.py")}
-    files |= {
-        f"intsr.{stage}.commands.{path.stem}"
-        for stage in STAGES
-        for path in (PROJECT / stage).glob("commands/[!_]*.py")
-    }
-    files |= {f"intsr.{path.stem}" for path in (PROJECT / "core").glob("[!_]*.py")}
-    assert len(files) > 40
-    assert files <= set(_modules())
-
-
-def test_runtime_and_core_import_without_the_compilers_libraries():
+def test_runtime_and_commands_import_without_what_they_do_not_need() -> None:
+    modules = _modules()
+    commands = [name for name in modules if ".commands" in name]
     others = tuple(f"intsr.{stage}" for stage in STAGES if stage != "runtime")
-    modules = [name for name in _modules() if not name.startswith(others)]
-    assert {"intsr", "intsr.types", "intsr.runtime", "intsr.runtime.commands.evaluate"} <= set(modules)
-    assert _failures(modules, COMPILER_LIBRARIES) == {}
+    lower = [name for name in modules if not name.startswith(others)]
+    assert {"intsr.engines.commands.report", "intsr.calib.commands.info"} <= set(commands)
+    assert {"intsr", "intsr.types", "intsr.cli.main", "intsr.runtime.engine"} <= set(lower)
+    compiler = "intsr.calib.models.cost"
+    phases = [
+        (commands, (*COMPILER_LIBRARIES, *SLOW_LIBRARIES)),
+        (lower, COMPILER_LIBRARIES),
+        ([compiler], COMPILER_LIBRARIES),
+    ]
+    without_slow, without_compiler, noticed = _failures(phases)
+    assert without_slow == {}
+    assert without_compiler == {}
+    assert set(noticed) == {compiler}, "a library that is blocked would not be noticed"
 
 
-def test_every_command_module_imports_without_any_heavy_library():
-    commands = [name for name in _modules() if ".commands" in name]
-    assert _failures(commands, (*COMPILER_LIBRARIES, "numpy", "PIL", "openvino", "rich")) == {}
-
-
-def test_a_blocked_library_would_be_noticed():
-    assert set(_failures(["intsr.calib.models.cost", "intsr.errors"], ("torch",))) == {"intsr.calib.models.cost"}
-
-
-def test_every_module_imports():
-    assert _failures(_modules(), ()) == {}
+@pytest.mark.slow
+def test_every_module_imports() -> None:
+    assert _failures([(_modules(), ())]) == [{}]

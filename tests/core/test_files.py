@@ -315,7 +315,7 @@ os.kill(os.getpid(), 9)
 def test_a_file_taken_for_a_stale_one_before_it_was_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target, lock = tmp_path / "sr.png", files._try_lock
+    target, lock = tmp_path / "sr.png", files.try_lock
     removed: list[Path] = []
 
     def late(descriptor: int) -> bool:
@@ -325,7 +325,7 @@ def test_a_file_taken_for_a_stale_one_before_it_was_locked_is_made_again(
             removed[0].unlink()
         return lock(descriptor)
 
-    monkeypatch.setattr(files, "_try_lock", late)
+    monkeypatch.setattr(files, "try_lock", late)
     with atomic_path(target) as temporary:
         assert temporary not in removed
         temporary.write_bytes(b"whole")

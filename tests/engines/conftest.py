@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import sys
 from collections.abc import Callable
@@ -19,18 +18,11 @@ RTX_MODULE = "intsr.engines.builders.tensorrt_rtx"
 BuildRtx = Callable[..., tuple[BuildReport, Path]]
 
 
-def _load_graphs() -> ModuleType:
-    # pytest imports tests by path (--import-mode=importlib): siblings have no importable name.
-    spec = importlib.util.spec_from_file_location("rtx_graphs", Path(__file__).with_name("rtx_graphs.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def graphs() -> ModuleType:
-    return _load_graphs()
+    import rtx_graphs
+
+    return rtx_graphs
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_report_survives_json() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"target": "cpu", "speed": 3}, "unknown keys speed"),
+        ({"target": "cpu", "speed": 3}, "unknown field `speed`"),
         ({"target": "cpu", "hardware_compatibility": "all"}, "hardware_compatibility is 'all'"),
         ({"target": "cpu", "workspace_bytes": 0}, "workspace_bytes is 0"),
     ],

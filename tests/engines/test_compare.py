@@ -16,18 +16,21 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration import JSON_NAME
 from intsr.calib.commands.calibrate import calibrate
 from intsr.engines.commands import compare as commands
+from intsr.engines.compare import child
 from intsr.engines.compare import run as library
-from intsr.engines.compare.types import Comparison, Places, Row, settings_from_text
+from intsr.engines.compare.child import CalibrationTask
+from intsr.engines.compare.types import Comparison, Places, Row, label, recipes_from_options
 from intsr.errors import CalibrationError, ImageError, UsageError
 from intsr.runtime.measure.metrics import PerceptualScorer, Scores, psnr_db, score_pair
 from intsr.runtime.pictures.rgb8 import read_pixels
 
 METHODS = ("maxmin", "maxmin+let")
 KEYS = {"method", "bits", "parts", "psnr_y_db", "ssim_y", "psnr_to_fp_db", "calibration_s", "peak_bytes"}
-run_child = library._run_child
+in_child = library.calibrate_in_child
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +73,15 @@ def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
     given = arguments(tiny_folder, pictures, "--methods", ",".join(METHODS), "-o", folder, "--keep-pictures")
     calibrated: list[str] = []
 
-    def watched(command: Sequence[str], log: Path) -> int:
-        calibrated.append(command[command.index("--method") + 1])
+    def watched(task: CalibrationTask) -> None:
+        calibrated.append(task.recipe.method)
         if calibrated == list(METHODS):
             raise KeyboardInterrupt
-        if len(calibrated) == 1:
-            return run_child(command, log)
         # One child is enough to see that children work: another one spends its time on importing torch.
-        return CliRunner().invoke(calibrate, command[4:]).exit_code
+        in_child(task) if len(calibrated) == 1 else task.run()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_run_child", watched)
+        patch.setattr(library, "calibrate_in_child", watched)
         first = run(*given)
         assert not (folder / "compare.json").exists()
         yield Runs(folder, first, run(*given, "--json"), tuple(calibrated))
@@ -165,7 +166,7 @@ def test_table(runs: Runs) -> None:
 def test_mistakes_are_found_before_any_work(
     tiny_folder: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], message: str
 ) -> None:
-    monkeypatch.setattr(library, "_run_child", lambda command, log: pytest.fail("calibrated"))
+    monkeypatch.setattr(library, "calibrate_in_child", lambda task: pytest.fail("calibrated"))
     with pytest.raises(UsageError) as raised:
         run(*arguments(tiny_folder, pictures, *more))
     assert message in str(raised.value)
@@ -175,7 +176,7 @@ def test_mistakes_are_found_before_any_work(
 def test_pictures_that_do_not_fit(
     tiny_folder: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(library, "_run_child", lambda command, log: pytest.fail("calibrated"))
+    monkeypatch.setattr(library, "calibrate_in_child", lambda task: pytest.fail("calibrated"))
     given = arguments(tiny_folder, pictures, "--methods", "maxmin", "--hr", tmp_path)
     Image.open(pictures / "hr" / "a.png").save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="no picture named b"):
@@ -188,96 +189,75 @@ def test_pictures_that_do_not_fit(
 @pytest.fixture
 def job(tiny_folder: Path, pictures: Path) -> Comparison:
     pairs = tuple((pictures / "lr" / f"{name}.png", pictures / "hr" / f"{name}.png") for name in "ab")
-    settings = settings_from_text("maxmin,lbq", "w8a8,w6a6", ["unet"])
-    return Comparison(str(tiny_folder), None, 16, settings, pictures / "calibration", None, pairs)
-
-
-def test_calibrate_is_given_what_was_asked_for(job: Comparison, tmp_path: Path, monkeypatch: Any) -> None:
-    """Through calibrate's own parser; options of training go to methods that train alone."""
-    parsed: list[dict[str, Any]] = []
-
-    def child(command: Sequence[str], log: Path) -> int:
-        assert command[:4] == [sys.executable, "-m", "intsr", "calibrate"]
-        parsed.append(calibrate.make_context("calibrate", list(command[4:])).params)
-        return 0
-
-    monkeypatch.setattr(library, "_run_child", child)
-    values = {"seed": 7, "block_steps": 3, "recompute": True, "mixed": False}
-    training = commands._command_line(values)
-    assert training == {"--seed": "7", "--block-steps": "3", "--recompute": None}
-    asked = replace(job, limit=1, options={"--symmetric": None}, training=training, restart=True)
-    library.calibrate_settings(asked, tmp_path, "digest", lambda line: None, lambda items, _: items)
-    assert [(p["method"], p["bits"], p["parts"]) for p in parsed] == [
-        (method, bits, "unet") for bits in ("w8a8", "w6a6") for method in ("maxmin", "lbq")
-    ]
-    assert all(
-        (p["tile_px"], p["limit"], p["symmetric"], p["images"]) == (16, 1, True, job.calibration_images)
-        for p in parsed
+    recipes = recipes_from_options("maxmin,lbq", "w8a8,w6a6", ["unet"], 16, True, seed=7, block_steps=3, crop_px=8)
+    return Comparison(
+        model=str(tiny_folder), recipes=recipes, calibration_images=pictures / "calibration", limit=1, pairs=pairs
     )
-    assert [(p["seed"], p["block_steps"], p["recompute"], p["restart"]) for p in parsed[:2]] == [
-        (0, 12, False, False),
-        (7, 3, True, True),
+
+
+def test_options_of_training_go_to_methods_that_train_alone(job: Comparison) -> None:
+    assert [label(recipe) for recipe in job.recipes] == [
+        f"{method} {bits} unet" for bits in ("w8a8", "w6a6") for method in ("maxmin", "lbq")
     ]
-    assert len({p["output"] for p in parsed}) == 4
+    assert all((recipe.tile_px, recipe.symmetric) == (16, True) for recipe in job.recipes)
+    assert [(r.seed, r.crop_px, r.effort.block_steps) for r in job.recipes[:2]] == [(0, 32, 12), (7, 8, 3)]
 
 
-def test_every_option_passed_on_is_one_of_calibrate(job: Comparison) -> None:
+def test_every_option_passed_on_is_one_of_calibrate() -> None:
     known = {parameter.name for parameter in calibrate.params}
     assert {*commands.SHARED_OPTIONS, *commands.TRAINING_OPTIONS} <= known
-    options = {option for parameter in calibrate.params for option in parameter.opts}
-    assert set(library.WITHOUT_EFFECT_ON_RESULT) <= options
 
 
 def test_a_calibration_is_used_again_only_for_the_same_result(job: Comparison) -> None:
-    maxmin, lbq = job.settings[:2]
-    base = replace(job, training={"--seed": "0", "--cache": "ram"})
+    maxmin, lbq = job.recipes[:2]
 
-    def name(changed: Comparison, setting: Any = lbq, digest: str = "m", hashes: Sequence[str] = ("p",)) -> str:
-        return library._calibration_name(changed, setting, digest, hashes)
+    def name(recipe: Recipe = lbq, digest: str = "m", hashes: Sequence[str] = ("p",)) -> str:
+        return library._calibration_name(recipe, digest, hashes)
 
-    seeded = replace(job, training={"--seed": "1", "--cache": "ram"})
-    assert name(replace(job, training={"--seed": "0", "--cache": "disk"})) == name(base)
-    assert name(seeded, maxmin) == name(base, maxmin)
+    assert name(replace(lbq, effort=replace(lbq.effort, cache="disk", recompute=True))) == name()
     different = [
-        name(base),
-        name(seeded),
-        name(base, maxmin),
-        name(base, job.settings[3]),
-        name(base, digest="other"),
-        name(base, hashes=("p", "q")),
-        name(replace(base, tile_px=8)),
-        name(replace(base, options={"--symmetric": None})),
+        name(),
+        name(replace(lbq, seed=1)),
+        name(maxmin),
+        name(job.recipes[3]),
+        name(digest="other"),
+        name(hashes=("p", "q")),
+        name(replace(lbq, tile_px=8)),
+        name(replace(lbq, symmetric=False)),
     ]
     assert len(set(different)) == len(different)
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "said", "reason"),
+    ("exit_code", "lines", "expected"),
     [
-        (2, "model loaded\nintsr: error: x.png: file is empty", "x.png: file is empty"),
-        (-signal.SIGKILL, "half a li", "killed (SIGKILL)"),
-        (-signal.SIGSEGV, "", "crashed (SIGSEGV)"),
-        (1, "", "ended with code 1"),
+        (2, ["model loaded", "x.png: file is empty"], "x.png: file is empty"),
+        (-signal.SIGKILL, ["half a li"], "killed (SIGKILL), most likely for want of memory"),
+        (-signal.SIGSEGV, [], "crashed (SIGSEGV)"),
+        (1, [], "ended with code 1"),
     ],
 )
-def test_a_calibration_that_fails_costs_its_row_alone(
-    job: Comparison, tmp_path: Path, monkeypatch: Any, exit_code: int, said: str, reason: str
-) -> None:
-    def child(command: Sequence[str], log: Path) -> int:
-        log.write_text(said)
-        return exit_code if "lbq" in command else 0
+def test_why_a_child_failed(exit_code: int, lines: list[str], expected: str) -> None:
+    assert child.reason(exit_code, lines) == expected
 
-    monkeypatch.setattr(library, "_run_child", child)
+
+def test_a_calibration_that_fails_costs_its_row_alone(job: Comparison, tmp_path: Path, monkeypatch: Any) -> None:
+    def calibrated(task: CalibrationTask) -> None:
+        assert (task.images, task.limit, task.restart) == (job.calibration_images, 1, False)
+        if task.recipe.trains:
+            raise CalibrationError("calibrating lbq", "crashed (SIGSEGV)")
+
+    monkeypatch.setattr(library, "calibrate_in_child", calibrated)
     lines: list[str] = []
-    made = library.calibrate_settings(job, tmp_path, "digest", lines.append, lambda items, _: items)
-    good, bad = job.settings[:2]
+    made = library.calibrate_all(job, tmp_path, "digest", lines.append, lambda items, _: items)
+    good, bad = job.recipes[:2]
     failure = made[bad]
     assert isinstance(made[good], Path) and isinstance(failure, CalibrationError)
-    assert reason in str(failure) and any(line.startswith("failed: calibrating lbq w8a8 unet: ") for line in lines)
+    assert any(line.startswith("failed: calibrating lbq: crashed (SIGSEGV)") for line in lines)
     scorer, places = PerceptualScorer(()), Places(tmp_path, tmp_path, tmp_path)
     row = library._row(None, bad, failure, Scores("mean", 30.0, 0.9), job, places, scorer)  # type: ignore[arg-type]
     values = row.to_mapping()
-    assert reason in values["error"] and values["psnr_y_db"] is None and values["peak_bytes"] is None
+    assert "crashed" in values["error"] and values["psnr_y_db"] is None and values["peak_bytes"] is None
 
 
 def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,23 +275,31 @@ def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str
     json.dumps(report, allow_nan=False)
 
 
-def test_the_child_ends_with_its_parent_and_says_into_its_log(tmp_path: Path, monkeypatch: Any) -> None:
-    log = tmp_path / "log"
-    assert run_child([sys.executable, "-c", "import sys; print('out'); sys.exit('bad')"], log) == 1
-    assert sorted(log.read_text().split()) == ["bad", "out"]
-    started: list[Any] = []
+def test_the_child_ends_with_its_parent_and_says_into_its_log(job: Comparison, tmp_path: Path) -> None:
+    task = library._task(replace(job, model="nothing"), job.recipes[0], tmp_path / "new" / "c")
+    with pytest.raises(CalibrationError, match="calibrating maxmin w8a8 unet: nothing: "):
+        in_child(task)
+    assert "nothing: " in task.log.read_text()
 
-    class Interrupted(library.subprocess.Popen):  # type: ignore[type-arg]
-        def wait(self, timeout: float | None = None) -> int:
-            started.append(self)
-            if len(started) == 1:
-                raise SystemExit(143)
-            return super().wait(timeout)
+    class Interrupted:
+        """A process whose parent is asked to end while it waits."""
 
-    monkeypatch.setattr(library.subprocess, "Popen", Interrupted)
-    with pytest.raises(SystemExit):
-        run_child([sys.executable, "-c", "import time; time.sleep(600)"], log)
-    assert started[0].returncode == -signal.SIGTERM
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        def join(self, timeout: float | None = None) -> None:
+            self.calls.append("join")
+
+        def terminate(self) -> None:
+            self.calls.append("terminate")
+
+        def kill(self) -> None:
+            self.calls.append("kill")
+
+    for interrupted, calls in ((False, ["terminate", "join", "kill", "join"]), (True, ["join", "kill", "join"])):
+        process = Interrupted()
+        child._end(process, interrupted)  # type: ignore[arg-type]
+        assert process.calls == calls
 
 
 def test_metrics_that_are_not_installed_are_said_once(monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

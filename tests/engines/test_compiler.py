@@ -119,7 +119,7 @@ def test_engine_agrees_with_the_fake_quantized_reference(
 
 
 def test_full_precision_engine_equals_torch(exports: dict[str, Path], tiny_model: SRModel, tmp_path: Path) -> None:
-    compile_engine(exports["fp"], tmp_path / "fp.engine", BuildOptions("cpu"), "f32")
+    compile_engine(exports["fp"], tmp_path / "fp.engine", BuildOptions("cpu"), precision="f32")
     reference = TorchReference(torch_networks(reference_networks(tiny_model), tiny_model, TILE_PX))
     with open_engine(tmp_path / "fp.engine") as engine:
         result = verify(engine, reference, inputs())

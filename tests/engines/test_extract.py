@@ -1,27 +1,23 @@
 """`intsr extract`: what was packed comes out, into a folder that may be written, or nothing does."""
 
 import json
-import runpy
 import subprocess
 import sys
 import zipfile
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
+from bundles import MEMBERS, write_small_bundle
 from click.testing import CliRunner
 
 from intsr.bundle import read_manifest
 from intsr.engines.commands.extract import extract
 from intsr.errors import BundleError, UsageError
 
-BUNDLES = runpy.run_path(str(Path(__file__).parents[1] / "support" / "bundles.py"))
-MEMBERS = BUNDLES["MEMBERS"]
-
 
 @pytest.fixture
 def engine(tmp_path):
-    return BUNDLES["write_small_bundle"](tmp_path / "tiny.engine")
+    return write_small_bundle(tmp_path / "tiny.engine")
 
 
 def _run(*arguments):

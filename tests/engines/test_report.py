@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_pages as pages
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -29,12 +29,6 @@ from intsr.runtime.tiles.grid import plan_tiles
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
-
-_spec = importlib.util.spec_from_file_location("report_pages", Path(__file__).with_name("report_pages.py"))
-assert _spec is not None and _spec.loader is not None
-pages: Any = importlib.util.module_from_spec(_spec)
-sys.modules["report_pages"] = pages
-_spec.loader.exec_module(pages)
 
 CURVES = {
     "encoder: vae.encoder.conv_out: let": [[0, 2.0, 2.0], [5, 1.0, 1.5]],

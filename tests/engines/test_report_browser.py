@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import report_pages as pages
 from click.testing import CliRunner
 
 from intsr.calib.calibration import Calibration, save_calibration
@@ -22,12 +21,6 @@ from intsr.engines.commands.report import report
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
-
-_spec = importlib.util.spec_from_file_location("report_pages", Path(__file__).with_name("report_pages.py"))
-assert _spec is not None and _spec.loader is not None
-pages: Any = importlib.util.module_from_spec(_spec)
-sys.modules["report_pages"] = pages
-_spec.loader.exec_module(pages)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -232,6 +225,7 @@ def test_the_slider_moves_by_mouse_and_keys(browser: Browser, page: Path) -> Non
     assert "Low resolution" in browser.run("document.activeElement.getAttribute('aria-valuetext')")
 
 
+@pytest.mark.slow
 def test_pictures_and_sides_are_chosen(browser: Browser, page: Path) -> None:
     browser.open(page)
     shown = """(() => {
@@ -250,6 +244,7 @@ def test_pictures_and_sides_are_chosen(browser: Browser, page: Path) -> None:
     assert browser.run("document.querySelectorAll('[data-note]:not([hidden])').length") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["SQNR, output", "Layer", "Low"])
 def test_tables_sort(browser: Browser, page: Path, column: str) -> None:
     browser.open(page)
@@ -275,6 +270,7 @@ def test_tables_sort(browser: Browser, page: Path, column: str) -> None:
     assert browser.run("document.querySelectorAll('[aria-sort=ascending], [aria-sort=descending]').length") == 1
 
 
+@pytest.mark.slow
 def test_rows_without_a_value_stay_last(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.run(
@@ -290,8 +286,9 @@ def test_rows_without_a_value_stay_last(browser: Browser, page: Path) -> None:
         assert values[:2] != ["", ""] and set(values[2:]) == {""} and len(values) == 6
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("dark", PHONE), pytest.param("light", DESKTOP, marks=pytest.mark.slow)]
+)
 def test_text_can_be_read(browser: Browser, page: Path, scheme: str, size: tuple[int, int]) -> None:
     browser.open(page, size, scheme)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
@@ -302,12 +299,14 @@ def test_text_can_be_read(browser: Browser, page: Path, scheme: str, size: tuple
     assert (sum(map(int, dark[4:-1].split(","))) < 128) == (scheme == "dark")
 
 
+@pytest.mark.slow
 def test_pale_text_would_be_noticed(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.run("document.documentElement.style.setProperty('--muted', '#a0a0a0')")
     assert browser.run(CONTRASTS)[0][0] < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [DESKTOP, PHONE, (320, 640)])
 def test_the_page_never_scrolls_sideways(browser: Browser, page: Path, size: tuple[int, int]) -> None:
     browser.open(page, size)
@@ -320,6 +319,7 @@ def test_the_page_never_scrolls_sideways(browser: Browser, page: Path, size: tup
         assert browser.run(f"{wide}.length") > 5
 
 
+@pytest.mark.slow
 def test_focus_is_visible(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.run("document.querySelector('th button').focus({focusVisible: true})")

@@ -17,9 +17,10 @@ from onnx import TensorProto, checker, helper, numpy_helper, save
 from PIL import Image
 
 from intsr import bundle
-from intsr.bundle import SCHEMA_VERSION, write_bundle
+from intsr.bundle import write_bundle
 from intsr.kernels.launches.parameters import SOURCES
-from intsr.types import Manifest, NetworkEntry, TensorInfo
+from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry
+from intsr.types import TensorInfo
 
 TILE_PX, FACTOR, LATENT_CHANNELS = 16, 2, 12
 SIDE_PX, LATENT_PX = TILE_PX * FACTOR, TILE_PX * FACTOR // 2
@@ -83,7 +84,7 @@ def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
 
 def manifest_for(target: str, **changes: object) -> Manifest:
     networks = tuple(
-        NetworkEntry(name, f"{name}.member", *(TensorInfo(key, shape, "float32") for key, shape in ports))
+        NetworkEntry(name, f"{name}.member", *((TensorInfo(key, shape, "float32"),) for key, shape in ports))
         for name, ports in SHAPES.items()
     )
     manifest = Manifest(
@@ -223,7 +224,7 @@ class FakeMachine:
         networks, members = [], {}
         for (name, ports), arena_bytes in zip(SHAPES.items(), (1000, 3000, 2000), strict=True):
             (source, target_info) = (TensorInfo(key, (batch, *shape[1:]), dtype) for key, shape in ports)
-            networks.append(NetworkEntry(name, f"{name}.plan", source, target_info))
+            networks.append(NetworkEntry(name, f"{name}.plan", (source,), (target_info,)))
             tensors = [
                 (info.name, info.shape, info.dtype, mode)
                 for info, mode in ((source, "INPUT"), (target_info, "OUTPUT"))

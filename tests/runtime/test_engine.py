@@ -162,7 +162,7 @@ def test_shapes_that_the_manifest_does_not_have(make_engine, tmp_path: Path) -> 
 
     for target in ("cpu", "onnxruntime"):
         networks = list(read_manifest(make_engine(target)).networks)
-        networks[1] = dataclasses.replace(networks[1], output=TensorInfo("denoised", (1, 12, 8, 8), "float32"))
+        networks[1] = dataclasses.replace(networks[1], outputs=(TensorInfo("denoised", (1, 12, 8, 8), "float32"),))
         with pytest.raises(EngineMismatchError, match="unet has"):
             open_engine(make_engine(target, networks=tuple(networks)))
 

@@ -212,7 +212,8 @@ def test_cuda_fails_while_running(machine, photo: np.ndarray, name: str) -> None
 
 def test_tensors_that_are_not_the_manifests(machine) -> None:
     networks = list(read_manifest(machine.engine()).networks)
-    networks[1] = dataclasses.replace(networks[1], output=dataclasses.replace(networks[1].output, dtype="float16"))
+    output = dataclasses.replace(networks[1].output, dtype="float16")
+    networks[1] = dataclasses.replace(networks[1], outputs=(output,))
     _fails(
         machine, EngineMismatchError, "unet has .*float32.*by the manifest", machine.engine(networks=tuple(networks))
     )

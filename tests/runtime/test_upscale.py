@@ -311,7 +311,7 @@ def test_ctrl_c_again_and_again_leaves_nothing_either(identity_engine: Path, tmp
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (3000, 3000, 3)).astype(np.uint8)).save(source, compress_level=0)
     before = _files(tmp_path)
-    code = _ANNOUNCING.replace("from intsr.cli.main import main\nmain()", "from intsr.cli.entry import run\nrun()")
+    code = _ANNOUNCING.replace("from intsr.cli.main import main\nmain()", "from intsr.cli.signals import run\nrun()")
     command = [sys.executable, "-c", code, "upscale", str(identity_engine), str(source), "-qo", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

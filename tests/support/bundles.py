@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intsr.bundle import SCHEMA_VERSION, write_bundle
-from intsr.types import NETWORKS, Manifest, NetworkEntry, TensorInfo
+from intsr.bundle import write_bundle
+from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry
+from intsr.types import NETWORKS, TensorInfo
 
 MEMBERS = {f"{name}.plan": bytes(range(40 + i)) * 3 for i, name in enumerate(NETWORKS)}
 IMAGE, LATENT = (1, 3, 64, 64), (1, 4, 16, 16)
@@ -14,7 +15,7 @@ SHAPES = {"encoder": (IMAGE, LATENT), "unet": (LATENT, LATENT), "decoder": (LATE
 
 def small_manifest() -> Manifest:
     networks = tuple(
-        NetworkEntry(name, f"{name}.plan", TensorInfo("a", one, "float32"), TensorInfo("b", other, "float16"))
+        NetworkEntry(name, f"{name}.plan", (TensorInfo("a", one, "float32"),), (TensorInfo("b", other, "float16"),))
         for name, (one, other) in SHAPES.items()
     )
     return Manifest(

@@ -14,11 +14,11 @@ from intsr.bundle import read_manifest
 from intsr.engines.report.measure.request import ReportRequest
 from intsr.errors import ImageError, IntsrError, UsageError
 from intsr.files import sha256_from_path
+from intsr.manifest import Manifest
 from intsr.runtime.batch.jobs import PICTURE_SUFFIXES
 from intsr.runtime.engine import open_engine
 from intsr.runtime.pictures.rgb8 import read_pixels
 from intsr.runtime.tiles.enlarge import enlarge
-from intsr.types import Manifest
 
 U8 = NDArray[np.uint8]
 Say = Callable[[str], None]

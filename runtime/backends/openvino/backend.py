@@ -28,7 +28,7 @@ from intsr.runtime.backends.protocol import (
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
-    from intsr.types import NetworkEntry
+    from intsr.manifest import NetworkEntry
 
 _DEVICE = "CPU"
 CPU_INFO = Path("/proc/cpuinfo")

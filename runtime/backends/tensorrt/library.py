@@ -10,7 +10,7 @@ from typing import Any
 
 from intsr.cuda.driver import import_library
 from intsr.errors import EngineMismatchError, IntsrError, OutOfMemoryError
-from intsr.types import NetworkEntry
+from intsr.manifest import NetworkEntry
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 # NVIDIA's bindings of PyPI over the RTX library of PyPI: "module:function", function() -> (module, version).

@@ -6,7 +6,7 @@ import re
 
 from intsr.cuda.driver import CudaDevice
 from intsr.errors import EngineMismatchError
-from intsr.types import Manifest
+from intsr.manifest import Manifest
 
 # First four bytes, little-endian: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX.
 TAGS = {"tensorrt": 0x74727466, "tensorrt-rtx": 0x74727476}

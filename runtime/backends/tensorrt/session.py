@@ -14,10 +14,11 @@ from intsr.cuda.arrays import UNKNOWN_STREAM
 from intsr.cuda.driver import Cuda
 from intsr.cuda.graphs import GraphCache
 from intsr.errors import IntsrError
+from intsr.manifest import NetworkEntry
 from intsr.runtime.backends.protocol import LayerTime, closed_error
 from intsr.runtime.backends.tensorrt.kernel_cache import KernelCache
 from intsr.runtime.backends.tensorrt.library import Library
-from intsr.types import NetworkEntry, TensorInfo
+from intsr.types import TensorInfo
 
 
 def size_bytes_from_info(info: TensorInfo) -> int:

@@ -1,4 +1,4 @@
-"""The first milliseconds of the process, while most of it is still being imported."""
+"""Signals and lost streams, from the first milliseconds of the process on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Finder:
         if name in ("intsr.cli.main", "importlib.metadata"):
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
-from intsr.cli.entry import run
+from intsr.cli.signals import run
 run()
 """
 
@@ -46,8 +46,8 @@ def test_a_closed_stream_is_no_file_of_ours() -> None:
 import os
 for number in (0, 2):
     os.close(number)
-from intsr.cli import entry
-entry._fill_standard_streams()
+from intsr.cli import signals
+signals._fill_standard_streams()
 print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/dev/zero", os.O_RDONLY) > 2)
 """
     assert _run(code)[:2] == (0, "['/dev/null', '/dev/null'] True\n")
@@ -55,7 +55,7 @@ print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/d
 
 _WORDS_WITHOUT_READERS = """
 import os, sys
-from intsr.cli import entry, main as cli
+from intsr.cli import main as cli, signals
 import click
 
 @click.command()
@@ -68,7 +68,7 @@ def probe():
 
 cli.LazyGroup.get_command = lambda self, context, name: probe
 sys.argv = ["intsr", "info"]
-entry.run()
+signals.run()
 """
 
 
@@ -90,4 +90,52 @@ def test_stderr_that_is_lost_stops_nothing(lose: str) -> None:
 def test_ctrl_c_with_stderr_closed_is_the_same_code() -> None:
     closed = "import os, sys; os.close(2); sys.stderr = None" + _INTERRUPTED
     assert _run(closed)[0] == 130
-    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.cli.entry import run\nrun()")[0] == 0
+    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.cli.signals import run\nrun()")[0] == 0
+
+
+_SIGNALLED = """
+import os, signal, sys, types
+import click
+from intsr.cli import main as cli, signals
+SIGNAL = signal.{name}
+signal.signal(SIGNAL, signal.{before})
+@click.command()
+def probe():
+    try:
+        os.kill(os.getpid(), SIGNAL)
+        for _ in range(1000):
+            pass
+        print("still here")
+    except BaseException:
+        # As OpenVINO's module does: an exception within its import becomes this one.
+        raise {raised}
+    finally:
+        print("cleaned up")
+cli.LazyGroup.get_command = lambda self, ctx, name: probe
+sys.argv = ["intsr", "probe"]
+signals.run()
+"""
+
+
+def _signalled(**values):
+    code = _SIGNALLED.format(**{"before": "SIG_DFL", "raised": ""} | values)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "raised"),
+    [("SIGTERM", 143, ""), ("SIGHUP", 129, "ImportError('lost')"), ("SIGTERM", 143, "cli.IntsrError('a', 'got')")],
+)
+def test_a_signal_ends_it_with_its_own_code_after_cleaning_up(name, code, raised):
+    assert _signalled(name=name, raised=raised) == (code, "cleaned up\n", "")
+
+
+def test_ctrl_c_is_one_line_whatever_a_library_makes_of_it():
+    for raised in ("", "ImportError('initialization failed')"):
+        code, out, err = _signalled(name="SIGINT", before="default_int_handler", raised=raised)
+        assert (code, out, err.strip()) == (130, "cleaned up\n", "intsr: interrupted")
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing():
+    assert _signalled(name="SIGHUP", before="SIG_IGN") == (0, "still here\ncleaned up\n", "")
