@@ -19,9 +19,9 @@ from intsr.export.lower.network import NetworkLowering
 from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
-from intsr.export.onnx.read import read_onnx
 from intsr.files import atomic_folder, check_free_space
 from intsr.manifest_checks import check_kinds
+from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
 from intsr.types import NETWORKS, Bits, NetworkEntry, dataclass_from_mapping, network_entries_from_list
 

@@ -25,17 +25,8 @@ from intsr.errors import UsageError
 if TYPE_CHECKING:
     from intsr.engines.compile.request import CompileRequest
 
-TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
 OF_MODEL = ("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify")
-TARGETS_OF_OPTION = {
-    "activations": TENSORRT,
-    "plugins": ("tensorrt",),
-    "precision": ("cpu",),
-    "workspace_mib": TENSORRT,
-    "hardware_compatibility": TENSORRT,
-    "timing_cache": ("tensorrt",),
-}
 
 
 @click.command(
@@ -233,7 +224,7 @@ def _show_plan(request: CompileRequest, as_json: bool) -> None:
 
 def _check_options(target: str, is_export: bool, is_calibrated: bool, is_official: bool) -> None:
     """What was given and would change nothing is an error, not ignored. Raises UsageError."""
-    from intsr.targets import target_from_name
+    from intsr.targets import TARGETS, target_from_name
 
     found, context = target_from_name(target), click.get_current_context()
     given = {
@@ -251,6 +242,7 @@ def _check_options(target: str, is_export: bool, is_calibrated: bool, is_officia
     for name in (*OF_MODEL, "activations", "plugins") if is_export else ():
         if name in given:
             raise UsageError(given[name], "together with an export folder", "a model", "give it to intsr export")
-    for name, targets in TARGETS_OF_OPTION.items():
-        if name in given and found.name not in targets:
-            raise UsageError(given[name], f"together with --target {target}", f"target {' or '.join(targets)}")
+    for name, option in given.items():
+        able = [each.name for each in TARGETS if name in each.compile_options]
+        if able and found.name not in able:
+            raise UsageError(option, f"together with --target {target}", f"target {' or '.join(able)}")

@@ -24,7 +24,7 @@ COMPILER_LIBRARIES = (
     "scipy",
     "pyiqa",
     "tensorrt",
-    "tensorrt_bindings",
+    "tensorrt_rtx",
 )
 PROJECT = Path(__file__).parents[2]
 STAGES = ("runtime", "kernels", "calib", "export", "engines")

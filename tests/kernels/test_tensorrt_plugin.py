@@ -1,13 +1,14 @@
 """The plugins in NVIDIA's own Python layer and in front of its own ONNX parser; no GPU is needed.
 
-`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`. The library behind it is TensorRT-RTX, which has no plugins
-that are compiled ahead of time: what TensorRT itself would ask of one while it builds is asked by a stand-in here.
+The Python layer `tensorrt.plugin` comes out of `tensorrt-cu13-bindings`, without that package's library. The library
+below it is TensorRT-RTX, which has no plugins that are compiled ahead of time: what TensorRT itself would ask of one
+while it builds is asked by a stand-in here.
 """
 
 import json
-import platform
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import onnx
@@ -19,18 +20,27 @@ from intsr.kernels import build, tensorrt_plugin
 from intsr.kernels.launches.group_norm_plugin import NAMESPACE, OPERATORS, VECTORS, PluginNorm, plugin_launch
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="PyPI has TensorRT-RTX for Linux on x86_64 only"
+    find_spec("tensorrt_rtx") is None or find_spec("tensorrt_bindings") is None,
+    reason="tensorrt-rtx-cu13 or tensorrt-cu13-bindings is not installed",
 )
 SHAPE, NORM = (1, 32, 8, 8), PluginNorm(4, 1e-5, True, -13, 50)
 LOAD = """
-import importlib, json, os, sys
+import enum, importlib.util, json, os, sys, types
 import numpy as np
-from intsr.engines.builders import rtx_bindings
+import tensorrt_rtx as trt
 from intsr.engines.builders.tensorrt_common import make_logger
 from intsr.kernels import tensorrt_plugin
-trt, _ = rtx_bindings.load()
-# tensorrt.plugin imports its own library by this name.
-sys.modules["tensorrt"] = trt
+# What TensorRT-RTX lacks of TensorRT.
+for name in ("ISymExpr", "IPluginV3QuickAOTBuild"):
+    setattr(trt, name, type(name, (), {}))
+requests = "UNKNOWN PREFER_JIT PREFER_AOT STRICT_JIT STRICT_AOT"
+trt.QuickPluginCreationRequest = enum.Enum("QuickPluginCreationRequest", requests)
+# tensorrt.plugin imports its own library by these names.
+bindings = types.ModuleType("tensorrt_bindings")
+bindings.__path__ = list(importlib.util.find_spec("tensorrt_bindings").submodule_search_locations)
+sys.modules.update({"tensorrt": trt, "tensorrt_bindings": bindings})
+plugin = importlib.import_module("tensorrt_bindings.plugin")
+sys.modules.update({"tensorrt.plugin": plugin, "tensorrt_rtx.plugin": plugin})
 """
 # What TensorRT's builder does with a plugin, call by call; symbolic sizes are plain numbers.
 BUILDER = """
@@ -136,7 +146,7 @@ print(json.dumps({"parsed": parsed, "errors": [parser.get_error(i).desc() for i 
 
 
 def child(code, *arguments):
-    """In a process of its own, as `rtx_bindings` asks."""
+    """In a process of its own: plugins are registered for the whole process."""
     run = subprocess.run([sys.executable, "-c", LOAD + code, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
