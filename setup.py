@@ -26,11 +26,12 @@ COMPILE = [
     "onnx-ir>=1.1,<2",
     "onnxscript>=0.7.2",
     "onnxruntime==1.31.1",
-    "polygraphy>=0.53.4",
     "scikit-image>=0.26",
 ]
 CUDA = ["cuda-bindings==13.5.0"]
-RTX = ["onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0", "tensorrt-cu13-bindings==11.4.0.106"]
+# Its Python layer for plugins alone, which tests look into.
+TENSORRT_PLUGINS = "tensorrt-cu13-bindings==11.4.0.106"
+POLYGRAPHY = ["polygraphy>=0.53.4"]
 
 setup(
     name="intsr",
@@ -44,7 +45,6 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
-        "intsr.engines.builders": ["rtx_shim/*.c"],
         "intsr.engines.report": ["templates/*"],
         "intsr.kernels": ["*/*.cu", "*/*.cuh", "*/*.h", "*/*.fatbin"],
     },
@@ -61,25 +61,18 @@ setup(
     ],
     extras_require={
         "compile": COMPILE,
-        "rtx": [*RTX, *CUDA],
-        "tensorrt": ["tensorrt>=10.13", *CUDA, "polygraphy>=0.53.4"],
+        "rtx": ["tensorrt-rtx-cu13==1.7.1.116", *POLYGRAPHY, *CUDA],
+        "tensorrt": ["tensorrt>=10.13", *POLYGRAPHY, *CUDA],
         "gpu": CUDA,
         "nvcc": ["nvidia-cuda-nvcc>=13,<14", "nvidia-cuda-cccl>=13,<14"],
         "pycuda": ["pycuda>=2025.1"],
-        "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
+        "onnxruntime-gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.23"],
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
-        # tensorrt-cu13-bindings: NVIDIA's layer for plugins, which tests/kernels drives.
         "dev": [
-            "tensorrt-cu13-bindings==11.4.0.106",
-            "pytest",
-            "pytest-timeout",
-            "pytest-xdist",
-            "hypothesis",
-            "ruff",
-            "mypy",
-            "import-linter>=2.17",
+            *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter>=2.17"),
+            TENSORRT_PLUGINS,
         ],
     },
     entry_points={"console_scripts": ["intsr = intsr.cli.signals:run"]},

@@ -16,7 +16,7 @@ EXTRAS = {
     "safetensors": "compile",
     "transformers": "compile",
     "skimage": "compile",
-    "polygraphy": "compile",
+    "polygraphy": "rtx",
     "onnxruntime": "compile",
     "tensorrt": "tensorrt",
     "cuda": "tensorrt",
@@ -24,8 +24,6 @@ EXTRAS = {
     "matplotlib": "plot",
     "jinja2": "report",
     "tensorrt_rtx": "rtx",
-    "tensorrt_bindings": "rtx",
-    "onnxruntime_ep_nv_tensorrt_rtx": "rtx",
     "pyiqa": "metrics",
 }
 

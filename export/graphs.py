@@ -18,10 +18,10 @@ from intsr.export.lower.network import NetworkLowering
 from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
-from intsr.export.onnx.read import read_onnx
 from intsr.files import atomic_folder, check_free_space
 from intsr.json_files import read_json
 from intsr.manifest import NetworkEntry
+from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
 from intsr.types import NETWORKS, Bits, Count
 

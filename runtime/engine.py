@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
 from intsr.runtime.backends.compatibility import check_runs_here
-from intsr.runtime.backends.protocol import (
-    Network,
-    SessionOptions,
-    open_networks,
-    precision_from_network,
-    ran_out_of_memory,
-)
+from intsr.runtime.backends.open import open_backend
+from intsr.runtime.backends.protocol import Backend, SessionOptions, ran_out_of_memory
 from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
@@ -37,13 +32,13 @@ class Engine(Upscaler):
         self,
         path: Path,
         manifest: Manifest,
-        networks: tuple[Network, ...],
+        backend: Backend,
         options: SessionOptions,
         identity: Identity,
         in_place: bool = False,
     ) -> None:
         super().__init__(
-            networks,
+            backend,
             manifest.tile_px,
             manifest.overlap_px,
             manifest.upscale_factor,
@@ -51,10 +46,9 @@ class Engine(Upscaler):
             manifest.color_fix,
             manifest.synthetic,
             path,
-            manifest.network_names,
         )
         self.path, self.manifest, self.options = path, manifest, options
-        self.precision = precision_from_network(networks[0])
+        self.precision = backend.precision
         # Absolute: the program may go elsewhere before it asks for `reopen`.
         self._place, self._identity, self._in_place = path.absolute(), identity, in_place
 
@@ -99,7 +93,7 @@ def open_engine(
     tile_px: int | None = None,
     copy: bool = False,
 ) -> Engine:
-    """Check the bundle, then open its three networks.
+    """Check the bundle, then open its networks.
 
     threads: None for the library's own choice. precision: of what is not integer, `auto`, `f32` or `bf16`. device:
     for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: `cuda-python` or `pycuda`. profile: see
@@ -128,14 +122,13 @@ def _open(path: Path, options: SessionOptions, checked: Identity | None = None) 
 def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> Engine:
     check_runs_here(read_manifest(path), path)
     with Bundle(path, options.tile_px, checked, options.copy) as bundle:
-        networks = open_networks(bundle, options)
+        backend = open_backend(bundle, options)
         try:
             in_place = bundle.is_used_in_place
-            engine = Engine(path, bundle.manifest, networks, options, bundle.identity, in_place)
+            engine = Engine(path, bundle.manifest, backend, options, bundle.identity, in_place)
         except BaseException:
-            for network in networks:
-                network.close()
+            backend.close()
             raise
-    # Once more: the mapped file counted as this process's memory, and a fourth of SD 2.1's engine is that.
+    # Count again: the mapped engine file was included above, about a quarter of it for SD 2.1.
     engine.count_opened_memory()
     return engine

@@ -16,7 +16,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.memory import resident_bytes
-from intsr.runtime.backends.protocol import Network, PicturePipeline, TilePipeline
+from intsr.runtime.backends.protocol import Backend, Network
 from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
@@ -25,7 +25,6 @@ from intsr.runtime.tiles.grid import TilePlan, plan_tiles
 from intsr.runtime.tiles.overlap import overlapped
 from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.turns import TakesTurns, in_turns
-from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
     from intsr.runtime.pictures.python_types import Picture
@@ -83,7 +82,7 @@ class Work:
             yield from self._bands()
 
     def _bands(self) -> Generator[Band | FinishedBand]:
-        pipeline: PicturePipeline | None = getattr(self.upscaler.networks[0], "picture_pipeline", None)
+        pipeline = self.upscaler.backend.picture_pipeline
         if pipeline is not None:
             made = pipeline.bands(self.enlarger, self.plan, self.color_fix, self.clock, self.tile_progress)
             if made is not None:
@@ -116,19 +115,19 @@ class Work:
 
 
 class Upscaler(TakesTurns):
-    """Three networks with the tiling and colour fix around them; close it, or use it as a context manager.
+    """An engine's networks with the tiling and colour fix around them; close it, or use it as a context manager.
 
-    Several threads may use one: their calls take turns, a picture each, of `upscale_rows` a band each. Only what
-    `networks` and `network` give is for one thread at a time.
+    Several threads may use one: their calls take turns, a picture each, of `upscale_rows` a band each. Only
+    `backend`, and what `networks` and `network` give, are for one thread at a time.
 
-    networks: run one after the other, each for a `tile_px` low-resolution tile. names: theirs. overlap_px: default
-    overlap of neighbouring tiles, low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic:
-    of random weights. where: for errors.
+    backend: networks for a `tile_px` low-resolution tile. overlap_px: default overlap of neighbouring tiles,
+    low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random weights. where: for
+    errors.
     """
 
     def __init__(
         self,
-        networks: tuple[Network, ...],
+        backend: Backend,
         tile_px: int,
         overlap_px: int,
         upscale_factor: int,
@@ -136,18 +135,17 @@ class Upscaler(TakesTurns):
         color_fix: str,
         synthetic: bool = False,
         where: object = "engine",
-        names: tuple[str, ...] = NETWORKS,
     ) -> None:
         super().__init__(where)
-        self.networks, self.synthetic, self.network_names = networks, synthetic, names
+        self.backend, self.networks, self.synthetic = backend, backend.networks, synthetic
         self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
         self.resize_filter, self.color_fix = resize_filter, color_fix
         side_px = tile_px * upscale_factor
-        for name, info in (("encoder input", networks[0].input), ("decoder output", networks[-1].output)):
-            if info.shape != (networks[0].input.shape[0], 3, side_px, side_px):
+        first, last = backend.networks[0].input, backend.networks[-1].output
+        for name, info in ((f"{backend.names[0]} input", first), (f"{backend.names[-1]} output", last)):
+            if info.shape != (first.shape[0], 3, side_px, side_px):
                 raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
         self.count_opened_memory()
-        self._activation_bytes = sum(getattr(network, "activation_bytes", None) or 0 for network in networks)
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
@@ -159,21 +157,26 @@ class Upscaler(TakesTurns):
         self._opened_bytes = resident_bytes()
 
     def resident_bytes_at(self, tile_px: int) -> int:
-        """What this process takes with the engine at work on such tiles, and no picture."""
-        return self._opened_bytes + round(self._activation_bytes * (tile_px / self.tile_px) ** 2)
+        """Return what this process takes with the engine at work on such tiles, and no picture; before the first tile
+        has run (`warm_up`), what the open engine takes.
+        """
+        return self._opened_bytes + round((self.backend.activation_bytes or 0) * (tile_px / self.tile_px) ** 2)
+
+    def warm_up(self) -> None:
+        """Run one tile, where none has run: libraries take much of their memory in the first."""
+        if self.backend.activation_bytes is None:
+            self.run_pipeline(np.zeros(self.networks[0].input.shape, np.float32))
 
     def network(self, name: str) -> Network:
-        """Return the network of that name, for example `unet`."""
-        return self.networks[self.network_names.index(name)]
+        """Return the network of that name: `encoder`, `unet` or `decoder`."""
+        return self.backend.network(name)
 
     def run_pipeline(self, x: Array) -> Array:
         """As many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
         nominally in [-1, 1], not clamped.
         """
         with self.turn():
-            for network in self.networks:
-                x = network.run(x)
-        return x
+            return self.backend.run(x)
 
     def upscale(self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None) -> Picture:
         """The picture, `upscale_factor` times as large, of the same type and dtype.
@@ -258,26 +261,19 @@ class Upscaler(TakesTurns):
 
     def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
         """(3, T f, T f) after (3, T f, T f), in order; as many at once as the engine takes."""
-        pipeline: TilePipeline | None = getattr(self.networks[0], "pipeline", None)
+        pipeline = self.backend.tile_pipeline
         counts: deque[int] = deque()
         batches = _batches(inputs, self.networks[0].input.shape[0], counts)
         if pipeline is not None:
             outputs = pipeline.run_batches(batches, clock.add)
         else:
-            outputs = (self._timed_pipeline(batch, clock) for batch in batches)
+            outputs = (self.backend.run(batch, clock.add) for batch in batches)
         with closing(outputs):
             for output in outputs:
                 yield from output[: counts.popleft()]
 
-    def _timed_pipeline(self, x: Array, clock: StageClock) -> Array:
-        for name, network in zip(self.network_names, self.networks, strict=True):
-            with clock.stage(name):
-                x = network.run(x)
-        return x
-
     def _free(self) -> None:
-        for network in self.networks:
-            network.close()
+        self.backend.close()
 
     def __enter__(self) -> Upscaler:
         return self

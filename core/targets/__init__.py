@@ -1,82 +1,22 @@
-"""The targets, as data."""
+"""The targets, as data: every module of this folder with a `TARGET`."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
+from pkgutil import iter_modules
 
-from intsr.errors import MissingLibraryError, UsageError
-from intsr.optional import EXTRAS
-from intsr.targets.lowering import LOWERING_OF_TARGET, OTHERS_OF_TARGET, WEIGHT_ONLY_OF_TARGET
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """module: has `build(onnx_path, plan_path, options) -> BuildReport`. lowering: what its graphs must be.
-    suffix: of its member. precision: of what is not integer, `auto` where the runtime decides on the machine.
-    sharing: "module:function", function(member, further members), where further tile sizes can do with the first
-    one's weights; their members then have `further_suffix`. tiles: what is built where nothing else is asked for.
-    libraries: import names, one of these groups is needed to build. times_kernels: the builder chooses them by
-    measuring on this machine's GPU.
-    """
-
-    name: str
-    module: str
-    suffix: str
-    precision: str
-    sharing: str = ""
-    further_suffix: str = ""
-    tiles: tuple[int, ...] = (128,)
-    libraries: tuple[tuple[str, ...], ...] = ()
-    times_kernels: bool = False
-
-    @property
-    def lowering(self) -> str:
-        return LOWERING_OF_TARGET[self.name]
-
-    @property
-    def weight_only_lowering(self) -> str | None:
-        """For integer weights and float activations; None where the target has no use for it."""
-        return WEIGHT_ONLY_OF_TARGET.get(self.name)
-
-    def takes(self, lowering: str) -> bool:
-        """Whether graphs of that lowering can be built."""
-        return lowering in (self.lowering, self.weight_only_lowering, *OTHERS_OF_TARGET.get(self.name, ()))
-
-    def check_installed(self) -> None:
-        """Before long work; nothing is imported. Raises MissingLibraryError naming what the last group lacks."""
-        missing: list[str] = []
-        for group in self.libraries:
-            missing = [library for library in group if library not in sys.modules and find_spec(library) is None]
-            if not missing:
-                return
-        if missing:
-            raise MissingLibraryError(missing[0], EXTRAS[missing[0]], f"target {self.name}")
+from intsr.errors import UsageError
+from intsr.targets.lowering import LOWERINGS, PLUGINS_OF_LOWERING, Lowering
+from intsr.targets.target import Target
 
 
-TARGETS = (
-    Target(
-        "cpu",
-        "intsr.engines.builders.openvino",
-        "ir",
-        "auto",
-        sharing="intsr.engines.builders.openvino_tiles:share_weights",
-        further_suffix="xml.gz",
-        tiles=(128, 64),
-    ),
-    Target("onnxruntime", "intsr.engines.builders.onnxruntime", "onnx", "f32", libraries=(("onnxruntime",),)),
-    Target(
-        "tensorrt", "intsr.engines.builders.tensorrt", "plan", "f16", libraries=(("tensorrt",),), times_kernels=True
-    ),
-    Target(
-        "tensorrt-rtx",
-        "intsr.engines.builders.tensorrt_rtx",
-        "plan",
-        "f16",
-        libraries=(("tensorrt_rtx",), ("onnxruntime_ep_nv_tensorrt_rtx", "tensorrt_bindings")),
-    ),
-)
+def _listed() -> tuple[Target, ...]:
+    names = sorted(module.name for module in iter_modules(__path__))
+    modules = (import_module(f"{__name__}.{name}") for name in names)
+    return tuple(module.TARGET for module in modules if hasattr(module, "TARGET"))
+
+
+TARGETS = _listed()
 TARGET_NAMES = tuple(target.name for target in TARGETS)
 
 
@@ -86,3 +26,21 @@ def target_from_name(name: str) -> Target:
         if target.name == name:
             return target
     raise UsageError("--target", repr(name), f"one of {', '.join(TARGET_NAMES)}")
+
+
+def lowering_from_name(name: str, plugins: tuple[str, ...] = ()) -> Lowering:
+    """Return the lowering of that name or of that target. plugins: of PLUGINS, for its form with them.
+
+    Raises UsageError.
+    """
+    targets = {target.name: target for target in TARGETS}
+    lowering = LOWERINGS.get(targets[name].lowering if name in targets else name)
+    if lowering is None:
+        raise UsageError("--target", repr(name), f"one of {', '.join([*LOWERINGS, *targets])}")
+    # A lowering's own name says which engine it is for; two targets may share one.
+    if not plugins or lowering.plugins:
+        return lowering
+    if (name in targets and not targets[name].plugins) or lowering.name not in PLUGINS_OF_LOWERING:
+        able = " or ".join(target.name for target in TARGETS if target.plugins)
+        raise UsageError("--plugins", f"together with --target {name}", f"target {able}")
+    return LOWERINGS[PLUGINS_OF_LOWERING[lowering.name]]

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from intsr.errors import UsageError
-
 # What a target may run with a kernel of ours; `plugin_nodes` writes it.
 PLUGINS = ("group-norm",)
+# In the names of all nodes between GroupNorm's reductions over x and its affine step: builders keep them in float32
+# whatever runs around them.
+STATISTICS = ".statistics."
 
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """activation: `uint8` takes asymmetric grids as they are; `int8` is symmetric with zero-point 0, reached by an
-    exact shift (METHODS section 5); `float` leaves activations alone, weights only are integers. float_dtype: of
-    everything that is not integer, inputs and outputs included.
-
-    borders: how a shifted grid meets zero padding, exactly either way. `pad`: x is padded in front of the shift, and
-    the convolution runs VALID. `bias`: the convolution pads, and what the border then lacks is in its bias.
-    weight_scale: of the DequantizeLinear. `channel`: one scale an output channel. `tensor`: one power of two, and the
-    channels' own factors behind the product.
-    merge_projections: q, k and v of one input as one product. split_halves: a product whose output is cut in two, as
-    GEGLU's, as two products.
-    group_norm: `instance` or `statistics`, see `norms`. split_rows: integer convolutions with longer rows, and more
-    than layers.SPLIT_CHANNELS output channels, are written as several, joined again; 0 for never.
-    plugins: which operators are written as nodes of our own (PLUGINS), for an engine that has them.
-    """
+    """The form in which a target's graphs are written."""
 
     name: str
+    # `uint8` takes asymmetric grids as they are; `int8` is symmetric with zero-point 0, reached by an exact shift
+    # (docs/theory.md, "Exact lowerings"); `float` leaves activations alone: weights only are integers.
     activation: str
+    # Of everything that is not integer, inputs and outputs included.
     float_dtype: str
     opset: int
+    # How a shifted grid meets zero padding, exactly either way. `pad`: x is padded in front of the shift, and the
+    # convolution runs VALID. `bias`: the convolution pads, and what the border then lacks is in its bias.
     borders: str = "pad"
+    # Of the DequantizeLinear. `channel`: one scale an output channel. `tensor`: one power of two, and the channels'
+    # own factors behind the product.
     weight_scale: str = "channel"
+    # q, k and v of one input become one product.
     merge_projections: bool = False
+    # A product whose output is cut in two, as GEGLU's, becomes two products.
     split_halves: bool = False
+    # `instance` or `statistics`: see export/lower/write/group_norm.py.
     group_norm: str = "instance"
+    # Integer convolutions with longer rows than this, and more than `layers.SPLIT_CHANNELS` output channels, are
+    # written as several and joined again; 0 for never.
     split_rows: int = 0
+    # Operators that are written as nodes of our own, of PLUGINS, for an engine that has them.
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,7 +56,7 @@ class Lowering:
 
 
 def _rtx(name: str, float_dtype: str) -> Lowering:
-    """What the plans of TensorRT-RTX are best from: docs/tensorrt.md has the measurements."""
+    """Return the form that TensorRT-RTX makes the best plans of: docs/tensorrt.md has the measurements."""
     return Lowering(name, "int8", float_dtype, 20, borders="bias", weight_scale="tensor", merge_projections=True)
 
 
@@ -77,33 +78,5 @@ LOWERINGS = {
     "symmetric-rtx-f32": _rtx("symmetric-rtx-f32", "float32"),
     "weight-only-f32": Lowering("weight-only-f32", "float", "float32", 20, borders="bias"),
 }
-LOWERING_OF_TARGET = {
-    "cpu": "asymmetric-cpu",
-    "onnxruntime": "asymmetric",
-    "tensorrt": "symmetric",
-    "tensorrt-rtx": "symmetric-rtx",
-}
-# What a target takes beside its own: the same integers in another form.
-OTHERS_OF_TARGET = {
-    "cpu": ("asymmetric",),
-    "onnxruntime": ("asymmetric-cpu",),
-    "tensorrt": ("symmetric-plugins", "weight-only-plugins"),
-}
 # The same with plugins. TensorRT-RTX imports none that are compiled ahead of time: docs/tensorrt.md.
 PLUGINS_OF_LOWERING = {"symmetric": "symmetric-plugins", "weight-only": "weight-only-plugins"}
-PLUGINS_OF_TARGET = {"tensorrt": PLUGINS}
-# Targets that take weight-only graphs, too.
-WEIGHT_ONLY_OF_TARGET = {"tensorrt": "weight-only", "tensorrt-rtx": "weight-only"}
-
-
-def lowering_from_name(name: str, plugins: tuple[str, ...] = ()) -> Lowering:
-    """By its own name or that of a target. plugins: of PLUGINS, for its form with them. Raises UsageError."""
-    lowering = LOWERINGS.get(LOWERING_OF_TARGET.get(name, name))
-    if lowering is None:
-        raise UsageError("--target", repr(name), f"one of {', '.join([*LOWERINGS, *LOWERING_OF_TARGET])}")
-    # A lowering's own name says which engine it is for; two targets may share one.
-    if not plugins or lowering.plugins:
-        return lowering
-    if (name in LOWERING_OF_TARGET and name not in PLUGINS_OF_TARGET) or lowering.name not in PLUGINS_OF_LOWERING:
-        raise UsageError("--plugins", f"together with --target {name}", f"target {' or '.join(PLUGINS_OF_TARGET)}")
-    return LOWERINGS[PLUGINS_OF_LOWERING[lowering.name]]

@@ -12,9 +12,9 @@ from pathlib import Path
 from intsr.engines.builders.child import Build, build_each_in_child
 from intsr.engines.builders.types import BuildReport
 from intsr.errors import IntsrError
-from intsr.export.onnx.read import external_files, read_onnx
 from intsr.files import atomic_path, check_free_space, check_writable_folder, sha256_from_path
-from intsr.runtime.backends.compatibility import LIBRARIES
+from intsr.onnx_files import external_files, read_onnx
+from intsr.runtime.backends.compatibility import installed_version
 from intsr.runtime.backends.devices import list_devices
 from intsr.targets import Target
 
@@ -47,7 +47,7 @@ class PlanCache:
                 shutil.copyfile(self._path(key, _PLAN), build.plan_path)
                 self.on_reuse(build.onnx_path.stem)
             return found
-        built = build_each_in_child(target.module, builds)
+        built = build_each_in_child(target.builder, builds)
         for key, build, report in zip(keys, builds, built, strict=True):
             self._keep(key, build.plan_path, report)
         return built
@@ -77,7 +77,7 @@ class PlanCache:
 def _key(target: Target, build: Build) -> str:
     options = build.options.to_mapping() | {"timing_cache": None}
     gpus = [device.description for device in list_devices("cuda-python")[0][1:]] if target.times_kernels else []
-    facts = [target.name, LIBRARIES[target.name].version(), gpus, options, _builder_digest()]
+    facts = [target.name, installed_version(target), gpus, options, _builder_digest()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in (build.onnx_path, *external_files(read_onnx(build.onnx_path), build.onnx_path)):
         digest.update(bytes.fromhex(sha256_from_path(path)))

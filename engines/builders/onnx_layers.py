@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from intsr.errors import BuildError
+from intsr.kernels.launches.group_norm_plugin import NAMESPACE
 
 # Between attention's MatMuls and its Softmax.
 _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Sub", "Cast", "Reshape", "Transpose", "Identity", "Where", "Unsqueeze"}
@@ -132,3 +133,9 @@ def _macs(node: onnx.NodeProto, name: str, shapes: dict[str, tuple[int, ...]]) -
         return math.prod(left) * math.prod(right[1:])
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return math.prod(out) * (left[0] if transposed else left[-1])
+
+
+def plugin_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """Operator -> nodes of it, of those that need a plugin."""
+    names = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
+    return {name: names.count(name) for name in dict.fromkeys(names)}

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.types import BuildOptions, BuildReport
-from intsr.errors import BuildError
 from intsr.optional import require
+from intsr.runtime.backends.onnxruntime import WEIGHTS_NAME, create_session
+from intsr.runtime.backends.packed import ONNX_MAGIC, pack_member
 
-PROTOBUF_LIMIT_BYTES = 2**31 - 1
+# What one protobuf can hold, less its graph.
+LARGEST_MODEL_BYTES = 2**31 - 2**24
 
 
-def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
-    """Pull external data into one file, and open a session once so that a bad graph fails here.
+def build(
+    onnx_path: Path, plan_path: Path, options: BuildOptions, largest_model_bytes: int = LARGEST_MODEL_BYTES
+) -> BuildReport:
+    """Pull the weights into one file, and open a session once so that a bad graph fails here.
 
-    `peak_bytes` is left 0. Raises BuildError above protobuf's 2 GB.
+    The file is an ONNX model; above `largest_model_bytes` a packed one whose weights lie beside the graph.
+    `peak_bytes` is left 0. Raises ONNX Runtime's own errors.
     """
     onnx = require("onnx", "the onnxruntime target")
     onnxruntime = require("onnxruntime", "the onnxruntime target")
     watch = Stopwatch()
     model = onnx.load(onnx_path)
-    size_bytes = model.ByteSize()
-    if size_bytes > PROTOBUF_LIMIT_BYTES:
-        raise BuildError(onnx_path, f"{size_bytes} bytes", "at most 2 GB in one ONNX file", "use --target cpu")
-    onnx.save_model(model, plan_path)
-    onnxruntime.InferenceSession(str(plan_path), providers=["CPUExecutionProvider"])
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= largest_model_bytes:
+        onnx.save_model(model, plan_path)
+    else:
+        with tempfile.TemporaryDirectory(dir=plan_path.parent) as folder:
+            graph_path = Path(folder) / "graph.onnx"
+            onnx.save_model(model, graph_path, save_as_external_data=True, location=WEIGHTS_NAME)
+            pack_member(ONNX_MAGIC, graph_path, graph_path.with_name(WEIGHTS_NAME), plan_path)
+    del model
+    create_session(onnxruntime, memoryview(plan_path.read_bytes()), onnxruntime.SessionOptions(), plan_path)
     return BuildReport(
         seconds=watch.seconds,
         plan_bytes=plan_path.stat().st_size,

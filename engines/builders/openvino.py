@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.onnx_layers import layers_from_onnx
 from intsr.engines.builders.types import BuildOptions, BuildReport
-from intsr.export.lower.write.group_norm import STATISTICS
-from intsr.export.onnx.read import read_onnx
+from intsr.onnx_files import read_onnx
 from intsr.optional import require
 from intsr.runtime.backends.openvino.backend import cpu_description, resolve_precision
 from intsr.runtime.backends.openvino.int8 import integer_settings
-from intsr.runtime.backends.openvino.member import pack_member
+from intsr.runtime.backends.packed import IR_MAGIC, pack_member
+from intsr.targets.lowering import STATISTICS
 
 # Nodes of the runtime model that stand for memory, not for a kernel.
 NOT_KERNELS = ("Const", "Input", "Output")
@@ -35,7 +35,7 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
         xml_path = Path(folder) / "model.xml"
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
         keep_precise(xml_path)
-        pack_member(xml_path, xml_path.with_suffix(".bin"), plan_path)
+        pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), plan_path)
     seconds = watch.seconds
     plan = plan_from_model(openvino, model, _macs_by_layer(onnx_path)) if options.detailed else {}
     return BuildReport(

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
-from intsr.runtime.backends.openvino.member import append_weights, pack_xml, split_member
+from intsr.runtime.backends.packed import IR_MAGIC, append_weights, pack_xml, split_member
 
 
 def share_weights(member_path: Path, further_paths: Sequence[Path]) -> None:
@@ -51,7 +51,7 @@ def _opened(path: Path) -> Iterator[tuple[bytes, memoryview]]:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as view,
     ):
-        xml, weights = split_member(view, path)
+        xml, weights = split_member(IR_MAGIC, view, path)
         with weights:
             yield xml, weights
 

@@ -1,11 +1,15 @@
 """The build that both TensorRT targets share: ONNX in, serialized plan out, with what the builder said on the way.
 
-Only calls that TensorRT 10, 11 and TensorRT-RTX have in common, and that work through `rtx_bindings`'s shim.
+Configuration and build go through Polygraphy's loaders. `NetworkFromOnnxPath` is not among them: it drops the
+builder's verbose messages, which describe the finished plan, and the parser's own errors. Polygraphy's loaders of
+engines are never used: they let a plan bring code that runs on the host.
+
 Strongly typed: the ONNX graph carries all types, so there is no precision flag to set.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import time
 from dataclasses import dataclass
@@ -13,19 +17,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from intsr.engines.builders.onnx_layers import layers_from_onnx
+from intsr.engines.builders.onnx_layers import layers_from_onnx, plugin_counts
 from intsr.engines.builders.tensorrt_log import summarize_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError
-from intsr.export.lower.plugins.group_norm import plugin_counts
-from intsr.export.onnx.read import read_onnx
 from intsr.files import atomic_path
 from intsr.kernels.launches.group_norm_plugin import NAMESPACE, VERSION
+from intsr.onnx_files import read_onnx
+from intsr.optional import require
 from intsr.runtime.backends.tensorrt.plan_header import AHEAD_OF_TIME
+from intsr.targets import target_from_name
 
-# First four bytes of a plan, little-endian: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX.
-PLAN_TAGS = (0x74727466, 0x74727476)
 _FAILURES = ("INTERNAL_ERROR", "ERROR")
+_WHAT = "building for TensorRT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +85,18 @@ def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: Buil
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise BuildError(onnx_path, _parser_errors(parser) or "; ".join(log.failures) or "cannot be parsed")
-    config = _config(library, builder, options)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        reasons = "; ".join(log.failures) or "the builder gave no reason"
-        raise BuildError(onnx_path, f"{library.name} {library.version} cannot build it: {reasons}")
-    with atomic_path(plan_path) as temporary, temporary.open("wb") as file:
-        file.write(memoryview(plan))
-    _check_tag(plan_path)
-    _save_timing_cache(config, options)
+    try:
+        plan = _serialized_plan(library, (builder, network, parser), options)
+    except Exception as error:
+        # Polygraphy's own exceptions repeat what the builder has logged.
+        reasons = "; ".join(log.failures) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BuildError(onnx_path, f"{library.name} {library.version} cannot build it: {reasons}") from error
+    content = memoryview(plan)
+    tag, expected = int.from_bytes(content[:4], "little"), target_from_name(library.name).plan_tag
+    if tag != expected:
+        raise BuildError(plan_path, f"the builder wrote something with tag {tag:#x}", f"a plan, {expected:#x}")
+    with atomic_path(plan_path) as temporary:
+        temporary.write_bytes(content)
     return BuildReport(
         seconds=time.perf_counter() - start,
         plan_bytes=plan_path.stat().st_size,
@@ -144,51 +151,39 @@ def _parser_errors(parser: Any) -> str:
     return "; ".join(errors)
 
 
-def _config(library: Library, builder: Any, options: BuildOptions) -> Any:
-    trt = library.module
-    config = builder.create_builder_config()
-    if options.detailed:
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+def _serialized_plan(library: Library, parsed: tuple[Any, Any, Any], options: BuildOptions) -> Any:
+    """Return the plan as a buffer. parsed: builder, network and parser. Raises PolygraphyException."""
+    is_rtx = library.name == "tensorrt-rtx"
+    # Polygraphy reads this when its loaders are imported: a process builds for one of the two.
+    vars(require("polygraphy.config", _WHAT))["USE_TENSORRT_RTX"] = is_rtx
+    loaders = require("polygraphy.backend.trt", _WHAT)
+    configs = require("polygraphy.backend.tensorrt_rtx", _WHAT) if is_rtx else loaders
+    create_config = configs.create_config_rtx if is_rtx else configs.create_config
+    # No network: shapes are static, and without an optimization profile the plan is 400 bytes smaller.
+    config = create_config(parsed[0], None, **config_settings(library.module, options))
+    if options.timing_cache is not None and config.get_timing_cache() is None:
+        # That of another library or GPU is no reason to fail: start an empty one.
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    plan = loaders.engine_bytes_from_network(parsed, config)
+    if options.timing_cache is not None:
+        with atomic_path(options.timing_cache) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    return plan
+
+
+def config_settings(trt: Any, options: BuildOptions) -> dict[str, Any]:
+    """The arguments of Polygraphy's CreateConfig, or CreateConfigRTX where compute capabilities are chosen."""
+    detailed = trt.ProfilingVerbosity.DETAILED if options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY
     # One stream: these networks are chains of kernels, and further streams add little but events to wait for.
-    config.max_aux_streams = 0
+    settings: dict[str, Any] = {"profiling_verbosity": detailed, "max_aux_streams": 0}
     if options.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+        settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_bytes}
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.upper().replace("+", "_PLUS").replace("-", "_")
-        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+        settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
     if options.compute_capabilities:
-        _set_compute_capabilities(library, config, options.compute_capabilities)
-    if options.timing_cache is not None:
-        old = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        cache = config.create_timing_cache(old)
-        # A cache of another library or GPU is no reason to fail: start an empty one.
-        if cache is None or not config.set_timing_cache(cache, False):
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-    return config
-
-
-def _set_compute_capabilities(library: Library, config: Any, capabilities: tuple[int, ...]) -> None:
-    config.num_compute_capabilities = len(capabilities)
-    for index, capability in enumerate(capabilities):
-        value = getattr(library.module.ComputeCapability, f"SM{capability}", None)
-        # It answers False instead of raising, and would then build for other GPUs than asked.
-        if value is None or not config.set_compute_capability(value, index):
-            raise BuildError(library.name, f"compute capability {capability} is refused", "for example 86, 89 or 120")
-
-
-def _save_timing_cache(config: Any, options: BuildOptions) -> None:
-    cache = config.get_timing_cache() if options.timing_cache is not None else None
-    if options.timing_cache is None or cache is None:
-        return
-    with atomic_path(options.timing_cache) as temporary:
-        temporary.write_bytes(memoryview(cache.serialize()))
-
-
-def _check_tag(plan_path: Path) -> None:
-    with plan_path.open("rb") as file:
-        tag = int.from_bytes(file.read(4), "little")
-    if tag not in PLAN_TAGS:
-        plan_path.unlink()
-        raise BuildError(
-            plan_path, f"the builder wrote something with tag {tag:#x}", f"a plan, {' or '.join(map(hex, PLAN_TAGS))}"
-        )
+        settings["compute_capabilities"] = [divmod(capability, 10) for capability in options.compute_capabilities]
+    if options.timing_cache is not None and options.timing_cache.is_file():
+        # As a file-like object: of a path, Polygraphy leaves a lock file beside it.
+        settings["load_timing_cache"] = io.BytesIO(options.timing_cache.read_bytes())
+    return settings

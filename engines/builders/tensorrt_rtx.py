@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from intsr.engines.builders import rtx_bindings
 from intsr.engines.builders.tensorrt_common import Library, build_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError
-from intsr.runtime.backends.tensorrt.plan_header import RTX_PORTABLE
+from intsr.optional import require
+from intsr.targets import target_from_name
 
 TARGET = "tensorrt-rtx"
 # What a plan is for when nothing else is asked.
-DEFAULT_ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in RTX_PORTABLE)
+DEFAULT_ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in target_from_name(TARGET).gpu_capabilities)
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -26,12 +26,9 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
         raise BuildError(TARGET, got, "none: its plans run on all RTX GPUs", "leave the option out")
     if options.timing_cache is not None:
         raise BuildError(TARGET, "a timing cache", "none: it measures no kernels", "leave the option out")
-    module, version = rtx_bindings.load()
-    if options.compute_capabilities and not rtx_bindings.is_official(module):
-        fix = "leave it out, or install NVIDIA's own tensorrt_rtx wheel"
-        raise BuildError(TARGET, "compute capabilities cannot be chosen with the bindings of PyPI", fix=fix)
+    module = require("tensorrt_rtx", f"target {TARGET}")
     capabilities = options.compute_capabilities
     architecture = ",".join(f"sm{c}" for c in capabilities) if capabilities else DEFAULT_ARCHITECTURE
-    library = Library(module, TARGET, version, architecture)
+    library = Library(module, TARGET, str(module.__version__), architecture)
     # RTX has no compatibility levels: `none` and `ampere+` both mean what it always does.
     return build_plan(library, onnx_path, plan_path, replace(options, hardware_compatibility="none"))

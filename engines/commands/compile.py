@@ -19,27 +19,18 @@ from intsr.cli.options import (
     weight_options,
 )
 from intsr.errors import UsageError
-from intsr.targets import target_from_name
+from intsr.targets import TARGETS, target_from_name
 
 if TYPE_CHECKING:
     from intsr.engines.compile.request import CompileRequest
     from intsr.engines.verify.agreement import Verification
     from intsr.manifest import Manifest
 
-TENSORRT = ("tensorrt", "tensorrt-rtx")
 # Parameters that an export folder has answered already.
 OF_MODEL = (
     *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify"),
     *("activations", "plugins"),
 )
-TARGETS_OF_OPTION = {
-    "activations": TENSORRT,
-    "plugins": ("tensorrt",),
-    "precision": ("cpu",),
-    "workspace_mib": TENSORRT,
-    "hardware_compatibility": TENSORRT,
-    "timing_cache": ("tensorrt",),
-}
 
 
 @click.command(
@@ -214,6 +205,7 @@ def _check_options(target: str, is_export: bool, of_model: Mapping[str, Any]) ->
         refuse_given(("parts",), "--passionsr", "one of them: the files given say it")
     if is_export:
         refuse_given(OF_MODEL, "an export folder", "a model", "give it to intsr export")
-    for name, targets in TARGETS_OF_OPTION.items():
-        if target_from_name(target).name not in targets:
-            refuse_given((name,), f"--target {target}", f"target {' or '.join(targets)}")
+    for name in sorted({name for each in TARGETS for name in each.compile_options}):
+        able = [each.name for each in TARGETS if name in each.compile_options]
+        if target_from_name(target).name not in able:
+            refuse_given((name,), f"--target {target}", f"target {' or '.join(able)}")

@@ -38,8 +38,7 @@ from intsr.runtime.pictures.reader import read_image, read_info
 from intsr.runtime.pictures.rgb8 import read_pixels
 from intsr.runtime.pictures.write_array import enlarge_alpha, write_image
 from intsr.runtime.tiles.enlarge import enlarge
-from intsr.targets import target_from_name
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name, target_from_name
 from intsr.types import ModelSpec
 
 TARGET = "cpu"

@@ -104,7 +104,7 @@ def _build(
         Build(export_folder / graph.member, folder / member, options if member == main else further_options)
         for member, graph in zip(members, graphs.values(), strict=True)
     ]
-    reports = build_each_in_child(target.module, builds) if cache is None else cache.build_each(target, builds)
+    reports = build_each_in_child(target.builder, builds) if cache is None else cache.build_each(target, builds)
     weights_member = ""
     if further and target.sharing:
         module, _, function = target.sharing.partition(":")

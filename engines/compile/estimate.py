@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 # Resident in a process that has torch, diffusers and onnx loaded, and no model: 0.55 GB measured, rounded up.
 _LIBRARIES_BYTES = 600_000_000
-# What an engine holds beside weights, measured on the demonstration model: graphs, biases, compiled kernels.
-_EXTRA_BYTES = {"cpu": 2_500_000, "onnxruntime": 500_000, "tensorrt": 10_000_000, "tensorrt-rtx": 26_000_000}
-_FLOAT_BYTES = {"cpu": 4, "onnxruntime": 4, "tensorrt": 2, "tensorrt-rtx": 2}
-_REST = {"cpu": "float32 or bf16", "onnxruntime": "float32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +74,14 @@ def compile_plan(
         for network, (given, made) in _shapes(architecture.vae, tile_px * factor).items():
             cost, part = costs[network], "unet" if network == "unet" else "vae"
             precision = (
-                _precision(target, bits, weight_only) if part in parts and bits.quantized else _REST[target.name]
+                _precision(target, bits, weight_only) if part in parts and bits.quantized else target.precision_words
             )
             networks.append(NetworkPlan(network, tile_px, given, made, precision, cost.parameters, cost.macs))
     first = networks[: len(NETWORKS)]
-    quantized = [network for network in first if network.precision != _REST[target.name]]
+    quantized = [network for network in first if network.precision != target.precision_words]
     parameters, integers = (sum(network.parameters for network in group) for group in (first, quantized))
-    once_bytes = integers + (parameters - integers) * _FLOAT_BYTES[target.name]
-    engine_bytes = _EXTRA_BYTES[target.name] + once_bytes * (1 if target.sharing else len(tiles_px))
+    once_bytes = integers + (parameters - integers) * target.float_bytes
+    engine_bytes = target.extra_bytes + once_bytes * (1 if target.sharing else len(tiles_px))
     files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     held = parameters if loads_model else max(network.parameters for network in first)
     return CompilePlan(
@@ -111,7 +107,7 @@ def _shapes(vae: Any, side_px: int) -> dict[str, tuple[Shape, Shape]]:
 
 def _precision(target: Target, bits: Bits, weight_only: bool) -> str:
     integers = f"weights of {bits.weights} bits" if weight_only else str(bits)
-    return f"{integers} in int8, the rest {_REST[target.name]}"
+    return f"{integers} in int8, the rest {target.precision_words}"
 
 
 def lines_of_plan(plan: CompilePlan) -> list[str]:

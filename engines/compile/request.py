@@ -23,8 +23,7 @@ from intsr.errors import UsageError
 from intsr.export.fold.weight_only import static_calibration
 from intsr.export.graphs import check_tile, tile_step
 from intsr.export.pipeline import export_model
-from intsr.targets import Target, target_from_name
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import Target, lowering_from_name, target_from_name
 from intsr.types import Bits
 
 if TYPE_CHECKING:

@@ -33,8 +33,7 @@ from intsr.runtime.engine import open_engine
 from intsr.runtime.measure import benchmark
 from intsr.runtime.measure.machine import environment
 from intsr.runtime.measure.metrics import luma_from_pixels, psnr_db
-from intsr.targets import target_from_name
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name, target_from_name
 from intsr.types import Bits
 
 PICTURE = "astronaut"

@@ -30,7 +30,7 @@ class Check:
 
     def pictures(self, target: Target) -> list[Path]:
         """Before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
-        if target.name.startswith("tensorrt"):
+        if target.gpu:
             devices, why = list_devices("cuda-python")
             if len(devices) == 1:
                 raise UsageError("--verify", f"an engine of target {target.name} cannot run here ({why})")

@@ -66,14 +66,14 @@ def open_reference(
     model_name: str, tile_px: int, threads: int | None, context: Path | None = None, lora: Path | None = None
 ) -> Upscaler:
     """The model in torch fp32 eager behind the runtime's own tiling and colour fix (for `intsr bench`)."""
+    from intsr.runtime.backends.protocol import Backend
     from intsr.runtime.upscaler import Upscaler
 
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_model(model_name, context, lora)
-    encoder, unet, decoder = torch_networks(reference_networks(model), model, tile_px)
     return Upscaler(
-        networks=(encoder, unet, decoder),
+        backend=Backend(torch_networks(reference_networks(model), model, tile_px)),
         tile_px=tile_px,
         overlap_px=tile_px // 4,
         upscale_factor=model.spec.upscale_factor,

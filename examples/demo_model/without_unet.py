@@ -13,7 +13,7 @@ from PIL import Image
 
 from intsr import open_engine
 from intsr.arrays import Array
-from intsr.runtime.backends.protocol import Network
+from intsr.runtime.backends.protocol import Backend, Network
 from intsr.runtime.measure.metrics import luma_from_pixels, psnr_db
 from intsr.runtime.upscaler import Upscaler
 
@@ -42,7 +42,7 @@ def main(engine: Path, lr: Path, hr: Path, color_fix: str) -> None:
     with open_engine(engine) as opened:
         networks = opened.network("encoder"), Identity(opened.network("unet")), opened.network("decoder")
         rest = (opened.tile_px, opened.overlap_px, opened.upscale_factor, opened.resize_filter, opened.color_fix)
-        bare = Upscaler(networks, *rest)
+        bare = Upscaler(Backend(networks), *rest)
         for path in sorted(lr.glob("*.png")):
             small, original = Image.open(path), np.asarray(Image.open(hr / path.name))
             made = (

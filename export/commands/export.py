@@ -67,7 +67,7 @@ def export(
     from intsr.export.graphs import EXPORT_NAME, check_tile
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
-    from intsr.targets.lowering import lowering_from_name
+    from intsr.targets import lowering_from_name
 
     _check_sources(calibration, official)
     lowering = lowering_from_name(target, plugins)

@@ -1,4 +1,4 @@
-"""The `onnxruntime` target: an ONNX graph on ONNX Runtime's CPU provider; the reference and fallback."""
+"""The `onnxruntime` target: an ONNX graph on ONNX Runtime; the reference and fallback on the CPU, or on a GPU."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.optional import require
-from intsr.runtime.backends.protocol import (
-    Network,
-    SessionOptions,
-    checked_input,
-    closed_error,
-    open_each,
-    ran_out_of_memory,
-)
+from intsr.runtime.backends.open import open_each
+from intsr.runtime.backends.packed import ONNX_MAGIC, is_packed, split_member
+from intsr.runtime.backends.protocol import Backend, SessionOptions, checked_input, closed_error, ran_out_of_memory
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
 
+# What a packed graph calls the file with its weights.
+WEIGHTS_NAME = "weights"
 _ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
+# `--device` -> ONNX Runtime's execution providers; a node goes to the first that takes it.
+_PROVIDERS = {
+    "cpu": (_CPU,),
+    "cuda": ("CUDAExecutionProvider", _CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", _CPU),
+    "tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", _CPU),
+}
+_INSTALL = 'pip uninstall onnxruntime, then pip install "intsr[onnxruntime-gpu]"'
 
 
 class ONNXRuntimeNetwork:
-    """One session on the CPU, all float parts in the graph's own types."""
+    """One session, all float parts in the graph's own types."""
 
     def __init__(self, entry: NetworkEntry, session: Any, where: object = "engine") -> None:
         self.input, self.output = entry.input, entry.output
-        self.precision = {"float16": "f16"}.get(entry.input.dtype, "f32")
         self._session, self._where = session, where
 
     def run(self, x: Array) -> Array:
@@ -49,31 +54,39 @@ class ONNXRuntimeNetwork:
         self._session = None
 
 
-def open_networks(bundle: Bundle, options: SessionOptions) -> list[Network]:
-    """Raises MissingLibraryError, UsageError, EngineMismatchError where ONNX Runtime refuses a graph."""
-    return open_each(open_network, bundle, options)
+def load_library() -> None:
+    """Import ONNX Runtime."""
+    require("onnxruntime", "an engine of target onnxruntime")
+
+
+def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
+    """Open all networks. Raises what `open_network` raises."""
+    networks = open_each(open_network, bundle, options)
+    backend = Backend(networks, names=tuple(entry.name for entry in bundle.manifest.networks))
+    if options.device not in (None, "cpu"):
+        backend.device = f"{options.device} by ONNX Runtime"
+    return backend
 
 
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> ONNXRuntimeNetwork:
-    """Raises MissingLibraryError, UsageError, EngineMismatchError where ONNX Runtime refuses the graph."""
+    """Raises MissingLibraryError, UsageError, EngineMismatchError where ONNX Runtime, or the device, refuses it."""
     onnxruntime = require("onnxruntime", "an engine of target onnxruntime")
-    if options.device not in (None, "cpu"):
-        raise UsageError("--device", repr(options.device), "cpu for an engine of target onnxruntime")
     if options.precision == "bf16":
         raise UsageError("--precision", "bf16", "auto or f32 for an engine of target onnxruntime")
+    providers = providers_from_device(onnxruntime, options.device or "cpu")
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS_ONLY
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = options.threads or 0
-    with bundle.member(entry.member) as view:
-        graph = bytes(view)
+    where = f"{bundle.path}:{entry.member}"
     try:
-        session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
+        with bundle.member(entry.member) as view:
+            session = create_session(onnxruntime, view, settings, where, providers)
     except Exception as error:  # ONNX Runtime's errors share no base class but this one.
-        if ran_out_of_memory(error):
+        if isinstance(error, EngineMismatchError) or ran_out_of_memory(error):
             raise
         raise EngineMismatchError(
-            f"{bundle.path}:{entry.member}",
+            where,
             f"ONNX Runtime {onnxruntime.__version__} refuses it ({str(error).strip().splitlines()[0]})",
             f"built with {bundle.manifest.library_version}",
             "compile the model again: intsr compile MODEL --target onnxruntime",
@@ -83,3 +96,48 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         if got != [(info.name, info.shape)]:
             raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"{info.name} {info.shape}")
     return ONNXRuntimeNetwork(entry, session, bundle.path)
+
+
+def providers_from_device(onnxruntime: Any, device: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return ONNX Runtime's providers for `--device`, for example `cuda` or `cuda:1`, each with its settings.
+
+    Raises UsageError for another device, EngineMismatchError where this ONNX Runtime has no such provider.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in _PROVIDERS or (index and (kind == "cpu" or not index.isdecimal())):
+        expected = f"{', '.join(_PROVIDERS)}, or with an index, as cuda:1, for an engine of target onnxruntime"
+        raise UsageError("--device", repr(device), expected)
+    available, wanted = onnxruntime.get_available_providers(), _PROVIDERS[kind]
+    if wanted[0] not in available:
+        got = f"ONNX Runtime {onnxruntime.__version__} has no {wanted[0]} here"
+        raise EngineMismatchError(f"--device {device}", got, fix=_INSTALL)
+    if kind != "cpu":
+        # Those that pip installed beside it.
+        onnxruntime.preload_dlls()
+    return [(name, {} if name == _CPU else {"device_id": int(index or 0)}) for name in wanted if name in available]
+
+
+def create_session(
+    onnxruntime: Any,
+    member: memoryview,
+    settings: Any,
+    where: object,
+    providers: list[tuple[str, dict[str, Any]]] | None = None,
+) -> Any:
+    """Return an InferenceSession for a member: an ONNX model, or one that is packed with its weights.
+
+    providers: the CPU's where None. Raises EngineMismatchError where the first of them cannot be loaded, which ONNX
+    Runtime itself passes over, and ONNX Runtime's own errors.
+    """
+    if is_packed(ONNX_MAGIC, member):
+        graph, weights = split_member(ONNX_MAGIC, member, where)
+        # ONNX Runtime copies from them while the session is made.
+        settings.add_external_initializers_from_files_in_memory([WEIGHTS_NAME], [weights], [len(weights)])
+    else:
+        graph = bytes(member)
+    wanted = providers or [(_CPU, {})]
+    session = onnxruntime.InferenceSession(graph, settings, providers=wanted)
+    if wanted[0][0] not in session.get_providers():
+        got = f"ONNX Runtime cannot load its {wanted[0][0]}: a library of CUDA, or the driver, is missing"
+        raise EngineMismatchError(where, got, "an NVIDIA GPU and its driver", _INSTALL)
+    return session

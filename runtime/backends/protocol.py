@@ -1,13 +1,12 @@
-"""What a network is to the runtime, and the targets that this version runs."""
+"""What a backend owes the runtime: an engine's networks, and what their library can do beside running them."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,11 +14,10 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.cuda.driver import CUDA_BACKENDS
 from intsr.errors import UsageError
-from intsr.manifest import NetworkEntry
-from intsr.types import TensorInfo
+from intsr.memory import resident_bytes
+from intsr.types import NETWORKS, TensorInfo
 
 if TYPE_CHECKING:
-    from intsr.bundle import Bundle
     from intsr.runtime.tiles.blend import FinishedBand, TileProgress
     from intsr.runtime.tiles.enlarge import Enlarger
     from intsr.runtime.tiles.grid import TilePlan
@@ -29,31 +27,25 @@ PRECISIONS = ("auto", "f32", "bf16")
 _NO_MEMORY = re.compile(
     "alloc|out of memory|not enough memory|failed to map segment|resource temporarily unavailable", re.IGNORECASE
 )
-_SHORT_NAMES = {"float32": "f32", "float16": "f16"}
-
-# target -> "module:function", function(bundle, options) -> the bundle's networks
-BACKENDS: dict[str, str] = {
-    "cpu": "intsr.runtime.backends.openvino.backend:open_networks",
-    "onnxruntime": "intsr.runtime.backends.onnxruntime:open_networks",
-    "tensorrt": "intsr.runtime.backends.tensorrt.backend:open_networks",
-    "tensorrt-rtx": "intsr.runtime.backends.tensorrt.backend:open_networks",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How networks run. threads: None for the library's own choice; a GPU has none. precision: of what is not
-    integer. device: None for the target's own. cuda_backend: who talks to CUDA, of `CUDA_BACKENDS`. profile: measure
-    the time of each layer (`layer_times_ms`), which costs some itself. tile_px: None for the engine's default. copy:
-    the file is read into memory, whatever its size.
-    """
+    """How networks run."""
 
+    # None for the library's own choice; a GPU has none.
     threads: int | None = None
+    # Of what is not integer.
     precision: str = "auto"
+    # None for the target's own.
     device: str | None = None
+    # Who talks to CUDA, of `CUDA_BACKENDS`.
     cuda_backend: str = "cuda-python"
+    # Measure the time of each layer (`Backend.layer_times_ms`), which costs some itself.
     profile: bool = False
+    # None for the engine's default.
     tile_px: int | None = None
+    # Read the file into memory, whatever its size.
     copy: bool = False
 
     def __post_init__(self) -> None:
@@ -69,20 +61,18 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
-    """Of one run. kind: the layer's type, "" where the library does not say. implementation: what ran it."""
+    """One layer of one run."""
 
     name: str
+    # The layer's type, "" where the library does not say.
     kind: str
+    # What ran it, "" likewise.
     implementation: str
     ms: float
 
 
 class Network(Protocol):
-    """One network with a static shape, ready to run.
-
-    Where it knows, it also has `activation_bytes`: what running it takes beside the weights, an int that rather errs
-    high; see `activation_bytes_from_network`.
-    """
+    """One network with a static shape, ready to run."""
 
     @property
     def input(self) -> TensorInfo: ...
@@ -98,7 +88,7 @@ class Network(Protocol):
 
 
 class TilePipeline(Protocol):
-    """All networks of an engine over many tiles, copies beside kernels: `network.pipeline` where there is one."""
+    """All networks of an engine over many tiles, copies beside kernels."""
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
         """Encoder inputs -> decoder outputs, in order. record: told milliseconds by network and of `transfers`."""
@@ -106,7 +96,7 @@ class TilePipeline(Protocol):
 
 
 class PicturePipeline(Protocol):
-    """Whole pictures that never leave the device: `network.picture_pipeline` where there is one."""
+    """Whole pictures that never leave the device."""
 
     def bands(
         self,
@@ -118,6 +108,64 @@ class PicturePipeline(Protocol):
     ) -> Generator[FinishedBand] | None:
         """The finished output, from top to bottom; None where this picture has to go through host memory."""
         ...
+
+
+class Backend:
+    """The open networks of one engine, run one after the other. What a library cannot tell or do is None here."""
+
+    # The GPU that the networks run on.
+    device: str | None = None
+    # What the user should know of how the engine runs here, each once.
+    notes: tuple[str, ...] = ()
+    # All networks over many tiles at once.
+    tile_pipeline: TilePipeline | None = None
+    # Whole pictures, with all that is around the networks.
+    picture_pipeline: PicturePipeline | None = None
+    # Bytes by which this process grew in its first run of all networks on the host; None before that.
+    activation_bytes: int | None = None
+
+    def __init__(
+        self, networks: Sequence[Network], precision: str | None = None, names: tuple[str, ...] = NETWORKS
+    ) -> None:
+        """networks: in the order in which they run. precision: `f32`, `f16` or `bf16`, of what is not integer; None
+        for the dtype of the first network's output. names: the networks'.
+        """
+        self.networks, self.names = tuple(networks), names
+        dtype = self.networks[0].output.dtype
+        self.precision = precision or {"float32": "f32", "float16": "f16"}.get(dtype, dtype)
+
+    def network(self, name: str) -> Network:
+        """Return the network of that name, for example `unet`."""
+        return self.networks[self.names.index(name)]
+
+    def run(self, x: Array, record: Callable[[str, float], None] = lambda name, ms: None) -> Array:
+        """Run all networks on one input of the first. record: told each one's name and milliseconds."""
+        before = resident_bytes() if self.activation_bytes is None else 0
+        for name, network in zip(self.names, self.networks, strict=True):
+            start = time.perf_counter()
+            x = network.run(x)
+            record(name, (time.perf_counter() - start) * 1e3)
+        if self.activation_bytes is None:
+            # Libraries keep from their first run on what they need for their activations.
+            self.activation_bytes = max(resident_bytes() - before, 0)
+        return x
+
+    def layer_times_ms(self) -> dict[str, list[LayerTime]] | None:
+        """Return the layers of each network's last run in execution order, where it was opened with `profile`."""
+        return None
+
+    def uses_graphs(self) -> bool | None:
+        """Return whether the networks run as CUDA graphs."""
+        return None
+
+    def device_bytes(self) -> int | None:
+        """Return the memory of the GPU that was taken since the engine was opened."""
+        return None
+
+    def close(self) -> None:
+        """Free the networks; a second time does nothing."""
+        for network in self.networks:
+            network.close()
 
 
 def checked_input(x: Array, info: TensorInfo) -> Array:
@@ -138,40 +186,3 @@ def ran_out_of_memory(error: Exception) -> bool:
     """
     no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or no_memory or bool(_NO_MEMORY.search(str(error)))
-
-
-def precision_from_network(network: Network) -> str:
-    """`f32`, `f16` or `bf16`: what the backend settled for the parts that are not integer, or the output's dtype."""
-    return str(getattr(network, "precision", _SHORT_NAMES.get(network.output.dtype, network.output.dtype)))
-
-
-def notes_from_networks(networks: Iterable[Network]) -> tuple[str, ...]:
-    """What the user should know of how they run here, each once."""
-    return tuple(dict.fromkeys(note for network in networks for note in getattr(network, "notes", ())))
-
-
-def activation_bytes_from_network(network: Network) -> int | None:
-    """What running it takes beside the weights, in bytes; None where its library does not tell."""
-    value: int | None = getattr(network, "activation_bytes", None)
-    return value
-
-
-def open_networks(bundle: Bundle, options: SessionOptions) -> tuple[Network, ...]:
-    """Hand the members to their target's library. Check the bundle first (`compatibility.check_runs_here`), and open
-    it at the tile size that is wanted.
-    """
-    module, _, function = BACKENDS[bundle.manifest.target].partition(":")
-    return tuple(getattr(import_module(module), function)(bundle, options))
-
-
-def open_each(
-    open_network: Callable[[Bundle, NetworkEntry, SessionOptions], Network], bundle: Bundle, options: SessionOptions
-) -> list[Network]:
-    """One by one; those that are open are closed again where a later one fails."""
-    with ExitStack() as opened:
-        networks = []
-        for entry in bundle.manifest.networks:
-            networks.append(open_network(bundle, entry, options))
-            opened.callback(networks[-1].close)
-        opened.pop_all()
-    return networks

@@ -14,6 +14,7 @@ from intsr.manifest import Manifest
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.naming import PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
 from intsr.runtime.pictures.formats.write_formats import WRITE_FORMATS
+from intsr.targets import target_from_name
 
 
 def check_engine_comes_first(engine: Path, inputs: Sequence[Path]) -> None:
@@ -66,4 +67,4 @@ def _no_quality(jobs: Sequence[Job]) -> str:
 
 
 def _no_gpu(manifest: Manifest) -> str:
-    return "" if manifest.target.startswith("tensorrt") else f"the engine is for target {manifest.target}, no GPU"
+    return "" if target_from_name(manifest.target).gpu else f"the engine is for target {manifest.target}, no GPU"

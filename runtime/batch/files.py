@@ -11,7 +11,6 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, UsageError, printable
-from intsr.runtime.backends.protocol import notes_from_networks
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import BatchMemory
 from intsr.runtime.batch.memory_budget import MemoryBudget
@@ -201,7 +200,7 @@ def _write(
             picture.write(rows)
     notes = (*loaded.notes, *notes_for_output(metadata, job.output))
     notes += (SYNTHETIC_NOTE,) if upscaler.synthetic else ()
-    notes += notes_from_networks(upscaler.networks)
+    notes += upscaler.backend.notes
     ms = round((time.perf_counter() - opened.start) * 1e3, 1)
     return FileReport(str(job.source), str(job.output), "ok", *size, upscaler.tile_px, work.tiles, ms, notes=notes)
 

@@ -17,9 +17,8 @@ from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
 from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.backends.compatibility import check_runs_here
-from intsr.runtime.backends.protocol import precision_from_network
-from intsr.runtime.engine import Engine, open_engine
-from intsr.runtime.measure.libraries import load_library
+from intsr.runtime.backends.open import load_library
+from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.machine import clock_from_gpus, gpus_from_nvidia_smi
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
 from intsr.types import NETWORKS, SYNTHETIC_NOTE
@@ -34,37 +33,38 @@ WARM_UP_DEVICE_MS = 1500.0
 VARIATION_LIMIT_PERCENT = 2.5
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Entry:
-    """An upscaler under measurement. bits: `fp` where nothing is quantized. synthetic: of random weights.
-
-    device: the GPU, None for the CPU. cuda_graphs: asks whether networks run as such. device_bytes: asks for the GPU
-    memory taken since opening. opened_bytes: what the process has grown by in opening it and running it once.
-    clock_mhz: of the GPU after warming up.
-    """
+    """An upscaler under measurement, and the times taken so far."""
 
     path: str
     target: str
+    # `fp` where nothing is quantized.
     bits: str
-    precision: str
     upscaler: Upscaler
     engine_bytes: int | None = None
+    # Random weights.
     synthetic: bool = False
-    device: str | None = None
-    cuda_graphs: Callable[[], bool] | None = None
-    device_bytes: Callable[[], int] | None = None
+    # What the process has grown by in opening it and running it once.
     opened_bytes: int | None = None
     peak_device_bytes: int | None = None
+    # Of the GPU, after warming up.
     clock_mhz: float | None = None
     total_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
     transfers_ms: list[float] = field(default_factory=list)
 
+    @property
+    def device(self) -> str | None:
+        """The GPU, None for the CPU."""
+        return self.upscaler.backend.device
+
     def run(self, picture: Array) -> UpscaleResult:
-        """Once, unmeasured by anything but the result itself; notes the GPU memory that it took."""
+        """Run once, unmeasured by anything but the result itself, and note the GPU memory that it took."""
         result = self.upscaler.upscale_with_timings(picture)
-        if self.device_bytes is not None:
-            self.peak_device_bytes = max(self.peak_device_bytes or 0, self.device_bytes())
+        taken = self.upscaler.backend.device_bytes()
+        if taken is not None:
+            self.peak_device_bytes = max(self.peak_device_bytes or 0, taken)
         return result
 
     def measure(self, picture: Array) -> None:
@@ -75,16 +75,9 @@ class Entry:
             self.transfers_ms.append(result.transfers_ms)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """Of one entry, milliseconds a picture. stages_ms: medians by stage. variation_percent: deviation over mean.
-
-    images_per_s, output_megapixels_per_s: from the mean. networks_ms: the three networks alone, on a GPU by its own
-    clock and without copies. transfers_ms: copies to and from a GPU, which run beside the networks. engine_bytes: of
-    the file. opened_bytes: see `Entry`. peak_device_bytes: GPU memory taken since opening. peak_process_bytes: of the
-    whole process, all entries. clock_mhz: of the GPU's multiprocessors, read while it worked, just before measuring.
-    synthetic: of random weights.
-    """
+    """What was measured of one entry, milliseconds a picture."""
 
     path: str
     target: str
@@ -98,23 +91,37 @@ class Measurement:
     p99_ms: float
     min_ms: float
     max_ms: float
+    # Standard deviation over mean.
     variation_percent: float
+    # From the mean.
     images_per_s: float
     output_megapixels_per_s: float
+    # Medians by stage.
     stages_ms: dict[str, float]
+    # The networks alone, on a GPU by its own clock and without copies.
     networks_ms: float
+    # Copies to and from a GPU, which run beside the networks.
     transfers_ms: float | None
+    # Of the file.
     engine_bytes: int | None
+    # As `Entry.opened_bytes`.
     opened_bytes: int | None
+    # Of the whole process, all entries.
     peak_process_bytes: int
+    # GPU memory taken since opening.
     peak_device_bytes: int | None = None
     device: str | None = None
     cuda_graphs: bool | None = None
+    # Of the GPU's multiprocessors, read while it worked, just before measuring.
     clock_mhz: float | None = None
+    # Random weights.
     synthetic: bool = False
+    # What the user should know of how it runs here.
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the numbers; the notes are among the warnings (`warnings_from_measurements`)."""
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
 
 
 def entry_from_engine(
@@ -122,26 +129,21 @@ def entry_from_engine(
 ) -> Entry:
     """device, cuda_backend: of GPU engines. Raises whatever `open_engine` raises."""
     # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
-    check_runs_here(read_manifest(path), path)
-    load_library(read_manifest(path).target)
+    manifest = read_manifest(path)
+    check_runs_here(manifest, path)
+    # Else the first engine of a library would be charged with it.
+    load_library(manifest.target)
     before = resident_bytes()
-    engine: Engine = open_engine(path, threads, precision, device, cuda_backend)
-    manifest, network = engine.manifest, engine.networks[0]
-    # One tile: libraries take much of their memory in the first run.
-    engine.run_pipeline(np.zeros(network.input.shape, np.float32))
-    after = resident_bytes()
+    engine = open_engine(path, threads, precision, device, cuda_backend)
+    engine.warm_up()
     return Entry(
-        str(path),
-        manifest.target,
-        manifest.bits,
-        engine.precision,
-        engine,
-        path.stat().st_size,
-        manifest.synthetic,
-        getattr(network, "device", None),
-        (lambda: all(getattr(n, "graphs", False) for n in engine.networks)) if hasattr(network, "graphs") else None,
-        getattr(network, "device_bytes", None),
-        after - before,
+        path=str(path),
+        target=manifest.target,
+        bits=manifest.bits,
+        upscaler=engine,
+        engine_bytes=path.stat().st_size,
+        synthetic=manifest.synthetic,
+        opened_bytes=resident_bytes() - before,
     )
 
 
@@ -168,8 +170,7 @@ def entry_from_reference(
     """The model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
     module, _, function = REFERENCES["torch"].partition(":")
     upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, context, lora)
-    precision = precision_from_network(upscaler.networks[0])
-    return Entry(model, "torch", "fp", precision, upscaler, synthetic=upscaler.synthetic)
+    return Entry(path=model, target="torch", bits="fp", upscaler=upscaler, synthetic=upscaler.synthetic)
 
 
 def bench_picture(size_px: int) -> Array:
@@ -234,7 +235,7 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         path=entry.path,
         target=entry.target,
         bits=entry.bits,
-        precision=entry.precision,
+        precision=entry.upscaler.backend.precision,
         runs=len(times),
         median_ms=float(np.median(times)),
         mean_ms=mean_ms,
@@ -254,9 +255,10 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         peak_process_bytes=peak_resident_bytes(),
         peak_device_bytes=entry.peak_device_bytes,
         device=entry.device,
-        cuda_graphs=entry.cuda_graphs() if entry.cuda_graphs is not None else None,
+        cuda_graphs=entry.upscaler.backend.uses_graphs(),
         clock_mhz=entry.clock_mhz,
         synthetic=entry.synthetic,
+        notes=entry.upscaler.backend.notes,
     )
 
 
@@ -267,7 +269,9 @@ def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any
 
 
 def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
-    """What a reader of the numbers must know: noise, integers slower than full precision, random weights."""
+    """What a reader of the numbers must know: noise, integers slower than full precision or not run as such, random
+    weights.
+    """
     texts = [
         f"{m.path}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
         "close other programs or measure longer"
@@ -281,6 +285,7 @@ def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]
         for full in measurements
         if integer.bits != "fp" and full.bits == "fp" and full.median_ms < integer.median_ms
     ]
+    texts += [f"{m.path}: {note}" for m in measurements for note in m.notes]
     texts += [f"{m.path}: {SYNTHETIC_NOTE}" for m in measurements if m.synthetic]
     return texts
 

@@ -10,25 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from intsr.arrays import Array
 from intsr.bundle import read_manifest
 from intsr.errors import UsageError
 from intsr.runtime.backends.protocol import LayerTime
 from intsr.runtime.engine import Engine, open_engine
+from intsr.targets import TARGETS
 
 WARM_UP_RUNS = 2
-# Those whose networks have `layer_times_ms`.
-TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
 
 
 def check_layers(path: Path) -> None:
     """Raises UsageError where the engine's target reports no time by layer; BundleError for what is no engine."""
     target = read_manifest(path).target
-    if target not in TARGETS:
-        raise UsageError("--layers", f"{path} is of target {target}", f"target {' or '.join(TARGETS)}")
+    able = [each.name for each in TARGETS if each.times_layers]
+    if target not in able:
+        raise UsageError("--layers", f"{path} is of target {target}", f"target {' or '.join(able)}")
 
 
 def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[str, Any]]:
-    """Of one tile, the mean of `runs`: `network, name, kind, implementation, ms, share`, in execution order.
+    """Measure one tile: rows `network, name, kind, implementation, ms, share` in execution order, means of `runs`.
 
     options: of `open_engine`. share: of all layers' time. Raises whatever `check_layers` and `open_engine` raise.
     """
@@ -39,12 +40,11 @@ def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[
     return _rows(samples)
 
 
-def _run(engine: Engine, x: Any) -> dict[str, list[LayerTime]]:
-    """By network, of one run."""
-    times = {}
-    for name, network in zip(engine.network_names, engine.networks, strict=True):
-        x = network.run(x)
-        times[name] = network.layer_times_ms()  # type: ignore[attr-defined]
+def _run(engine: Engine, x: Array) -> dict[str, list[LayerTime]]:
+    """Run every network once. Returns its layers' times by network."""
+    engine.run_pipeline(x)
+    times = engine.backend.layer_times_ms()
+    assert times is not None
     return times
 
 

@@ -10,8 +10,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from intsr.runtime.backends.devices import cpu_model
 
 INCLUDED = (
     "resize, tiling, three networks, copies to and from a GPU, blending and colour fix; no file is read or written"
@@ -23,9 +24,7 @@ _LIBRARIES = (
     "onnxruntime",
     "torch",
     "tensorrt",
-    "tensorrt-rtx",
-    "tensorrt-cu13-bindings",
-    "onnxruntime-ep-nv-tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu13",
     "cuda-bindings",
     "pycuda",
 )
@@ -87,16 +86,6 @@ def clock_from_gpus(gpus: Sequence[Mapping[str, str]], device: str) -> float | N
     except ValueError:
         # A word instead of a number: the driver does not say.
         return None
-
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it; "" where it does not."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _version(distribution: str) -> str | None:

@@ -19,7 +19,7 @@ from intsr.export.fold.fold import fold
 from intsr.export.fold.passionsr import fold_official
 from intsr.export.fold.specialize import specialize
 from intsr.export.pipeline import export_model
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name
 
 TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json")
 

@@ -26,7 +26,7 @@ from intsr.export.fold.passionsr import fold_official, fold_official_network
 from intsr.export.fold.split_layers import SplitLayer
 from intsr.export.lower.network import NetworkLowering
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name
 from intsr.types import NETWORKS, Bits
 
 TILE_PX = 8

@@ -23,7 +23,7 @@ from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import UsageError
 from intsr.export.pipeline import export_model
 from intsr.files import sha256_from_path
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name
 from intsr.types import SYNTHETIC_NOTE
 
 SMALL = Architecture(

@@ -21,6 +21,7 @@ from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine
 from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
+from intsr.targets import target_from_name
 from intsr.targets.lowering import LOWERINGS
 
 Intsr = Callable[..., tuple[int, str, str]]
@@ -96,16 +97,10 @@ def test_a_dry_run_of_each_source(
     assert {network["precision"] for network in plan["networks"]} == precisions
     parameters = sum(network["parameters"] for network in plan["networks"])
     if bytes_per_parameter is not None:
-        extra = plan_module_extra(plan["target"])
-        assert plan["engine_bytes"] == extra + bytes_per_parameter * parameters
+        extra_bytes = target_from_name(plan["target"]).extra_bytes
+        assert plan["engine_bytes"] == extra_bytes + bytes_per_parameter * parameters
     lines = intsr(*given)[1].splitlines()
     assert len(lines) == 1 + 3 + 2 and lines[1].startswith("encoder") and "of memory" in lines[-1]
-
-
-def plan_module_extra(target: str) -> int:
-    from intsr.engines.compile.estimate import _EXTRA_BYTES
-
-    return _EXTRA_BYTES[target]
 
 
 def test_without_an_output_there_is_only_a_dry_run(intsr: Intsr, tiny_folder: Path, export: Path) -> None:
@@ -159,7 +154,7 @@ def test_what_verifying_needs_is_looked_for_before_any_work(
     code, _, error = intsr(*given, "--verify", tmp_path / "nothing")
     assert code == 2 and "nothing" in error
     monkeypatch.setattr("intsr.engines.verify.check.list_devices", lambda _: (["cpu"], "no driver"))
-    monkeypatch.setattr("intsr.targets.find_spec", lambda _: True)
+    monkeypatch.setattr("intsr.targets.target.find_spec", lambda _: True)
     code, _, error = intsr(*given, "--verify", pictures, "--target", "tensorrt-rtx")
     assert code == 2 and "--verify: an engine of target tensorrt-rtx cannot run here (no driver)" in error
 
@@ -194,7 +189,7 @@ def test_what_was_built_before_is_not_built_again(
 def test_another_weight_option_library_or_builder_is_another_build(
     export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = plan_cache.Target("onnxruntime", "m", "onnx", "f32")
+    target = target_from_name("onnxruntime")
     options, graph = BuildOptions("onnxruntime"), tmp_path / "unet.onnx"
     graph.write_bytes((export / "unet.onnx").read_bytes())
 
@@ -208,10 +203,7 @@ def test_another_weight_option_library_or_builder_is_another_build(
         patch.setattr(plan_cache, "_builder_digest", lambda: "another")
         seen.append(key())
     with monkeypatch.context() as patch:
-        library = plan_cache.LIBRARIES["onnxruntime"]
-        patch.setitem(
-            plan_cache.LIBRARIES, "onnxruntime", type(library)(library.name, lambda: "0.1", library.install)
-        )
+        patch.setattr(plan_cache, "installed_version", lambda target: "0.1")
         seen.append(key())
     model = onnx.load(graph)
     weight = next(tensor for tensor in model.graph.initializer if tensor.raw_data)
@@ -224,7 +216,7 @@ def test_another_weight_option_library_or_builder_is_another_build(
 def test_external_weights_are_part_of_it(export: Path, tmp_path: Path) -> None:
     model = onnx.load(export / "unet.onnx")
     onnx.save(model, tmp_path / "unet.onnx", save_as_external_data=True, location="unet.data", size_threshold=0)
-    target = plan_cache.Target("onnxruntime", "m", "onnx", "f32")
+    target = target_from_name("onnxruntime")
     build = child.Build(tmp_path / "unet.onnx", tmp_path / "plan", BuildOptions("onnxruntime"))
     before = plan_cache._key(target, build)
     data = bytearray((tmp_path / "unet.data").read_bytes())

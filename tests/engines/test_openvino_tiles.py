@@ -25,10 +25,9 @@ from intsr.engines.inspect.engine import inspect_engine
 from intsr.errors import UsageError
 from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
-from intsr.runtime.backends.openvino.member import pack_member, split_member, unpack_xml
+from intsr.runtime.backends.packed import IR_MAGIC, pack_member, split_member, unpack_xml
 from intsr.runtime.engine import open_engine
-from intsr.targets import target_from_name
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name, target_from_name
 from intsr.types import NETWORKS
 
 Intsr = Callable[..., tuple[int, str, str]]
@@ -123,15 +122,6 @@ def test_hashes_are_checked_once_for_a_file_that_stays_the_same(
     assert len(checks) == 2
 
 
-def test_a_smaller_tile_takes_less(engines: Engines) -> None:
-    engine = open_engine(engines["cpu", (DEFAULT_PX, FURTHER_PX)])
-    large = [network.activation_bytes for network in engine.networks]  # type: ignore[attr-defined]
-    engine = engine.reopen(8)
-    small = [network.activation_bytes for network in engine.networks]  # type: ignore[attr-defined]
-    engine.close()
-    assert all(0.2 < b / a < 0.4 for a, b in zip(large, small, strict=True)), (large, small)
-
-
 def test_inspect_and_export_tell_the_sizes(engines: Engines, intsr: Intsr) -> None:
     both = engines["cpu", (DEFAULT_PX, FURTHER_PX)]
     assert inspect_engine(both, layers=False)["tile_sizes"] == [16, 8]
@@ -205,7 +195,7 @@ def _member(path: Path, constants: list[tuple[str, bytes]]) -> Path:
     inner = f'<layer name="loop" type="TensorIterator"><body><layers>{layers.pop()}</layers></body></layer>'
     path.with_suffix(".xml").write_text(f"<net><layers>{other}{''.join(layers)}{inner}</layers></net>")
     path.with_suffix(".bin").write_bytes(weights)
-    pack_member(path.with_suffix(".xml"), path.with_suffix(".bin"), path)
+    pack_member(IR_MAGIC, path.with_suffix(".xml"), path.with_suffix(".bin"), path)
     return path
 
 
@@ -226,7 +216,7 @@ def test_constants_are_found_by_what_they_hold(tmp_path: Path) -> None:
     paths = [_member(tmp_path / "a", other), _member(tmp_path / "b", [("s3", b"size"), ("s4", shape)])]
     share_weights(first, paths)
     with memoryview(first.read_bytes()) as view:
-        xml, shared = split_member(view, "first")
+        xml, shared = split_member(IR_MAGIC, view, "first")
         weights = bytes(shared)
     assert weights == kernel + bias + shape + b"size" + b"new"
     assert _constants(xml, weights) == {"k": kernel, "b": bias, "s": shape, "x": b"ker"}

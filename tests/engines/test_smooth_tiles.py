@@ -21,7 +21,7 @@ from intsr.engines.verify.smooth_tiles import SmoothScore, smooth_scores, worst_
 from intsr.errors import VerificationError
 from intsr.export.pipeline import export_model
 from intsr.runtime.engine import open_engine
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name
 
 TILE_PX = 64
 

@@ -1,33 +1,44 @@
 from __future__ import annotations
 
+import io
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
+from intsr.engines.builders import tensorrt_common, tensorrt_rtx
 from intsr.engines.builders.child import build_in_child
 from intsr.engines.builders.tensorrt import architecture_from_capability
 from intsr.engines.builders.tensorrt import build as build_tensorrt
 from intsr.engines.builders.tensorrt_common import (
-    PLAN_TAGS,
     Library,
-    _config,
     _network_flags,
     _parser_errors,
-    _save_timing_cache,
-    _set_compute_capabilities,
+    config_settings,
 )
 from intsr.engines.builders.types import BuildOptions, BuildReport
-from intsr.errors import BuildError, IntsrError
+from intsr.errors import BuildError, IntsrError, MissingLibraryError
 
-RTX_TAG, RTX_VERSION = 0x74727476, bytes([1, 7, 1])
+RTX_TAG, RTX_VERSION = 0x74727476, (1, 7, 1, 116)
+# TensorRT's enumerations, each member by its name.
+TRT = SimpleNamespace(
+    ProfilingVerbosity=SimpleNamespace(DETAILED="DETAILED", LAYER_NAMES_ONLY="LAYER_NAMES_ONLY"),
+    MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
+    HardwareCompatibilityLevel=SimpleNamespace(
+        AMPERE_PLUS="AMPERE_PLUS", SAME_COMPUTE_CAPABILITY="SAME_COMPUTE_CAPABILITY"
+    ),
+)
 
 
 def test_a_plan_has_tag_and_version(resblock_build: tuple[BuildReport, Path]) -> None:
     report, path = resblock_build
     head = path.read_bytes()[:32]
-    assert int.from_bytes(head[:4], "little") == RTX_TAG and RTX_TAG in PLAN_TAGS
-    assert head[24:27] == RTX_VERSION
+    assert int.from_bytes(head[:4], "little") == RTX_TAG
+    assert tuple(head[24:28]) == RTX_VERSION
+    assert (report.library, report.library_version) == ("tensorrt-rtx", ".".join(map(str, RTX_VERSION)))
     assert report.plan_bytes == path.stat().st_size
     assert report.seconds > 0 and report.peak_bytes > report.plan_bytes
 
@@ -56,46 +67,91 @@ def test_without_detail_there_is_no_plan(build_rtx, graphs: ModuleType) -> None:
     assert build_rtx(graphs.resblock(16, 8), detailed=False)[0].plan == {}
 
 
-class TimingCacheConfig:
-    """IBuilderConfig's part of it: takes back what it wrote, and nothing else."""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hardware_compatibility": "same-compute-capability"}, "its plans run on all RTX GPUs"),
+        ({"compute_capabilities": (90,)}, r"cannot build it: Compute capability 9\.0 .* not supported"),
+        ({"timing_cache": "timing.cache"}, "a timing cache; expected none: it measures no kernels"),
+    ],
+)
+def test_what_rtx_cannot_do_is_said(build_rtx, graphs: ModuleType, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        build_rtx(graphs.resblock(16, 8), **options)
+
+
+def test_rtx_builds_for_one_gpu(build_rtx, resblock_build: tuple[BuildReport, Path], graphs: ModuleType) -> None:
+    assert resblock_build[0].gpu_architecture == "sm86,sm89,sm120"
+    report, plan_path = build_rtx(graphs.resblock(), compute_capabilities=(89,))
+    assert report.gpu_architecture == "sm89"
+    assert plan_path.read_bytes() != resblock_build[1].read_bytes()
+
+
+def test_rtx_that_is_missing_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingLibraryError, match=r"tensorrt_rtx is not installed; .*intsr\[rtx\]"):
+        tensorrt_rtx.build(tmp_path / "network.onnx", tmp_path / "network.plan", BuildOptions("tensorrt-rtx"))
+
+
+def test_bindings_never_reach_the_parent(resblock_build: tuple[BuildReport, Path]) -> None:
+    assert not {"tensorrt_rtx", "tensorrt_rtx_bindings"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("target", ["tensorrt-rtx", "cpu"])
+def test_the_command_refuses_a_timing_cache_that_would_change_nothing(
+    intsr: Callable[..., tuple[int, str, str]], tmp_path: Path, target: str
+) -> None:
+    given = ("--bits", "fp", "--target", target, "--timing-cache", tmp_path / "t")
+    code, out, err = intsr("compile", "demo", *given, "-o", tmp_path / "e.engine")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"--timing-cache: together with --target {target}; expected target tensorrt" in err
+
+
+class FakePolygraphy:
+    """Polygraphy's two loaders over a configuration that takes back what it wrote, and nothing else."""
 
     def __init__(self) -> None:
         self.cache: bytes | None = None
+        self.settings: dict[str, Any] = {}
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> bytes | None:
-        return serialized_timing_cache if serialized_timing_cache in (b"", b"measured") else None
+    def create_config(self, builder: object, network: object, **settings: Any) -> FakePolygraphy:
+        self.settings = settings
+        old = settings.get("load_timing_cache", io.BytesIO()).read()
+        self.cache = old if old in (b"", b"measured") else None
+        return self
 
-    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+    def engine_bytes_from_network(self, parsed: object, config: FakePolygraphy) -> bytes:
+        assert config is self
+        return b"plan"
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> bytes:
+        return serialized_timing_cache
+
+    def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> None:
         assert not ignore_mismatch
         self.cache = cache
-        return True
 
     def get_timing_cache(self) -> SimpleNamespace | None:
         return None if self.cache is None else SimpleNamespace(serialize=lambda: b"measured")
 
 
 @pytest.mark.parametrize("old", [None, b"measured", b"of another library"])
-def test_a_timing_cache_is_read_and_rewritten(tmp_path: Path, old: bytes | None) -> None:
-    path, config = tmp_path / "timing.cache", TimingCacheConfig()
+def test_a_timing_cache_is_read_and_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes | None
+) -> None:
+    path, fake = tmp_path / "timing.cache", FakePolygraphy()
+    monkeypatch.setattr(tensorrt_common, "require", lambda name, what: fake)
     if old is not None:
         path.write_bytes(old)
-    options = BuildOptions("tensorrt", detailed=False, timing_cache=path)
-    library = Library(SimpleNamespace(), "tensorrt", "11.0", "sm89")
-    _config(library, SimpleNamespace(create_builder_config=lambda: config), options)
-    assert config.cache == (b"measured" if old == b"measured" else b"")
-    _save_timing_cache(config, options)
-    assert path.read_bytes() == b"measured"
+    library = Library(TRT, "tensorrt", "11.0", "sm89")
+    parsed = (object(), object(), object())
+    options = BuildOptions("tensorrt", timing_cache=path)
+    assert tensorrt_common._serialized_plan(library, parsed, options) == b"plan"
+    assert fake.cache == (b"measured" if old == b"measured" else b"")
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"measured"], "and no lock file beside it"
 
 
-def test_without_a_timing_cache_none_is_made(tmp_path: Path) -> None:
-    config, options = TimingCacheConfig(), BuildOptions("tensorrt", detailed=False)
-    library = Library(SimpleNamespace(), "tensorrt", "11.0", "sm89")
-    _config(library, SimpleNamespace(create_builder_config=lambda: config), options)
-    _save_timing_cache(config, options)
-    assert config.cache is None and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("version", "flags"), [("10.13.0", 0b10), ("11.4.0.106", 0), ("1.7.1", 0)])
+@pytest.mark.parametrize(("version", "flags"), [("10.13.0", 0b10), ("11.4.0.106", 0), ("1.7.1.116", 0)])
 def test_only_tensorrt_10_must_be_told_to_be_strongly_typed(version: str, flags: int) -> None:
     trt = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1))
     assert _network_flags(trt, version) == flags
@@ -115,36 +171,24 @@ def test_all_parser_errors_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"),
-    [("ampere+", "AMPERE_PLUS"), ("same-compute-capability", "SAME_COMPUTE_CAPABILITY"), ("none", "default")],
+    ("options", "expected"),
+    [
+        ({}, {"profiling_verbosity": "DETAILED"}),
+        ({"detailed": False}, {}),
+        ({"workspace_bytes": 99}, {"profiling_verbosity": "DETAILED", "memory_pool_limits": {"WORKSPACE": 99}}),
+        *(
+            ({"detailed": False, "hardware_compatibility": level}, {"hardware_compatibility_level": value})
+            for level, value in (
+                ("ampere+", "AMPERE_PLUS"),
+                ("same-compute-capability", "SAME_COMPUTE_CAPABILITY"),
+            )
+        ),
+        ({"detailed": False, "compute_capabilities": (86, 120)}, {"compute_capabilities": [(8, 6), (12, 0)]}),
+    ],
 )
-def test_hardware_compatibility_reaches_the_builder(level: str, expected: str) -> None:
-    levels = SimpleNamespace(AMPERE_PLUS="AMPERE_PLUS", SAME_COMPUTE_CAPABILITY="SAME_COMPUTE_CAPABILITY")
-    trt = SimpleNamespace(HardwareCompatibilityLevel=levels, ProfilingVerbosity=SimpleNamespace(DETAILED=2))
-    config = SimpleNamespace(hardware_compatibility_level="default")
-    builder = SimpleNamespace(create_builder_config=lambda: config)
-    library = Library(trt, "tensorrt", "11.0", "sm89")
-    assert _config(library, builder, BuildOptions("tensorrt", hardware_compatibility=level)) is config
-    assert config.hardware_compatibility_level == expected
-    assert config.profiling_verbosity == 2
-    assert config.max_aux_streams == 0
-
-
-def test_refused_compute_capabilities_are_an_error_not_a_build_for_others() -> None:
-    chosen: dict[int, str] = {}
-
-    def set_compute_capability(value: str, index: int) -> bool:
-        chosen[index] = value
-        return value != "bad"
-
-    trt = SimpleNamespace(ComputeCapability=SimpleNamespace(SM86="86", SM89="89", SM90="bad"))
-    library = Library(trt, "tensorrt-rtx", "1.7.1", "sm86,sm89")
-    config = SimpleNamespace(set_compute_capability=set_compute_capability)
-    _set_compute_capabilities(library, config, (86, 89))
-    assert config.num_compute_capabilities == 2 and chosen == {0: "86", 1: "89"}
-    for refused in (90, 91):
-        with pytest.raises(BuildError, match=f"compute capability {refused} is refused"):
-            _set_compute_capabilities(library, config, (refused,))
+def test_options_reach_the_builder(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    always = {"profiling_verbosity": "LAYER_NAMES_ONLY", "max_aux_streams": 0}
+    assert config_settings(TRT, BuildOptions("tensorrt", **options)) == always | expected
 
 
 def test_architecture_says_which_gpus_a_plan_is_for() -> None:

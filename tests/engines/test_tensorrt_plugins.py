@@ -13,19 +13,18 @@ import pytest
 from intsr.bundle import read_manifest
 from intsr.calib.calibration import Calibration
 from intsr.calib.models.open import SRModel
-from intsr.engines.builders import tensorrt_common as tensorrt_build
+from intsr.engines.builders import tensorrt_common, tensorrt_rtx
 from intsr.engines.builders.child import Build
+from intsr.engines.builders.onnx_layers import plugin_counts
 from intsr.engines.builders.tensorrt_common import Library, build_plan
-from intsr.engines.builders.tensorrt_rtx import build as build_rtx
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.engines.compile import assemble as compiler
 from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import BuildError, EngineMismatchError, UsageError
-from intsr.export.lower.plugins.group_norm import plugin_counts
 from intsr.export.pipeline import export_model
 from intsr.kernels import tensorrt_plugin
 from intsr.runtime.backends.tensorrt.plan_header import check_plugins
-from intsr.targets.lowering import lowering_from_name
+from intsr.targets import lowering_from_name
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,6 @@ class FakeTensorRT:
     """The calls of `build_plan`, in order, and a plan of nothing. known: plugins registered so far."""
 
     __name__, __version__ = "tensorrt", "11.4.0.106"
-    ProfilingVerbosity = SimpleNamespace(DETAILED=2)
 
     class ILogger:
         def __init__(self) -> None:
@@ -56,12 +54,7 @@ class FakeTensorRT:
         self.architecture = architecture
 
     def Builder(self, logger: Any) -> Any:
-        config = SimpleNamespace()
-        return SimpleNamespace(
-            create_network=lambda flags: None,
-            create_builder_config=lambda: config,
-            build_serialized_network=lambda network, config: struct.pack("<I", 0x74727466) + bytes(60),
-        )
+        return SimpleNamespace(create_network=lambda flags: None)
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
         def parse(path: str) -> bool:
@@ -76,6 +69,8 @@ class FakeTensorRT:
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT()
     monkeypatch.setattr(tensorrt_plugin, "register_plugins", fake.register)
+    plan = struct.pack("<I", 0x74727466) + bytes(60)
+    monkeypatch.setattr(tensorrt_common, "_serialized_plan", lambda library, parsed, options: plan)
     return fake
 
 
@@ -126,9 +121,9 @@ def test_tensorrt_rtx_refuses_them_in_one_line(
 ) -> None:
     with pytest.raises(UsageError, match="lowered as symmetric-plugins; expected symmetric-rtx"):
         compile_engine(exported, tmp_path / "e.engine", BuildOptions("tensorrt-rtx"))
-    monkeypatch.setattr("intsr.engines.builders.rtx_bindings.load", lambda: (SimpleNamespace(__name__="x"), "1.7.1"))
+    monkeypatch.setattr(tensorrt_rtx, "require", lambda name, what: SimpleNamespace(__version__="1.7.1.116"))
     with pytest.raises(
         BuildError, match=r"tensorrt-rtx: graphs with plugins; expected plain ones.*without --plugins"
     ):
-        build_rtx(exported / "unet.onnx", tmp_path / "p", BuildOptions("tensorrt-rtx"))
-    assert not (tmp_path / "p").exists() and tensorrt_build.AHEAD_OF_TIME == "ahead-of-time"
+        tensorrt_rtx.build(exported / "unet.onnx", tmp_path / "p", BuildOptions("tensorrt-rtx"))
+    assert not (tmp_path / "p").exists()

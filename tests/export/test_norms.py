@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from intsr.engines.builders.openvino import keep_precise
-from intsr.export.lower.write.group_norm import STATISTICS, GroupNorm, write_group_norm
+from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
 from intsr.export.onnx.builder import GraphBuilder
-from intsr.targets.lowering import LOWERINGS
+from intsr.targets.lowering import LOWERINGS, STATISTICS
 from intsr.types import TensorInfo
 
 FORMS = ("asymmetric", "asymmetric-cpu")  # instance, statistics

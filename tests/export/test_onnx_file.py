@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from intsr.errors import ExportError
-from intsr.export.onnx.read import read_onnx
+from intsr.onnx_files import read_onnx
 
 
 def _model(rows: int, columns: int) -> onnx.ModelProto:

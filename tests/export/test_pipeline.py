@@ -16,7 +16,8 @@ from intsr.calib.observe.let_scales import observe_let
 from intsr.export.fold.fold import fold, fold_and_release, layer_modules
 from intsr.export.fold.specialize import specialize
 from intsr.export.pipeline import export_model
-from intsr.targets.lowering import LOWERINGS, lowering_from_name
+from intsr.targets import lowering_from_name
+from intsr.targets.lowering import LOWERINGS
 from intsr.types import Bits
 
 TILE_PX = 16

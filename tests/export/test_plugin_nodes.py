@@ -12,16 +12,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from intsr.engines.builders.onnx_layers import plugin_counts
 from intsr.errors import UsageError
 from intsr.export.fold.fold import FoldedModel
 from intsr.export.graphs import export_onnx, load_export
 from intsr.export.lower.network import NetworkLowering
-from intsr.export.lower.plugins.group_norm import CODES, HALVES, fuse_group_norm_into_plugin, plugin_counts
+from intsr.export.lower.plugins.group_norm import CODES, HALVES, fuse_group_norm_into_plugin
 from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.launches.group_norm_plugin import NAMESPACE
 from intsr.kernels.reference.group_norm import group_norm_plugin
-from intsr.targets.lowering import LOWERINGS, lowering_from_name
+from intsr.targets import lowering_from_name
+from intsr.targets.lowering import LOWERINGS
 from intsr.types import TensorInfo
 
 Array = NDArray[Any]

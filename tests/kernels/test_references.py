@@ -13,6 +13,7 @@ from intsr.kernels.reference import picture as reference_picture
 from intsr.kernels.reference import resize as reference_resize
 from intsr.kernels.reference.group_norm import group_norm_plugin
 from intsr.runtime import color_fix
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.tiles import enlarge as resize
 from intsr.runtime.tiles import grid as tiling
 from intsr.runtime.upscaler import Upscaler
@@ -75,7 +76,7 @@ def test_the_whole_device_path_equals_the_upscaler_s(name):
     side = tile_px * factor
     tiles = [rng.normal(0, 0.6, (1, 3, side, side)).astype(np.float16) for _ in plan.tiles]
     networks = _Noise(side), _Noise(side), _Noise(side, tiles)
-    expected = Upscaler(networks, tile_px, overlap_px, factor, "lanczos", name).upscale(pixels)
+    expected = Upscaler(Backend(networks), tile_px, overlap_px, factor, "lanczos", name).upscale(pixels)
 
     enlarged = reference_resize.enlarge(pixels, factor, "lanczos")
     rows = tiling.blend_weights(tuple(top * factor for top in plan.tops), side, 84)

@@ -72,14 +72,14 @@ def library_version(target: str) -> str:
 def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
     import openvino
 
-    from intsr.runtime.backends.openvino.member import pack_member
+    from intsr.runtime.backends.packed import IR_MAGIC, pack_member
 
     if target == "onnxruntime":
         member_path.write_bytes(onnx_path.read_bytes())
         return
     xml_path = onnx_path.with_suffix(".xml")
     openvino.save_model(openvino.Core().read_model(str(onnx_path)), str(xml_path), compress_to_fp16=False)
-    pack_member(xml_path, xml_path.with_suffix(".bin"), member_path)
+    pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), member_path)
 
 
 def manifest_for(target: str, **changes: object) -> Manifest:
@@ -194,6 +194,10 @@ def fuzz_pictures() -> ModuleType:
     return module
 
 
+# Of the libraries that the simulated GPU comes with.
+VERSIONS = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.7.1.116"}
+
+
 class FakeMachine:
     """A machine with a simulated GPU: `gpu`, its `trt`, and bundles that run there."""
 
@@ -219,8 +223,8 @@ class FakeMachine:
         **changes: object,
     ) -> Path:
         """Its three networks are the identity. plan_version, plan_target: the plans' own, else the manifest's."""
-        version = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.7.1"}[target]
-        built = plan_version or tuple(map(int, (version + ".0").split(".")[:4]))
+        version = VERSIONS[target]
+        built = plan_version or tuple(map(int, version.split(".")))
         networks, members = [], {}
         for (name, ports), arena_bytes in zip(SHAPES.items(), (1000, 3000, 2000), strict=True):
             (source, target_info) = (TensorInfo(key, (batch, *shape[1:]), dtype) for key, shape in ports)
@@ -235,7 +239,7 @@ class FakeMachine:
         values = {
             "library": target,
             "library_version": version,
-            "gpu_architecture": {"tensorrt": "sm89", "tensorrt-rtx": "sm86+"}[target],
+            "gpu_architecture": {"tensorrt": "sm89", "tensorrt-rtx": "sm86,sm89,sm120"}[target],
             "precision": "f16",
             "networks": tuple(networks),
         }
@@ -266,11 +270,13 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         "cuda.bindings.driver": machine.driver,
         "pycuda.driver": machine.pycuda,
     }
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Those of this machine, if it has any, are for real GPUs.
     monkeypatch.setattr(sources, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
     monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
-    monkeypatch.setattr(tensorrt_library, "_import", lambda target, where: machine.trt)
-    for target, version in (("tensorrt", "10.13.0.35"), ("tensorrt-rtx", "1.7.1")):
-        library = dataclasses.replace(compatibility.LIBRARIES[target], version=lambda version=version: version)
-        monkeypatch.setitem(compatibility.LIBRARIES, target, library)
+    monkeypatch.setattr(tensorrt_library, "import_library", lambda name, where, extra: machine.trt.imported_as(name))
+    installed = compatibility.installed_version
+    monkeypatch.setattr(
+        compatibility, "installed_version", lambda target: VERSIONS.get(target.name) or installed(target)
+    )
     return machine

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from intsr.errors import VerificationError
 from intsr.runtime import color_fix
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.tiles import blend as bands
 from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.upscaler import Upscaler
@@ -34,7 +35,7 @@ class FunctionNetwork:
 def _upscaler(function: Any = lambda x: x) -> Upscaler:
     """Tiles of 32 pixels, twice as large."""
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(function))
-    return Upscaler(networks, 32, 8, 2, "bicubic", "none")
+    return Upscaler(Backend(networks), 32, 8, 2, "bicubic", "none")
 
 
 def _shifted(x: np.ndarray) -> np.ndarray:

@@ -9,16 +9,17 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_SOME_FAILED, EXIT_USAGE
+from intsr.runtime.backends.open import load_library
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure import benchmark
 from intsr.runtime.measure import report as benchmark_report
 from intsr.runtime.measure.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
-from intsr.runtime.measure.libraries import load_library
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
 Run = Callable[..., tuple[int, str, str]]
@@ -32,6 +33,9 @@ class ClockedUpscaler:
 
     def __init__(self, name: str, latencies_ms: list[float], log: list[str]) -> None:
         self.name, self.latencies_ms, self.log = name, latencies_ms, log
+        self.backend = types.SimpleNamespace(
+            precision="f32", device=None, notes=(), device_bytes=lambda: None, uses_graphs=lambda: None
+        )
 
     def upscale_with_timings(self, picture: np.ndarray) -> UpscaleResult:
         latency_ms = self.latencies_ms[len([name for name in self.log if name == self.name]) % len(self.latencies_ms)]
@@ -40,7 +44,8 @@ class ClockedUpscaler:
 
 
 def _entry(name: str, latencies_ms: list[float], log: list[str], bits: str = "w8a8") -> Entry:
-    return Entry(name, "cpu", bits, "f32", ClockedUpscaler(name, latencies_ms, log))  # type: ignore[arg-type]
+    upscaler: Any = ClockedUpscaler(name, latencies_ms, log)
+    return Entry(path=name, target="cpu", bits=bits, upscaler=upscaler)
 
 
 def test_warm_up_then_interleaved_until_both_limits_hold() -> None:
@@ -75,7 +80,8 @@ def test_a_gpu_warms_up_longer_and_its_clock_is_read_while_it_works(monkeypatch:
 
     monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", gpus_from_nvidia_smi)
     entry = _entry("a", [], log)
-    entry.upscaler, entry.device = Working("a", [100.0], log), "cuda:0 NVIDIA H200 (sm90)"  # type: ignore[assignment]
+    upscaler: Any = Working("a", [100.0], log)
+    upscaler.backend.device, entry.upscaler = "cuda:0 NVIDIA H200 (sm90)", upscaler
     (result,) = measure([entry], bench_picture(8), min_runs=2, min_seconds=0)
     # 1.5 s instead of 0.2; the thread may begin a run later than it was asked to.
     assert ran_before[0] >= 15

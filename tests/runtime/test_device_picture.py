@@ -58,12 +58,12 @@ def opened(machine) -> Iterator[OpenEngine]:
 
 
 def on_host(engine: Engine, image: np.ndarray, **options: object) -> UpscaleResult:
-    network = engine.networks[0]
-    pipeline, network.picture_pipeline = network.picture_pipeline, None  # type: ignore[attr-defined]
+    backend = engine.backend
+    pipeline, backend.picture_pipeline = backend.picture_pipeline, None
     try:
         result = engine.upscale_with_timings(image, **options)  # type: ignore[arg-type]
     finally:
-        network.picture_pipeline = pipeline  # type: ignore[attr-defined]
+        backend.picture_pipeline = pipeline
     assert not result.on_device
     return result
 
@@ -234,7 +234,7 @@ def test_a_picture_too_large_for_the_device_goes_through_the_host(
 
 
 def _bytes_of_pictures(machine, engine: Engine) -> int:
-    device = engine.networks[0].picture_pipeline._device  # type: ignore[attr-defined]
+    device = engine.backend.picture_pipeline._device  # type: ignore[attr-defined]
     return sum(len(machine.gpu.device[address]) for address in device._addresses)
 
 
@@ -242,7 +242,7 @@ def _bytes_of_pictures(machine, engine: Engine) -> int:
 @pytest.mark.parametrize("grey", [False, True])
 def test_memory_is_known_beforehand(opened: OpenEngine, machine, color_fix: str, grey: bool) -> None:
     engine, pixels = opened(), random_pixels(90, 70, grey)
-    pipeline = engine.networks[0].picture_pipeline  # type: ignore[attr-defined]
+    pipeline = engine.backend.picture_pipeline  # type: ignore[attr-defined]
     shape = PictureShape(plan_tiles(90, 70, 16, 4), 2, "bicubic", color_fix, grey)
     assert pipeline._prepared(shape) is not None
     taken = _bytes_of_pictures(machine, engine)
@@ -366,7 +366,7 @@ def test_buffers_of_another_size_replace_the_old_ones(opened: OpenEngine, machin
 def test_cuda_fails_while_running(opened: OpenEngine, machine, small: np.ndarray, name: str, again: bool) -> None:
     engine = opened()
     engine.upscale(random_pixels(16, 32))
-    pipeline = engine.networks[0].picture_pipeline  # type: ignore[attr-defined]
+    pipeline = engine.backend.picture_pipeline  # type: ignore[attr-defined]
     pipeline._release()
     held = set(machine.gpu.device), set(machine.gpu.host_memory)
     if again:

@@ -82,15 +82,6 @@ def test_a_plan_runs_on_its_own_version_alone(make_engine, here: str, monkeypatc
         open_engine(path)
 
 
-def test_rtx_is_found_in_pypis_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "libtensorrt_rtx.so.1.7.1").write_bytes(b"")
-    spec = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(compatibility, "find_spec", lambda name: None if name == "tensorrt_rtx" else spec)
-    assert compatibility.rtx_version() == "1.7.1"
-    monkeypatch.setattr(compatibility, "find_spec", lambda name: spec if name.startswith("onnxruntime") else None)
-    assert compatibility.rtx_version() is None, "the library without its bindings"
-
-
 def _with_manifest(engine: Path, **changes: object) -> Path:
     """A copy of the bundle whose manifest is changed and whose members are whole."""
     path = engine.with_name("changed.engine")
@@ -283,7 +274,7 @@ def _raises(error: Exception) -> Callable[..., object]:
         ("cpu", "openvino.Core.compile_model", RuntimeError("Resource temporarily unavailable")),
         (
             "cpu",
-            "intsr.runtime.backends.openvino.backend.open_networks",
+            "intsr.runtime.backends.openvino.backend.open_backend",
             ImportError("failed to map segment from shared"),
         ),
         ("onnxruntime", "onnxruntime.InferenceSession", RuntimeError("Failed to allocate memory for buffer")),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -24,13 +23,12 @@ from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
 RTX_CODE = """
 import json, sys
-from intsr.engines.builders import rtx_bindings
-trt, version = rtx_bindings.load()
+import tensorrt_rtx as trt
 """
 DESCRIBE = (
     RTX_CODE
     + """
-classes = ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger", "IRuntimeConfig")
+classes = ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger", "IRuntimeConfig", "IRuntimeCache")
 print(json.dumps({
     "classes": {c: {n: getattr(getattr(trt, c), n).__doc__ or "" for n in dir(getattr(trt, c))} for c in classes},
     "settable": [n for n, p in vars(trt.IExecutionContext).items() if getattr(p, "fset", None)],
@@ -44,8 +42,7 @@ DESERIALIZE = (
     + """
 from intsr.errors import IntsrError
 from intsr.runtime.backends.tensorrt import library as tensorrt_library
-tensorrt_library._import = lambda target, where: trt
-library = tensorrt_library.load_library("tensorrt-rtx", "e.engine")
+library = tensorrt_library.load_tensorrt("tensorrt-rtx", "e.engine")
 runtime = tensorrt_library.make_runtime(library, "e.engine")
 try:
     tensorrt_library.deserialize(library, runtime, memoryview(open(sys.argv[1], "rb").read()), "e.engine:unet.plan")
@@ -53,13 +50,11 @@ except IntsrError as error:
     print(json.dumps({"text": str(error), "exit_code": error.exit_code, "host": runtime.engine_host_code_allowed}))
 """
 )
-needs_rtx = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="PyPI has TensorRT-RTX for Linux on x86_64 only"
-)
+needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
 
 
 def _child(code: str, *arguments: str) -> dict:
-    """In a process of its own, as `rtx_bindings` asks; no GPU is shown to it."""
+    """In a process of its own; no GPU is shown to it."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=environment
@@ -81,7 +76,8 @@ def _own(cls: type) -> dict[str, object]:
     ("simulated", "name"),
     [
         *((name, name) for name in ("Runtime", "ICudaEngine", "IExecutionContext", "IProfiler", "ILogger")),
-        ("IRuntimeConfig", "IRuntimeConfig"),
+        *((name, name) for name in ("IRuntimeConfig", "IRuntimeCache")),
+        ("RtxRuntimeConfig", "IRuntimeConfig"),
         # By a configuration is the other way to make a context.
         ("RtxCudaEngine", "ICudaEngine"),
     ],
@@ -101,23 +97,6 @@ def _check_parameters(simulated: Callable[..., object], name: str, documentation
     parameters = list(inspect.signature(simulated).parameters)[1:]
     signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in re.findall(r"\((self: .*)\) ->", documentation)]
     assert ["self", *parameters] in signatures, f"{name}{signatures}"
-
-
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="NVIDIA's own tensorrt_rtx is not installed")
-def test_the_simulated_kernel_cache_is_that_of_nvidias_own_bindings(machine) -> None:
-    known = _child(DESCRIBE.replace('"IRuntimeConfig")', '"IRuntimeConfig", "IRuntimeCache")'))["classes"]
-    for simulated, name in (("RtxRuntimeConfig", "IRuntimeConfig"), ("IRuntimeCache", "IRuntimeCache")):
-        for attribute, value in _own(getattr(machine.support, simulated)).items():
-            _check_parameters(value, f"{name}.{attribute}", known[name][attribute])
-
-
-@needs_rtx
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is not None, reason="NVIDIA's own tensorrt_rtx is installed")
-def test_tensorrts_bindings_keep_no_kernels(machine, real: dict) -> None:
-    """Else docs/tensorrt.md is wrong, and they are kept through bindings over another library."""
-    official = _own(machine.support.RtxRuntimeConfig)
-    assert set(official) == {"create_runtime_cache", "set_runtime_cache"}
-    assert not set(official) & set(real["classes"]["IRuntimeConfig"])
 
 
 @needs_rtx
@@ -150,19 +129,11 @@ def test_the_command_with_the_real_libraries_and_no_gpu(
         code, out, err = intsr(*arguments)
         assert (code, out, err.count("\n")) == (3, "", 1)
         assert "no usable NVIDIA driver" in err and "intsr compile MODEL" in err
-    assert "tensorrt_bindings" not in sys.modules, "it is loaded behind the checks"
+    assert "tensorrt_rtx" not in sys.modules, "it is loaded behind the checks"
 
 
 @pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
 def test_tensorrt_that_is_missing(target: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from intsr.engines.builders import rtx_bindings
-    from intsr.errors import MissingLibraryError
-
-    def load() -> None:
-        raise MissingLibraryError("tensorrt-cu13-bindings", "rtx", "tensorrt-rtx")
-
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(rtx_bindings, "load", load)
-    monkeypatch.setattr(tensorrt_library, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, target.replace("-", "_"), None)
     with pytest.raises(EngineMismatchError, match=rf"is not installed.*intsr\[{extra}\]"):
-        tensorrt_library.load_library(target, "e.engine")
+        tensorrt_library.load_tensorrt(target, "e.engine")

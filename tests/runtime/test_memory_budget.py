@@ -12,6 +12,7 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch.memory_budget import MemoryBudget, bytes_from_text, picture_parts
 from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler
@@ -21,9 +22,8 @@ OUT = Path("out.png")
 
 
 class Identity:
-    def __init__(self, activation_bytes: int = 0) -> None:
+    def __init__(self) -> None:
         self.input = self.output = TensorInfo("x", (1, 3, 128, 128), "float32")
-        self.activation_bytes = activation_bytes
 
     def run(self, x: np.ndarray) -> np.ndarray:
         return x
@@ -33,8 +33,9 @@ class Identity:
 
 
 def _upscaler(activation_bytes: int = 0) -> Upscaler:
-    networks = (Identity(activation_bytes), Identity(), Identity())
-    return Upscaler(networks, 32, 8, 4, "bicubic", "wavelet")
+    backend = Backend((Identity(), Identity(), Identity()))
+    backend.activation_bytes = activation_bytes
+    return Upscaler(backend, 32, 8, 4, "bicubic", "wavelet")
 
 
 def _info(width: int, height: int, bits: int = 8) -> ImageInfo:

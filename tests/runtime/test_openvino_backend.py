@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from intsr.errors import BundleError, EngineMismatchError
-from intsr.runtime.backends.openvino import member as openvino_member
+from intsr.runtime.backends import packed as packed_module
 from intsr.runtime.backends.openvino.backend import resolve_precision
-from intsr.runtime.backends.openvino.member import (
-    MAGIC,
+from intsr.runtime.backends.packed import (
+    IR_MAGIC,
     append_weights,
     pack_member,
     pack_xml,
@@ -62,7 +62,7 @@ def test_weights_are_read_where_they_lie_and_let_go_when_it_is_closed(
 def test_a_bundle_whose_members_are_not_aligned_is_copied(
     make_engine, photo: np.ndarray, tmp_path: Path, mapped_engines: None
 ) -> None:
-    """As older versions wrote them."""
+    """As other programs write them."""
     path, old = make_engine("cpu"), tmp_path / "old.engine"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(old, "w") as target:
         for name in source.namelist():
@@ -113,25 +113,25 @@ def test_member_round_trip(tmp_path: Path) -> None:
     for xml, weights in ((b"<net/>", b"\1\2\3"), (b"x" * 64, b""), (b"y" * 1000, bytes(256) * 9)):
         (tmp_path / "m.xml").write_bytes(xml)
         (tmp_path / "m.bin").write_bytes(weights)
-        pack_member(tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
-        got_xml, got_weights = split_member(memoryview((tmp_path / "member").read_bytes()), "member")
+        pack_member(IR_MAGIC, tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
+        got_xml, got_weights = split_member(IR_MAGIC, memoryview((tmp_path / "member").read_bytes()), "member")
         assert (got_xml, bytes(got_weights)) == (xml, weights)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x" * 100, MAGIC + b"\0" * 10, struct.pack("<8sQQ", MAGIC, 9, 9) + b"\0" * 99]
+    "data", [b"", b"x" * 100, IR_MAGIC + b"\0" * 10, struct.pack("<8sQQ", IR_MAGIC, 9, 9) + b"\0" * 99]
 )
 def test_other_bytes_are_no_member(data: bytes) -> None:
     with pytest.raises(BundleError):
-        split_member(memoryview(data), "member")
+        split_member(IR_MAGIC, memoryview(data), "member")
 
 
 def test_weights_are_appended(tmp_path: Path) -> None:
     (tmp_path / "m.xml").write_bytes(b"<net/>")
     (tmp_path / "m.bin").write_bytes(b"\1\2\3")
-    pack_member(tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
+    pack_member(IR_MAGIC, tmp_path / "m.xml", tmp_path / "m.bin", tmp_path / "member")
     append_weights(tmp_path / "member", [memoryview(b"ab"), memoryview(b""), memoryview(b"c")])
-    xml, weights = split_member(memoryview((tmp_path / "member").read_bytes()), "member")
+    xml, weights = split_member(IR_MAGIC, memoryview((tmp_path / "member").read_bytes()), "member")
     assert (xml, bytes(weights)) == (b"<net/>", b"\1\2\3abc")
 
 
@@ -147,6 +147,6 @@ def test_other_bytes_are_no_xml(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(BundleError, match="member"):
             unpack_xml(memoryview(data), "member")
     # What would unpack into more than there may be is not unpacked.
-    monkeypatch.setattr(openvino_member, "MAX_XML_BYTES", 999)
+    monkeypatch.setattr(packed_module, "MAX_XML_BYTES", 999)
     with pytest.raises(BundleError, match="at most 999 bytes"):
         unpack_xml(memoryview(packed), "member")

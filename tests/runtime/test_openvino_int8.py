@@ -66,9 +66,8 @@ def test_on_this_cpu() -> None:
 OPEN = """
 import sys
 from intsr.runtime.engine import open_engine
-from intsr.runtime.backends.protocol import notes_from_networks
 with open_engine(sys.argv[1], threads=1, precision="f32") as engine:
-    print(notes_from_networks(engine.networks))
+    print(engine.backend.notes)
 """
 
 

@@ -105,7 +105,7 @@ def test_a_graph_is_captured_once_and_replayed(machine, photo: np.ndarray) -> No
         engine.upscale(photo)
         assert machine.gpu.calls["cuStreamBeginCapture"] == sum(captures.values())
         assert machine.gpu.log.count("graph unet") == 58
-        assert [network.graphs for network in engine.networks] == [True] * 3
+        assert engine.backend.uses_graphs()
 
 
 def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(machine, photo: np.ndarray) -> None:
@@ -117,7 +117,7 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(machine, photo
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
-        assert not any(network.graphs for network in engine.networks)
+        assert not engine.backend.uses_graphs()
         assert machine.gpu.capturing == {}
     machine.assert_nothing_is_left()
 
@@ -127,7 +127,7 @@ def test_pycuda_retains_the_primary_context_and_launches_kernels_one_by_one(mach
         assert machine.gpu.calls["retain_primary_context"] == 1
         assert len(machine.pycuda.stack) == 1
         engine.upscale(photo)
-        assert not any(network.graphs for network in engine.networks)
+        assert not engine.backend.uses_graphs()
         assert len(machine.pycuda.stack) == 1, "pushed once a thread, not once a call"
     assert machine.pycuda.stack == [] and machine.gpu.calls["detach"] == 1
     assert not any(name.startswith("graph") for name in machine.gpu.log)
@@ -163,7 +163,7 @@ def test_outputs_stay_what_they_were(machine) -> None:
     rng = np.random.default_rng(0)
     inputs = [rng.uniform(-1, 1, (1, 3, 32, 32)).astype(np.float32) for _ in range(5)]
     with open_engine(machine.engine()) as engine:
-        outputs = list(engine.networks[0].pipeline.run_batches(iter(inputs), lambda name, ms: None))
+        outputs = list(engine.backend.tile_pipeline.run_batches(iter(inputs), lambda name, ms: None))
     assert len(outputs) == 5
     for x, output in zip(inputs, outputs, strict=True):
         np.testing.assert_array_equal(output, x)
@@ -172,7 +172,7 @@ def test_outputs_stay_what_they_were(machine) -> None:
 def test_device_memory_used(machine) -> None:
     with open_engine(machine.engine()) as engine:
         used = sum(map(len, machine.gpu.device.values()))
-        assert engine.networks[0].device_bytes() == used > 3000
+        assert engine.backend.device_bytes() == used > 3000
 
 
 def _device_array(machine, value: np.ndarray, stream: int = 7) -> DeviceArray:
@@ -279,7 +279,7 @@ def test_layer_times(machine) -> None:
     with open_engine(machine.engine(), profile=True) as engine:
         for _ in range(2):
             engine.run_pipeline(x)
-        times = engine.network("encoder").layer_times_ms()
+        times = engine.backend.layer_times_ms()["encoder"]
         assert [(time.name, time.ms) for time in times] == [("encoder_conv", 1.5), ("encoder_norm", 0.5)]
         assert machine.gpu.calls["cuStreamBeginCapture"] == 0
 
@@ -290,14 +290,14 @@ def test_layer_times(machine) -> None:
 @pytest.mark.parametrize("asked", [None, "cuda", "cuda:0", "geforce one"])
 def test_the_first_gpu(machine, asked: str | None) -> None:
     with open_engine(machine.engine(), device=asked) as engine:
-        assert engine.networks[0].device == "cuda:0 GeForce One (sm89)" and machine.gpu.current == 0
+        assert engine.backend.device == "cuda:0 GeForce One (sm89)" and machine.gpu.current == 0
 
 
 @pytest.mark.parametrize("asked", ["cuda:1", "Two"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_another_gpu(machine, asked: str, backend: str) -> None:
     with open_engine(machine.engine(), device=asked, cuda_backend=backend) as engine:
-        assert engine.networks[0].device.startswith("cuda:1 GeForce Two") and machine.gpu.current == 1
+        assert engine.backend.device.startswith("cuda:1 GeForce Two") and machine.gpu.current == 1
 
 
 @pytest.mark.parametrize("asked", ["cuda:2", "cpu", "Titan"])

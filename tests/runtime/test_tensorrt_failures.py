@@ -66,12 +66,7 @@ def test_no_gpu_at_all(machine) -> None:
         ("sm89", (9, 0), "tensorrt"),
         ("sm80+", (7, 5), "tensorrt"),
         ("", (8, 9), "tensorrt"),
-        # Engines of earlier versions say sm86+: RTX's plans are for 8.6, 8.9 and 12.0 all the same.
-        *(
-            ("sm86+", capability, "tensorrt-rtx")
-            for capability in [(8, 0), (8, 7), (9, 0), (10, 0), (11, 0), (12, 1)]
-        ),
-        ("sm86,sm89,sm120", (8, 7), "tensorrt-rtx"),
+        *(("sm86,sm89,sm120", capability, "tensorrt-rtx") for capability in [(8, 0), (8, 7), (9, 0), (12, 1)]),
         ("sm86,sm120", (8, 9), "tensorrt-rtx"),
     ],
 )
@@ -89,7 +84,6 @@ def test_another_architecture(machine, architecture: str, capability: tuple[int,
     [
         ("sm80+", (9, 0), "tensorrt"),
         ("sm120", (12, 0), "tensorrt"),
-        *(("sm86+", capability, "tensorrt-rtx") for capability in [(8, 6), (8, 9), (12, 0)]),
         *(("sm86,sm89,sm120", capability, "tensorrt-rtx") for capability in [(8, 6), (8, 9), (12, 0)]),
         # Asked for by name.
         ("sm75", (7, 5), "tensorrt-rtx"),
@@ -105,10 +99,6 @@ def test_a_plan_of_another_version_than_its_manifest_says(machine) -> None:
     path = machine.engine(plan_version=(10, 12, 0, 35))
     _fails(machine, EngineMismatchError, r"tensorrt 10\.12\.0\.35; expected 10\.13\.0\.35 by the manifest", path)
     assert machine.trt.deserialized == []
-
-
-def test_rtx_manifests_without_a_build_number(machine) -> None:
-    open_engine(machine.engine("tensorrt-rtx", plan_version=(1, 7, 1, 116))).close()
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "has 0 bytes"), (b"\0" * 500, "starts with 0x00000000")])
@@ -164,7 +154,7 @@ def test_memory_that_the_context_refuses_is_an_error_when_the_engine_is_opened(m
     machine.trt.failures["memory"] = "Parameter check failed, condition: size >= deviceMemorySize"
     _fails(machine, EngineMismatchError, "encoder: giving the execution context its memory failed .Parameter check")
     # What was said before, of something else, is not what this call said.
-    library = tensorrt_library.load_library("tensorrt", "e.engine")
+    library = tensorrt_library.load_tensorrt("tensorrt", "e.engine")
     library.log.errors.append("something was said")
     taken: list[tuple[int, int]] = []
     context = SimpleNamespace(set_device_memory=lambda memory, size: taken.append((memory, size)))

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiled, from one start to the next; a stand-in for NVIDIA's own `tensorrt_rtx`."""
+"""Kernels that TensorRT-RTX compiled, from one start to the next; over a simulated GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from intsr.cuda.driver import CudaDevice
 from intsr.errors import EngineMismatchError
 from intsr.runtime.backends.tensorrt.kernel_cache import kernel_cache_path, open_kernel_cache
-from intsr.runtime.backends.tensorrt.library import load_library
+from intsr.runtime.backends.tensorrt.library import load_tensorrt
 from intsr.runtime.engine import open_engine
 
 ALL = [f"{name} {when}" for when in ("at the start", "at the first run") for name in ("encoder", "unet", "decoder")]
@@ -25,15 +25,13 @@ Start = Callable[[], list[str]]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "intsr" / "tensorrt-rtx"
 
 
 @pytest.fixture
 def start(machine: Any, folder: Path, photo: np.ndarray) -> Start:
     """Open an engine, upscale, close: the kernels that were compiled."""
-    machine.trt.become_official()
     path = machine.engine("tensorrt-rtx")
     expected = np.asarray(Image.fromarray(photo).resize((142, 106), Image.Resampling.BICUBIC))
 
@@ -61,7 +59,6 @@ def test_the_second_start_compiles_nothing(start: Start, folder: Path) -> None:
 
 
 def test_they_are_kept_behind_the_first_run_and_not_before(machine: Any, folder: Path) -> None:
-    machine.trt.become_official()
     with open_engine(machine.engine("tensorrt-rtx")) as engine:
         assert not folder.exists()
         engine.network("unet").run(np.zeros((1, 12, 16, 16), np.float32))
@@ -111,8 +108,7 @@ def test_no_home_and_no_cache(machine: Any, monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "expanduser", expanduser)
-    machine.trt.become_official()
-    library = load_library("tensorrt-rtx", "e.engine")
+    library = load_tensorrt("tensorrt-rtx", "e.engine")
     with pytest.warns(RuntimeWarning, match="home directory.; set XDG_CACHE_HOME"):
         assert open_kernel_cache(library, None, "0" * 64, GPU, "e.engine") is None
 
@@ -126,22 +122,23 @@ def test_no_home_and_no_cache(machine: Any, monkeypatch: pytest.MonkeyPatch) -> 
         ("0" * 64, GPU, "../1.8"),
     ],
 )
-def test_another_plan_gpu_or_version_is_another_file(folder: Path, other: tuple[str, CudaDevice, str]) -> None:
+def test_another_plan_gpu_or_version_is_another_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: tuple[str, CudaDevice, str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first = kernel_cache_path("0" * 64, GPU, "1.7.1")
     assert first.parent == folder == kernel_cache_path(*other).parent
     assert kernel_cache_path(*other) != first
 
 
-def test_tensorrts_bindings_keep_none(machine: Any, folder: Path, photo: np.ndarray) -> None:
-    for target in ("tensorrt", "tensorrt-rtx"):
-        with open_engine(machine.engine(target)) as engine:
-            engine.upscale(photo)
+def test_tensorrt_keeps_none(machine: Any, folder: Path, photo: np.ndarray) -> None:
+    with open_engine(machine.engine("tensorrt")) as engine:
+        engine.upscale(photo)
     assert not folder.exists() and machine.trt.live["config"] == 0
 
 
 @pytest.mark.parametrize(("what", "words"), [("config", "a runtime configuration"), ("cache", "a runtime cache")])
 def test_what_tensorrt_cannot_make_is_an_error(machine: Any, folder: Path, what: str, words: str) -> None:
-    machine.trt.become_official()
     machine.trt.failures[what] = "API Usage Error"
     with pytest.raises(EngineMismatchError, match=rf"creating {words} failed \(API Usage Error\)") as caught:
         open_engine(machine.engine("tensorrt-rtx"))

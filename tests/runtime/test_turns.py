@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from intsr.errors import UsageError
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
@@ -42,7 +43,7 @@ class SharedBuffer:
 
 
 def _shared_buffers() -> Upscaler:
-    return Upscaler((SharedBuffer(), SharedBuffer(), SharedBuffer()), 16, 4, 2, "bicubic", "none")
+    return Upscaler(Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, "bicubic", "none")
 
 
 @pytest.fixture(params=["shared buffers", "onnxruntime", "cpu", "cpu, two threads", "simulated GPU"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch import files as upscale_file
 from intsr.runtime.batch.files import FileOptions
 from intsr.runtime.batch.jobs import Job
@@ -26,7 +27,6 @@ MIB = 1 << 20
 class Network:
     def __init__(self, tile_px: int, breaks: bool) -> None:
         self.input = self.output = TensorInfo("x", (1, 3, tile_px * 2, tile_px * 2), "float32")
-        self.activation_bytes = tile_px * tile_px * 40_000
         self.breaks = breaks
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -47,7 +47,9 @@ class FakeEngine(Upscaler):
         FakeEngine.opened.append(tile_px)
         self.breaks = breaks
         networks = [Network(tile_px, tile_px in breaks) for _ in range(3)]
-        super().__init__(tuple(networks), tile_px, 8, 2, "bicubic", "none")  # type: ignore[arg-type]
+        backend = Backend(networks)
+        backend.activation_bytes = 3 * tile_px * tile_px * 40_000
+        super().__init__(backend, tile_px, 8, 2, "bicubic", "none")  # type: ignore[arg-type]
         # What the test process itself holds is not what is tested.
         self._opened_bytes = 100 * MIB
 

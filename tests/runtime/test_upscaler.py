@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intsr.errors import ImageError, UsageError, VerificationError
+from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES, Upscaler
 from intsr.types import COLOR_FIXES, TensorInfo
@@ -38,7 +39,7 @@ class FunctionNetwork:
 def _upscaler(function=lambda x: x, **changes: object) -> Upscaler:
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(function))
     values = {"tile_px": 16, "overlap_px": 4, "upscale_factor": FACTOR, "resize_filter": "bicubic"}
-    return Upscaler(networks, **{**values, "color_fix": "none", **changes})  # type: ignore[arg-type]
+    return Upscaler(Backend(networks), **{**values, "color_fix": "none", **changes})  # type: ignore[arg-type]
 
 
 def _bicubic(pixels: np.ndarray) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_networks_that_take_several_tiles(photo: np.ndarray, batch: int) -> None
     networks = tuple(FunctionNetwork() for _ in range(3))
     for network in networks:
         network.input = network.output = TensorInfo("x", (batch, 3, 32, 32), "float32")
-    output = Upscaler(networks, 16, 4, FACTOR, "bicubic", "none").upscale(photo)  # type: ignore[arg-type]
+    output = Upscaler(Backend(networks), 16, 4, FACTOR, "bicubic", "none").upscale(photo)  # type: ignore[arg-type]
     np.testing.assert_array_equal(output, _bicubic(photo))
     assert {x.shape[0] for x in networks[2].seen} == {batch}
     assert len(networks[2].seen) == -(-30 // batch)
@@ -171,7 +172,7 @@ def test_networks_of_another_tile_size_are_refused() -> None:
 
 def test_a_half_precision_network_gets_its_dtype(photo: np.ndarray) -> None:
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(dtype="float16"))
-    output = Upscaler(networks, 16, 4, FACTOR, "bicubic", "none").upscale(photo)
+    output = Upscaler(Backend(networks), 16, 4, FACTOR, "bicubic", "none").upscale(photo)
     assert np.abs(output.astype(int) - _bicubic(photo)).max() <= 1
 
 

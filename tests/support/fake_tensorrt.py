@@ -62,7 +62,7 @@ def write_plan(target: str, version: tuple[int, ...], description: dict) -> byte
 
 class FakeTensorRT:
     """The `tensorrt` module. failures: `deserialize`, `context`, `memory`, `address`, `execute`, `capture`, `config`,
-    `cache` -> what it logs. compiled: kernels, by `become_official`. faults: what would have crashed the process.
+    `cache` -> what it logs. compiled: kernels, of `tensorrt_rtx`. faults: what would have crashed the process.
     """
 
     def __init__(self, gpu) -> None:
@@ -81,9 +81,11 @@ class FakeTensorRT:
 
         self.Runtime = BoundRuntime
 
-    def become_official(self) -> None:
-        """NVIDIA's own `tensorrt_rtx`: the same, and it keeps kernels, and takes back those of the same driver."""
-        self.IRuntimeConfig, self.__version__ = RtxRuntimeConfig, "1.7.1.116"
+    def imported_as(self, name: str) -> FakeTensorRT:
+        """As `tensorrt_rtx` it keeps kernels, too, and takes back those of the same driver."""
+        if name == "tensorrt_rtx":
+            self.IRuntimeConfig, self.__version__ = RtxRuntimeConfig, "1.7.1.116"
+        return self
 
     def fails(self, what: str, logger) -> bool:
         if what in self.failures:
@@ -111,8 +113,7 @@ class Runtime:
         if weights is None:
             self._logger.log(ErrorSeverity.ERROR, "Error Code 2: OutOfMemory (Requested size was 100 bytes.)")
             return None
-        official = self._module.IRuntimeConfig is RtxRuntimeConfig
-        engine = RtxCudaEngine if official else ICudaEngine
+        engine = RtxCudaEngine if self._module.IRuntimeConfig is RtxRuntimeConfig else ICudaEngine
         return engine(self._module, self._logger, description, weights)
 
 
@@ -219,7 +220,7 @@ class IExecutionContext:
 
 
 class IRuntimeConfig:
-    """As in PyPI's bindings."""
+    """As TensorRT has it."""
 
     def __init__(self, engine):
         self._engine, self._module, self._strategy = engine, engine._module, ExecutionContextAllocationStrategy.STATIC

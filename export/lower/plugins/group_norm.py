@@ -47,12 +47,6 @@ def fuse_group_norm_into_plugin(model: onnx.ModelProto, folder: Path) -> int:
     return len(matches)
 
 
-def plugin_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Operator -> nodes of it, of those that need a plugin."""
-    names = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
-
-
 def _node(match: Match) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
     """The node that stands for the match, and its constants."""
     name, channels = match.norm.name, match.shape[1]

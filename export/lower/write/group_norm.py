@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.targets.lowering import STATISTICS
+
 if TYPE_CHECKING:
     from intsr.export.onnx.builder import GraphBuilder
 
 F32 = NDArray[np.float32]
-# In the names of everything between the reductions over x and the affine step: float32 whatever runs around it.
-STATISTICS = ".statistics."
 
 
 @dataclass(frozen=True, slots=True)

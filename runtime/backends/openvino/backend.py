@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +11,15 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
+from intsr.runtime.backends.open import open_each
 from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
-from intsr.runtime.backends.openvino.member import split_member, unpack_xml
-from intsr.runtime.backends.openvino.memory import inference_bytes
+from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
 from intsr.runtime.backends.protocol import (
+    Backend,
     LayerTime,
-    Network,
     SessionOptions,
     checked_input,
     closed_error,
-    open_each,
     ran_out_of_memory,
 )
 
@@ -35,28 +32,15 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 class OpenVINONetwork:
-    """A compiled model with one request. precision: what OpenVINO computes the float parts in. activation_bytes: what
-    running it takes beside the weights, estimated rather too high; it keeps that much from its first run on.
-    notes: what the user should know of how it runs here.
-    """
+    """A compiled model with one request. precision: what OpenVINO computes the float parts in."""
 
-    def __init__(
-        self,
-        entry: NetworkEntry,
-        compiled: Any,
-        where: object = "engine",
-        weights: object = None,
-        notes: tuple[str, ...] = (),
-    ) -> None:
-        self.notes = notes
+    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
         # Some are read where they lie in the file: its mapping lives as long as the compiled model.
         self._weights = weights
         self.input, self.output = entry.input, entry.output
         self._where = f"{where}:{entry.member}"
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        result_bytes = math.prod(entry.output.shape) * np.dtype(entry.output.dtype).itemsize
-        self.activation_bytes = inference_bytes(compiled.get_runtime_model(), result_bytes)
         self._compiled = compiled
         self._request = compiled.create_infer_request()
         # For who runs a network by itself: results of two threads would lie in the same tensor.
@@ -90,7 +74,7 @@ class OpenVINONetwork:
             self._request.wait()
 
     def layer_times_ms(self) -> list[LayerTime]:
-        """Of the last `run`, in execution order, where the network was opened with `profile`."""
+        """Return the layers of the last `run` in execution order, where it was opened with `profile`."""
         executed = [info for info in self._request.profiling_info if info.status == info.Status.EXECUTED]
         return [
             LayerTime(info.node_name, info.node_type, info.exec_type, info.real_time.total_seconds() * 1e3)
@@ -126,9 +110,28 @@ def cpu_description() -> str:
         return ""
 
 
-def open_networks(bundle: Bundle, options: SessionOptions) -> list[Network]:
+class OpenVINOBackend(Backend):
+    """Three compiled models."""
+
+    networks: tuple[OpenVINONetwork, ...]
+
+    def layer_times_ms(self) -> dict[str, list[LayerTime]]:
+        return {name: network.layer_times_ms() for name, network in zip(self.names, self.networks, strict=True)}
+
+
+def load_library() -> None:
+    """Import OpenVINO and compile something tiny with it."""
+    integers_are_exact()
+
+
+def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     """Raises EngineMismatchError where this OpenVINO refuses a model, BundleError for a member of another kind."""
-    return open_each(open_network, bundle, options)
+    networks = open_each(open_network, bundle, options)
+    names = tuple(entry.name for entry in bundle.manifest.networks)
+    backend = OpenVINOBackend(networks, networks[0].precision, names)
+    if bundle.manifest.bits != "fp" and not integers_are_exact():
+        backend.notes = (IN_FLOAT_NOTE,)
+    return backend
 
 
 def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -> OpenVINONetwork:
@@ -154,8 +157,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
         settings["PERF_COUNT"] = True
-    xml, weights = _read_ir(bundle, entry)
-    tensor = openvino.Tensor(weights.array, shared_memory=True)
+    xml, weights, member = _read_ir(bundle, entry)
+    tensor = openvino.Tensor(weights, shared_memory=True)
     try:
         compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
     except RuntimeError as error:
@@ -168,39 +171,30 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
             "compile the model again: intsr compile MODEL --target cpu",
         ) from error
     # Most weights are in there now in layouts of its own.
-    weights.drop_pages()
+    member.drop_pages()
     _check_shapes(compiled, entry, bundle.path)
-    in_float = quantized and not integers_are_exact()
-    return OpenVINONetwork(entry, compiled, bundle.path, weights, (IN_FLOAT_NOTE,) if in_float else ())
+    return OpenVINONetwork(entry, compiled, bundle.path, weights)
 
 
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """array: (bytes,) uint8, aligned. member: what it lies in, None for memory of its own."""
+def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Array, LastingMember]:
+    """Return the xml, the weights (bytes,) uint8 where they lie in the file, and the member that they lie in.
 
-    array: Array
-    member: LastingMember | None = None
-
-    def drop_pages(self) -> None:
-        if self.member is not None:
-            self.member.drop_pages()
-
-
-def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, _Weights]:
-    """The xml, and the weights as they lie in the file; older bundles do not align them: those are copied."""
+    Weights are copied where another program has put the bundle together and they are not aligned.
+    """
     packed = entry.weights_member or entry.member
+    where = f"{bundle.path}:{packed}"
     member = bundle.lasting_member(packed)
-    xml, view = split_member(member.view, f"{bundle.path}:{packed}")
-    weights = _Weights(np.frombuffer(view, np.uint8), member)
-    if weights.array.ctypes.data % MEMBER_ALIGNMENT_BYTES:
-        aligned = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
-        start = -aligned.ctypes.data % MEMBER_ALIGNMENT_BYTES
-        weights = _Weights(aligned[start : start + len(view)])
-        weights.array[:] = np.frombuffer(view, np.uint8)
+    xml, view = split_member(IR_MAGIC, member.view, where)
+    weights = np.frombuffer(view, np.uint8)
+    if weights.ctypes.data % MEMBER_ALIGNMENT_BYTES:
+        spacious = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
+        start = -spacious.ctypes.data % MEMBER_ALIGNMENT_BYTES
+        spacious[start : start + len(view)] = weights
+        weights = spacious[start : start + len(view)]
     if entry.weights_member:
         with bundle.member(entry.member) as view:
             xml = unpack_xml(view, f"{bundle.path}:{entry.member}")
-    return xml, weights
+    return xml, weights, member
 
 
 def _check_shapes(compiled: Any, entry: NetworkEntry, where: object) -> None:

@@ -13,22 +13,22 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray, device_array
-from intsr.cuda.driver import Cuda, open_cuda
+from intsr.cuda.driver import open_cuda
 from intsr.errors import UsageError
-from intsr.runtime.backends.protocol import LayerTime, PicturePipeline, SessionOptions, checked_input
+from intsr.runtime.backends.protocol import Backend, LayerTime, PicturePipeline, SessionOptions, checked_input
 from intsr.runtime.backends.tensorrt.kernel_cache import KernelCache, open_kernel_cache
 from intsr.runtime.backends.tensorrt.library import (
-    EXTRAS,
     check_tensors,
     create_context,
     deserialize,
     give_memory,
-    load_library,
+    load_tensorrt,
     make_runtime,
 )
 from intsr.runtime.backends.tensorrt.plan_header import check_device, check_plan, check_plugins
 from intsr.runtime.backends.tensorrt.session import Session, Stage
 from intsr.runtime.backends.tensorrt.tile_pipeline import Pipeline
+from intsr.targets import target_from_name
 from intsr.types import TensorInfo
 
 if TYPE_CHECKING:
@@ -36,34 +36,13 @@ if TYPE_CHECKING:
 
 
 class TensorRTNetwork:
-    """One of an engine's three networks, which are one unit on the device: closing one closes all.
+    """One of an engine's networks, which are one unit on the device: closing one closes all."""
 
-    pipeline: all three over many tiles at once. picture_pipeline: the same with all that is around them on the
-    device, too; None where it cannot be. precision: of what is not integer, as the plan was built.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        stage: Stage,
-        pipeline: Pipeline,
-        picture_pipeline: PicturePipeline | None,
-        index: int,
-        precision: str,
-    ) -> None:
+    def __init__(self, session: Session, stage: Stage, addresses: tuple[int, int]) -> None:
+        """addresses: of the buffers of its input and output."""
         self.input, self.output = stage.input, stage.output
-        self.precision, self.pipeline, self.picture_pipeline = precision, pipeline, picture_pipeline
         self._session, self._stage = session, stage
-        self._input_address, self._output_address = pipeline.addresses[index]
-
-    @property
-    def device(self) -> str:
-        return str(self._session.cuda.device)
-
-    @property
-    def graphs(self) -> bool:
-        """Whether it runs as a CUDA graph."""
-        return self._stage.graphs
+        self._input_address, self._output_address = addresses
 
     def run(self, x: Array) -> Array:
         """x: `input.shape`, any float dtype, on the host -> `output.shape`, `output.dtype`, on the host."""
@@ -108,15 +87,6 @@ class TensorRTNetwork:
         self._session.enter()
         self._session.cuda.synchronize(self._session.compute)
 
-    def layer_times_ms(self) -> list[LayerTime]:
-        """Of the last `run`, in execution order, where the engine was opened with `profile`."""
-        return list(self._stage.layer_times)
-
-    def device_bytes(self) -> int:
-        """Device memory taken since the engine was opened: plans, arena, buffers and what libraries load."""
-        self._session.enter()
-        return self._session.used_bytes()
-
     def close(self) -> None:
         self._session.close()
 
@@ -125,7 +95,44 @@ def _checked_array(value: Any, info: TensorInfo, writable: bool) -> DeviceArray:
     return device_array(value, f"array for {info.name}", info.dtype, info.shape, writable)
 
 
-def open_networks(bundle: Bundle, options: SessionOptions) -> list[TensorRTNetwork]:
+class TensorRTBackend(Backend):
+    """All networks of an engine on one GPU, in one session."""
+
+    def __init__(
+        self,
+        session: Session,
+        stages: list[Stage],
+        pipeline: Pipeline,
+        pictures: PicturePipeline | None,
+        precision: str,
+    ) -> None:
+        """pictures: None where pictures have to go through host memory. precision: as the plans were built."""
+        super().__init__(
+            [TensorRTNetwork(session, *each) for each in zip(stages, pipeline.addresses, strict=True)],
+            precision,
+            tuple(stage.name for stage in stages),
+        )
+        self._session, self._stages = session, stages
+        self.tile_pipeline, self.picture_pipeline = pipeline, pictures
+        self.device = str(session.cuda.device)
+
+    def layer_times_ms(self) -> dict[str, list[LayerTime]]:
+        return {stage.name: list(stage.layer_times) for stage in self._stages}
+
+    def uses_graphs(self) -> bool:
+        return all(stage.graphs for stage in self._stages)
+
+    def device_bytes(self) -> int:
+        """Return what plans, arena, buffers and libraries have taken since the engine was opened."""
+        self._session.enter()
+        return self._session.used_bytes()
+
+
+def load_library() -> None:
+    """Nothing is loaded before its device is chosen."""
+
+
+def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend:
     """Raises UsageError, EngineMismatchError, OutOfMemoryError; whatever was taken of the device is freed then."""
     manifest, where = bundle.manifest, bundle.path
     if options.precision != "auto":
@@ -134,17 +141,17 @@ def open_networks(bundle: Bundle, options: SessionOptions) -> list[TensorRTNetwo
         with bundle.member(entry.member) as plan:
             check_plan(plan, manifest, f"{where}:{entry.member}")
     check_plugins(manifest, where)
-    cuda = open_cuda(options.cuda_backend, options.device, where, EXTRAS[manifest.target])
+    cuda = open_cuda(options.cuda_backend, options.device, where, target_from_name(manifest.target).extra)
     try:
         check_device(manifest, cuda.device, where)
-        library = load_library(manifest.target, where)
+        library = load_tensorrt(manifest.target, where)
     except BaseException:
         cuda.close()
         raise
-    return _open_on_device(bundle, options, cuda, Session(cuda, library, where))
+    return _open_on_device(bundle, options, Session(cuda, library, where))
 
 
-def _open_on_device(bundle: Bundle, options: SessionOptions, cuda: Cuda, session: Session) -> list[TensorRTNetwork]:
+def _open_on_device(bundle: Bundle, options: SessionOptions, session: Session) -> TensorRTBackend:
     # Brings `intsr.kernels`, which no other target needs.
     from intsr.runtime.backends.tensorrt.picture_pipeline import open_device_picture
 
@@ -152,8 +159,7 @@ def _open_on_device(bundle: Bundle, options: SessionOptions, cuda: Cuda, session
         stages = _make_stages(bundle, options, session)
         pipeline = Pipeline(session, stages)
         pictures = open_device_picture(session, stages, pipeline.addresses)
-        precision = bundle.manifest.precision
-        return [TensorRTNetwork(session, stage, pipeline, pictures, i, precision) for i, stage in enumerate(stages)]
+        return TensorRTBackend(session, stages, pipeline, pictures, bundle.manifest.precision)
     except BaseException:
         session.close()
         raise

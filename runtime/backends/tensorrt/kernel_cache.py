@@ -1,8 +1,7 @@
 """Kernels that TensorRT-RTX compiled for this GPU, kept in the user's cache from one start to the next.
 
-An RTX plan is finished on the GPU that it runs on: when its execution context is made and at its first run. Only
-NVIDIA's own `tensorrt_rtx` can keep what that gave (`IRuntimeCache`). TensorRT's bindings, which stand in for it,
-have no such call; plans of the target `tensorrt` need none.
+An RTX plan is finished on the GPU that it runs on: when its execution context is made and at its first run.
+`tensorrt_rtx` keeps what that gave (`IRuntimeCache`); plans of the target `tensorrt` need no such thing.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def open_kernel_cache(
     library: Library, engine: Any, plan_sha256: str, device: CudaDevice, where: object
 ) -> KernelCache | None:
     """None where the library keeps no kernels. Raises EngineMismatchError, OutOfMemoryError."""
-    # By the class: TensorRT's bindings have it, too, without this method, and need not make one to show that.
+    # TensorRT has the class, too, without this method.
     if not hasattr(getattr(library.trt, "IRuntimeConfig", None), "create_runtime_cache"):
         return None
     try:

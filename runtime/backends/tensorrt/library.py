@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from intsr.cuda.driver import import_library
 from intsr.errors import EngineMismatchError, IntsrError, OutOfMemoryError
 from intsr.manifest import NetworkEntry
+from intsr.targets import target_from_name
 
-EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-# NVIDIA's bindings of PyPI over the RTX library of PyPI: "module:function", function() -> (module, version).
-RTX_FROM_PYPI = "intsr.engines.builders.rtx_bindings:load"
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "UINT8": "uint8"}
 _KEPT_MESSAGES = 20
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cudaerror 2:", "cuda error 2 ")
@@ -46,9 +42,10 @@ class Library:
     log: RuntimeLog
 
 
-def load_library(target: str, where: object) -> Library:
-    """Raises EngineMismatchError naming the extra that brings it."""
-    trt = _import(target, where)
+def load_tensorrt(target: str, where: object) -> Library:
+    """Return the target's library. Raises EngineMismatchError naming the extra that brings it."""
+    found = target_from_name(target)
+    trt = import_library(found.module, where, found.extra)
     log = RuntimeLog()
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
@@ -60,18 +57,6 @@ def load_library(target: str, where: object) -> Library:
                 log.errors.append(message)
 
     return Library(trt, Logger(), log)
-
-
-def _import(target: str, where: object) -> Any:
-    if target == "tensorrt":
-        return import_library("tensorrt", where, EXTRAS[target])
-    if find_spec("tensorrt_rtx") is not None:
-        return import_library("tensorrt_rtx", where, EXTRAS[target])
-    module, _, function = RTX_FROM_PYPI.partition(":")
-    try:
-        return getattr(import_module(module), function)()[0]
-    except IntsrError as error:
-        raise EngineMismatchError(where, f"TensorRT-RTX cannot be loaded ({error.got})", fix=error.fix) from error
 
 
 def make_runtime(library: Library, where: object) -> Any:

@@ -7,18 +7,14 @@ import re
 from intsr.cuda.driver import CudaDevice
 from intsr.errors import EngineMismatchError
 from intsr.manifest import Manifest
+from intsr.targets import target_from_name
 
-# First four bytes, little-endian: `ftrt` of TensorRT, `vtrt` of TensorRT-RTX.
-TAGS = {"tensorrt": 0x74727466, "tensorrt-rtx": 0x74727476}
 # Of the library that built the plan: major, minor, patch, build, one byte each.
 _VERSION = slice(24, 28)
 _HEADER_BYTES = 64
 # How a plan's plugins may be made: compiled into the plan, so that nothing has to be loaded first. A plugin of any
 # other kind would be code beside the plan, which this runtime has not.
 AHEAD_OF_TIME = "ahead-of-time"
-# GPUs that a TensorRT-RTX plan is for where no others were asked for, by NVIDIA's support matrix. Of what lies
-# between and beyond, RTX runs on none (Hopper, data-centre Blackwell), or only with plans made for it (12.1).
-RTX_PORTABLE = ((8, 6), (8, 9), (12, 0))
 
 
 def check_plan(view: memoryview, manifest: Manifest, where: object) -> None:
@@ -26,14 +22,14 @@ def check_plan(view: memoryview, manifest: Manifest, where: object) -> None:
     fix = f"compile the model again: intsr compile MODEL --target {manifest.target}"
     if len(view) < _HEADER_BYTES:
         raise EngineMismatchError(where, f"the plan has {len(view)} bytes", f"{_HEADER_BYTES} or more", fix)
-    tag, expected = int.from_bytes(view[:4], "little"), TAGS[manifest.target]
+    tag, expected = int.from_bytes(view[:4], "little"), target_from_name(manifest.target).plan_tag
     if tag != expected:
         raise EngineMismatchError(
             where, f"the plan starts with {tag:#010x}", f"{expected:#010x} of {manifest.target}", fix
         )
     built = tuple(view[_VERSION])
     stated = tuple(int(part) for part in re.findall(r"\d+", manifest.library_version)[:4])
-    # RTX's manifests may leave the build number out. One byte holds no more than 255.
+    # One byte holds no more than 255.
     if len(stated) < 3 or built[: len(stated)] != tuple(part & 0xFF for part in stated):
         version = ".".join(map(str, built))
         raise EngineMismatchError(
@@ -53,7 +49,7 @@ def check_plugins(manifest: Manifest, where: object) -> None:
 
 def check_device(manifest: Manifest, device: CudaDevice, where: object) -> None:
     """Raises EngineMismatchError where the plan is not for this GPU's architecture."""
-    if architecture_fits(manifest.gpu_architecture, device.capability, manifest.target):
+    if architecture_fits(manifest.gpu_architecture, device.capability):
         return
     got = f"built for {manifest.gpu_architecture or 'no GPU architecture'}; here is {device}"
     # Where RTX's plans do not run, there is no RTX to make one with.
@@ -61,16 +57,13 @@ def check_device(manifest: Manifest, device: CudaDevice, where: object) -> None:
     raise EngineMismatchError(where, got, "a GPU of that architecture", fix)
 
 
-def architecture_fits(architecture: str, capability: tuple[int, int], target: str) -> bool:
-    """`sm89`: that capability alone. `sm86,sm89`: one of them. `sm80+`: that one and every later one; of
-    TensorRT-RTX (whose engines said `sm86+` once) those of them that its plans are for.
-    """
-    later = target != "tensorrt-rtx" or capability in RTX_PORTABLE
+def architecture_fits(architecture: str, capability: tuple[int, int]) -> bool:
+    """`sm89`: that capability alone. `sm86,sm89`: one of them. `sm80+`: that one and every later one."""
     for part in architecture.split(","):
         match = re.fullmatch(r"sm(\d+)(\d)(\+?)", part.strip())
         if match is None:
             continue
         wanted = (int(match[1]), int(match[2]))
-        if capability == wanted or (match[3] and later and capability > wanted):
+        if capability == wanted or (match[3] and capability > wanted):
             return True
     return False

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-
-import onnx
+from typing import TYPE_CHECKING
 
 from intsr.errors import ExportError
+from intsr.optional import require
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -16,27 +19,30 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     Raises ExportError for anything that is not an ONNX model, or whose external data is missing or lies outside its
     folder.
     """
+    library = require("onnx", "reading ONNX files")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model: onnx.ModelProto = library.load(str(path), load_external_data=False)
         if not model.graph.node:
             raise ValueError("it has no nodes")
     # protobuf's own exception classes differ between its implementations.
     except Exception as error:
         raise ExportError(path, f"not an ONNX model ({error})", "a file that intsr export wrote") from error
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_external(path, tensor)
+    for tensor in _external_tensors(model.graph):
+        _check_external(path, tensor)
     return model
 
 
 def external_files(model: onnx.ModelProto, path: Path) -> list[Path]:
     """Files beside `path` that hold weights of a model that `read_onnx` gave, in order."""
-    external = (tensor for tensor in _tensors(model.graph) if tensor.data_location == onnx.TensorProto.EXTERNAL)
-    return [path.parent / name for name in sorted({_location(tensor) for tensor in external})]
+    return [path.parent / name for name in sorted({_location(t) for t in _external_tensors(model.graph)})]
 
 
 def _location(tensor: onnx.TensorProto) -> str:
     return str({entry.key: entry.value for entry in tensor.external_data}.get("location", ""))
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in _tensors(graph) if tensor.data_location == tensor.EXTERNAL)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

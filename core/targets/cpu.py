@@ -1,0 +1,25 @@
+"""Target `cpu`: OpenVINO on any x86 or ARM CPU."""
+
+from intsr.targets.target import Target
+
+TARGET = Target(
+    name="cpu",
+    builder="intsr.engines.builders.openvino",
+    backend="intsr.runtime.backends.openvino.backend",
+    library="openvino",
+    module="openvino",
+    distributions=("openvino",),
+    install="pip install -U openvino",
+    suffix="ir",
+    sharing="intsr.engines.builders.openvino_tiles:share_weights",
+    further_suffix="xml.gz",
+    tiles=(128, 64),
+    lowering="asymmetric-cpu",
+    other_lowerings=("asymmetric",),
+    compile_options=("precision",),
+    times_layers=True,
+    precision="auto",
+    precision_words="float32 or bf16",
+    float_bytes=4,
+    extra_bytes=2_500_000,
+)

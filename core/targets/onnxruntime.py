@@ -1,0 +1,21 @@
+"""Target `onnxruntime`: the graph itself, as the reference and fallback."""
+
+from intsr.targets.target import Target
+
+TARGET = Target(
+    name="onnxruntime",
+    builder="intsr.engines.builders.onnxruntime",
+    backend="intsr.runtime.backends.onnxruntime",
+    library="onnxruntime",
+    module="onnxruntime",
+    distributions=("onnxruntime", "onnxruntime-gpu"),
+    install='pip install -U "intsr[compile]"',
+    extra="compile",
+    suffix="onnx",
+    lowering="asymmetric",
+    other_lowerings=("asymmetric-cpu",),
+    precision="f32",
+    precision_words="float32",
+    float_bytes=4,
+    extra_bytes=500_000,
+)
