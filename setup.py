@@ -53,6 +53,8 @@ setup(
         "pillow>=12",
         "click>=8.3",
         "rich>=14",
+        "msgspec>=0.20",
+        "filelock>=3.30",
         "openvino==2026.4.1",
         "pyvips>=3.1,<4",
         "pyvips-binary>=8.18",
