@@ -10,7 +10,6 @@ suits all layers. Source: METHODS section 2.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.calibration import SiteQuantizer
+from intsr.calib.calibration.types import SiteQuantizer
 from intsr.calib.models.families.sites import bits_of_site, concat_boundaries, input_groups, integer_sites
+from intsr.calib.models.modules import copy_sharing_weights, put_modules
 from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
 from intsr.types import Bits
 
@@ -320,13 +320,6 @@ def quantized_layers(
 
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a reference network, sharing its parameters, in which `layers` take their sites' places."""
-    module = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-    put_layers(module, layers)
+    module = copy_sharing_weights(network)
+    put_modules(module, layers)
     return module
-
-
-def put_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Replace what is at each site of `module`."""
-    for site, layer in layers.items():
-        parent, _, name = site.rpartition(".")
-        setattr(module.get_submodule(parent), name, layer)

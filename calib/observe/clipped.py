@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from intsr.calib.calibration import Clipped, SiteQuantizer
+from intsr.calib.calibration.types import Clipped, SiteQuantizer
 from intsr.calib.data.pictures import calibration_inputs, guard_batch, guard_side_px
 from intsr.calib.models.families.sites import integer_sites
 from intsr.calib.observe.hooks import run_observed

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from intsr.calib.models.modules import copy_sharing_weights, layers_of, put_modules
 from intsr.kernels.quantizer import dequantize_weight, fake_quantize_torch
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class FakeQuantLayer(nn.Module):
         super().__init__()
         self.weight_only = weight_only
         self.activation = folded.activation
-        self.layer = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+        self.layer = copy_sharing_weights(layer)
         weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
         self.layer.weight = nn.Parameter(weight, requires_grad=False)
         channels = (1, -1, 1, 1) if weight.ndim == 4 else (-1,)
@@ -60,11 +60,7 @@ def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Modu
 
     weight_only: activations stay as they are.
     """
-    module = copy.deepcopy(network.module, {id(p): p for p in network.module.parameters()})
-    for site, folded in network.layers.items():
-        parent, _, name = site.rpartition(".")
-        owner = module.get_submodule(parent)
-        layer = owner.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        setattr(owner, name, FakeQuantLayer(layer, folded, weight_only))
+    module = copy_sharing_weights(network.module)
+    layers = layers_of(module)
+    put_modules(module, {s: FakeQuantLayer(layers[s], f, weight_only) for s, f in network.layers.items()})
     return module.eval()

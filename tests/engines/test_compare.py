@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from intsr.calib.calibration import JSON_NAME
+from intsr.calib.calibration.files import JSON_NAME
 from intsr.calib.commands.calibrate import calibrate
 from intsr.engines.commands import compare as commands
 from intsr.engines.compare import run as library

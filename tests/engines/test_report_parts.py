@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
 from intsr.calib.models.open import SRModel
 from intsr.engines.inspect import calibration as inspect_calibration

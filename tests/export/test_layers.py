@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from folding import Folded, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
@@ -18,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedLayer, FoldedModel, FoldedNetwork
+from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
 from intsr.export.lower.network import NetworkLowering
 from intsr.export.lower.write.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
@@ -180,8 +181,8 @@ def test_weight_only_equals_torch_with_dequantized_weights(let: str, seed: int) 
 
 
 @pytest.mark.parametrize("name", ["encoder", "unet", "decoder"])
-def test_weight_only_networks_equal_torch(tiny_folded: FoldedModel, name: str) -> None:
-    network = tiny_folded.network(name)
+def test_weight_only_networks_equal_torch(tiny_folded: Folded, name: str) -> None:
+    network = tiny_folded[name]
     shape = (1, 3, 64, 64) if name == "encoder" else (1, 4, 32, 32)
     x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
     model, got, expected = lower(network.module, list(network.layers.values()), LOWERINGS["weight-only-f32"], x)
@@ -201,14 +202,12 @@ def test_quantized_attention_has_no_weight_only_form() -> None:
 
 
 def test_a_static_calibration_covers_every_layer(tiny_model: Any) -> None:
-    from intsr.export.fold.fold import fold
-    from intsr.export.fold.specialize import specialize
     from intsr.export.fold.weight_only import static_calibration
     from intsr.types import Bits
 
     source = SimpleNamespace(load=lambda *parts: tiny_model, spec=tiny_model.spec, digest=tiny_model.digest)
     calibration = static_calibration(source, Bits.parse("w4a8"), ("unet", "vae"), 16)  # type: ignore[arg-type]
-    network = fold(specialize(tiny_model), calibration).network("unet")
+    network = fold(tiny_model, calibration)["unet"]
     assert calibration.method == "static" and calibration.pictures == 0
     codes = network.layers["unet.mid_block.resnets.0.conv1"].weight_codes
     assert codes.min() == -7 and codes.max() == 7

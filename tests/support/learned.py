@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
 from intsr.calib.models.families.sites import network_of_site
 from intsr.calib.models.open import SRModel

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.data.pictures import tiles_from_picture
 from intsr.calib.models.families.sites import integer_sites
 from intsr.calib.observe.hooks import run_observed
@@ -201,7 +201,7 @@ def observe_layers(
 
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
-    calibration.check_model(model.digest, model.spec.name, model.older_digest)
+    calibration.check_model(model.digest, model.spec.name)
     modules: dict[str, nn.Module] = {**integer_sites(model, calibration.parts)}
     ticket: list[str] = []
     observers = {
