@@ -15,7 +15,7 @@ import onnx
 
 from intsr.errors import ExportError, UsageError
 from intsr.export.fold.fold import FoldedNetwork
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
@@ -169,7 +169,7 @@ def _write_graph(
     network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], path: Path, data: ExternalData | None
 ) -> NetworkEntry:
     with data or nullcontext():
-        model, info_in, info_out = NetworkLowering(network, lowering, shape, data).run()
+        model, info_in, info_out = lower_network(network, lowering, shape, data)
     if GROUP_NORM in lowering.plugins:
         fuse_group_norm_into_plugin(model, path.parent)
     onnx.save_model(model, path)

@@ -186,7 +186,7 @@ def test_facts_of_another_type_are_refused(passionsr_files: list[Path], tiny_mod
     save_calibration(import_passionsr(tiny_model, passionsr_files, W8A8, TILE_PX), folder)
     values = json.loads((folder / "calibration.json").read_text())
     facts = values["official"]["layers"]["unet.conv_out"]
-    for key, value in (("weight_bits", 9), ("activation_bits", True), ("convolution", 1))):
+    for key, value in (("weight_bits", 9), ("activation_bits", True), ("convolution", 1)):
         before = facts[key]
         facts[key] = value
         (folder / "calibration.json").write_text(json.dumps(values))

@@ -25,7 +25,7 @@ from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.fold.split_layers import SplitLayer
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.targets.lowering import lowering_from_name
 from intsr.types import NETWORKS, Bits
@@ -48,7 +48,7 @@ class _Alone(nn.Module):
 def run_onnx(network: FoldedNetwork, x: torch.Tensor, path: Path, lowering: str = "cpu") -> torch.Tensor:
     import onnxruntime
 
-    model, _, _ = NetworkLowering(network, lowering_from_name(lowering), tuple(x.shape)).run()
+    model, _, _ = lower_network(network, lowering_from_name(lowering), tuple(x.shape))
     onnx.save(model, path)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -174,7 +174,7 @@ def test_other_targets_take_it(tiny_model: Any, calibration: Any, picture: torch
 def test_a_tile_of_other_tokens_cannot_be_exported(tiny_model: Any, calibration: Any) -> None:
     network = fold(tiny_model, calibration)["unet"]
     with pytest.raises(ExportError, match="tokens"):
-        NetworkLowering(network, lowering_from_name("cpu"), (1, 4, 32, 32)).run()
+        lower_network(network, lowering_from_name("cpu"), (1, 4, 32, 32))
 
 
 def test_a_layer_without_numbers(tiny_model: Any, calibration: Any) -> None:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
 from intsr.targets.lowering import LOWERINGS, Lowering
@@ -38,7 +38,7 @@ def layer_of(module: nn.Module, site: str, params: QuantParams = ASYMMETRIC) -> 
 def lower(module: nn.Module, layers: list[FoldedLayer], lowering: Lowering, x: Any) -> tuple[ModelProto, Any, Any]:
     """The model, what ONNX Runtime makes of x with it, and what the torch reference makes of x."""
     network = FoldedNetwork("encoder", module.eval().requires_grad_(False), {layer.site: layer for layer in layers})
-    model, info_in, _ = NetworkLowering(network, lowering, x.shape).run()
+    model, info_in, _ = lower_network(network, lowering, x.shape)
     options = onnxruntime.SessionOptions()
     # Above it, MatMul by dequantized weights becomes an operation that rounds its activations, too.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC

@@ -31,7 +31,7 @@ from intsr.calib.models.reference import reference_networks
 from intsr.errors import ExportError
 from intsr.export.fold.fake_quant import FakeQuantLayer, fake_quantized
 from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.activations import ActivationWriter, plan_grid
 from intsr.kernels.quantizer import QuantParams, quantize_weight
 from intsr.targets.lowering import LOWERINGS, Lowering
@@ -54,7 +54,7 @@ def run_graphs(folded: Folded, lowering: Lowering, x: F32) -> dict[str, F32]:
     """Every network's output when the three run one after the other, as float32."""
     outputs, value = {}, x.astype(lowering.float_dtype)
     for network in folded.values():
-        model, info_in, info_out = NetworkLowering(network, lowering, value.shape).run()
+        model, info_in, info_out = lower_network(network, lowering, value.shape)
         (value,) = session_from_model(model).run(None, {info_in.name: value})
         assert value.shape == info_out.shape and str(value.dtype) == info_out.dtype
         outputs[network.name] = value.astype(np.float32)
@@ -105,7 +105,7 @@ def test_every_activation_function_that_is_not_refused_is_lowered(
 def test_attention_of_the_vae_is_there(tiny_model: SRModel, x: F32) -> None:
     # The equality above would not notice an attention whose output projection is near zero.
     network = fold(tiny_model, None)["decoder"]
-    model, *_ = NetworkLowering(network, LOWERINGS["asymmetric"], (1, 4, 32, 32)).run()
+    model, *_ = lower_network(network, LOWERINGS["asymmetric"], (1, 4, 32, 32))
     assert [node.op_type for node in model.graph.node].count("Softmax") == 1
 
 
@@ -146,7 +146,7 @@ def teacher_forced(network: FoldedNetwork, lowering: Lowering, x: F32) -> tuple[
             )
     with torch.no_grad():
         output = reference(torch.from_numpy(x)).numpy()
-    model, info_in, _ = NetworkLowering(network, lowering, x.shape).run()
+    model, info_in, _ = lower_network(network, lowering, x.shape)
     feeds: dict[str, Any] = {info_in.name: x}
     sites = []
     quantized = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
@@ -268,7 +268,7 @@ def test_one_convolution_equals_torch_border_included(
     with torch.no_grad():
         expected = fake_quantized(network)(torch.from_numpy(x)).numpy()
     for name in ("asymmetric", "symmetric-f32", "symmetric-rtx-f32"):
-        model, info_in, _ = NetworkLowering(network, LOWERINGS[name], x.shape).run()
+        model, info_in, _ = lower_network(network, LOWERINGS[name], x.shape)
         (got,) = session_from_model(model).run(None, {info_in.name: x})
         np.testing.assert_allclose(got, expected, atol=2e-3 * float(np.abs(expected).max()), err_msg=name)
 
@@ -291,7 +291,7 @@ def test_an_unpadded_shift_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> Non
         return dequantized, shift, False
 
     monkeypatch.setattr(ActivationWriter, "write", write_without_padding)
-    model, info_in, _ = NetworkLowering(network, LOWERINGS["symmetric-f32"], x.shape).run()
+    model, info_in, _ = lower_network(network, LOWERINGS["symmetric-f32"], x.shape)
     (got,) = session_from_model(model).run(None, {info_in.name: x})
     np.testing.assert_allclose(got[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-3)
     assert np.abs(got - expected).max() > 0.1
@@ -304,7 +304,7 @@ def test_an_operation_without_lowering_is_an_error() -> None:
 
     network = FoldedNetwork("encoder", Strange(), {})
     with pytest.raises(ExportError, match=r"no lowering for aten\.cumsum"):
-        NetworkLowering(network, LOWERINGS["asymmetric"], (1, 3, 8, 8)).run()
+        lower_network(network, LOWERINGS["asymmetric"], (1, 3, 8, 8))
 
 
 def test_demo_model_end_to_end(demo_model: SRModel, demo_picture: Path) -> None:

@@ -17,7 +17,7 @@ from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.errors import UsageError
 from intsr.export.graphs import load_export
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.plugins.group_norm import CODES, HALVES, fuse_group_norm_into_plugin, plugin_counts
 from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
 from intsr.export.onnx.builder import GraphBuilder
@@ -161,7 +161,7 @@ def test_a_whole_model_node_by_node(tiny_folded: Folded, lowering: str) -> None:
     shape, found = (1, 3, 64, 64), 0
     value = np.random.default_rng(0).uniform(-1, 1, shape).astype(LOWERINGS[lowering].float_dtype)
     for network in tiny_folded.values():
-        model, info_in, info_out = NetworkLowering(network, LOWERINGS[lowering], value.shape).run()
+        model, info_in, info_out = lower_network(network, LOWERINGS[lowering], value.shape)
         norms = sum(node.op_type == "InstanceNormalization" for node in model.graph.node)
         results = differences(model, {info_in.name: value})
         for name, (kind, share, most) in results.items():
