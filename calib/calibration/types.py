@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.errors import CalibrationError
-from intsr.kernels.quantizer import QuantParams
+from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range
 from intsr.types import MAX_BITS, MIN_BITS, Bits
 
 PARTS = ("unet", "vae")
@@ -107,6 +107,28 @@ class SiteQuantizer:
     def activation_params(self) -> QuantParams:
         """Return the grid of the layer's input."""
         return QuantParams.from_range(self.x_min, self.x_max, self.activation_bits)
+
+    def explicit_shift(self) -> NDArray[np.float32] | None:
+        """Return d where padding must come before it, in a layer whose LET folds into nothing; else None.
+
+        A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
+        """
+        if self.let_shift is None:
+            return None
+        grid = self.activation_params()
+        return self.let_shift if self.let_shift.any() or not 0 <= grid.zero_point <= grid.qmax else None
+
+    def quantize_weight(self, weight: NDArray[np.floating]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Return integers in the shape of W~ = s W, and their scales (Cout,), of the first rows if W~ has fewer.
+
+        They are codes learned by calibration, or on its ranges, or on each row's own maximum.
+        """
+        rows = len(weight)
+        if self.weight_codes is not None and self.weight_scale is not None:
+            return self.weight_codes[:rows], self.weight_scale[:rows]
+        if self.weight_low is not None and self.weight_high is not None:
+            return quantize_weight_in_range(weight, self.weight_low[:rows], self.weight_high[:rows], self.weight_bits)
+        return quantize_weight(weight, self.weight_bits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.calib.models.modules import put_modules
+from intsr.kernels.layer_algebra import run_layer, scaled_weight
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -50,7 +51,7 @@ def halves(length: int, pieces: int) -> list[slice]:
 
 def weight_codes(weight: torch.Tensor, quantizer: PassionSRLayer) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(n, D) of each piece of the input channels, Q(W s) = n D: n of the piece's shape, D with trailing ones."""
-    scaled = weight * torch.tensor(quantizer.scale).reshape(1, -1, *[1] * (weight.ndim - 2))
+    scaled = scaled_weight(weight, torch.tensor(quantizer.scale))
     rows, last, pieces = (-1, *[1] * (weight.ndim - 1)), 2**quantizer.weight_bits - 1, []
     ends = zip(torch.tensor(quantizer.weight_low), torch.tensor(quantizer.weight_high), strict=True)
     for cut, (low, high) in zip(halves(weight.shape[1], len(quantizer.weight_low)), ends, strict=True):
@@ -87,17 +88,11 @@ class PassionSRQuantizedLayer(nn.Module):
             quantize_scalar_range(moved[:, cut], ends, quantizer.activation_bits)
             for cut, ends in zip(halves(moved.shape[1], len(ranges)), ranges, strict=True)
         ]
-        y = self._apply(torch.cat(parts, dim=1), self.quantized_weight, self.quantized_bias)
+        y = run_layer(self.layer, torch.cat(parts, dim=1), self.quantized_weight, self.quantized_bias)
         if isinstance(self.layer, nn.Linear):
             return y + functional.linear(self.offset, self.layer.weight)
         shifts = self.offset.expand(1, -1, *x.shape[2:])
-        return y + self._apply(shifts, self.layer.weight, None)
-
-    def _apply(self, x: torch.Tensor, weight: Any, bias: Any) -> torch.Tensor:
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            return functional.linear(x, weight, bias)
-        return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return y + run_layer(self.layer, shifts, self.layer.weight, None)
 
 
 class PassionSRAttentionProcessor:

@@ -16,7 +16,8 @@ from intsr.calib.models.families.sites import part_of_network, runs_in_integers
 from intsr.calib.models.modules import layers_of
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
-from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, rescale
+from intsr.kernels.layer_algebra import scaled_weight
+from intsr.kernels.quantizer import QuantParams, rescale
 from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -137,33 +138,22 @@ def _fold_layer(
         activation = activation.rescaled(spec.latent_scaling_factor)
     if let is None:
         return FoldedLayer(site, *weights, activation)
-    # A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
-    padded_first = bool(let.d.any()) or not 0 <= activation.zero_point <= activation.qmax
-    shift = let.d.numpy() if padded_first else None
+    shift = None if quantizer.explicit_shift() is None else let.d.numpy()
     return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
 
 
 def _quantized_weight(
     site: str, plain: torch.Tensor, quantizer: SiteQuantizer
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integer s W and their scales: codes learned by calibration, its ranges, or each row's own maximum.
+    """Integer s W and their scales, of W as the model has it.
 
-    plain: W, as the model has it. quant_conv keeps the first half of its output channels: so do the tensors that
-    belong to them.
+    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
     """
     if quantizer.let_scale is not None:
-        plain = plain * torch.tensor(quantizer.let_scale).reshape(1, -1, *[1] * (plain.ndim - 2))
-    weight = plain.numpy()
-    count = len(weight)
+        plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
-    full = count if site != QUANT_CONV else 2 * count
-    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != weight.shape[1:])):
-        raise CalibrationError(
-            site, f"learned weights of shape {learned.shape}", str(weight.shape), "calibrate again"
-        )
-    if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
-        return quantizer.weight_codes[:count], quantizer.weight_scale[:count]
-    if quantizer.weight_low is not None and quantizer.weight_high is not None:
-        ends = quantizer.weight_low[:count], quantizer.weight_high[:count]
-        return quantize_weight_in_range(weight, *ends, quantizer.weight_bits)
-    return quantize_weight(weight, quantizer.weight_bits)
+    full = len(plain) if site != QUANT_CONV else 2 * len(plain)
+    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
+        got = f"learned weights of shape {learned.shape}"
+        raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")
+    return quantizer.quantize_weight(plain.numpy())

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from intsr.export.fold.specialize import ConstantContextAttention
+from intsr.kernels.layer_algebra import scaled_weight, shifted_bias
 from intsr.kernels.quantizer import round_scale
 
 
@@ -62,12 +63,9 @@ def fuse_let(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
     """
     for site, let in lets.items():
         layer: Any = fused.get_submodule(site)
-        shape = (1, -1, *[1] * (layer.weight.ndim - 2))
-        shift = (layer.weight * let.d.reshape(shape)).flatten(1).sum(1)
         if let.d.any():
-            bias = shift if layer.bias is None else layer.bias + shift
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-        layer.weight = nn.Parameter(layer.weight * let.s.reshape(shape), requires_grad=False)
+            layer.bias = nn.Parameter(shifted_bias(layer.bias, layer.weight, let.d), requires_grad=False)
+        layer.weight = nn.Parameter(scaled_weight(layer.weight, let.s), requires_grad=False)
     free: set[str] = set()
     row_factors: dict[str, torch.Tensor] = {}
     for name, owner in fused.named_modules():

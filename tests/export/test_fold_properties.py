@@ -19,7 +19,8 @@ from intsr.calib.models.families.sites import integer_sites, network_of_site, ru
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
-from intsr.export.fold.fake_quant import FakeQuantLayer, fake_quantized
+from intsr.calib.observe.fake_quant import FakeQuantLayer
+from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.specialize import specialize
 from intsr.types import NETWORKS, Bits
 
@@ -37,10 +38,10 @@ def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict
             handles.append(layer.register_forward_pre_hook(observe))
         elif isinstance(layer, FakeQuantLayer):
 
-            def record(_: nn.Module, inputs: tuple[torch.Tensor], name: str = name) -> None:
-                seen[name] = inputs[0]
+            def record(m: FakeQuantLayer, inputs: tuple[torch.Tensor], name: str = name) -> None:
+                seen[name] = m.quantized(m.transformed(inputs[0]))
 
-            handles.append(layer.layer.register_forward_pre_hook(record))
+            handles.append(layer.register_forward_pre_hook(record))
     with torch.no_grad():
         y = module(x)
     for handle in handles:

@@ -131,13 +131,12 @@ def test_any_factor_costs_one_rounding_of_the_scale(tiny_model: SRModel, bits: B
     for site in layers:
         codes, scale = folded[site].weight_codes.astype(int), folded[site].weight_scale
         rows = factors[site][: len(scale)]
-        low, high = (end.reshape(layers[site].channel_shape) for end in layers[site].weight_ends())
-        trained_scale = layers[site].weight_grid(low, high)[0]
+        trained_scale = layers[site].weight_grid()[0]
         trained = (layers[site].quantized_weight() / trained_scale).round().numpy()[: len(scale)]
         pairs = zip(trained_scale.flatten()[: len(scale)], exact_factors(site, model, layers), strict=False)
         expected = [nearest_fp16(Fraction(float(d)) * abs(factor)) for d, factor in pairs]
         assert scale.tolist() == expected, site
-        assert np.array_equal(codes, trained * np.sign(rows).reshape(layers[site].channel_shape)), site
+        assert np.array_equal(codes, trained * np.sign(rows).reshape(-1, *[1] * (codes.ndim - 1))), site
 
 
 def exact_factors(site: str, model: SRModel, layers: dict[str, QuantizedLayer]) -> list[Fraction]:
@@ -185,9 +184,9 @@ def test_codes_of_a_float32_model_are_those_of_the_simulation(tiny_model: SRMode
     factors = expected_factors(tiny_model, layers)
     for site, layer in layers.items():
         codes = folded[site].weight_codes
-        scale = layer.weight_grid(*(end.reshape(layer.channel_shape) for end in layer.weight_ends()))[0]
+        scale = layer.weight_grid()[0]
         simulated = (layer.quantized_weight() / scale).round().numpy()[: len(codes)]
-        sign = np.sign(factors[site][: len(codes)]).reshape(layer.channel_shape)
+        sign = np.sign(factors[site][: len(codes)]).reshape(-1, *[1] * (codes.ndim - 1))
         assert np.array_equal(codes, simulated * sign), site
 
 

@@ -28,11 +28,13 @@ from intsr.calib.models.families.supported import ACTIVATIONS
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.errors import ExportError
-from intsr.export.fold.fake_quant import FakeQuantLayer, fake_quantized
+from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
 from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.activations import ActivationWriter, plan_grid
+from intsr.kernels.layer_algebra import transform
 from intsr.kernels.quantizer import QuantParams, quantize_weight
 from intsr.targets.lowering import LOWERINGS, Lowering
 from intsr.types import NETWORKS, Bits
@@ -114,13 +116,10 @@ def codes_from_input(x: F32, layer: FakeQuantLayer, lowering: Lowering) -> NDArr
     container = lowering.activation
     plan = plan_grid(layer.activation, container)
     left, _, top, _ = layer.padding or (0, 0, 0, 0)
-    pads = (top, left) if layer.padding else getattr(layer.layer, "padding", (0, 0))
+    pads = (top, left) if layer.padding else getattr(layer._layer[0], "padding", (0, 0))
     if lowering.borders == "pad" and (plan.shift != 0.0 or layer.let_shift is not None) and any(pads):
         x = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[0]), (pads[1], pads[1])))
-    if layer.let_shift is not None:
-        x = x - layer.let_shift.numpy()
-    if layer.let_scale is not None:
-        x = x / layer.let_scale.numpy()
+    x = transform(torch.from_numpy(x), layer.let_scale, layer.let_shift, layer.axis).numpy()
     value = x - np.float32(plan.shift)
     if plan.clip is not None:
         value = np.clip(value, *(np.float32(end) for end in plan.clip))

@@ -133,8 +133,7 @@ def _clipped_range(spec: GridSpec, seen: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def move_off_midpoints(layer: QuantizedLayer) -> None:
-    ends = (end.reshape(layer.channel_shape) for end in layer.weight_ends())
-    scale, _, _ = layer.weight_grid(*ends)
+    scale, _, _ = layer.weight_grid()
     steps = layer.scaled_weight() / scale
     near = (steps - steps.floor() - 0.5).abs() < 0.01
     s = layer.grid.scale().reshape(1, -1, *[1] * (steps.ndim - 2))
