@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import intsr
-from intsr.calib.calibration import PARTS, Calibration, SiteQuantizer
+from intsr.calib.calibration.types import PARTS, Calibration, SiteQuantizer
 from intsr.calib.data.crops import Crops, crops_from_pictures
 from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px, with_some_detail
 from intsr.calib.learn.blocks import units_by_name

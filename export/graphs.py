@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from intsr.errors import ExportError, UsageError
-from intsr.export.fold.fold import FoldedModel, FoldedNetwork
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.fold.fold import FoldedNetwork
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
@@ -23,7 +24,10 @@ from intsr.json_files import read_json
 from intsr.manifest import NetworkEntry
 from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
-from intsr.types import NETWORKS, Bits, Count
+from intsr.types import NETWORKS, Bits, Count, ModelSpec
+
+if TYPE_CHECKING:
+    from intsr.calib.calibration.types import Calibration
 
 SCHEMA_VERSION = 2
 EXPORT_NAME = "export.json"
@@ -40,10 +44,7 @@ class ExportTile:
 
 @dataclass(frozen=True, slots=True)
 class OnnxExport:
-    """`export.json`: what the graphs are. `networks[i].member` is a file beside it.
-
-    synthetic: of random weights. tiles: further tile sizes; tile_px and networks are the first's.
-    """
+    """`export.json`: what the graphs are. Raises ValueError for what no export can be."""
 
     schema_version: int
     model: str
@@ -56,9 +57,24 @@ class OnnxExport:
     resize_filter: str
     calibration_digest: str
     licence: str
+    # Of the first tile size. A member is a file beside export.json.
     networks: tuple[NetworkEntry, ...]
+    # Whether the weights are random.
     synthetic: bool = False
     tiles: tuple[ExportTile, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.lowering not in LOWERINGS:
+            raise ValueError(f"lowering {self.lowering!r}, expected one of {', '.join(LOWERINGS)}")
+        for key in ("tile_px", "upscale_factor"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} {getattr(self, key)}, expected at least 1")
+        for networks in (self.networks, *(tile.networks for tile in self.tiles)):
+            if tuple(entry.name for entry in networks) != NETWORKS:
+                raise ValueError(f"networks {[entry.name for entry in networks]}, expected {', '.join(NETWORKS)}")
+            for entry in networks:
+                if Path(entry.member).name != entry.member:
+                    raise ValueError(f"member {entry.member!r}, expected a plain file name")
 
 
 def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
@@ -75,62 +91,53 @@ def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None
         raise UsageError("--tile", f"{tile_px} pixels", f"a positive multiple of {step}", f"use {nearest}")
 
 
-def export_onnx(
-    folded: FoldedModel,
-    lowering: Lowering,
-    tile_px: int,
-    folder: Path,
-    on_network: Callable[[str], None] = lambda name: None,
-    further_tiles: Sequence[int] = (),
-) -> OnnxExport:
-    """Write the folder in one piece. `on_network` is told each network's name as it begins. further_tiles: sizes
-    beside `tile_px`. Raises ExportError, UsageError.
-    """
-    return export_networks(folded, folded.networks, lowering, tile_px, folder, on_network, further_tiles)
-
-
-def export_networks(
-    folded: FoldedModel,
+def write_export(
     networks: Iterable[FoldedNetwork],
+    spec: ModelSpec,
+    calibration: Calibration | None,
     lowering: Lowering,
-    tile_px: int,
+    tiles_px: Sequence[int],
     folder: Path,
     on_network: Callable[[str], None],
-    further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
-    """As `export_onnx`, with networks that may be made one after another; `folded` says all else."""
-    spec = folded.spec
-    tiles = (tile_px, *further_tiles)
-    for tile in tiles:
-        check_tile(tile, spec.upscale_factor, spec.size_multiple_px)
-    if len(set(tiles)) < len(tiles):
-        raise UsageError("--tile", ",".join(map(str, tiles)), "each size once")
-    shapes: list[tuple[int, ...]] = [(1, 3, tile * spec.upscale_factor, tile * spec.upscale_factor) for tile in tiles]
+    """Write the folder in one piece, each network as it comes.
+
+    calibration: what the networks were folded with. tiles_px: sides of the low-resolution tiles, the default first.
+    on_network: told each network's name as it is written. Raises ExportError, UsageError.
+    """
+    for tile_px in tiles_px:
+        check_tile(tile_px, spec.upscale_factor, spec.size_multiple_px)
+    if len(set(tiles_px)) < len(tiles_px):
+        raise UsageError("--tile", ",".join(map(str, tiles_px)), "each size once")
+    tile_px, *further_px = tiles_px
+    sides = (side * spec.upscale_factor for side in tiles_px)
+    shapes: list[tuple[int, ...]] = [(1, 3, side, side) for side in sides]
     entries = []
     with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
         for network in networks:
             on_network(network.name)
-            names = [network.name, *(f"{network.name}@{tile}" for tile in further_tiles)]
+            names = [network.name, *(f"{network.name}@{side}" for side in further_px)]
             entries.append(_write_network(network, lowering, dict(zip(names, shapes, strict=True)), temporary))
             # Or it would be held while the next one is made.
             del network
             shapes = [entry.output.shape for entry in entries[-1]]
-        networks, *further = zip(*entries, strict=True)
+        first, *further = zip(*entries, strict=True)
+        bits = Bits(None, None) if calibration is None else calibration.bits
         export = OnnxExport(
             schema_version=SCHEMA_VERSION,
             model=spec.name,
-            method=folded.method,
-            bits=bits_text(folded.bits, lowering),
-            parts=folded.parts,
+            method="none" if calibration is None else calibration.method,
+            bits=bits_text(bits, lowering),
+            parts=() if calibration is None else calibration.parts,
             lowering=lowering.name,
             tile_px=tile_px,
             upscale_factor=spec.upscale_factor,
             resize_filter=spec.resize_filter,
-            calibration_digest=folded.calibration_digest,
+            calibration_digest="" if calibration is None else calibration.digest(),
             licence=spec.licence,
-            networks=networks,
+            networks=first,
             synthetic=spec.synthetic,
-            tiles=tuple(map(ExportTile, further_tiles, further)),
+            tiles=tuple(map(ExportTile, further_px, further)),
         )
         (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
     return export
@@ -163,7 +170,7 @@ def _write_graph(
     network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], path: Path, data: ExternalData | None
 ) -> NetworkEntry:
     with data or nullcontext():
-        model, info_in, info_out = NetworkLowering(network, lowering, shape, data).run()
+        model, info_in, info_out = lower_network(network, lowering, shape, data)
     if GROUP_NORM in lowering.plugins:
         fuse_group_norm_into_plugin(model, path.parent)
     onnx.save_model(model, path)
@@ -185,15 +192,9 @@ def load_export(folder: Path) -> OnnxExport:
 
     Raises ExportError for a file missing, unknown keys, or members and external data that lie elsewhere.
     """
-    path = folder / EXPORT_NAME
-    export = read_json(path, OnnxExport, error=ExportError, version=SCHEMA_VERSION, fix="export again")
-    if export.lowering not in LOWERINGS:
-        raise ExportError(path, f"lowering {export.lowering}", ", ".join(LOWERINGS), "export again")
+    path, fix = folder / EXPORT_NAME, "export again"
+    export = read_json(path, OnnxExport, error=ExportError, version=SCHEMA_VERSION, fix=fix)
     for networks in (export.networks, *(tile.networks for tile in export.tiles)):
-        if tuple(entry.name for entry in networks) != NETWORKS:
-            raise ExportError(path, f"networks {[e.name for e in networks]}", ", ".join(NETWORKS))
         for entry in networks:
-            if Path(entry.member).name != entry.member:
-                raise ExportError(path, f"member {entry.member!r}", "plain file names", "export again")
             read_onnx(folder / entry.member)
     return export

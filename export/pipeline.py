@@ -1,29 +1,45 @@
-"""From a model, and perhaps a calibration, to three ONNX graphs: the straight way that commands share."""
+"""From a model, and perhaps a calibration, to three ONNX graphs: the one way that commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from intsr.calib.calibration import Calibration
+import torch
+
+from intsr.calib.calibration.types import PASSIONSR, Calibration
+from intsr.calib.models.families.sites import part_of_network
 from intsr.calib.models.open import ModelSource, SRModel
-from intsr.export.fold.fold import FoldedModel, FoldedNetwork, fold, fold_and_release, folded_facts
-from intsr.export.fold.passionsr import fold_official, fold_official_network
+from intsr.export.fold.fold import FoldedNetwork, fold_network
+from intsr.export.fold.passionsr import fold_passionsr_network
 from intsr.export.fold.specialize import specialize
-from intsr.export.graphs import OnnxExport, export_networks, export_onnx
+from intsr.export.graphs import OnnxExport, write_export
 from intsr.targets.lowering import Lowering
 from intsr.types import NETWORKS
 
 
-def folded_from_model(model: SRModel, calibration: Calibration | None) -> FoldedModel:
-    """Specialize and fold; no calibration means full precision. Raises ExportError, CalibrationError."""
-    if calibration is not None and calibration.official_layers:
-        return fold_official(model, calibration)
-    return fold(specialize(model), calibration)
+def fold_networks(model: ModelSource | SRModel, calibration: Calibration | None) -> Iterator[FoldedNetwork]:
+    """Fold encoder, UNet and decoder one after another; no calibration means full precision.
+
+    Of a ModelSource one network is held at a time, and never twice in float32. Raises CalibrationError where the
+    calibration is of another model, at once; ExportError, CalibrationError and ModelError on the way.
+    """
+    if calibration is not None:
+        calibration.check_model(model.digest, model.spec.name)
+    # No variable holds a network here: it is gone before the next one is loaded.
+    return (_fold(name, model, calibration) for name in NETWORKS)
+
+
+def _fold(name: str, model: ModelSource | SRModel, calibration: Calibration | None) -> FoldedNetwork:
+    part = part_of_network(name)
+    with torch.no_grad():
+        if calibration is not None and calibration.folding == PASSIONSR:
+            return fold_passionsr_network(name, model.load(part), calibration)
+        return fold_network(specialize(name, model.load(part)), calibration)
 
 
 def export_model(
-    model: SRModel | ModelSource,
+    model: ModelSource | SRModel,
     calibration: Calibration | None,
     lowering: Lowering,
     tile_px: int,
@@ -31,27 +47,11 @@ def export_model(
     on_network: Callable[[str], None] = lambda name: None,
     further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
-    """Specialize, fold and write. Of a ModelSource one network is held at a time, and never twice in float32.
+    """Specialize, fold and write the folder in one piece.
 
-    further_tiles: sizes beside `tile_px`; all that does not depend on the size is done once.
-
-    Raises ExportError, CalibrationError, UsageError, ModelError.
+    on_network: told each network's name as it begins. further_tiles: sizes beside `tile_px`; all that does not depend
+    on the size is done once. Raises ExportError, CalibrationError, UsageError, ModelError.
     """
-    if isinstance(model, SRModel):
-        return export_onnx(
-            folded_from_model(model, calibration), lowering, tile_px, folder, on_network, further_tiles
-        )
-    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
-    return export_networks(
-        facts, _folded_one_by_one(model, calibration), lowering, tile_px, folder, on_network, further_tiles
-    )
-
-
-def _folded_one_by_one(source: ModelSource, calibration: Calibration | None) -> Iterator[FoldedNetwork]:
-    for name in NETWORKS:
-        # No variable holds a network here: it is gone before the next one is loaded.
-        part = "unet" if name == "unet" else "vae"
-        if calibration is not None and calibration.official_layers:
-            yield fold_official_network(name, source.load(part), calibration)
-        else:
-            yield fold_and_release(name, specialize(source.load(part)), calibration)
+    networks = fold_networks(model, calibration)
+    tiles_px = (tile_px, *further_tiles)
+    return write_export(networks, model.spec, calibration, lowering, tiles_px, folder, on_network)

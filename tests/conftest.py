@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
+    from torch import nn
+
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.models.open import SRModel
-    from intsr.export.fold.fold import FoldedModel
-    from intsr.export.fold.specialize import SpecializedModel
+    from intsr.export.fold.fold import FoldedNetwork
 
 # Tensors of tests are small, and threads that wait for each other stall wherever something else runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,10 +42,12 @@ def tiny_model(tiny_folder: Path) -> SRModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_specialized(tiny_model: SRModel) -> SpecializedModel:
+def tiny_specialized(tiny_model: SRModel) -> dict[str, nn.Module]:
+    """encoder, unet, decoder by name."""
     from intsr.export.fold.specialize import specialize
+    from intsr.types import NETWORKS
 
-    return specialize(tiny_model)
+    return {name: specialize(name, tiny_model).module for name in NETWORKS}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,7 @@ def tiny_calibration(tiny_model: SRModel) -> Calibration:
     """MaxMin W8A8 over two random inputs of 16x16 low-resolution pixels."""
     import torch
 
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.methods.maxmin import observe_maxmin
     from intsr.types import Bits
 
@@ -64,10 +67,11 @@ def tiny_calibration(tiny_model: SRModel) -> Calibration:
 
 
 @pytest.fixture(scope="session")
-def tiny_folded(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> FoldedModel:
-    from intsr.export.fold.fold import fold
+def tiny_folded(tiny_model: SRModel, tiny_calibration: Calibration) -> dict[str, FoldedNetwork]:
+    """encoder, unet, decoder by name."""
+    from folding import fold
 
-    return fold(tiny_specialized, tiny_calibration)
+    return fold(tiny_model, tiny_calibration)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine

@@ -19,7 +19,7 @@ from intsr.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.models.open import ModelSource, SRModel
     from intsr.types import Bits
 
@@ -101,7 +101,7 @@ def calibrate(
 
 def _check_output(output: Path | None, dry_run: bool) -> None:
     """Before long work. Raises UsageError."""
-    from intsr.calib.calibration import JSON_NAME
+    from intsr.calib.calibration.files import JSON_NAME
     from intsr.files import check_replaceable_folder, check_writable_place
 
     if output is None:
@@ -115,15 +115,14 @@ def _check_output(output: Path | None, dry_run: bool) -> None:
 def _announce_replaced(
     output: Path, method: str, bits: Bits, parts: tuple[str, ...], source: ModelSource, overwrite: bool
 ) -> None:
-    from intsr.calib.calibration import JSON_NAME
-    from intsr.calib.calibration.files import check_same_settings
+    from intsr.calib.calibration.files import JSON_NAME, check_same_settings
 
     if overwrite:
         if (output / JSON_NAME).exists():
             say(f"{output}: the calibration that is there will be replaced")
         return
-    name, digests = source.spec.name, (source.digest, source.older_digest)
-    if check_same_settings(output, method, bits, parts, name, *digests):
+    model = {"model": source.spec.name, "digest": source.digest}
+    if check_same_settings(output, method=method, bits=bits, parts=parts, **model):
         say(f"{output}: made before with the same model, method, bits and parts; it will be replaced")
 
 
@@ -161,10 +160,10 @@ def _emit(calibration: Calibration, output: Path, pictures: int) -> None:
 def _import(
     source: ModelSource, files: tuple[Path, ...], recipe: Recipe, output: Path, overwrite: bool
 ) -> Calibration:
-    from intsr.calib.calibration import save_calibration
-    from intsr.calib.passionsr.import_checkpoint import import_official
+    from intsr.calib.calibration.files import save_calibration
+    from intsr.calib.passionsr.import_checkpoint import import_passionsr
 
-    calibration = import_official(source.load(), files, recipe.bits, recipe.tile_px)
+    calibration = import_passionsr(source.load(), files, recipe.bits, recipe.tile_px)
     _announce_replaced(output, calibration.method, calibration.bits, calibration.parts, source, overwrite)
     save_calibration(calibration, output)
     say(
@@ -203,7 +202,7 @@ def _recipe(
 def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, restart: bool) -> Calibration:
     from intsr.calib.calibrate import calibrate as run
     from intsr.calib.calibrate import steps_of_recipe
-    from intsr.calib.calibration import save_calibration
+    from intsr.calib.calibration.files import save_calibration
     from intsr.calib.learn.journal import RUN_NAME, remove_work
     from intsr.calib.methods.low_bits import low_bits_warning
 

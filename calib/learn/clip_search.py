@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
+from intsr.kernels.layer_algebra import SYMMETRIC_BITS, fake_quantize_weight, row_range, weight_range
+from intsr.kernels.learned_range import quantize_in_range, round_scale_torch
 
 REACH = 0.8  # the narrowest range tried is this much narrower than the widest
 FINE, COARSE = 40, 8
@@ -69,23 +70,15 @@ def search_weight_range(
     """
     rows = weight.flatten(1)
     counts = torch.ones_like(weight[0]) if importance is None else _expanded(importance, weight)
-    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
-    if bits == 8:
-        high = torch.maximum(-low, high)
-        low = -high
+    low, high = weight_range(*row_range(weight), bits)
 
     def loss(low_end: torch.Tensor, high_end: torch.Tensor) -> torch.Tensor:
-        columns = low_end[:, None], high_end[:, None]
-        y = (
-            quantize_symmetric(rows, columns[1])
-            if bits == 8
-            else quantize_in_range(rows, columns[0], columns[1], bits)
-        )
+        y = fake_quantize_weight(rows, low_end[:, None], high_end[:, None], bits)
         return _powered(y.sub_(rows), power) @ counts.flatten()
 
     factors = torch.tensor(_factors(factors_tried), device=rows.device)
     both = factors[torch.stack([loss(low * f, high * f) for f in factors]).argmin(0)]
-    if bits == 8:
+    if bits == SYMMETRIC_BITS:
         return low * both, high * both
     of_low = factors[torch.stack([loss(low * f, high * both) for f in factors]).argmin(0)]
     of_high = factors[torch.stack([loss(low * of_low, high * f) for f in factors]).argmin(0)]

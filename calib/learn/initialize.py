@@ -25,6 +25,7 @@ from intsr.calib.learn.quantized_layer import InputGrid, QuantizedLayer
 from intsr.calib.models.families.sites import reads_bare_stream
 from intsr.calib.observe.let_scales import let_scale_from_maxima
 from intsr.errors import CalibrationError
+from intsr.kernels.layer_algebra import over_inputs, row_range
 
 # Exponents of s = max|x_c|**a / max|W_c|**a that are tried; PassionSR starts at 0.3.
 LET_EXPONENTS = (0.0, 0.3, 0.5, 0.7)
@@ -151,10 +152,9 @@ def _weight_range_by_output(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The searched range of every row, or the rows' own ends where the layer's output prefers those."""
     weight, bits = layer.scaled_weight(), layer.weight_bits
-    rows = weight.flatten(1)
     candidates = [search_weight_range(weight, bits, importance, factors_tried=COARSE if rough else FINE)]
     if not rough:
-        candidates.append((rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)))
+        candidates.append(row_range(weight))
 
     def error(ends: tuple[torch.Tensor, torch.Tensor]) -> float:
         layer.set_weight_range(*ends)
@@ -173,11 +173,9 @@ def _mean_squares(grid: InputGrid, seen: Sequence[torch.Tensor]) -> torch.Tensor
 
 def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> tuple[float, float]:
     """The least and greatest transformed value where channels reach from `low` to `high`, (C,); of padding too."""
-    shape = [1] * 4 if layer.grid.spec.axis == 1 else [1, 1]
-    shape[layer.grid.spec.axis] = -1
     if any(layer.padding):
         low, high = low.clamp_max(0), high.clamp_min(0)
-    low, high = (layer.grid.transform(end.reshape(shape)) for end in (low, high))
+    low, high = (layer.grid.transform(over_inputs(end, layer.layer.weight)) for end in (low, high))
     return float(low.min()), float(high.max())
 
 

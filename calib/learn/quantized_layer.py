@@ -10,7 +10,6 @@ suits all layers. Source: METHODS section 2.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.calibration import SiteQuantizer
+from intsr.calib.calibration.types import SiteQuantizer
 from intsr.calib.models.families.sites import bits_of_site, concat_boundaries, input_groups, integer_sites
-from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
+from intsr.calib.models.modules import copy_sharing_weights, put_modules
+from intsr.kernels.layer_algebra import (
+    fake_quantize_weight,
+    over_outputs,
+    padding_before_shift,
+    row_range,
+    run_layer,
+    scaled_weight,
+    shifted_bias,
+    transform,
+    weight_grid,
+    weight_range,
+)
+from intsr.kernels.learned_range import quantize_in_range
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -107,11 +119,7 @@ class InputGrid(nn.Module):
         """x~ = (x - d) / s."""
         if not self.has_let:
             return x
-        shape = [1] * x.ndim
-        shape[self.spec.axis] = -1
-        if self.spec.may_shift:
-            x = x - self.offset().reshape(shape)
-        return x / self.scale().reshape(shape)
+        return transform(x, self.scale(), self.offset() if self.spec.may_shift else None, self.spec.axis)
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Q of an x that is transformed already."""
@@ -146,7 +154,6 @@ class QuantizedLayer(nn.Module):
     def __init__(self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int) -> None:
         super().__init__()
         self.site, self.layer, self.grid, self.weight_bits = site, layer, grid, weight_bits
-        self.channel_shape = (-1, *[1] * (layer.weight.ndim - 1))
         rows = layer.weight.shape[0]
         for name, start in (("base_weight_low", -1.0), ("base_weight_high", 1.0)):
             self.register_buffer(name, torch.full((rows,), start))
@@ -155,65 +162,43 @@ class QuantizedLayer(nn.Module):
         self.low_rank: nn.ParameterList | None = None
         self.hard_rounding = False
         self.dynamic_weights = False
-        self.padding = self._explicit_padding()
-
-    def _explicit_padding(self) -> tuple[int, ...]:
-        """What a convolution on a shifted input is padded with beforehand: the zeros are x's, not x~'s."""
-        if not (isinstance(self.layer, nn.Conv2d) and self.grid.spec.may_shift):
-            return ()
-        assert isinstance(self.layer.padding, tuple)
-        top, left = self.layer.padding
-        return (left, left, top, top)
+        self.padding = padding_before_shift(layer) if grid.spec.may_shift else ()
 
     def scaled_weight(self) -> torch.Tensor:
         """W~ = s W (plus a low-rank part)."""
         weight = self.layer.weight
         if self.grid.has_let:
-            weight = weight * self.grid.scale().reshape(1, -1, *[1] * (weight.ndim - 2))
+            weight = scaled_weight(weight, self.grid.scale())
         if self.low_rank is not None:
             # What is trained is what is exported: not autocast's product.
             with torch.autocast(weight.device.type, enabled=False):
                 weight = weight + (self.low_rank[0] @ self.low_rank[1]).reshape(weight.shape)
         return weight
 
-    def weight_ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def weight_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The learned range of every output channel's weights, (Cout,) each."""
         width = self.base_weight_high - self.base_weight_low
-        low = (self.base_weight_low + self.weight_low * width).clamp_max(0)
-        high = (self.base_weight_high + self.weight_high * width).clamp_min(0)
-        if self.weight_bits == 8:
-            reach = torch.maximum(-low, high)
-            return -reach, reach
-        return low, high
+        low, high = self.base_weight_low + self.weight_low * width, self.base_weight_high + self.weight_high * width
+        return weight_range(low, high, self.weight_bits)
 
     def quantized_weight(self) -> torch.Tensor:
         """Q(W~), the layer's shape."""
         weight = self.scaled_weight()
-        if self.dynamic_weights:
-            rows = weight.flatten(1)
-            low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
-        else:
-            low, high = self.weight_ends()
-        low, high = low.reshape(self.channel_shape), high.reshape(self.channel_shape)
+        ends = row_range(weight) if self.dynamic_weights else self.weight_range()
+        low, high = (over_outputs(end, weight) for end in ends)
         if self.rounding is not None:
-            return self._learned_rounding(weight, low, high)
-        if self.weight_bits == 8:
-            return quantize_symmetric(weight, torch.maximum(-low, high))
-        return quantize_in_range(weight, low, high, self.weight_bits)
+            return self._learned_rounding(weight)
+        return fake_quantize_weight(weight, low, high, self.weight_bits)
 
-    def weight_grid(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """(D, first code, number of steps)."""
-        if self.weight_bits == 8:
-            scale = round_scale_torch(torch.maximum(-low, high) / 127)
-            return scale, torch.full_like(scale, -127.0), 254
-        steps = 2**self.weight_bits - 1
-        scale = round_scale_torch((high - low) / steps)
-        return scale, (low / scale).round(), steps
+    def weight_grid(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(D, first code, number of steps) of the learned range; D and the code have the weight's rank."""
+        low, high = (over_outputs(end, self.layer.weight) for end in self.weight_range())
+        return weight_grid(low, high, self.weight_bits)
 
-    def _learned_rounding(self, weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    def _learned_rounding(self, weight: torch.Tensor) -> torch.Tensor:
         """floor(W / D) + h, h in [0, 1] learned. Source: AdaRound, METHODS section 6."""
         assert self.rounding is not None
-        scale, first, steps = self.weight_grid(low, high)
+        scale, first, steps = self.weight_grid()
         up = (self.rounding >= 0).float() if self.hard_rounding else self.soft_rounding()
         codes = (weight / scale).floor() + up
         return torch.minimum(torch.maximum(codes, first), first + steps) * scale
@@ -233,9 +218,7 @@ class QuantizedLayer(nn.Module):
         """b + W d."""
         if not (self.grid.has_let and self.grid.spec.may_shift):
             return self.layer.bias
-        weight = self.layer.weight
-        owed = (weight * self.grid.offset().reshape(1, -1, *[1] * (weight.ndim - 2))).flatten(1).sum(1)
-        return owed if self.layer.bias is None else self.layer.bias + owed
+        return shifted_bias(self.layer.bias, self.layer.weight, self.grid.offset())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.apply_layer(self.grid.quantize(self.input_seen(x)), self.quantized_weight())
@@ -243,10 +226,7 @@ class QuantizedLayer(nn.Module):
     def apply_layer(self, x: torch.Tensor, weight: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """The bare layer on x~, with a given W~."""
         bias = self.bias() if with_bias else None
-        if isinstance(self.layer, nn.Linear):
-            return functional.linear(x, weight, bias)
-        padding = (0, 0) if self.grid.spec.may_shift else self.layer.padding
-        return functional.conv2d(x, weight, bias, self.layer.stride, padding, self.layer.dilation, self.layer.groups)
+        return run_layer(self.layer, x, weight, bias, padded=self.grid.spec.may_shift)
 
     @torch.no_grad()
     def set_weight_range(self, low: torch.Tensor, high: torch.Tensor) -> None:
@@ -263,11 +243,11 @@ class QuantizedLayer(nn.Module):
         arrays: dict[str, Any] = {}
         if self.grid.has_let:
             arrays |= {"let_scale": _array(self.grid.scale()), "let_shift": _array(self.grid.offset())}
-        ends = self.weight_ends()
+        ends = self.weight_range()
         if self.rounding is None and self.low_rank is None:
             arrays |= {"weight_low": _array(ends[0]), "weight_high": _array(ends[1])}
         else:
-            scale, _, _ = self.weight_grid(*(end.reshape(self.channel_shape) for end in ends))
+            scale, _, _ = self.weight_grid()
             self.hard_rounding = True
             codes = (self.quantized_weight() / scale).round()
             arrays |= {"weight_codes": _array(codes, np.int8), "weight_scale": _array(scale.flatten())}
@@ -320,13 +300,6 @@ def quantized_layers(
 
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a reference network, sharing its parameters, in which `layers` take their sites' places."""
-    module = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-    put_layers(module, layers)
+    module = copy_sharing_weights(network)
+    put_modules(module, layers)
     return module
-
-
-def put_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    """Replace what is at each site of `module`."""
-    for site, layer in layers.items():
-        parent, _, name = site.rpartition(".")
-        setattr(module.get_submodule(parent), name, layer)

@@ -32,8 +32,7 @@ def prepare(stage: Stage, layers: Sequence[QuantizedLayer], seed: int) -> None:
 @torch.no_grad()
 def _rounding_logits(layer: QuantizedLayer) -> torch.Tensor:
     """Logits whose h is each weight's own fraction: learning starts at what the weights are."""
-    low, high = (end.reshape(layer.channel_shape) for end in layer.weight_ends())
-    scale, _, _ = layer.weight_grid(low, high)
+    scale, _, _ = layer.weight_grid()
     codes = layer.scaled_weight() / scale
     fraction = ((codes - codes.floor()) - ROUND_LOW) / (ROUND_HIGH - ROUND_LOW)
     return torch.logit(fraction.clamp(1e-4, 1 - 1e-4))

@@ -17,11 +17,12 @@ from intsr.calib.learn.block_data import CACHES, KnownPairs, PairSource, Recompu
 from intsr.calib.learn.blocks import Call, Seen, Unit, layer_inputs, units_of_network
 from intsr.calib.learn.initialize import group_layers, initialize, set_ranges
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.quantized_layer import QuantizedLayer, put_layers, quantized_layers, with_layers
+from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, with_layers
 from intsr.calib.learn.stage import conclude, hard, prepare, rates_of, recomputed, rounding_penalty, set_dynamic
 from intsr.calib.learn.train import Phase, Report, learned_state, restore_state, train
 from intsr.calib.methods.plans import Plan, Stage
 from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
 from intsr.types import NETWORKS, Bits
@@ -197,7 +198,7 @@ class _NetworkWalk:
         return cached(recomputed, self.effort.cache, count, CHUNK, self.journal.folder)
 
     def _install(self, unit: Unit) -> None:
-        put_layers(self.quantized, {site: self.layers[site] for site in unit.sites})
+        put_modules(self.quantized, {site: self.layers[site] for site in unit.sites})
 
     def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, Seen]:
         probes = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)

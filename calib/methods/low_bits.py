@@ -15,7 +15,7 @@ from intsr.calib.models.reference import reference_networks
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.models.open import SRModel
 
 # From 5 bits on no method here has lost the picture; below, two more passes over two small tiles are worth it.
@@ -31,12 +31,12 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     if min(bits.weights or 0, bits.activations or 0) > LOW_BITS:
         return None
     from intsr.export.fold.fake_quant import fake_quantized
-    from intsr.export.pipeline import folded_from_model
+    from intsr.export.pipeline import fold_networks
 
     side_px = guard_side_px(model.spec, calibration.tile_px)
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
     exact = [_picture(reference_networks(model), x) for x in inputs]
-    quantized = {network.name: fake_quantized(network) for network in folded_from_model(model, calibration).networks}
+    quantized = {network.name: fake_quantized(network) for network in fold_networks(model, calibration)}
     got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
     enlarged = _psnr_db(inputs, exact)
     if got >= enlarged:

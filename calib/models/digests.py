@@ -49,18 +49,6 @@ def model_digest(spec: ModelSpec, of_context: Sequence[str], of_weights: Sequenc
     return hashlib.sha256(json.dumps([facts, list(of_context), list(of_weights)]).encode()).hexdigest()
 
 
-def older_digest(spec: ModelSpec, context: torch.Tensor, of_weights: Sequence[str]) -> str:
-    """As it was made at first: with the model's name and licence, and every context's numbers.
-
-    Calibrations of then hold it, and are still taken.
-    """
-    digest = hashlib.sha256(repr(spec).encode())
-    digest.update(context.numpy().tobytes())
-    for fact in of_weights:
-        digest.update(fact.encode())
-    return digest.hexdigest()
-
-
 def with_lora_digest(digest: str, lora: Path) -> str:
     """Of a model whose weights are merged with the file's."""
     return hashlib.sha256(f"{digest} lora:{sha256_from_path(lora)}".encode()).hexdigest()

@@ -16,13 +16,13 @@ from intsr.calib.models.digests import (
     context_fact,
     file_facts,
     model_digest,
-    older_digest,
     with_lora_digest,
 )
 from intsr.calib.models.families.sd21_ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import CONTEXT_CHANNELS, check_channels
 from intsr.calib.models.find import Place, find_model
 from intsr.calib.models.lora import Lora, read_lora
+from intsr.calib.models.modules import copy_sharing_weights
 from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
 from intsr.calib.models.spec import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
 from intsr.calib.models.tensor_files import read_checkpoint
@@ -41,8 +41,7 @@ class SRModel:
     """A one-step model in float32, evaluation mode, gradients off.
 
     unet, vae: None where only the other one was loaded. context: (1, tokens, channels) float32, the constant prompt
-    context. digest: SHA-256 of configuration and weights, which a calibration is bound to; older_digest: what
-    calibrations of earlier versions are bound to.
+    context. digest: SHA-256 of configuration and weights, which a calibration is bound to.
     """
 
     spec: ModelSpec
@@ -50,7 +49,13 @@ class SRModel:
     vae: AutoencoderKL
     context: torch.Tensor
     digest: str
-    older_digest: str = ""
+
+    def load(self, *parts: str) -> SRModel:
+        """Both networks, or only those named, as copies that share the weights: their modules may be changed."""
+        copies: dict[str, Any] = dict.fromkeys(PARTS)
+        for part in parts or PARTS:
+            copies[part] = copy_sharing_weights(getattr(self, part))
+        return replace(self, **copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,6 @@ class ModelSource:
     digest: str
     networks: Mapping[str, NetworkSource]
     lora: Lora | None = None
-    older_digest: str = ""
     notes: tuple[str, ...] = ()
 
     def load(self, *parts: str) -> SRModel:
@@ -73,7 +77,7 @@ class ModelSource:
         loaded: dict[str, Any] = dict.fromkeys(PARTS)
         for part in parts or PARTS:
             loaded[part] = load_network(self.networks[part], self.lora)
-        return SRModel(self.spec, loaded["unet"], loaded["vae"], self.context, self.digest, self.older_digest)
+        return SRModel(self.spec, loaded["unet"], loaded["vae"], self.context, self.digest)
 
 
 def load_model(name: str, context: Path | None = None, lora: Path | None = None) -> SRModel:
@@ -112,7 +116,8 @@ def _open_folder(place: Place, context: Path | None) -> ModelSource:
     named = context or (folder / settings["context"] if settings["context"] else None)
     tensor = read_context(named) if named else context_from_folder(folder)
     of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
-    return _source(spec, tensor, networks, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
+    digest = model_digest(spec, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
+    return ModelSource(spec, tensor, digest, networks)
 
 
 def _with_defaults(vae: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,21 +141,11 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
     # A context that no file gave was made by an encoder in this very file.
     of_context = [context_fact(tensor)] if context else []
-    return _source(spec, tensor, networks, of_context, [f"file:{sha256_from_path(place.path)}"])
-
-
-def _source(
-    spec: ModelSpec,
-    context: torch.Tensor,
-    networks: Mapping[str, NetworkSource],
-    of_context: list[str],
-    of_weights: list[str],
-) -> ModelSource:
-    digest, older = model_digest(spec, of_context, of_weights), older_digest(spec, context, of_weights)
-    return ModelSource(spec, context, digest, networks, older_digest=older)
+    digest = model_digest(spec, of_context, [f"file:{sha256_from_path(place.path)}"])
+    return ModelSource(spec, tensor, digest, networks)
 
 
 def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
     spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
-    digest, older = (with_lora_digest(each, lora.path) for each in (source.digest, source.older_digest))
-    return replace(source, spec=spec, digest=digest, older_digest=older, lora=lora, notes=lora.notes)
+    digest = with_lora_digest(source.digest, lora.path)
+    return replace(source, spec=spec, digest=digest, lora=lora, notes=lora.notes)

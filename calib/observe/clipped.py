@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from intsr.calib.calibration import Clipped, SiteQuantizer
+from intsr.calib.calibration.types import Clipped, SiteQuantizer
 from intsr.calib.data.pictures import calibration_inputs, guard_batch, guard_side_px
 from intsr.calib.models.families.sites import integer_sites
 from intsr.calib.observe.hooks import run_observed
+from intsr.kernels.layer_algebra import channel_axis, transform
+from intsr.kernels.quantizer import QuantParams
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -28,21 +30,23 @@ class ClippedObserver:
     """A forward pre-hook of one layer: counts alone are kept."""
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> None:
-        shape = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
         s, d = quantizer.let_scale, quantizer.let_shift
-        self._scale = None if s is None else torch.tensor(s).reshape(shape)
-        self._shift = None if d is None else torch.tensor(d).reshape(shape)
-        params = quantizer.activation_params()
-        # Half a step beyond the ends still rounds to them.
-        self._low, self._high = params.real_min - params.scale / 2, params.real_max + params.scale / 2
+        self._scale, self._shift = (None if values is None else torch.tensor(values) for values in (s, d))
+        self._axis = channel_axis(layer)
+        self._params = quantizer.activation_params()
         self.outside = self.count = 0
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0]
-        if self._scale is not None and self._shift is not None:
-            x = (x - self._shift) / self._scale
-        self.outside += int(((x < self._low) | (x > self._high)).count_nonzero())
+        x = transform(inputs[0], self._scale, self._shift, self._axis)
+        self.outside += sum(outside_counts(x, self._params))
         self.count += x.numel()
+
+
+def outside_counts(x: torch.Tensor, params: QuantParams) -> tuple[int, int]:
+    """How many values are below and above a grid; half a step beyond its ends still rounds to them."""
+    half = params.scale / 2
+    below, above = x < params.real_min - half, x > params.real_max + half
+    return int(below.count_nonzero()), int(above.count_nonzero())
 
 
 def clipped_shares(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from intsr.calib.calibration import SiteQuantizer
+from intsr.calib.calibration.types import SiteQuantizer
 from intsr.calib.models.families.sites import bits_of_site, input_groups, sites_of_model
 from intsr.calib.observe.hooks import ChannelEnds, observe_ends
 from intsr.types import Bits

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from intsr.calib.models.tensor_files import check_is_data
-from intsr.calib.passionsr.names import OfficialNames, official_names
-from intsr.calib.passionsr.types import OfficialAttention, OfficialLayer
+from intsr.calib.passionsr.names import LdmNames, ldm_names
+from intsr.calib.passionsr.types import PassionSRAttention, PassionSRLayer, PassionSRQuantizers
 from intsr.errors import CalibrationError
 from intsr.types import Bits
 
@@ -41,16 +41,17 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OfficialCheckpoint:
-    """layers, attentions: by site. norms: site -> (weight, bias). parts: what the files are of."""
+class PassionSRCheckpoint:
+    """What the files of a calibrated model hold."""
 
+    # What the files are of.
     parts: tuple[str, ...]
-    layers: Mapping[str, OfficialLayer]
-    attentions: Mapping[str, OfficialAttention]
+    quantizers: PassionSRQuantizers
+    # Site -> (weight, bias).
     norms: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def read_official(unet: Path, vae: Path | None, model: SRModel, bits: Bits) -> OfficialCheckpoint:
+def read_passionsr(unet: Path, vae: Path | None, model: SRModel, bits: Bits) -> PassionSRCheckpoint:
     """Read and check the files of a calibrated `model`; without `vae` only the UNet is quantized.
 
     bits: what the files were calibrated for, which they do not say.
@@ -58,12 +59,12 @@ def read_official(unet: Path, vae: Path | None, model: SRModel, bits: Bits) -> O
     Raises CalibrationError for a file that is no plain checkpoint, a key too many or too few, a shape that does not
     fit the model, or a range that is empty or not finite.
     """
-    layers: dict[str, OfficialLayer] = {}
-    attentions: dict[str, OfficialAttention] = {}
+    layers: dict[str, PassionSRLayer] = {}
+    attentions: dict[str, PassionSRAttention] = {}
     norms: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     files = {"unet": unet} if vae is None else {"unet": unet, "vae": vae}
     for part, path in files.items():
-        names = official_names(model, part)
+        names = ldm_names(model, part)
         tensors = _read_tensors(path)
         shapes = expected_shapes(model, part, names)
         _check(tensors, shapes, path)
@@ -73,10 +74,10 @@ def read_official(unet: Path, vae: Path | None, model: SRModel, bits: Bits) -> O
             attentions[site] = _attention(tensors, name, bits)
         for site, name in names.norms.items():
             norms[site] = (tensors[f"{PREFIX}{name}.weight"], tensors[f"{PREFIX}{name}.bias"])
-    return OfficialCheckpoint(tuple(files), layers, attentions, norms)
+    return PassionSRCheckpoint(tuple(files), PassionSRQuantizers(layers, attentions), norms)
 
 
-def expected_shapes(model: SRModel, part: str, names: OfficialNames) -> dict[str, tuple[int, ...] | None]:
+def expected_shapes(model: SRModel, part: str, names: LdmNames) -> dict[str, tuple[int, ...] | None]:
     """Every key of a checkpoint of this part, with its shape; None where the number of tokens decides: (tokens,)."""
     network: nn.Module = getattr(model, part)
     shapes: dict[str, tuple[int, ...] | None] = {}
@@ -150,13 +151,13 @@ def _check(tensors: Tensors, shapes: Mapping[str, tuple[int, ...] | None], path:
             raise CalibrationError(path, f"{key} is not below its x_max", "a range of some width")
 
 
-def _layer(tensors: Tensors, name: str, convolution: bool, pieces: int, bits: Bits) -> OfficialLayer:
+def _layer(tensors: Tensors, name: str, convolution: bool, pieces: int, bits: Bits) -> PassionSRLayer:
     key = PREFIX + name
     has_bias = f"{key}.bias_quantizer.x_min" in tensors
-    weight_bits, activation_bits = official_bits(name, bits)
+    weight_bits, activation_bits = bits_of_ldm_name(name, bits)
     weights = [f"{key}.weight_quantizer_{piece}" for piece in range(pieces)]
     inputs = [f"{key}.act_quantizer_{piece}" for piece in range(pieces)]
-    return OfficialLayer(
+    return PassionSRLayer(
         convolution=convolution,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
@@ -170,16 +171,16 @@ def _layer(tensors: Tensors, name: str, convolution: bool, pieces: int, bits: Bi
     )
 
 
-def _attention(tensors: Tensors, name: str, bits: Bits) -> OfficialAttention:
+def _attention(tensors: Tensors, name: str, bits: Bits) -> PassionSRAttention:
     assert bits.activations is not None
     low, high = (
         _float64(tensors, [f"{PREFIX}{name}.act_quantizer_{letter}.{end}" for letter in ROLE_LETTERS]) for end in ENDS
     )
     scale_qk, scale_vw = (_float32(tensors[f"{PREFIX}{name}.scale_factor_{pair}"]) for pair in ("qk", "vw"))
-    return OfficialAttention(bits.activations, scale_qk, scale_vw, low, high)
+    return PassionSRAttention(bits.activations, scale_qk, scale_vw, low, high)
 
 
-def official_bits(name: str, bits: Bits) -> tuple[int, int]:
+def bits_of_ldm_name(name: str, bits: Bits) -> tuple[int, int]:
     """(weight bits, activation bits) of a layer by its ldm name."""
     assert bits.weights is not None and bits.activations is not None
     return (8, 8) if any(part in name for part in EIGHT_BIT_NAMES) else (bits.weights, bits.activations)

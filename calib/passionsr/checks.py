@@ -16,8 +16,8 @@ from intsr.errors import CalibrationError
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
-    from intsr.calib.passionsr.checkpoint import OfficialCheckpoint
-    from intsr.calib.passionsr.types import OfficialLayer
+    from intsr.calib.passionsr.checkpoint import PassionSRCheckpoint
+    from intsr.calib.passionsr.types import PassionSRLayer
 
 # Norms are copied, not trained: what differs is another model. A copy that went through fp16 is still the same.
 NORM_TOLERANCE = 2e-3
@@ -28,10 +28,11 @@ LAYER_LIMIT, NETWORK_LIMIT = 0.15, 0.03
 
 
 @torch.no_grad()
-def check_belongs_to(checkpoint: OfficialCheckpoint, model: SRModel) -> None:
+def check_belongs_to(checkpoint: PassionSRCheckpoint, model: SRModel) -> None:
     """Raises CalibrationError where norms differ from the model's, or weight ranges do not fit its weights."""
     _check_norms(checkpoint, model)
-    fits = {site: range_misfit(_module(model, site).weight, layer) for site, layer in checkpoint.layers.items()}
+    layers = checkpoint.quantizers.layers
+    fits = {site: range_misfit(_module(model, site).weight, layer) for site, layer in layers.items()}
     networks: dict[str, list[NDArray[np.float64]]] = {}
     for site, misfit in fits.items():
         networks.setdefault(network_of_site(site), []).append(misfit)
@@ -46,7 +47,7 @@ def check_belongs_to(checkpoint: OfficialCheckpoint, model: SRModel) -> None:
         raise CalibrationError(f"{model.spec.name} with this checkpoint", got, limits, fix)
 
 
-def range_misfit(weight: torch.Tensor, layer: OfficialLayer) -> NDArray[np.float64]:
+def range_misfit(weight: torch.Tensor, layer: PassionSRLayer) -> NDArray[np.float64]:
     """Distance of both ends from the smallest and largest of W s, by range width: float64 (pieces * Cout,)."""
     scaled = weight.detach().numpy().reshape(*weight.shape[:2], -1) * layer.scale[None, :, None]
     pieces = np.split(scaled, [scaled.shape[1] // 2], axis=1) if len(layer.weight_low) == 2 else [scaled]
@@ -56,7 +57,7 @@ def range_misfit(weight: torch.Tensor, layer: OfficialLayer) -> NDArray[np.float
     return distance.flatten().astype(np.float64)
 
 
-def _check_norms(checkpoint: OfficialCheckpoint, model: SRModel) -> None:
+def _check_norms(checkpoint: PassionSRCheckpoint, model: SRModel) -> None:
     for site, tensors in checkpoint.norms.items():
         norm = _module(model, site)
         for name, tensor in zip(("weight", "bias"), tensors, strict=True):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
-from intsr.calib.passionsr.checkpoint import OfficialCheckpoint, read_official
+from intsr.calib.calibration.types import PASSIONSR, Calibration, SiteQuantizer
+from intsr.calib.passionsr.checkpoint import PassionSRCheckpoint, read_passionsr
 from intsr.calib.passionsr.checks import check_belongs_to
 from intsr.cli.console import Stopwatch
 from intsr.errors import CalibrationError, UsageError
@@ -18,13 +18,13 @@ from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
-    from intsr.calib.passionsr.types import OfficialLayer
+    from intsr.calib.passionsr.types import PassionSRLayer
 
 METHOD = "passionsr-official"
 OPTION = "--passionsr"
 
 
-def import_official(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px: int) -> Calibration:
+def import_passionsr(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px: int) -> Calibration:
     """Read the UNet's file, or the UNet's and the VAE's, and check that they belong to `model`.
 
     bits: what they were calibrated for, which files of this format do not say. tile_px: side of the low-resolution
@@ -35,9 +35,9 @@ def import_official(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px: 
     if not bits.quantized:
         raise UsageError("--bits", str(bits), f"wXaY: what the files of {OPTION} were calibrated for")
     watch = Stopwatch()
-    checkpoint = read_official(paths[0], paths[1] if len(paths) == 2 else None, model, bits)
+    checkpoint = read_passionsr(paths[0], paths[1] if len(paths) == 2 else None, model, bits)
     check_belongs_to(checkpoint, model)
-    return calibration_from_official(model, checkpoint, bits, tile_px, round(watch.seconds, 3))
+    return calibration_from_checkpoint(model, checkpoint, bits, tile_px, round(watch.seconds, 3))
 
 
 def check_one_tile(calibration: Calibration, tiles_px: Sequence[int]) -> None:
@@ -45,13 +45,13 @@ def check_one_tile(calibration: Calibration, tiles_px: Sequence[int]) -> None:
 
     Any other calibration fits every size. Raises UsageError.
     """
-    if calibration.official_layers and list(tiles_px) != [calibration.tile_px]:
+    if calibration.folding == PASSIONSR and list(tiles_px) != [calibration.tile_px]:
         got = ",".join(map(str, tiles_px))
         raise UsageError("--tile", got, f"{calibration.tile_px}, the one size that the checkpoint was made for")
 
 
-def calibration_from_official(
-    model: SRModel, checkpoint: OfficialCheckpoint, bits: Bits, tile_px: int, seconds: float = 0.0
+def calibration_from_checkpoint(
+    model: SRModel, checkpoint: PassionSRCheckpoint, bits: Bits, tile_px: int, seconds: float = 0.0
 ) -> Calibration:
     """Every number of the checkpoint, and a summary of each layer as one grid.
 
@@ -68,13 +68,12 @@ def calibration_from_official(
         tile_px=tile_px,
         seconds=seconds,
         peak_bytes=peak_resident_bytes(),
-        sites={site: site_summary(layer) for site, layer in checkpoint.layers.items()},
-        official_layers=checkpoint.layers,
-        official_attentions=checkpoint.attentions,
+        sites={site: site_summary(layer) for site, layer in checkpoint.quantizers.layers.items()},
+        imported=checkpoint.quantizers.records(),
     )
 
 
-def site_summary(layer: OfficialLayer) -> SiteQuantizer:
+def site_summary(layer: PassionSRLayer) -> SiteQuantizer:
     """One grid over both pieces, with the same x~ = (x - d) / s: d is o of a convolution, -o of a linear layer."""
     return SiteQuantizer(
         x_min=float(layer.input_low.min()),
@@ -86,10 +85,11 @@ def site_summary(layer: OfficialLayer) -> SiteQuantizer:
     )
 
 
-def _check_tokens(model: SRModel, checkpoint: OfficialCheckpoint, tile_px: int) -> None:
+def _check_tokens(model: SRModel, checkpoint: PassionSRCheckpoint, tile_px: int) -> None:
     latent_side = tile_px * model.spec.upscale_factor // 2 ** (len(model.vae.config.block_out_channels) - 1)
-    largest = max((len(a.scale_vw) for site, a in checkpoint.attentions.items() if site.endswith("1")), default=0)
-    for site, attention in checkpoint.attentions.items():
+    attentions = checkpoint.quantizers.attentions
+    largest = max((len(a.scale_vw) for site, a in attentions.items() if site.endswith("1")), default=0)
+    for site, attention in attentions.items():
         tokens, context = len(attention.scale_vw), int(model.context.shape[1])
         if site.endswith("attn2") and tokens != context:
             got = f"{site} made for a context of {tokens} tokens"

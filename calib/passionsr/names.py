@@ -35,7 +35,7 @@ ATTENTION_OF_VAE = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
 
 
 @dataclass(frozen=True, slots=True)
-class OfficialNames:
+class LdmNames:
     """Site (below `unet.` or `vae.`) -> ldm name (below `model.model.`).
 
     layers: Conv2d and Linear. convolutions: sites that are a Conv2d in ldm, although diffusers may have made them
@@ -48,7 +48,7 @@ class OfficialNames:
     attentions: dict[str, str]
 
 
-def official_names(model: SRModel, part: str) -> OfficialNames:
+def ldm_names(model: SRModel, part: str) -> LdmNames:
     """Names of `unet` or `vae`. Raises ModelError where a layer has no place in ldm's structure."""
     network: nn.Module = getattr(model, part)
     renamed = dict(_unet_prefixes(network) if part == "unet" else _vae_prefixes(network))
@@ -67,7 +67,7 @@ def official_names(model: SRModel, part: str) -> OfficialNames:
                 names[f"{part}.{name}"] = _renamed(name, renamed, part)
         if isinstance(module, nn.Conv2d) or (isinstance(module, nn.Linear) and part == "vae"):
             convolutions.add(f"{part}.{name}")
-    return OfficialNames(layers, frozenset(convolutions), norms, attentions)
+    return LdmNames(layers, frozenset(convolutions), norms, attentions)
 
 
 def _renamed(name: str, prefixes: dict[str, str], part: str) -> str:

@@ -1,4 +1,4 @@
-"""Quantizers as PassionSR's official checkpoints have them: numbers only, NumPy only, by site.
+"""Quantizers as PassionSR's published checkpoints have them: numbers only, NumPy only, by site.
 
 They say more than `SiteQuantizer`: a layer cut into two pieces with grids of their own, asymmetric weights, quantized
 biases, attention quantizers, float32 scales that are not rounded to what fp16 can hold.
@@ -6,7 +6,6 @@ biases, attention quantizers, float32 scales that are not rounded to what fp16 c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -14,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.calib.calibration.types import Calibration, Record
+from intsr.errors import CalibrationError
 from intsr.types import MAX_BITS, MIN_BITS, is_kind
 
 F32: TypeAlias = NDArray[np.float32]
@@ -22,26 +23,24 @@ ATTENTION_ROLES = ("query", "key", "weights", "value")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OfficialLayer:
-    """One Conv2d or Linear.
+class PassionSRLayer:
+    """The quantizers of one Conv2d or Linear. Raises ValueError for numbers that no grid can have."""
 
-    convolution: it is one in the official model, which shifts its input by -o; a linear layer shifts by +o.
-    scale, offset: s > 0 and o of each input channel, float32 (Cin,).
-    weight_low, weight_high: range of each output channel of W s, float32 (pieces, Cout): one piece, or two that meet
-    at Cin // 2. input_low, input_high: float64 (pieces,), of the halves of the input's dimension 1: channels of a
-    convolution's input, tokens of a linear layer's. bias_range: float64 (2,), or None for a layer without bias.
-    """
-
+    # Whether it is one in PassionSR's model, which shifts its input by -o; a linear layer shifts by +o.
     convolution: bool
     weight_bits: int
     activation_bits: int
+    # s > 0 and o of each input channel, (Cin,).
     scale: F32
     offset: F32
+    # The range of each output channel of W s, (pieces, Cout): one piece, or two that meet at Cin // 2.
     weight_low: F32
     weight_high: F32
+    # (pieces,), of the halves of the input's dimension 1: channels of a convolution's input, tokens of a linear's.
     input_low: F64
     input_high: F64
-    bias_range: F64 | None
+    # (2,), or None for a layer without bias.
+    bias_range: F64 | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -55,22 +54,17 @@ class OfficialLayer:
         if len(self.scale) != len(self.offset) or len(self.weight_low) != len(self.input_low):
             raise ValueError("scale and offset, and pieces of weights and input, must be of one length")
 
-    def digest(self) -> str:
-        """SHA-256 over every number."""
-        return _digest(self)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OfficialAttention:
-    """Ranges of q s_qk, k / s_qk, softmax s_vw and v / s_vw, in the order of ATTENTION_ROLES.
-
-    scale_qk: float32 (head channels,). scale_vw: float32 (key tokens,), which fixes the size of a tile.
-    low, high: float64 (4,).
-    """
+class PassionSRAttention:
+    """The quantizers of one attention block. Raises ValueError for numbers that no grid can have."""
 
     activation_bits: int
+    # (head channels,): what multiplies q and divides k.
     scale_qk: F32
+    # (key tokens,), which fixes the size of a tile: what multiplies the softmax and divides v.
     scale_vw: F32
+    # (4,): ranges of q s_qk, k / s_qk, softmax s_vw and v / s_vw, in the order of ATTENTION_ROLES.
     low: F64
     high: F64
 
@@ -84,50 +78,51 @@ class OfficialAttention:
             raise ValueError("every range must have its low end below its high end")
 
     def range_of(self, role: str) -> tuple[float, float]:
-        """(low, high) of one of ATTENTION_ROLES."""
+        """Return (low, high) of one of ATTENTION_ROLES."""
         index = ATTENTION_ROLES.index(role)
         return float(self.low[index]), float(self.high[index])
 
-    def digest(self) -> str:
-        """SHA-256 over every number."""
-        return _digest(self)
+
+@dataclass(frozen=True, slots=True)
+class PassionSRQuantizers:
+    """Everything quantized in a model, by site."""
+
+    layers: Mapping[str, PassionSRLayer]
+    attentions: Mapping[str, PassionSRAttention]
+
+    def records(self) -> dict[str, dict[str, Record]]:
+        """Return what a calibration keeps as `imported`."""
+        return {
+            kind: {site: _record(quantizer) for site, quantizer in quantizers.items()}
+            for kind, quantizers in (("layers", self.layers), ("attentions", self.attentions))
+        }
+
+    @classmethod
+    def from_calibration(cls, calibration: Calibration) -> PassionSRQuantizers:
+        """Read an imported calibration. Raises CalibrationError for records that do not fit."""
+        quantizers: dict[str, dict[str, Any]] = {}
+        for kind, made in (("layers", PassionSRLayer), ("attentions", PassionSRAttention)):
+            records = calibration.imported.get(kind, {})
+            try:
+                quantizers[kind] = {site: made(**record) for site, record in records.items()}
+            except (TypeError, ValueError) as error:
+                where = f"imported calibration of {calibration.model}"
+                raise CalibrationError(where, f"{kind}: {error}", fix="import again") from error
+        return cls(**quantizers)
 
 
-def _check(quantizer: OfficialLayer | OfficialAttention) -> None:
-    for field in fields(quantizer):
-        value = getattr(quantizer, field.name)
-        if field.name.endswith("_bits") and not (is_kind(value, int) and MIN_BITS <= value <= MAX_BITS):
-            raise ValueError(f"{field.name} is {value!r}, expected {MIN_BITS} to {MAX_BITS}")
-        if field.name == "convolution" and not is_kind(value, bool):
-            raise ValueError(f"{field.name} is {value!r}, expected true or false")
-    for name, value in arrays_of(quantizer).items():
-        if not np.all(np.isfinite(value)):
-            raise ValueError(f"{name} is not finite")
-        value.flags.writeable = False
-
-
-def arrays_of(quantizer: OfficialLayer | OfficialAttention) -> dict[str, NDArray[Any]]:
-    """The tensors that are there, by field."""
+def _record(quantizer: PassionSRLayer | PassionSRAttention) -> Record:
     values = {field.name: getattr(quantizer, field.name) for field in fields(quantizer)}
-    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def facts_of(quantizer: OfficialLayer | OfficialAttention) -> dict[str, Any]:
-    """Everything that is no tensor, by field, as JSON has it."""
-    values = {field.name: getattr(quantizer, field.name) for field in fields(quantizer)}
-    return {name: value for name, value in values.items() if isinstance(value, bool | int)}
-
-
-def from_parts(cls: Any, facts: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
-    """The reverse of `facts_of` and `arrays_of`. Raises TypeError, ValueError for what does not fit."""
-    if not isinstance(facts, dict):
-        raise ValueError(f"{facts!r} is no object")
-    absent = {"bias_range": None} if cls is OfficialLayer and "bias_range" not in tensors else {}
-    return cls(**facts, **tensors, **absent)
-
-
-def _digest(quantizer: OfficialLayer | OfficialAttention) -> str:
-    digest = hashlib.sha256(repr(sorted(facts_of(quantizer).items())).encode())
-    for name, array in arrays_of(quantizer).items():
-        digest.update(f"{name}{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+def _check(quantizer: PassionSRLayer | PassionSRAttention) -> None:
+    for name, value in _record(quantizer).items():
+        if name.endswith("_bits") and not (is_kind(value, int) and MIN_BITS <= value <= MAX_BITS):
+            raise ValueError(f"{name} is {value!r}, expected {MIN_BITS} to {MAX_BITS}")
+        if name == "convolution" and not is_kind(value, bool):
+            raise ValueError(f"{name} is {value!r}, expected true or false")
+        if isinstance(value, np.ndarray):
+            if not np.all(np.isfinite(value)):
+                raise ValueError(f"{name} is not finite")
+            value.flags.writeable = False

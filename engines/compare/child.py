@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from intsr.calib.calibrate import Recipe, calibrate
-from intsr.calib.calibration import save_calibration
+from intsr.calib.calibration.files import save_calibration
 from intsr.calib.data.choose_pictures import usable_pictures
 from intsr.calib.data.pictures import list_pictures
 from intsr.calib.learn.journal import remove_work

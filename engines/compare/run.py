@@ -19,7 +19,8 @@ import numpy as np
 
 import intsr
 from intsr.calib.calibrate import Recipe
-from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
+from intsr.calib.calibration.files import JSON_NAME, load_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.data.pictures import list_pictures
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.engines.builders.types import BuildOptions

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
-from intsr.calib.calibration import Calibration, load_calibration
+from intsr.calib.calibration.files import load_calibration
+from intsr.calib.calibration.types import PASSIONSR, Calibration
 from intsr.calib.data.choose_pictures import usable_pictures
 from intsr.calib.data.pictures import list_pictures
 from intsr.calib.methods.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
-from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_official
+from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
 from intsr.cli.console import progress, say, say_notes
 from intsr.engines.compile.estimate import CompilePlan, compile_plan
 from intsr.engines.verify.agreement import Verification
@@ -147,7 +148,7 @@ def export_request(prepared: Prepared, folder: Path) -> Calibration | None:
     """
     request, (tile_px, *further) = prepared.request, prepared.tiles_px
     ranges = _ranges(prepared, tile_px)
-    if ranges is not None and ranges.official_layers:
+    if ranges is not None and ranges.folding == PASSIONSR:
         # It fits one size only: no further ones unless they were asked for, which is an error.
         further = further if request.tiles_px is not None else []
         check_one_tile(ranges, [tile_px, *further])
@@ -163,7 +164,7 @@ def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
     if request.calibration is not None:
         return load_calibration(request.calibration)
     if request.official:
-        return import_official(source.load(), request.official, bits, tile_px)
+        return import_passionsr(source.load(), request.official, bits, tile_px)
     if request.images is not None:
         pictures = usable_pictures(list_pictures(request.images), None, lambda error: say(f"skipped: {error}"))
         recipe = Recipe(METHOD, bits, parse_parts(request.parts), tile_px)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from intsr.bundle import read_manifest
 from intsr.calib.calibrate import Recipe, calibrate
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.walk import Effort
 from intsr.calib.models.open import SRModel, load_model
 from intsr.cli.console import Stopwatch

@@ -17,7 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibration import JSON_NAME, Calibration, Clipped, SiteQuantizer, load_calibration
+from intsr.calib.calibration.files import JSON_NAME, load_calibration
+from intsr.calib.calibration.types import Calibration, Clipped, SiteQuantizer
 from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS, is_constant
 from intsr.export.fold.let_sites import explicit_sites
 

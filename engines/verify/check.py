@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.data.pictures import list_pictures, verification_inputs
 from intsr.calib.models.open import ModelSource
 from intsr.cli.console import progress

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
+from intsr.calib.calibration.files import JSON_NAME, load_calibration
+from intsr.calib.calibration.types import PASSIONSR, Calibration
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
@@ -119,16 +120,16 @@ def reference_from_calibration(
     """What an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
     # The engine's own folding, seen from torch.
     from intsr.export.fold.fake_quant import fake_quantized
-    from intsr.export.pipeline import folded_from_model
+    from intsr.export.pipeline import fold_networks
 
     if calibration is None:
         return TorchReference(torch_networks(reference_networks(model), model, tile_px))
-    if calibration.official_layers and not weight_only:
-        from intsr.calib.passionsr.forward import official_model
+    if calibration.folding == PASSIONSR and not weight_only:
+        from intsr.calib.passionsr.forward import passionsr_model
+        from intsr.calib.passionsr.types import PassionSRQuantizers
 
-        # Not the folded form, but what the official code computes.
-        official = official_model(model, calibration.official_layers, calibration.official_attentions)
+        # Not the folded form, but what PassionSR's own code computes.
+        official = passionsr_model(model, PassionSRQuantizers.from_calibration(calibration))
         return TorchReference(torch_networks(reference_networks(official), model, tile_px))
-    folded = folded_from_model(model, calibration)
-    modules = {network.name: fake_quantized(network, weight_only) for network in folded.networks}
+    modules = {n.name: fake_quantized(n, weight_only) for n in fold_networks(model, calibration)}
     return TorchReference(torch_networks(modules, model, tile_px))

@@ -14,7 +14,7 @@ from intsr.cli.options import SeveralValuesCommand, TileSizes, passionsr_option,
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.models.open import ModelSource
 
 
@@ -96,12 +96,12 @@ def _check_sources(calibration: Path | None, official: tuple[Path, ...]) -> None
 def _ranges(
     source: ModelSource, calibration: Path | None, official: tuple[Path, ...], bits: str, tiles_px: tuple[int, ...]
 ) -> Calibration | None:
-    from intsr.calib.calibration import load_calibration
-    from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_official
+    from intsr.calib.calibration.files import load_calibration
+    from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
     from intsr.types import Bits
 
     if official:
-        ranges = import_official(source.load(), official, Bits.parse(bits), tiles_px[0])
+        ranges = import_passionsr(source.load(), official, Bits.parse(bits), tiles_px[0])
     elif calibration is not None:
         ranges = load_calibration(calibration)
     else:

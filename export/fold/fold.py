@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intsr.calib.models.families.sites import runs_in_integers
+from intsr.calib.models.families.sites import part_of_network, runs_in_integers
+from intsr.calib.models.modules import layers_of
 from intsr.errors import CalibrationError
-from intsr.export.fold.let import FusedNetwork, Let, fuse_let, fuse_let_in_place
-from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range, rescale
-from intsr.types import NETWORKS, Bits, ModelSpec
+from intsr.export.fold.let import Let, fuse_let
+from intsr.kernels.layer_algebra import scaled_weight
+from intsr.kernels.quantizer import QuantParams, rescale
+from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration, SiteQuantizer
-    from intsr.export.fold.specialize import SpecializedModel
+    from intsr.calib.calibration.types import Calibration, SiteQuantizer
+    from intsr.export.fold.specialize import SpecializedNetwork
 
 # Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
 POST_QUANT_CONV = "vae.post_quant_conv"
@@ -54,92 +56,38 @@ class FoldedNetwork:
     layers: Mapping[str, FoldedLayer]
 
 
-@dataclass(frozen=True, slots=True)
-class FoldedModel:
-    """encoder, unet, decoder, in this order, with what the bundle's manifest says of them."""
-
-    spec: ModelSpec
-    networks: tuple[FoldedNetwork, ...]
-    method: str
-    bits: Bits
-    parts: tuple[str, ...]
-    calibration_digest: str
-
-    def network(self, name: str) -> FoldedNetwork:
-        return self.networks[NETWORKS.index(name)]
-
-
-def layer_modules(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Every Conv2d and Linear by its site name, in module order."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-
-
-def fold(model: SpecializedModel, calibration: Calibration | None) -> FoldedModel:
+def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -> FoldedNetwork:
     """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
 
     Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
     its scale, all of it at once, and fp16 then holds the product by one rounding.
 
-    Raises CalibrationError where the calibration is of another model or lacks a layer of its own parts.
+    `network` is used up: its modules are changed, and their float weights go as soon as codes are made of them.
+    Raises CalibrationError where the calibration lacks a layer of its own parts.
     """
-    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
-    networks = [
-        _fold_network(name, module, model, calibration, fuse_let) for name, module in model.networks().items()
-    ]
-    return replace(facts, networks=tuple(networks))
-
-
-def folded_facts(
-    spec: ModelSpec, digest: str, calibration: Calibration | None, older_digest: str = ""
-) -> FoldedModel:
-    """All but the networks. Raises CalibrationError where the calibration is of another model."""
-    if calibration is None:
-        return FoldedModel(spec, (), "none", Bits(None, None), (), "")
-    calibration.check_model(digest, spec.name, older_digest)
-    return FoldedModel(spec, (), calibration.method, calibration.bits, calibration.parts, calibration.digest())
-
-
-def fold_and_release(name: str, model: SpecializedModel, calibration: Calibration | None) -> FoldedNetwork:
-    """One network as `fold` makes it, without keeping float weights beside the codes that are made of them.
-
-    `model` is used up: nothing else may hold its modules. Raises CalibrationError.
-    """
-    network = _fold_network(name, model.networks()[name], model, calibration, fuse_let_in_place)
-    modules = layer_modules(network.module)
-    for site in network.layers:
-        # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
-        shape = modules[site].weight.shape
-        modules[site].weight = nn.Parameter(torch.full((1,), torch.nan).expand(shape), requires_grad=False)
-    return network
-
-
-def _fold_network(
-    name: str,
-    module: nn.Module,
-    model: SpecializedModel,
-    calibration: Calibration | None,
-    fuse: Callable[[nn.Module, Mapping[str, Let]], FusedNetwork],
-) -> FoldedNetwork:
-    if calibration is None:
+    name, module = network.name, network.module
+    if calibration is None or part_of_network(name) not in calibration.parts:
         return FoldedNetwork(name, module, MappingProxyType({}))
-    quantized = ("unet" if name == "unet" else "vae") in calibration.parts
-    integer = {site: layer for site, layer in layer_modules(module).items() if quantized and runs_in_integers(layer)}
-    lets = _lets_of_sites(integer, calibration, model.spec)
+    integer = {site: layer for site, layer in layers_of(module).items() if runs_in_integers(layer)}
+    lets = _lets_of_sites(integer, calibration, network.spec)
     weights = {}
     for site, layer in integer.items():
-        plain = model.plain_weights.get(site, layer.weight).detach()
+        plain = network.plain_weights.get(site, layer.weight).detach()
         weights[site] = _quantized_weight(site, plain, calibration.sites[site])
-    fused = fuse(module, lets)
+    fused = fuse_let(module, lets)
     layers = {}
     for site in integer:
         let = lets[site] if site in fused.explicit else None
         # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
         cancelled = site == POST_QUANT_CONV and site in lets
-        specialized = 1.0 if cancelled else model.row_factors.get(site, 1.0)
+        specialized = 1.0 if cancelled else network.row_factors.get(site, 1.0)
         of_let = fused.row_factors.get(site)
         factors = specialized if of_let is None else specialized * of_let.numpy()
-        layers[site] = _fold_layer(site, _multiplied(*weights[site], factors), calibration, model.spec, let)
-    return FoldedNetwork(name, fused.module, MappingProxyType(layers))
+        layers[site] = _fold_layer(site, _multiplied(*weights[site], factors), calibration, network.spec, let)
+    for layer in integer.values():
+        # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
+        layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)
+    return FoldedNetwork(name, module, MappingProxyType(layers))
 
 
 def _lets_of_sites(
@@ -190,33 +138,22 @@ def _fold_layer(
         activation = activation.rescaled(spec.latent_scaling_factor)
     if let is None:
         return FoldedLayer(site, *weights, activation)
-    # A grid without 0 has no code for a padded zero: then even a d of zeros says that padding comes first.
-    padded_first = bool(let.d.any()) or not 0 <= activation.zero_point <= activation.qmax
-    shift = let.d.numpy() if padded_first else None
+    shift = None if quantizer.explicit_shift() is None else let.d.numpy()
     return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
 
 
 def _quantized_weight(
     site: str, plain: torch.Tensor, quantizer: SiteQuantizer
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integer s W and their scales: codes learned by calibration, its ranges, or each row's own maximum.
+    """Integer s W and their scales, of W as the model has it.
 
-    plain: W, as the model has it. quant_conv keeps the first half of its output channels: so do the tensors that
-    belong to them.
+    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
     """
     if quantizer.let_scale is not None:
-        plain = plain * torch.tensor(quantizer.let_scale).reshape(1, -1, *[1] * (plain.ndim - 2))
-    weight = plain.numpy()
-    count = len(weight)
+        plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
-    full = count if site != QUANT_CONV else 2 * count
-    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != weight.shape[1:])):
-        raise CalibrationError(
-            site, f"learned weights of shape {learned.shape}", str(weight.shape), "calibrate again"
-        )
-    if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
-        return quantizer.weight_codes[:count], quantizer.weight_scale[:count]
-    if quantizer.weight_low is not None and quantizer.weight_high is not None:
-        ends = quantizer.weight_low[:count], quantizer.weight_high[:count]
-        return quantize_weight_in_range(weight, *ends, quantizer.weight_bits)
-    return quantize_weight(weight, quantizer.weight_bits)
+    full = len(plain) if site != QUANT_CONV else 2 * len(plain)
+    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
+        got = f"learned weights of shape {learned.shape}"
+        raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")
+    return quantizer.quantize_weight(plain.numpy())

@@ -13,7 +13,6 @@ Everywhere else they stay an elementwise step in front of the quantizer. Source:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 from intsr.export.fold.specialize import ConstantContextAttention
+from intsr.kernels.layer_algebra import scaled_weight, shifted_bias
 from intsr.kernels.quantizer import round_scale
 
 
@@ -54,25 +54,18 @@ class FusedNetwork:
     row_factors: Mapping[str, torch.Tensor]
 
 
-def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
+def fuse_let(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
     """Every LET into weights and biases, and into what makes the input where that is exact.
 
-    The copy computes the same as `module` once the explicit sites' inputs are divided and shifted. Norms whose
-    consumers do not all share one (s, d) are left alone.
+    The module itself is changed: what a weight was before is gone, one by one. It computes the same as before once
+    the explicit sites' inputs are divided and shifted. Norms whose consumers do not all share one (s, d) are left
+    alone.
     """
-    return fuse_let_in_place(copy.deepcopy(module, {id(p): p for p in module.parameters()}), lets)
-
-
-def fuse_let_in_place(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
-    """As `fuse_let`, and the module itself is changed: what a weight was before is gone, one by one."""
     for site, let in lets.items():
         layer: Any = fused.get_submodule(site)
-        shape = (1, -1, *[1] * (layer.weight.ndim - 2))
-        shift = (layer.weight * let.d.reshape(shape)).flatten(1).sum(1)
         if let.d.any():
-            bias = shift if layer.bias is None else layer.bias + shift
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-        layer.weight = nn.Parameter(layer.weight * let.s.reshape(shape), requires_grad=False)
+            layer.bias = nn.Parameter(shifted_bias(layer.bias, layer.weight, let.d), requires_grad=False)
+        layer.weight = nn.Parameter(scaled_weight(layer.weight, let.s), requires_grad=False)
     free: set[str] = set()
     row_factors: dict[str, torch.Tensor] = {}
     for name, owner in fused.named_modules():

@@ -1,65 +1,54 @@
-"""Fold an imported official calibration: every layer and attention as PassionSR's own forward computes it.
+"""Fold an imported calibration of PassionSR: every layer and attention as PassionSR's own forward computes it.
 
-What the fixed timestep and context make constant is computed with the official quantizers, too. What specialization
-multiplies into weights elsewhere is a step of its own here, so that the codes stay the official ones.
+What the fixed timestep and context make constant is computed with its quantizers, too. What specialization
+multiplies into weights elsewhere is a step of its own here, so that the codes stay the published ones.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from intsr.calib.learn.quantized_layer import put_layers
-from intsr.calib.models.families.sites import is_constant, sites_of_model
-from intsr.calib.passionsr.forward import OfficialQuantizedLayer, quantize_scalar_range, quantized_bias
-from intsr.calib.passionsr.types import ATTENTION_ROLES
+from intsr.calib.models.families.sites import is_constant, part_of_network, sites_of_model
+from intsr.calib.models.modules import layers_of, put_modules
+from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, quantize_scalar_range, quantized_bias
+from intsr.calib.passionsr.types import ATTENTION_ROLES, PassionSRQuantizers
 from intsr.errors import CalibrationError, ExportError
-from intsr.export.fold.fold import (
-    POST_QUANT_CONV,
-    FoldedLayer,
-    FoldedModel,
-    FoldedNetwork,
-    folded_facts,
-    layer_modules,
-)
+from intsr.export.fold.fold import POST_QUANT_CONV, FoldedLayer, FoldedNetwork
 from intsr.export.fold.specialize import ConstantContextAttention, specialize
-from intsr.export.fold.split_layers import Piece, SplitLayer, exact_grid, folded_pieces, on_grid, split_weight
-from intsr.types import NETWORKS
+from intsr.export.fold.split_layers import SplitLayer, exact_grid, folded_pieces, on_grid, split_weight
 
 if TYPE_CHECKING:
-    from intsr.calib.calibration import Calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.calib.models.open import SRModel
-    from intsr.calib.passionsr.types import OfficialAttention, OfficialLayer
-    from intsr.types import ModelSpec
+    from intsr.calib.passionsr.types import PassionSRAttention, PassionSRLayer
 
 
 class QuantizedAttention(nn.Module):
-    """(N, tokens, channels) -> the same: the official attention with its four grids.
+    """(N, tokens, channels) -> the same: PassionSR's attention with its four grids.
 
     owner: diffusers' attention, or one whose key and value are constants: those are quantized here and now.
     """
 
-    def __init__(self, owner: Any, official: OfficialAttention, site: str) -> None:
+    def __init__(self, owner: Any, quantizer: PassionSRAttention, site: str) -> None:
         super().__init__()
         self.site, self.heads = site, int(owner.heads)
         self.to_q, self.to_out = owner.to_q, owner.to_out
-        for name, value in (("scale_qk", official.scale_qk), ("scale_vw", official.scale_vw)):
+        for name, value in (("scale_qk", quantizer.scale_qk), ("scale_vw", quantizer.scale_vw)):
             self.register_buffer(name, torch.tensor(value))
-        bits = official.activation_bits
-        self.grids = {role: exact_grid(*official.range_of(role), bits) for role in ATTENTION_ROLES}
+        bits = quantizer.activation_bits
+        self.grids = {role: exact_grid(*quantizer.range_of(role), bits) for role in ATTENTION_ROLES}
         self.to_k = self.to_v = None
         if isinstance(owner, ConstantContextAttention):
             self.softmax_scale = owner.softmax_scale
             self._check_tokens(owner.key.shape[2])
             divided = {"key": owner.key / self.scale_qk, "value": owner.value / self.scale_vw[:, None]}
             for role, value in divided.items():
-                self.register_buffer(role, quantize_scalar_range(value, official.range_of(role), bits))
+                self.register_buffer(role, quantize_scalar_range(value, quantizer.range_of(role), bits))
         else:
             self.softmax_scale = float(owner.scale)
             self.to_k, self.to_v = owner.to_k, owner.to_v
@@ -89,82 +78,48 @@ class QuantizedAttention(nn.Module):
             raise ExportError(self.site, f"{tokens} tokens", expected, "use --tile with the calibrated size")
 
 
-def fold_official(model: SRModel, calibration: Calibration) -> FoldedModel:
-    """The three networks with every layer of the calibration's parts in integers, except constants.
+def fold_passionsr_network(name: str, model: SRModel, calibration: Calibration) -> FoldedNetwork:
+    """Fold one network with every layer of the calibration's parts in integers, except constants.
 
-    Raises CalibrationError where the calibration is of another model or lacks a layer, ExportError where the model or
-    its context does not fit.
+    Of the model only that part needs to be there; it is used up. Raises CalibrationError where the calibration lacks
+    a layer, ExportError where the model or its context does not fit.
     """
-    networks = tuple(fold_official_network(name, model, calibration) for name in NETWORKS)
-    facts = folded_facts(model.spec, model.digest, calibration, model.older_digest)
-    return replace(facts, networks=networks)
-
-
-@torch.no_grad()
-def fold_official_network(name: str, model: SRModel, calibration: Calibration) -> FoldedNetwork:
-    """One network of `fold_official`; of the model only that part needs to be there."""
-    calibration.check_model(model.digest, model.spec.name, model.older_digest)
-    part = "unet" if name == "unet" else "vae"
+    part, quantizers = part_of_network(name), PassionSRQuantizers.from_calibration(calibration)
     sites = sites_of_model(model, (part,))
-    official_layers = {site: layer for site, layer in calibration.official_layers.items() if site in sites}
-    if part in calibration.parts and len(official_layers) != len(sites):
-        lacking = next(site for site in sites if site not in official_layers)
+    quantized = {site: layer for site, layer in quantizers.layers.items() if site in sites}
+    if part in calibration.parts and len(quantized) != len(sites):
+        lacking = next(site for site in sites if site not in quantized)
         raise CalibrationError(calibration.method, f"nothing for {lacking}", "every layer", "import again")
-    specialized = specialize(_with_official_constants(model, part, official_layers))
-    module: nn.Module = specialized.networks()[name]
+    _quantize_constants(model, part, quantized)
+    specialized = specialize(name, model)
+    module = specialized.module
     layers: dict[str, FoldedLayer] = {}
     replaced: dict[str, nn.Module] = {}
-    for site, layer in layer_modules(module).items():
-        if site in official_layers:
+    for site, layer in layers_of(module).items():
+        if site in quantized:
             factor = specialized.row_factors.get(site, 1.0)
-            weights = split_weight(sites[site].weight, official_layers[site], layer.weight.shape[0])
-            replaced[site] = _split_layer(
-                site, layer.bias, sites[site], official_layers[site], weights, factor, model.spec
-            )
+            weights = split_weight(sites[site].weight, quantized[site], layer.weight.shape[0])
+            # Where specialization multiplied nothing it may have added the time to the bias.
+            bias = layer.bias if factor == 1.0 else sites[site].bias
+            bias = None if bias is None else bias[: layer.weight.shape[0]]
+            # It multiplied post_quant_conv's input, and the others' outputs.
+            divides = {"divisor": model.spec.latent_scaling_factor} if site == POST_QUANT_CONV else {"factor": factor}
+            replaced[site] = SplitLayer(sites[site], quantized[site], weights, bias, **divides)
             layers |= folded_pieces(site, weights)
-    put_layers(module, replaced)
-    put_layers(module, _attentions_of(module, calibration))
+    put_modules(module, replaced)
+    present = dict(module.named_modules())
+    attentions = {site: quantizer for site, quantizer in quantizers.attentions.items() if site in present}
+    put_modules(module, {site: QuantizedAttention(present[site], q, site) for site, q in attentions.items()})
     return FoldedNetwork(name, module.eval(), MappingProxyType(layers))
 
 
-def _split_layer(
-    site: str,
-    specialized_bias: torch.Tensor | None,
-    layer: nn.Conv2d | nn.Linear,
-    official: OfficialLayer,
-    weights: Sequence[Piece],
-    factor: float,
-    spec: ModelSpec,
-) -> SplitLayer:
-    """factor: what specialization multiplied weights by: the output's, or post_quant_conv's input's."""
-    # Where it multiplied nothing it may have added the time to the bias.
-    bias = specialized_bias if factor == 1.0 else quantized_bias(layer.bias, official)
-    bias = None if bias is None else bias[: len(weights[0].codes)]
-    if site == POST_QUANT_CONV:
-        return SplitLayer(layer, official, weights, bias, divisor=spec.latent_scaling_factor)
-    return SplitLayer(layer, official, weights, bias, factor=factor)
-
-
-def _attentions_of(module: nn.Module, calibration: Calibration) -> dict[str, nn.Module]:
-    present = dict(module.named_modules())
-    return {
-        site: QuantizedAttention(present[site], official, site)
-        for site, official in calibration.official_attentions.items()
-        if site in present
-    }
-
-
-def _with_official_constants(model: SRModel, part: str, official_layers: Mapping[str, OfficialLayer]) -> SRModel:
-    """A copy of one part, weights shared, in which constants are quantized and biases are on their grids."""
+def _quantize_constants(model: SRModel, part: str, quantized: Mapping[str, PassionSRLayer]) -> None:
+    """Quantize layers that become constants, and put the others' biases on their grids."""
     network: nn.Module = getattr(model, part)
-    network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
-    for site, official in official_layers.items():
+    for site, quantizer in quantized.items():
         name = site.removeprefix(f"{part}.")
         layer: Any = network.get_submodule(name)
         if is_constant(site):
-            put_layers(network, {name: OfficialQuantizedLayer(layer, official)})
+            put_modules(network, {name: PassionSRQuantizedLayer(layer, quantizer)})
         elif layer.bias is not None:
-            bias = quantized_bias(layer.bias, official)
-            assert bias is not None
-            layer.bias = nn.Parameter(bias, requires_grad=False)
-    return replace(model, **{**dict.fromkeys(("unet", "vae")), part: network})
+            layer.bias = nn.Parameter(quantized_bias(layer.bias, quantizer), requires_grad=False)

@@ -10,47 +10,36 @@ Parameters keep diffusers' names below `unet.` and `vae.`: those names are the s
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from intsr.calib.models.families.supported import unsupported
+from intsr.calib.models.modules import copy_sharing_weights
 from intsr.errors import ExportError
-from intsr.types import NETWORKS, ModelSpec
+from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
-M = TypeVar("M", bound=nn.Module)
-
 
 @dataclass(frozen=True, slots=True)
-class SpecializedModel:
-    """Three torch modules whose only input is the tensor (contracts: `intsr.types.NetworkEntry`).
+class SpecializedNetwork:
+    """A torch module whose only input is the tensor, and what specialization did to its weights."""
 
-    encoder, unet, decoder: None where the model was loaded without that part. row_factors: site -> what
-    specialization multiplied its weights by; the scales of integer weights must follow. plain_weights: those weights
-    before, of the rows that are left, where the part is there: codes are those of what calibration saw.
-    """
-
+    # encoder, unet or decoder (contracts: `intsr.types.NetworkEntry`).
+    name: str
+    module: nn.Module
     spec: ModelSpec
-    encoder: nn.Module
-    unet: nn.Module
-    decoder: nn.Module
-    digest: str
+    # Site -> what its weights were multiplied by: the scales of integer weights must follow.
     row_factors: Mapping[str, float]
+    # Site -> those weights before, of the rows that are left: codes are those of what calibration saw.
     plain_weights: Mapping[str, torch.Tensor]
-    older_digest: str = ""
-
-    def networks(self) -> dict[str, nn.Module]:
-        networks = {name: getattr(self, name) for name in NETWORKS}
-        return {name: network for name, network in networks.items() if network is not None}
 
 
 class ConstantContextAttention(nn.Module):
@@ -97,7 +86,7 @@ class SpecializedUNet(nn.Module):
         super().__init__()
         _check_unet(model.unet)
         alpha_bar = model.spec.alpha_bar
-        self.unet = _copy_sharing_weights(model.unet)
+        self.unet = copy_sharing_weights(model.unet)
         _fold_time(self.unet, model.spec.timestep)
         _fold_context(self.unet, model.context)
         self.unet.conv_out = _scaled_conv(self.unet.conv_out, -math.sqrt((1 - alpha_bar) / alpha_bar))
@@ -136,42 +125,31 @@ class SpecializedDecoder(nn.Module):
 
 
 @torch.no_grad()
-def specialize(model: SRModel) -> SpecializedModel:
-    """Fold everything that the fixed timestep and context make constant. Shares unchanged weights with `model`.
+def specialize(name: str, model: SRModel) -> SpecializedNetwork:
+    """Fold everything that the fixed timestep and context make constant in one network.
 
-    Raises ExportError where the UNet has a part that these rewrites do not cover.
+    Unchanged weights, and the VAE's unchanged modules, are those of `model`, of which only the part that the network
+    belongs to is needed. Raises ExportError where the UNet has a part that these rewrites do not cover.
     """
-    networks: dict[str, Any] = dict.fromkeys(NETWORKS)
-    if model.vae is not None:
-        networks |= {"encoder": SpecializedEncoder(model), "decoder": SpecializedDecoder(model)}
-    if model.unet is not None:
-        networks["unet"] = SpecializedUNet(model)
-    for network in networks.values():
-        if network is not None:
-            network.eval().requires_grad_(False)
-    factors = {
-        "unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar),
-        "vae.quant_conv": model.spec.latent_scaling_factor,
-        "vae.post_quant_conv": 1 / model.spec.latent_scaling_factor,
-    }
-    plain = {}
-    if model.unet is not None:
-        plain["unet.conv_out"] = model.unet.conv_out.weight
-    if model.vae is not None:
-        plain["vae.quant_conv"] = model.vae.quant_conv.weight[: networks["encoder"].vae.quant_conv.out_channels]
-        plain["vae.post_quant_conv"] = model.vae.post_quant_conv.weight
-    digests = {"digest": model.digest, "older_digest": model.older_digest}
-    return SpecializedModel(spec=model.spec, row_factors=factors, plain_weights=plain, **digests, **networks)
-
-
-def _copy_sharing_weights(module: M) -> M:
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    if name == "unet":
+        module: nn.Module = SpecializedUNet(model)
+        factors = {"unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar)}
+        plain = {"unet.conv_out": model.unet.conv_out.weight}
+    elif name == "encoder":
+        module = SpecializedEncoder(model)
+        factors = {"vae.quant_conv": model.spec.latent_scaling_factor}
+        plain = {"vae.quant_conv": model.vae.quant_conv.weight[: module.vae.quant_conv.out_channels]}
+    else:
+        module = SpecializedDecoder(model)
+        factors = {"vae.post_quant_conv": 1 / model.spec.latent_scaling_factor}
+        plain = {"vae.post_quant_conv": model.vae.post_quant_conv.weight}
+    return SpecializedNetwork(name, module.eval().requires_grad_(False), model.spec, factors, plain)
 
 
 def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias: bool = True) -> nn.Conv2d:
     """A copy with weights (and bias) times `factor`; `halve` keeps the first half of the output channels."""
     channels = conv.out_channels // 2 if halve else conv.out_channels
-    scaled = _copy_sharing_weights(conv)
+    scaled = copy_sharing_weights(conv)
     scaled.out_channels = channels
     scaled.weight = nn.Parameter(conv.weight[:channels] * factor, requires_grad=False)
     if conv.bias is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from intsr.calib.passionsr.forward import halves, round_half_away, weight_codes
-from intsr.calib.passionsr.types import OfficialLayer
+from intsr.calib.passionsr.types import PassionSRLayer
 from intsr.export.fold.fold import FoldedLayer
 from intsr.kernels.quantizer import QuantParams
 
@@ -45,7 +45,7 @@ def on_grid(x: torch.Tensor, params: QuantParams) -> torch.Tensor:
 
 
 def exact_grid(low: float, high: float, bits: int) -> QuantParams:
-    """The official grid of a range: D in float64, then float32, not rounded any further; halves away from zero."""
+    """PassionSR's grid of a range: D in float64, then float32, not rounded any further; halves away from zero."""
     step = (high - low) / (2**bits - 1)
     first = round_half_away(torch.tensor(low / step, dtype=torch.float64))
     return QuantParams(float(np.float32(step)), -int(first), bits)
@@ -60,14 +60,14 @@ class Piece:
     scale: NDArray[np.float32]
 
 
-def split_weight(weight: torch.Tensor, official: OfficialLayer, rows: int) -> list[Piece]:
+def split_weight(weight: torch.Tensor, quantizer: PassionSRLayer, rows: int) -> list[Piece]:
     """The pieces of W s, first `rows` output channels. An offset is 0 where int8 holds the row's grid as it is."""
-    low, high = (torch.tensor(ends) for ends in (official.weight_low, official.weight_high))
-    last, pieces = 2**official.weight_bits - 1, []
-    for (codes, step), ends in zip(weight_codes(weight, official), zip(low, high, strict=True), strict=True):
+    low, high = (torch.tensor(ends) for ends in (quantizer.weight_low, quantizer.weight_high))
+    last, pieces = 2**quantizer.weight_bits - 1, []
+    for (codes, step), ends in zip(weight_codes(weight, quantizer), zip(low, high, strict=True), strict=True):
         first = round_half_away(ends[0] / ((ends[1] - ends[0]) / last))
         fits = (first >= -INT8_REACH) & (first + last < INT8_REACH)
-        offset = torch.where(fits, 0.0, first + 2 ** (official.weight_bits - 1))
+        offset = torch.where(fits, 0.0, first + 2 ** (quantizer.weight_bits - 1))
         stored = codes - offset.reshape(-1, *[1] * (weight.ndim - 1))
         arrays = (stored.numpy().astype(np.int8), offset.numpy(), step.flatten().numpy())
         pieces.append(Piece(*(array[:rows] for array in arrays)))
@@ -75,7 +75,7 @@ def split_weight(weight: torch.Tensor, official: OfficialLayer, rows: int) -> li
 
 
 class SplitLayer(nn.Module):
-    """One official layer: (N, C, H, W) or (N, tokens, C) -> the layer's output times `factor`.
+    """One layer of PassionSR: (N, C, H, W) or (N, tokens, C) -> the layer's output times `factor`.
 
     weights: of each piece, for as many output channels as the layer keeps. bias: added to the output, (rows,) or
     None, quantized already. divisor: what the input is divided by first.
@@ -84,24 +84,24 @@ class SplitLayer(nn.Module):
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
-        official: OfficialLayer,
+        quantizer: PassionSRLayer,
         weights: Sequence[Piece],
         bias: torch.Tensor | None,
         divisor: float = 1.0,
         factor: float = 1.0,
     ) -> None:
         super().__init__()
-        self.divisor, self.factor, self.adds = divisor, factor, not official.convolution
+        self.divisor, self.factor, self.adds = divisor, factor, not quantizer.convolution
         self.is_convolution = isinstance(layer, nn.Conv2d)
         self.axis = 1 if isinstance(layer, nn.Conv2d) else -1
         channels = (1, -1, 1, 1) if self.is_convolution else (-1,)
-        self.register_buffer("scale", torch.tensor(official.scale).reshape(channels))
-        self.register_buffer("offset", torch.tensor(official.offset).reshape(channels))
-        ranges: Any = zip(official.input_low, official.input_high, strict=True)
-        self.grids = [exact_grid(float(low), float(high), official.activation_bits) for low, high in ranges]
-        self.cuts = halves(layer.weight.shape[1], len(official.weight_low))
+        self.register_buffer("scale", torch.tensor(quantizer.scale).reshape(channels))
+        self.register_buffer("offset", torch.tensor(quantizer.offset).reshape(channels))
+        ranges: Any = zip(quantizer.input_low, quantizer.input_high, strict=True)
+        self.grids = [exact_grid(float(low), float(high), quantizer.activation_bits) for low, high in ranges]
+        self.cuts = halves(layer.weight.shape[1], len(quantizer.weight_low))
         rows = len(weights[0].codes)
-        shift = layer.weight[:rows] * torch.tensor(official.offset).reshape(1, -1, *[1] * (layer.weight.ndim - 2))
+        shift = layer.weight[:rows] * torch.tensor(quantizer.offset).reshape(1, -1, *[1] * (layer.weight.ndim - 2))
         self.has_border = isinstance(layer, nn.Conv2d) and any(layer.padding) and bool(shift.any())
         if not self.has_border:
             total = shift.flatten(1).sum(1)

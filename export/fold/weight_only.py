@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.models.families.sites import bits_of_site, sites_of_model
 from intsr.types import Bits
 

@@ -10,15 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from intsr.export.fold.fold import FoldedLayer
 from intsr.targets.lowering import Lowering
 
-CONVOLUTION, LINEAR, PAD = "aten.conv2d.default", "aten.linear.default", "aten.pad.default"
-RESHAPES = ("aten.reshape.default", "aten.view.default")
-CHUNK = "aten.chunk.default"
-ATTENTION = "aten.scaled_dot_product_attention.default"
+aten: Any = torch.ops.aten
+CONVOLUTION, LINEAR, PAD = aten.conv2d.default, aten.linear.default, aten.pad.default
+RESHAPES = (aten.reshape.default, aten.view.default)
+CHUNK = aten.chunk.default
+ATTENTION = aten.scaled_dot_product_attention.default
 Pads = tuple[int, int, int, int]
 
 
@@ -48,8 +50,8 @@ def find_patterns(nodes: list[fx.Node], layers: Mapping[fx.Node, FoldedLayer], l
     return found
 
 
-def _is(node: Any, *targets: str) -> bool:
-    return isinstance(node, fx.Node) and str(node.target) in targets
+def _is(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in targets
 
 
 def _find_pads(node: fx.Node, layers: Mapping[fx.Node, FoldedLayer], found: Patterns) -> None:
@@ -95,7 +97,7 @@ def _find_halves(node: fx.Node, layers: Mapping[fx.Node, FoldedLayer], found: Pa
 def _projection(value: Any) -> tuple[fx.Node, ...]:
     """(transpose, view, linear) behind attention's operand, each for it alone; () where it is anything else."""
     chain = []
-    for targets in (("aten.transpose.int",), RESHAPES, (LINEAR,)):
+    for targets in ((aten.transpose.int,), RESHAPES, (LINEAR,)):
         if not _is(value, *targets) or len(value.users) != 1:
             return ()
         chain.append(value)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.calib.calibration import load_calibration
+from intsr.calib.calibration.files import load_calibration
 from intsr.calib.commands import calibrate as commands
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.walk import Effort
@@ -152,10 +152,10 @@ def test_one_that_cannot_be_read_is_not_replaced(intsr: Intsr, given: tuple[obje
 
 
 def test_an_import_is_not_replaced_by_another(
-    intsr: Intsr, given: tuple[object, ...], tiny_folder: Path, official_files: list[Path], tmp_path: Path
+    intsr: Intsr, given: tuple[object, ...], tiny_folder: Path, passionsr_files: list[Path], tmp_path: Path
 ) -> None:
     assert intsr(*given, *ONE_PASS)[0] == 0
-    imported = ("calibrate", tiny_folder, "--passionsr", *official_files, "--tile", 8, "-o", tmp_path / "c")
+    imported = ("calibrate", tiny_folder, "--passionsr", *passionsr_files, "--tile", 8, "-o", tmp_path / "c")
     assert_refused(intsr(*imported), "method maxmin", "passionsr-official", "--overwrite")
     assert intsr(*imported, "--overwrite")[0] == 0
     code, _, err = intsr(*imported)

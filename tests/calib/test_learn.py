@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folding import fold
 from PIL import Image
 
 from intsr.calib.calibrate import METHODS, Recipe, calibrate
-from intsr.calib.calibration import load_calibration
+from intsr.calib.calibration.files import load_calibration
 from intsr.calib.learn.block_data import CACHES
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.train import Phase, train
@@ -24,7 +25,6 @@ from intsr.calib.methods.plans import PLANS
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
 from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import fold
 from intsr.types import Bits
 
 SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, effort=Effort(2, 4, 2))
@@ -86,19 +86,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @torch.no_grad()
-def distance(model, calibration, specialized) -> float:
+def distance(model, calibration) -> float:
     """Mean square difference to full precision, end to end, on a picture of its own."""
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(9)) * 1.2 - 0.6
     exact = value = x
-    for network, reference in zip(
-        fold(specialized, calibration).networks, reference_networks(model).values(), strict=True
-    ):
-        value, exact = fake_quantized(network)(value), reference(exact)
+    for name, network in fold(model, calibration).items():
+        value, exact = fake_quantized(network)(value), reference_networks(model)[name](exact)
     return float((value - exact).square().mean())
 
 
 @pytest.mark.parametrize("method", PLANS)
-def test_every_method_trains_and_folds(tiny_model, tiny_specialized, pictures, method):
+def test_every_method_trains_and_folds(tiny_model, pictures, method):
     parts = ("unet", "vae") if method == "passionsr" else ("vae",)
     calibration = calibrate(tiny_model, pictures, replace(SMALL, method=method, parts=parts))
     assert calibration.method == method and len(calibration.curves) >= 2
@@ -106,14 +104,14 @@ def test_every_method_trains_and_folds(tiny_model, tiny_specialized, pictures, m
         assert all(np.isfinite(value) for row in curve for value in row), name
         # The best parameters by the held-out pictures are kept: never worse than where the phase began.
         assert min(row[2] for row in curve) <= curve[0][2]
-    assert np.isfinite(distance(tiny_model, calibration, tiny_specialized))
+    assert np.isfinite(distance(tiny_model, calibration))
 
 
-def test_learned_ranges_beat_maxmin_at_four_bits(tiny_model, tiny_specialized, pictures):
+def test_learned_ranges_beat_maxmin_at_four_bits(tiny_model, pictures):
     few = replace(SMALL, bits=Bits(4, 4), parts=("vae",))
     plain = calibrate(tiny_model, pictures, replace(few, method="maxmin"))
     learned = calibrate(tiny_model, pictures, few)
-    before, after = (distance(tiny_model, c, tiny_specialized) for c in (plain, learned))
+    before, after = (distance(tiny_model, c) for c in (plain, learned))
     assert after < 0.8 * before
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folding import fold
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intsr.calib.calibration import Calibration, load_calibration, save_calibration
+from intsr.calib.calibration.files import load_calibration, save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.families.sites import input_groups
 from intsr.calib.models.open import SRModel
 from intsr.calib.observe.let_scales import let_scale_from_maxima, observe_let
 from intsr.errors import CalibrationError
-from intsr.export.fold.fold import fold
-from intsr.export.fold.specialize import SpecializedModel
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch, quantize_weight
 from intsr.types import Bits
 
@@ -82,14 +82,12 @@ def test_round_trip_and_broken_scales(tiny_model: SRModel, tmp_path: Path) -> No
         replace(sites[site], let_scale=np.zeros_like(sites[site].let_scale))
 
 
-def test_scales_of_another_width(
-    tiny_model: SRModel, tiny_specialized: SpecializedModel, tiny_calibration: Calibration
-) -> None:
+def test_scales_of_another_width(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
     site = "vae.decoder.mid_block.resnets.0.conv1"
     let = {"let_scale": np.ones(2, np.float32), "let_shift": np.zeros(2, np.float32)}
     broken = replace(tiny_calibration.sites[site], **let)
     with pytest.raises(CalibrationError, match="LET of 2 channels"):
-        fold(tiny_specialized, replace(tiny_calibration, sites=dict(tiny_calibration.sites) | {site: broken}))
+        fold(tiny_model, replace(tiny_calibration, sites=dict(tiny_calibration.sites) | {site: broken}))
 
 
 def test_nan_names_the_layer(tiny_model: SRModel) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from intsr.calib.calibration import Clipped
+from intsr.calib.calibration.types import Clipped
 from intsr.calib.data.crops import Crops
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
 from intsr.calib.data.pictures import guard_batch, guard_side_px

@@ -178,7 +178,7 @@ def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, l
         layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let, False)
         for layer in layers.values():
             layer.grid.set_range(-4.0, 4.0)
-            layer.set_weight_range(*(end.detach() for end in _weight_ends(layer)))
+            layer.set_weight_range(*(end.detach() for end in _weight_range(layer)))
         network = with_layers(reference_networks(tiny_model)["unet"], layers)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             output = network(x)
@@ -199,6 +199,6 @@ def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
     assert torch.equal(mixed, layer.scaled_weight())
 
 
-def _weight_ends(layer: QuantizedLayer) -> tuple[torch.Tensor, torch.Tensor]:
+def _weight_range(layer: QuantizedLayer) -> tuple[torch.Tensor, torch.Tensor]:
     rows = layer.scaled_weight().flatten(1)
     return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)

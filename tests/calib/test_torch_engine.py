@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.methods.maxmin import observe_maxmin
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from intsr.calib.calibrate import Recipe
-from intsr.calib.calibration import JSON_NAME
+from intsr.calib.calibration.files import JSON_NAME
 from intsr.calib.commands.calibrate import calibrate
 from intsr.engines.commands import compare as commands
 from intsr.engines.compare import child

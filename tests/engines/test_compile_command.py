@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from intsr.bundle import read_manifest
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders import cache as plan_cache
 from intsr.engines.builders import child

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from folding import fold
 from numpy.typing import NDArray
 
 from intsr.bundle import Bundle, read_manifest
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.engines.builders.types import BuildOptions
@@ -25,8 +26,7 @@ from intsr.engines.verify.agreement import verify
 from intsr.engines.verify.reference import TorchReference, torch_networks
 from intsr.errors import BuildError, ExportError, UsageError, VerificationError
 from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.graphs import export_onnx
-from intsr.export.pipeline import export_model, folded_from_model
+from intsr.export.pipeline import export_model
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.runtime.engine import open_engine
 from intsr.targets.lowering import LOWERINGS
@@ -101,8 +101,8 @@ def test_the_plan_says_how_much_is_integer(cpu_engine: Path) -> None:
 def test_engine_agrees_with_the_fake_quantized_reference(
     cpu_engine: Path, tiny_model: SRModel, tiny_calibration: Calibration
 ) -> None:
-    folded = folded_from_model(tiny_model, tiny_calibration)
-    modules = {network.name: fake_quantized(network) for network in folded.networks}
+    folded = fold(tiny_model, tiny_calibration)
+    modules = {network.name: fake_quantized(network) for network in folded.values()}
     reference = TorchReference(torch_networks(modules, tiny_model, TILE_PX))
     with open_engine(cpu_engine, precision="f32") as engine:
         result = verify(engine, reference, inputs())
@@ -124,10 +124,10 @@ def test_onnxruntime_target_runs_the_graph_itself(
     exports: dict[str, Path], tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
 ) -> None:
     compile_engine(exports["asymmetric"], tmp_path / "ort.engine", BuildOptions("onnxruntime"))
-    folded = folded_from_model(tiny_model, tiny_calibration)
+    folded = fold(tiny_model, tiny_calibration)
     x = inputs(1)[0][1]
     with torch.no_grad():
-        expected = fake_quantized(folded.network("unet"))(torch.zeros(1, 4, 32, 32)).numpy()
+        expected = fake_quantized(folded["unet"])(torch.zeros(1, 4, 32, 32)).numpy()
     with open_engine(tmp_path / "ort.engine") as engine:
         assert engine.run_pipeline(x).shape == (1, 3, 64, 64)
         got = engine.network("unet").run(np.zeros((1, 4, 32, 32), np.float32))
@@ -245,9 +245,7 @@ def test_verification_needs_pictures_and_finite_numbers(tiny_model: SRModel) -> 
 def test_export_of_the_symmetric_lowering_in_float32_is_for_comparison_only(
     tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
 ) -> None:
-    export_onnx(
-        folded_from_model(tiny_model, tiny_calibration), LOWERINGS["symmetric-f32"], TILE_PX, tmp_path / "f32"
-    )
+    export_model(tiny_model, tiny_calibration, LOWERINGS["symmetric-f32"], TILE_PX, tmp_path / "f32")
     with pytest.raises(UsageError, match="symmetric-f32"):
         compile_engine(tmp_path / "f32", tmp_path / "x.engine", BuildOptions("tensorrt-rtx"))
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from folding import fold
 
-from intsr.calib.calibration import Calibration, SiteQuantizer, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.learn.quantized_layer import quantized_layers
 from intsr.calib.models.families.sites import is_constant, sites_of_model
 from intsr.calib.models.open import SRModel
 from intsr.engines.commands.inspect import inspect
 from intsr.engines.inspect.calibration import inspect_calibration, runs_of_sites
 from intsr.errors import CalibrationError
-from intsr.export.fold.fold import fold
-from intsr.export.fold.specialize import SpecializedModel
 from intsr.types import Bits
 
 FREE = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -49,13 +49,13 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(inspect, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-def test_json_says_what_folding_does(folder: Path, learned: Calibration, tiny_specialized: SpecializedModel) -> None:
+def test_json_says_what_folding_does(folder: Path, learned: Calibration, tiny_model: SRModel) -> None:
     answer = json.loads(run(folder, "--json").stdout)
     assert answer == inspect_calibration(folder)
     facts, sites = answer["calibration"], {site["site"]: site for site in answer["sites"]}
     assert list(sites) == list(learned.sites)
-    folded = fold(tiny_specialized, learned)
-    layers = {site: layer for network in folded.networks for site, layer in network.layers.items()}
+    folded = fold(tiny_model, learned)
+    layers = {site: layer for network in folded.values() for site, layer in network.layers.items()}
     assert {site for site, value in sites.items() if value["runs"] == "integer"} == set(layers)
     assert {site for site, value in sites.items() if value["runs"] == "constant"} == set(filter(is_constant, sites))
     explicit = {site for site, layer in layers.items() if layer.let_scale is not None}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from intsr.bundle import Bundle, read_manifest
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders.openvino_tiles import share_weights
 from intsr.engines.builders.types import BuildOptions

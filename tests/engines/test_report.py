@@ -18,7 +18,8 @@ import report_pages as pages
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from intsr.calib.calibration import Calibration, Clipped, load_calibration, save_calibration
+from intsr.calib.calibration.files import load_calibration, save_calibration
+from intsr.calib.calibration.types import Calibration, Clipped
 from intsr.calib.data.made_pictures import smooth_tiles
 from intsr.engines.commands.report import report
 from intsr.errors import IntsrError, UsageError

@@ -16,7 +16,8 @@ import pytest
 import report_pages as pages
 from click.testing import CliRunner
 
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.engines.commands.report import report
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")

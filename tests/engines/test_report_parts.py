@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
 from intsr.calib.models.open import SRModel
 from intsr.engines.inspect import calibration as inspect_calibration
@@ -25,7 +25,7 @@ from intsr.engines.report.page.formats import decibels, share
 from intsr.engines.report.page.render import spark
 from intsr.engines.report.sections.head import head_of
 from intsr.errors import CalibrationError
-from intsr.export.fold.fake_quant import FakeQuantLayer
+from intsr.export.fold.fake_quant import folded_layer
 from intsr.export.fold.fold import FoldedLayer
 from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range
 
@@ -43,7 +43,7 @@ def _layer(kind: str) -> tuple[nn.Conv2d | nn.Linear, torch.Tensor]:
 @pytest.mark.parametrize("let", ["none", "scale", "shift"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_sqnr_is_that_of_the_folded_layer(kind: str, let: str, bits: int) -> None:
-    """Against FakeQuantLayer, which engines agree with: W~ = s W, bias b + W d."""
+    """Against `folded_layer`, which engines agree with: W~ = s W, bias b + W d."""
     layer, x = _layer(kind)
     weight = layer.weight.detach().numpy()
     s = np.ones(16, np.float32) if let == "none" else RNG.uniform(0.5, 2, 16).astype(np.float32)
@@ -69,7 +69,7 @@ def test_sqnr_is_that_of_the_folded_layer(kind: str, let: str, bits: int) -> Non
     moved, _ = _layer(kind)
     with torch.no_grad():
         moved.bias += torch.from_numpy((weight * d.reshape(channels)).reshape(24, -1).sum(1))
-        y, got = layer(x), FakeQuantLayer(moved, folded)(x)
+        y, got = layer(x), folded_layer(moved, folded)(x)
     expected = 10 * torch.log10(y.square().sum() / (y - got).square().sum())
     assert statistics.output_sqnr_db == pytest.approx(float(expected), abs=0.02)
     assert 5 < statistics.output_sqnr_db < MAX_SQNR_DB

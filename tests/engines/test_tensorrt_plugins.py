@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from intsr.bundle import read_manifest
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders import tensorrt_common, tensorrt_rtx
 from intsr.engines.builders.child import Build

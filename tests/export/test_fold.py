@@ -5,31 +5,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from folding import Folded, Modules, fold
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
+from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError
 from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedModel, fold, layer_modules
-from intsr.export.fold.specialize import SpecializedModel, specialize
 from intsr.kernels.quantizer import dequantize_weight
 from intsr.types import NETWORKS
 
 
-def test_which_layers_are_integer(tiny_folded: FoldedModel) -> None:
-    for network in tiny_folded.networks:
-        for site, module in layer_modules(network.module).items():
+def test_which_layers_are_integer(tiny_folded: Folded) -> None:
+    for network in tiny_folded.values():
+        for site, module in layers_of(network.module).items():
             wide = min(module.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
             assert (site in network.layers) == wide, site
-    assert "vae.encoder.conv_in" not in tiny_folded.network("encoder").layers
-    assert "vae.encoder.mid_block.attentions.0.to_q" in tiny_folded.network("encoder").layers
+    assert "vae.encoder.conv_in" not in tiny_folded["encoder"].layers
+    assert "vae.encoder.mid_block.attentions.0.to_q" in tiny_folded["encoder"].layers
 
 
-def test_integer_weights_are_the_specialized_ones(tiny_folded: FoldedModel) -> None:
-    for network in tiny_folded.networks:
-        modules = layer_modules(network.module)
+def test_integer_weights_are_the_specialized_ones(tiny_folded: Folded, tiny_specialized: Modules) -> None:
+    for name, network in tiny_folded.items():
+        modules = layers_of(tiny_specialized[name])
         for site, layer in network.layers.items():
             weight = modules[site].weight.numpy()
             error = np.abs(dequantize_weight(layer.weight_codes, layer.weight_scale) - weight)
@@ -38,30 +38,30 @@ def test_integer_weights_are_the_specialized_ones(tiny_folded: FoldedModel) -> N
             assert (error <= step * (0.5 + 127 * 2**-11)).all(), site
 
 
-def test_only_the_parts_asked_for(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> None:
-    folded = fold(tiny_specialized, replace(tiny_calibration, parts=("unet",)))
-    assert not folded.network("encoder").layers and not folded.network("decoder").layers
-    assert folded.network("unet").layers
+def test_only_the_parts_asked_for(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
+    folded = fold(tiny_model, replace(tiny_calibration, parts=("unet",)))
+    assert not folded["encoder"].layers and not folded["decoder"].layers
+    assert folded["unet"].layers
 
 
-def test_without_calibration_nothing_is_quantized(tiny_model: SRModel, tiny_specialized: SpecializedModel) -> None:
-    folded = fold(tiny_specialized, None)
-    assert str(folded.bits) == "fp" and not any(network.layers for network in folded.networks)
+def test_without_calibration_nothing_is_quantized(tiny_model: SRModel) -> None:
+    folded = fold(tiny_model, None)
+    assert not any(network.layers for network in folded.values())
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     for name, module in reference_networks(tiny_model).items():
         with torch.no_grad():
             expected = module(x)
-            got = fake_quantized(folded.network(name))(x)
+            got = fake_quantized(folded[name])(x)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
         x = expected
 
 
-def test_eight_bits_stay_near_full_precision(tiny_folded: FoldedModel, tiny_specialized: SpecializedModel) -> None:
+def test_eight_bits_stay_near_full_precision(tiny_folded: Folded, tiny_specialized: Modules) -> None:
     x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
     with torch.no_grad():
         for name in NETWORKS:
-            expected = tiny_specialized.networks()[name](x)
-            got = fake_quantized(tiny_folded.network(name))(x)
+            expected = tiny_specialized[name](x)
+            got = fake_quantized(tiny_folded[name])(x)
             ratio_db = 10 * torch.log10(expected.var() / (got - expected).var())
             assert ratio_db > 20, name
             assert not torch.equal(got, expected), f"{name}: nothing was quantized"
@@ -73,20 +73,20 @@ def test_post_quant_conv_range_follows_the_folded_factor(
 ) -> None:
     """Specialization scales that layer's input by f: so its grid must scale too. Forced integer here to see it."""
     monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
-    folded = fold(specialize(tiny_model), tiny_calibration)
-    grid = folded.network("decoder").layers["vae.post_quant_conv"].activation
+    folded = fold(tiny_model, tiny_calibration)
+    grid = folded["decoder"].layers["vae.post_quant_conv"].activation
     site = tiny_calibration.sites["vae.post_quant_conv"]
     factor = tiny_model.spec.latent_scaling_factor
     assert grid.real_max - grid.real_min == pytest.approx((site.x_max - site.x_min) * factor, rel=2e-3)
 
 
-def test_another_models_calibration(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> None:
+def test_another_models_calibration(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
     with pytest.raises(CalibrationError, match="made for a model with digest"):
-        fold(tiny_specialized, replace(tiny_calibration, model_digest="0" * 64))
+        fold(tiny_model, replace(tiny_calibration, model_digest="0" * 64))
 
 
-def test_a_missing_layer(tiny_specialized: SpecializedModel, tiny_calibration: Calibration) -> None:
+def test_a_missing_layer(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
     sites = dict(tiny_calibration.sites)
     del sites["unet.mid_block.resnets.0.conv1"]
     with pytest.raises(CalibrationError, match=r"no range for unet\.mid_block\.resnets\.0\.conv1"):
-        fold(tiny_specialized, replace(tiny_calibration, sites=sites))
+        fold(tiny_model, replace(tiny_calibration, sites=sites))

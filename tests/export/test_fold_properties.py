@@ -6,27 +6,23 @@ smallest mistake of the algebra would spread to the whole output.
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from folding import Folded, fold
+from learned import calibration_of, exact_model, move_off_midpoints, network_input, random_layers
 from torch import nn
 
 from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
 from intsr.calib.models.families.sites import integer_sites, network_of_site, runs_in_integers
+from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
-from intsr.export.fold.fake_quant import FakeQuantLayer, fake_quantized
-from intsr.export.fold.fold import FoldedModel, fold, layer_modules
+from intsr.calib.observe.fake_quant import FakeQuantLayer
+from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.specialize import specialize
 from intsr.types import NETWORKS, Bits
-
-LEARNED = runpy.run_path(str(Path(__file__).parents[1] / "support" / "learned.py"))
-exact_model, network_input, random_layers, calibration_of = (
-    LEARNED[name] for name in ("exact_model", "network_input", "random_layers", "calibration_of")
-)
 
 
 def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -42,10 +38,10 @@ def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict
             handles.append(layer.register_forward_pre_hook(observe))
         elif isinstance(layer, FakeQuantLayer):
 
-            def record(_: nn.Module, inputs: tuple[torch.Tensor], name: str = name) -> None:
-                seen[name] = inputs[0]
+            def record(m: FakeQuantLayer, inputs: tuple[torch.Tensor], name: str = name) -> None:
+                seen[name] = m.quantized(m.transformed(inputs[0]))
 
-            handles.append(layer.layer.register_forward_pre_hook(record))
+            handles.append(layer.register_forward_pre_hook(record))
     with torch.no_grad():
         y = module(x)
     for handle in handles:
@@ -53,12 +49,12 @@ def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict
     return y, seen
 
 
-def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded: FoldedModel) -> None:
+def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded: Folded) -> None:
     """One network: the same values in front of every layer, and the same output."""
     network, x = reference_networks(model)[name], network_input(name)
     own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
     expected, expected_inputs = run_observed(with_layers(network, own), x)
-    got, got_inputs = run_observed(fake_quantized(folded.network(name)).double(), x)
+    got, got_inputs = run_observed(fake_quantized(folded[name]).double(), x)
     assert set(expected_inputs) == set(got_inputs) == set(own)
     for site, values in expected_inputs.items():
         # Without a LET, post_quant_conv's input carries the latents' factor.
@@ -73,8 +69,8 @@ def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded
     assert 3 < ratio_db < 60, f"{ratio_db:.1f} dB to full precision"
 
 
-def folded_from_layers(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits) -> FoldedModel:
-    return fold(specialize(model), calibration_of(layers, model, bits))
+def folded_from_layers(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits) -> Folded:
+    return fold(model, calibration_of(layers, model, bits))
 
 
 CASES = [
@@ -125,10 +121,10 @@ def test_the_latents_factor_goes_through_a_let(tiny_model: SRModel, monkeypatch:
     layers = random_layers(model, bits, "channel")
     reach = layers[site].scaled_weight().flatten(1).abs().amax(1)
     layers[site].set_weight_range(-reach, reach)
-    LEARNED["move_off_midpoints"](layers[site])
+    move_off_midpoints(layers[site])
     calibration = calibration_of(layers, model, bits)
     plain = replace(calibration.sites[site], weight_low=None, weight_high=None)
-    folded = fold(specialize(model), replace(calibration, sites=dict(calibration.sites) | {site: plain}))
+    folded = fold(model, replace(calibration, sites=dict(calibration.sites) | {site: plain}))
     compare("decoder", model, layers, folded)
 
 
@@ -145,10 +141,6 @@ def test_a_padded_range_without_zero_and_a_shift_of_zeros(tiny_model: SRModel) -
 @pytest.mark.parametrize("name", ["tiny_model", "demo_model"])
 def test_what_is_trained_is_what_engines_run_in_integers(name: str, request: pytest.FixtureRequest) -> None:
     model: SRModel = request.getfixturevalue(name)
-    layers = {
-        site: layer
-        for module in specialize(model).networks().values()
-        for site, layer in layer_modules(module).items()
-    }
+    layers = {site: layer for part in NETWORKS for site, layer in layers_of(specialize(part, model).module).items()}
     integer = {site for site, layer in layers.items() if runs_in_integers(layer)}
     assert integer == set(integer_sites(model, ("unet", "vae")))

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from folding import Folded, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, numpy_helper
@@ -18,8 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedLayer, FoldedModel, FoldedNetwork
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
 from intsr.targets.lowering import LOWERINGS, Lowering
@@ -37,7 +38,7 @@ def layer_of(module: nn.Module, site: str, params: QuantParams = ASYMMETRIC) -> 
 def lower(module: nn.Module, layers: list[FoldedLayer], lowering: Lowering, x: Any) -> tuple[ModelProto, Any, Any]:
     """The model, what ONNX Runtime makes of x with it, and what the torch reference makes of x."""
     network = FoldedNetwork("encoder", module.eval().requires_grad_(False), {layer.site: layer for layer in layers})
-    model, info_in, _ = NetworkLowering(network, lowering, x.shape).run()
+    model, info_in, _ = lower_network(network, lowering, x.shape)
     options = onnxruntime.SessionOptions()
     # Above it, MatMul by dequantized weights becomes an operation that rounds its activations, too.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -180,8 +181,8 @@ def test_weight_only_equals_torch_with_dequantized_weights(let: str, seed: int) 
 
 
 @pytest.mark.parametrize("name", ["encoder", "unet", "decoder"])
-def test_weight_only_networks_equal_torch(tiny_folded: FoldedModel, name: str) -> None:
-    network = tiny_folded.network(name)
+def test_weight_only_networks_equal_torch(tiny_folded: Folded, name: str) -> None:
+    network = tiny_folded[name]
     shape = (1, 3, 64, 64) if name == "encoder" else (1, 4, 32, 32)
     x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
     model, got, expected = lower(network.module, list(network.layers.values()), LOWERINGS["weight-only-f32"], x)
@@ -201,14 +202,12 @@ def test_quantized_attention_has_no_weight_only_form() -> None:
 
 
 def test_a_static_calibration_covers_every_layer(tiny_model: Any) -> None:
-    from intsr.export.fold.fold import fold
-    from intsr.export.fold.specialize import specialize
     from intsr.export.fold.weight_only import static_calibration
     from intsr.types import Bits
 
     source = SimpleNamespace(load=lambda *parts: tiny_model, spec=tiny_model.spec, digest=tiny_model.digest)
     calibration = static_calibration(source, Bits.parse("w4a8"), ("unet", "vae"), 16)  # type: ignore[arg-type]
-    network = fold(specialize(tiny_model), calibration).network("unet")
+    network = fold(tiny_model, calibration)["unet"]
     assert calibration.method == "static" and calibration.pictures == 0
     codes = network.layers["unet.mid_block.resnets.0.conv1"].weight_codes
     assert codes.min() == -7 and codes.max() == 7

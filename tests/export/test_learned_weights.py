@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import math
-import runpy
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from folding import Folded, Modules, fold
+from learned import calibration_of, exact_model, move_off_midpoints, random_layers
 from numpy.typing import NDArray
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
+from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.errors import CalibrationError
-from intsr.export.fold.fold import FoldedLayer, FoldedModel, _multiplied, fold, layer_modules
-from intsr.export.fold.specialize import SpecializedModel, specialize
+from intsr.export.fold.fold import FoldedLayer, _multiplied
 from intsr.kernels.quantizer import dequantize_weight
 from intsr.types import Bits
 
-LEARNED = runpy.run_path(str(Path(__file__).parents[1] / "support" / "learned.py"))
-exact_model, random_layers, calibration_of = (
-    LEARNED[name] for name in ("exact_model", "random_layers", "calibration_of")
-)
 POST_QUANT_CONV = "vae.post_quant_conv"
 CONV_OUT = "unet.conv_out"
 
@@ -52,8 +48,8 @@ def expected_factors(model: SRModel, layers: dict[str, QuantizedLayer]) -> dict[
     return factors
 
 
-def folded_layers(folded: FoldedModel) -> dict[str, FoldedLayer]:
-    return {site: layer for network in folded.networks for site, layer in network.layers.items()}
+def folded_layers(folded: Folded) -> dict[str, FoldedLayer]:
+    return {site: layer for network in folded.values() for site, layer in network.layers.items()}
 
 
 def expected_weight(layer: QuantizedLayer, factors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,7 +59,7 @@ def expected_weight(layer: QuantizedLayer, factors: NDArray[np.float64]) -> NDAr
 
 def check_exactly(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits, sites: set[str]) -> None:
     """Integer weights times their scales, of `sites`, are bit by bit what is expected."""
-    folded = folded_layers(fold(specialize(model), calibration_of(layers, model, bits)))
+    folded = folded_layers(fold(model, calibration_of(layers, model, bits)))
     assert set(folded) == set(layers) and sites <= set(layers)
     factors = expected_factors(model, layers)
     for site in sites:
@@ -129,19 +125,18 @@ def test_any_factor_costs_one_rounding_of_the_scale(tiny_model: SRModel, bits: B
     model = replace(exact_model(tiny_model), spec=tiny_model.spec)
     layers = random_layers(model, bits, "channel", weights=weights, exact=False)
     for layer in layers.values():
-        LEARNED["move_off_midpoints"](layer)  # where float64 here and float32 there may differ
-    folded = folded_layers(fold(specialize(model), calibration_of(layers, model, bits)))
+        move_off_midpoints(layer)  # where float64 here and float32 there may differ
+    folded = folded_layers(fold(model, calibration_of(layers, model, bits)))
     factors = expected_factors(model, layers)
     for site in layers:
         codes, scale = folded[site].weight_codes.astype(int), folded[site].weight_scale
         rows = factors[site][: len(scale)]
-        low, high = (end.reshape(layers[site].channel_shape) for end in layers[site].weight_ends())
-        trained_scale = layers[site].weight_grid(low, high)[0]
+        trained_scale = layers[site].weight_grid()[0]
         trained = (layers[site].quantized_weight() / trained_scale).round().numpy()[: len(scale)]
         pairs = zip(trained_scale.flatten()[: len(scale)], exact_factors(site, model, layers), strict=False)
         expected = [nearest_fp16(Fraction(float(d)) * abs(factor)) for d, factor in pairs]
         assert scale.tolist() == expected, site
-        assert np.array_equal(codes, trained * np.sign(rows).reshape(layers[site].channel_shape)), site
+        assert np.array_equal(codes, trained * np.sign(rows).reshape(-1, *[1] * (codes.ndim - 1))), site
 
 
 def exact_factors(site: str, model: SRModel, layers: dict[str, QuantizedLayer]) -> list[Fraction]:
@@ -184,14 +179,14 @@ def test_codes_of_a_float32_model_are_those_of_the_simulation(tiny_model: SRMode
     if weights == "none":
         sites = {site: broken(quantizer) for site, quantizer in calibration.sites.items()}
         calibration = replace(calibration, sites=sites)
-    folded = folded_layers(fold(specialize(tiny_model), calibration))
+    folded = folded_layers(fold(tiny_model, calibration))
     assert set(folded) == set(layers)
     factors = expected_factors(tiny_model, layers)
     for site, layer in layers.items():
         codes = folded[site].weight_codes
-        scale = layer.weight_grid(*(end.reshape(layer.channel_shape) for end in layer.weight_ends()))[0]
+        scale = layer.weight_grid()[0]
         simulated = (layer.quantized_weight() / scale).round().numpy()[: len(codes)]
-        sign = np.sign(factors[site][: len(codes)]).reshape(layer.channel_shape)
+        sign = np.sign(factors[site][: len(codes)]).reshape(-1, *[1] * (codes.ndim - 1))
         assert np.array_equal(codes, simulated * sign), site
 
 
@@ -209,7 +204,7 @@ def broken(quantizer: Any, **arrays: NDArray[Any] | None) -> Any:
 
 
 def test_nothing_happens_to_layers_that_stay_float(
-    tiny_specialized: SpecializedModel, tiny_calibration: Calibration
+    tiny_model: SRModel, tiny_specialized: Modules, tiny_calibration: Calibration
 ) -> None:
     """Whatever a calibration says of them."""
     sites = dict(tiny_calibration.sites)
@@ -223,11 +218,11 @@ def test_nothing_happens_to_layers_that_stay_float(
             arrays = {"weight_codes": np.ones((5, 2), np.int8), "weight_scale": np.ones(5, np.float32)}
         let = {"let_scale": np.full(4, 3, np.float32), "let_shift": np.ones(4, np.float32)}
         sites[site] = broken(sites[site], **arrays, **let)
-    folded = fold(tiny_specialized, replace(tiny_calibration, sites=sites))
+    folded = fold(tiny_model, replace(tiny_calibration, sites=sites))
     assert not set(floats) & set(folded_layers(folded))
     seen = set()
-    for name, module in tiny_specialized.networks().items():
-        before, after = layer_modules(module), layer_modules(folded.network(name).module)
+    for name, module in tiny_specialized.items():
+        before, after = layers_of(module), layers_of(folded[name].module)
         for site in set(floats) & set(before):
             seen.add(site)
             assert torch.equal(before[site].weight, after[site].weight), site
@@ -249,11 +244,11 @@ SITE = "vae.decoder.mid_block.resnets.0.conv1"  # 32 to 32 channels, 3x3
     ],
 )
 def test_weights_of_another_shape(
-    tiny_specialized: SpecializedModel, tiny_calibration: Calibration, arrays: dict[str, NDArray[Any]]
+    tiny_model: SRModel, tiny_calibration: Calibration, arrays: dict[str, NDArray[Any]]
 ) -> None:
     sites = {**tiny_calibration.sites, SITE: broken(tiny_calibration.sites[SITE], **arrays)}
     with pytest.raises(CalibrationError, match=rf"{SITE}: learned weights of shape"):
-        fold(tiny_specialized, replace(tiny_calibration, sites=sites))
+        fold(tiny_model, replace(tiny_calibration, sites=sites))
 
 
 @pytest.mark.usefixtures("few_channels")
@@ -263,4 +258,4 @@ def test_half_of_quant_conv_s_weights_are_not_all(tiny_model: SRModel, tiny_cali
     site = "vae.quant_conv"
     sites = {**tiny_calibration.sites, site: broken(tiny_calibration.sites[site], **arrays)}
     with pytest.raises(CalibrationError, match="learned weights of shape"):
-        fold(specialize(tiny_model), replace(tiny_calibration, sites=sites))
+        fold(tiny_model, replace(tiny_calibration, sites=sites))

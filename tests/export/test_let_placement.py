@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from folding import Modules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intsr.calib.models.families.sites import runs_in_integers
-from intsr.export.fold.fold import layer_modules
+from intsr.calib.models.modules import copy_sharing_weights, layers_of
 from intsr.export.fold.let import Let, fuse_let
 from intsr.export.fold.let_sites import explicit_sites, norm_readers
-from intsr.export.fold.specialize import SpecializedModel
 from intsr.kernels.quantizer import round_scale
 from intsr.types import NETWORKS
 
@@ -26,7 +26,7 @@ def random_lets(module: torch.nn.Module, seed: int, shift_share: float, left_out
     """s and d of the module's integer sites: q, k and v share them half of the time, some sites have none."""
     rng = np.random.default_rng(seed)
     lets: Lets = {}
-    for site, layer in layer_modules(module).items():
+    for site, layer in layers_of(module).items():
         channels = layer.weight.shape[1]
         s = rng.uniform(0.1, 10, channels).astype(np.float32)
         d = (rng.normal(size=channels) * (rng.random() < shift_share)).astype(np.float32)
@@ -45,12 +45,12 @@ def explicit_by_fusion(module: torch.nn.Module, lets: Lets) -> frozenset[str]:
     for site, (s, d) in lets.items():
         rounded = 1 / torch.from_numpy(round_scale((1 / torch.from_numpy(s)).numpy()))
         values[site] = Let(rounded, torch.from_numpy(d))
-    return fuse_let(module, values).explicit
+    return fuse_let(copy_sharing_weights(module), values).explicit
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_agrees_with_the_fusion(tiny_specialized: SpecializedModel, name: str) -> None:
-    module = tiny_specialized.networks()[name]
+def test_agrees_with_the_fusion(tiny_specialized: Modules, name: str) -> None:
+    module = tiny_specialized[name]
     seen = set()
 
     @given(seed=st.integers(0, 2**20), shift_share=st.sampled_from([0, 0.3, 1]), left_out=st.sampled_from([0, 0.2]))
@@ -66,8 +66,8 @@ def test_agrees_with_the_fusion(tiny_specialized: SpecializedModel, name: str) -
     assert {(end, answer) for end in ("q", "k", "v") for answer in (True, False)} <= seen
 
 
-def test_every_site_that_a_norm_feeds(tiny_specialized: SpecializedModel) -> None:
-    readers = {site for site in layer_modules(tiny_specialized.unet) if norm_readers(site)}
+def test_every_site_that_a_norm_feeds(tiny_specialized: Modules) -> None:
+    readers = {site for site in layers_of(tiny_specialized["unet"]) if norm_readers(site)}
     block = "unet.mid_block.attentions.0"
     inside = f"{block}.transformer_blocks.0"
     expected = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_q", "ff.net.0.proj")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from folding import fold
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
+from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import ModelSource, SRModel, open_model
 from intsr.calib.observe.let_scales import observe_let
-from intsr.export.fold.fold import fold, fold_and_release, layer_modules
-from intsr.export.fold.specialize import specialize
 from intsr.export.pipeline import export_model
 from intsr.targets import lowering_from_name
 from intsr.targets.lowering import LOWERINGS
@@ -72,24 +72,22 @@ def test_networks_are_loaded_one_after_another(
     assert most == [0, 0, 0]
 
 
-def test_a_released_network_keeps_no_float_weight_beside_its_codes(
-    source: ModelSource, let_calibration: Calibration, tiny_model: SRModel
+def test_a_folded_network_keeps_no_float_weight_beside_its_codes(
+    tiny_model: SRModel, let_calibration: Calibration
 ) -> None:
-    kept = fold(specialize(tiny_model), let_calibration).network("unet")
-    released = fold_and_release("unet", specialize(source.load("unet")), let_calibration)
-    assert released.layers.keys() == kept.layers.keys() and len(kept.layers) > 30
-    modules, others = layer_modules(released.module), layer_modules(kept.module)
-    for site in modules:
-        weight = modules[site].weight
-        assert weight.shape == others[site].weight.shape
-        if site in released.layers:
-            assert weight.untyped_storage().nbytes() <= 4 and torch.isnan(weight).all()
+    network = fold(tiny_model, let_calibration)["unet"]
+    assert len(network.layers) > 30
+    for site, layer in layers_of(network.module).items():
+        if site in network.layers:
+            assert layer.weight.untyped_storage().nbytes() <= 4 and torch.isnan(layer.weight).all()
         else:
-            assert torch.equal(weight, others[site].weight)
+            assert torch.isfinite(layer.weight).all()
+    assert all(torch.isfinite(parameter).all() for parameter in tiny_model.unet.parameters())
 
 
 def test_a_source_loads_what_is_asked_for(source: ModelSource, tiny_model: SRModel) -> None:
     only = source.load("vae")
-    assert only.unet is None and only.digest == tiny_model.digest
-    assert set(specialize(only).networks()) == {"encoder", "decoder"}
-    assert set(specialize(source.load()).networks()) == {"encoder", "unet", "decoder"}
+    assert only.unet is None and only.vae is not None and only.digest == tiny_model.digest
+    copied = tiny_model.load("unet")
+    assert copied.vae is None and copied.unet is not tiny_model.unet
+    assert copied.unet.conv_in.weight is tiny_model.unet.conv_in.weight

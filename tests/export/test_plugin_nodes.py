@@ -9,17 +9,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from folding import Folded
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from intsr.calib.calibration.types import Calibration
+from intsr.calib.models.open import SRModel
 from intsr.engines.builders.onnx_layers import plugin_counts
 from intsr.errors import UsageError
-from intsr.export.fold.fold import FoldedModel
-from intsr.export.graphs import export_onnx, load_export
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.graphs import load_export
+from intsr.export.lower.network import lower_network
 from intsr.export.lower.plugins.group_norm import CODES, HALVES, fuse_group_norm_into_plugin
 from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
 from intsr.export.onnx.builder import GraphBuilder
+from intsr.export.pipeline import export_model
 from intsr.kernels.launches.group_norm_plugin import NAMESPACE
 from intsr.kernels.reference.group_norm import group_norm_plugin
 from intsr.targets import lowering_from_name
@@ -155,12 +158,12 @@ def test_in_fp16_the_node_is_nearer_to_the_exact_codes_than_the_graph() -> None:
 
 
 @pytest.mark.parametrize("lowering", ["symmetric-plugins", "symmetric-rtx-f32"])
-def test_a_whole_model_node_by_node(tiny_folded: FoldedModel, lowering: str) -> None:
+def test_a_whole_model_node_by_node(tiny_folded: Folded, lowering: str) -> None:
     """Every norm of the three networks, on the numbers that it gets there."""
     shape, found = (1, 3, 64, 64), 0
     value = np.random.default_rng(0).uniform(-1, 1, shape).astype(LOWERINGS[lowering].float_dtype)
-    for network in tiny_folded.networks:
-        model, info_in, info_out = NetworkLowering(network, LOWERINGS[lowering], value.shape).run()
+    for network in tiny_folded.values():
+        model, info_in, info_out = lower_network(network, LOWERINGS[lowering], value.shape)
         norms = sum(node.op_type == "InstanceNormalization" for node in model.graph.node)
         results = differences(model, {info_in.name: value})
         for name, (kind, share, most) in results.items():
@@ -229,9 +232,11 @@ def test_an_asymmetric_quantizer_and_a_factor_of_zero_stay_behind() -> None:
     assert plugin_counts(model) == {HALVES: 1} and "Mul" in [node.op_type for node in model.graph.node]
 
 
-def test_an_export_says_its_lowering_and_keeps_no_constant_unread(tiny_folded: FoldedModel, tmp_path: Path) -> None:
+def test_an_export_says_its_lowering_and_keeps_no_constant_unread(
+    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
+) -> None:
     lowering = lowering_from_name("tensorrt", ("group-norm",))
-    export_onnx(tiny_folded, lowering, 16, tmp_path / "onnx")
+    export_model(tiny_model, tiny_calibration, lowering, 16, tmp_path / "onnx")
     assert load_export(tmp_path / "onnx").lowering == "symmetric-plugins"
     for name in ("encoder", "unet", "decoder"):
         model = onnx.load(tmp_path / "onnx" / f"{name}.onnx")
@@ -242,14 +247,14 @@ def test_an_export_says_its_lowering_and_keeps_no_constant_unread(tiny_folded: F
 
 
 def test_constants_outside_the_model_are_read(
-    tiny_folded: FoldedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lowering = lowering_from_name("tensorrt", ("group-norm",))
-    export_onnx(tiny_folded, lowering, 16, tmp_path / "inside")
+    export_model(tiny_model, tiny_calibration, lowering, 16, tmp_path / "inside")
     monkeypatch.setattr("intsr.export.graphs.EXTERNAL_DATA_BYTES", 0)
     # Shapes stay in the model, as they do at the real size; gamma and beta go.
     monkeypatch.setattr("intsr.export.onnx.builder.EXTERNAL_BYTES", 33)
-    export_onnx(tiny_folded, lowering, 16, tmp_path / "outside")
+    export_model(tiny_model, tiny_calibration, lowering, 16, tmp_path / "outside")
     for name in ("encoder", "unet", "decoder"):
         inside, outside = (onnx.load(tmp_path / f / f"{name}.onnx") for f in ("inside", "outside"))
         assert [n.SerializeToString() for n in inside.graph.node] == [
@@ -270,8 +275,10 @@ def test_lowerings_with_plugins_are_tensorrts() -> None:
         type(LOWERINGS["symmetric"])("x", "int8", "float16", 20, plugins=("layer-norm",))
 
 
-def test_commands_refuse_what_would_change_nothing(intsr: Any, tmp_path: Path, tiny_folded: FoldedModel) -> None:
-    export_onnx(tiny_folded, LOWERINGS["symmetric"], 16, tmp_path / "onnx")
+def test_commands_refuse_what_would_change_nothing(
+    intsr: Any, tmp_path: Path, tiny_model: SRModel, tiny_calibration: Calibration
+) -> None:
+    export_model(tiny_model, tiny_calibration, LOWERINGS["symmetric"], 16, tmp_path / "onnx")
     code, _, err = intsr(
         "compile", tmp_path / "onnx", "--target", "tensorrt", "--plugins", "group-norm", "-o", tmp_path / "e"
     )

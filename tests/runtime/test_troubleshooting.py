@@ -66,7 +66,8 @@ def _again(machine: Machine) -> str:
 
 
 def _other_calibration(machine: Machine) -> str:
-    from intsr.calib.calibration import Calibration, save_calibration
+    from intsr.calib.calibration.files import save_calibration
+    from intsr.calib.calibration.types import Calibration
     from intsr.types import Bits
 
     output = machine.folder / "calibration"

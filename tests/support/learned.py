@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
 from intsr.calib.models.families.sites import network_of_site
 from intsr.calib.models.open import SRModel
@@ -133,8 +133,7 @@ def _clipped_range(spec: GridSpec, seen: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def move_off_midpoints(layer: QuantizedLayer) -> None:
-    ends = (end.reshape(layer.channel_shape) for end in layer.weight_ends())
-    scale, _, _ = layer.weight_grid(*ends)
+    scale, _, _ = layer.weight_grid()
     steps = layer.scaled_weight() / scale
     near = (steps - steps.floor() - 0.5).abs() < 0.01
     s = layer.grid.scale().reshape(1, -1, *[1] * (steps.ndim - 2))

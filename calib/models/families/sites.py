@@ -73,6 +73,11 @@ def network_of_site(site: str) -> str:
     return "encoder" if site.startswith(("vae.encoder.", "vae.quant_conv")) else "decoder"
 
 
+def part_of_network(network: str) -> str:
+    """Return the part of the model, unet or vae, that encoder, unet or decoder belongs to."""
+    return "unet" if network == "unet" else "vae"
+
+
 def concat_boundaries(unet: nn.Module) -> dict[str, int]:
     """Sites whose input starts with a skip concatenation -> channels in front of the seam.
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from intsr.calib.calibration import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.data.pictures import tiles_from_picture
 from intsr.calib.models.families.sites import integer_sites
+from intsr.calib.observe.clipped import outside_counts
+from intsr.calib.observe.fake_quant import calibrated_layer, let_weight
 from intsr.calib.observe.hooks import run_observed
-from intsr.kernels.quantizer import dequantize_weight, fake_quantize_torch, quantize_weight, quantize_weight_in_range
 from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -73,28 +73,26 @@ class LayerObserver:
     """A forward pre-hook of one layer; sums only are kept, never an activation."""
 
     def __init__(self, site: str, quantizer: SiteQuantizer, layer: nn.Conv2d | nn.Linear, ticket: list[str]) -> None:
-        self.site, self.layer, self.quantizer, self._ticket = site, layer, quantizer, ticket
+        self.site, self.quantizer, self._ticket = site, quantizer, ticket
+        self.quantized, self.weight = calibrated_layer(layer, quantizer), let_weight(layer, quantizer)
         self.params = quantizer.activation_params()
-        self.weight = _scaled_weight(layer, quantizer)
-        self.quantized_weight = _quantized_weight(self.weight, quantizer)
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.seen_min, self.seen_max = math.inf, -math.inf
         self.clipped_low = self.clipped_high = self.count = 0
         self.input_power = self.input_error = self.output_power = self.output_error = 0.0
-        self.reach = torch.zeros(layer.weight.shape[1])
-        self.reach_let = torch.zeros(layer.weight.shape[1])
+        self.amax = torch.zeros(layer.weight.shape[1])
+        self.amax_let = torch.zeros(layer.weight.shape[1])
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.site not in self._ticket:
             self._ticket.append(self.site)
         x = inputs[0].detach().float()
-        transformed, padding = self._transformed(x)
-        quantized = fake_quantize_torch(transformed, self.params)
+        transformed = self.quantized.transformed(x)
+        quantized = self.quantized.quantized(transformed)
         self._see_input(x, transformed, quantized)
-        y = self._apply(transformed, self.weight, padding)
-        error = y - self._apply(quantized, self.quantized_weight, padding)
-        self.output_error += _power(error)
-        self.output_power += _power(y + self._owed(y))
+        y = self.quantized.product(transformed, self.weight)
+        self.output_error += _power(y - self.quantized.product(quantized, self.quantized.weight))
+        self.output_power += _power(y)
 
     def _see_input(self, x: torch.Tensor, transformed: torch.Tensor, quantized: torch.Tensor) -> None:
         low, high = self.quantizer.x_min, self.quantizer.x_max
@@ -103,43 +101,14 @@ class LayerObserver:
         self.counts += torch.histc(transformed.clamp(*ends), BINS, *ends)
         seen_min, seen_max = (float(end) for end in transformed.aminmax())
         self.seen_min, self.seen_max = min(self.seen_min, seen_min), max(self.seen_max, seen_max)
-        # Half a step beyond the ends still rounds to them.
-        half = self.params.scale / 2
-        self.clipped_low += int((transformed < self.params.real_min - half).count_nonzero())
-        self.clipped_high += int((transformed > self.params.real_max + half).count_nonzero())
+        below, above = outside_counts(transformed, self.params)
+        self.clipped_low, self.clipped_high = self.clipped_low + below, self.clipped_high + above
         self.count += transformed.numel()
         self.input_power += _power(transformed)
         self.input_error += _power(transformed - quantized)
         others = (0, 2, 3) if x.ndim == 4 else tuple(range(x.ndim - 1))
-        self.reach = torch.maximum(self.reach, x.abs().amax(others))
-        self.reach_let = torch.maximum(self.reach_let, transformed.abs().amax(others))
-
-    def _transformed(self, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """x~, and the padding that is left to the layer: with a shift, zeros of x come before it."""
-        padding = self.layer.padding if isinstance(self.layer, nn.Conv2d) else 0
-        s, d = self.quantizer.let_scale, self.quantizer.let_shift
-        if s is None or d is None:
-            return x, padding
-        shape = (1, -1, 1, 1) if isinstance(self.layer, nn.Conv2d) else (-1,)
-        if d.any() and isinstance(self.layer, nn.Conv2d):
-            assert isinstance(padding, tuple)
-            x, padding = functional.pad(x, (padding[1], padding[1], padding[0], padding[0])), (0, 0)
-        return (x - torch.tensor(d).reshape(shape)) / torch.tensor(s).reshape(shape), padding
-
-    def _apply(self, x: torch.Tensor, weight: torch.Tensor, padding: Any) -> torch.Tensor:
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            return functional.linear(x, weight)
-        return functional.conv2d(x, weight, None, layer.stride, padding, layer.dilation, layer.groups)
-
-    def _owed(self, y: torch.Tensor) -> torch.Tensor:
-        """W d + b, in the shape that adds to y."""
-        weight = self.layer.weight.detach()
-        owed = torch.zeros(weight.shape[0]) if self.layer.bias is None else self.layer.bias.detach()
-        if self.quantizer.let_shift is not None:
-            shift = torch.tensor(self.quantizer.let_shift).reshape(1, -1, *[1] * (weight.ndim - 2))
-            owed = owed + (weight * shift).flatten(1).sum(1)
-        return owed.reshape(1, -1, 1, 1) if y.ndim == 4 else owed
+        self.amax = torch.maximum(self.amax, x.abs().amax(others))
+        self.amax_let = torch.maximum(self.amax_let, transformed.abs().amax(others))
 
     def statistics(self) -> LayerStatistics:
         return LayerStatistics(
@@ -152,31 +121,11 @@ class LayerObserver:
             self.clipped_high / self.count,
             _sqnr_db(self.input_power, self.input_error),
             _sqnr_db(self.output_power, self.output_error),
-            _ratio(self.reach),
-            _ratio(self.reach_let),
-            tuple(float(value) for value in self.reach),
-            tuple(float(value) for value in self.reach_let),
+            _ratio(self.amax),
+            _ratio(self.amax_let),
+            tuple(float(value) for value in self.amax),
+            tuple(float(value) for value in self.amax_let),
         )
-
-
-def _scaled_weight(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> torch.Tensor:
-    """W~ = s W."""
-    weight = layer.weight.detach().float()
-    if quantizer.let_scale is None:
-        return weight
-    return weight * torch.tensor(quantizer.let_scale).reshape(1, -1, *[1] * (weight.ndim - 2))
-
-
-def _quantized_weight(weight: torch.Tensor, quantizer: SiteQuantizer) -> torch.Tensor:
-    """Q(W~), as `fold` takes it: learned codes, learned ranges, or each channel's own largest."""
-    if quantizer.weight_codes is not None and quantizer.weight_scale is not None:
-        return torch.from_numpy(dequantize_weight(quantizer.weight_codes, quantizer.weight_scale))
-    if quantizer.weight_low is not None and quantizer.weight_high is not None:
-        ends = (quantizer.weight_low, quantizer.weight_high)
-        codes, scale = quantize_weight_in_range(weight.numpy(), *ends, quantizer.weight_bits)
-    else:
-        codes, scale = quantize_weight(weight.numpy(), quantizer.weight_bits)
-    return torch.from_numpy(dequantize_weight(codes, scale))
 
 
 def _power(x: torch.Tensor) -> float:
@@ -201,7 +150,7 @@ def observe_layers(
 
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
-    calibration.check_model(model.digest, model.spec.name, model.older_digest)
+    calibration.check_model(model.digest, model.spec.name)
     modules: dict[str, nn.Module] = {**integer_sites(model, calibration.parts)}
     ticket: list[str] = []
     observers = {

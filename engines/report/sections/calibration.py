@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibration import load_calibration
+from intsr.calib.calibration.files import load_calibration
+from intsr.calib.calibration.types import PASSIONSR
 from intsr.calib.models.families.sites import network_of_site
 from intsr.engines.inspect.calibration import inspect_calibration
 from intsr.engines.report.measure.layer_order import graph_order, short_name
@@ -63,7 +64,7 @@ def calibration_section(request: ReportRequest, say: Say) -> CalibrationSection:
         "layers_by_network": _by_network(layers),
         "layers": layers,
         "phases": _phases(curves),
-        "imported": bool(load_calibration(request.calibration).official_layers),
+        "imported": load_calibration(request.calibration).folding == PASSIONSR,
     }
     section = CalibrationSection(facts)
     _draw(section, layers, statistics, curves)
@@ -91,7 +92,7 @@ def _measured(request: ReportRequest, say: Say) -> _Measured | None:
     from intsr.engines.report.measure.layers import observe_layers, observed_tile_px
 
     calibration = load_calibration(request.calibration)
-    if calibration.official_layers:
+    if calibration.folding == PASSIONSR:
         say("layers are not measured: an imported calibration has several grids a layer")
         return None
     say(f"measuring the layers of {request.model}")

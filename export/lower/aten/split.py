@@ -1,23 +1,24 @@
-"""Handlers of the operations that only split layers and quantized attention have; see `aten`."""
+"""Operations that only PassionSR's split layers and quantized attention have."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from intsr.errors import ExportError
-from intsr.export.lower.aten import Handler, Value
+from intsr.export.lower.context import LoweringContext, Value, lowers
 from intsr.export.lower.write.activations import UINT8_MAX, plan_grid
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams
 
-if TYPE_CHECKING:
-    from intsr.export.lower.network import NetworkLowering
+aten: Any = torch.ops.aten
 
 
-def fake_quantize(net: NetworkLowering, node: fx.Node) -> Value:
+@lowers(torch.ops.intsr.fake_quantize.default)
+def fake_quantize(net: LoweringContext, node: fx.Node) -> Value:
     """A grid as Q and DQ.
 
     Where activations are uint8, rounding is a step of its own, half away from zero, and Q only changes the type:
@@ -63,15 +64,18 @@ def _round_half_away(b: GraphBuilder, value: str, name: str) -> str:
     return b.op("Add", signs, f"{name}.rounded")
 
 
-def matmul(net: NetworkLowering, node: fx.Node) -> Value:
+@lowers(aten.matmul.default)
+def matmul(net: LoweringContext, node: fx.Node) -> Value:
     return net.builder.op("MatMul", [net.value(argument) for argument in node.args[:2]], node.name)
 
 
-def softmax(net: NetworkLowering, node: fx.Node) -> Value:
+@lowers(aten.softmax.int)
+def softmax(net: LoweringContext, node: fx.Node) -> Value:
     return net.builder.op("Softmax", [net.value(node.args[0])], node.name, axis=_integer(node, 1))
 
 
-def narrow(net: NetworkLowering, node: fx.Node) -> Value:
+@lowers(aten.slice.Tensor, aten.narrow.default)
+def narrow(net: LoweringContext, node: fx.Node) -> Value:
     """Some neighbours along one axis."""
     source: Any = node.args[0]
     shape, after = (list(value.meta["val"].shape) for value in (source, node))
@@ -89,7 +93,8 @@ def narrow(net: NetworkLowering, node: fx.Node) -> Value:
     return net.builder.op("Slice", [net.value(source), *constants], node.name)
 
 
-def total(net: NetworkLowering, node: fx.Node) -> Value:
+@lowers(aten.sum.dim_IntList)
+def total(net: LoweringContext, node: fx.Node) -> Value:
     """Sum along axes that are kept."""
     axes: Any = node.args[1]
     rank = len(node.meta["val"].shape)
@@ -99,24 +104,7 @@ def total(net: NetworkLowering, node: fx.Node) -> Value:
     return net.builder.op("ReduceSum", [net.value(node.args[0]), constant], node.name, keepdims=1)
 
 
-def subtract(net: NetworkLowering, node: fx.Node) -> Value:
-    if node.kwargs:
-        raise ExportError(str(node.name), f"arguments {sorted(node.kwargs)}", "plain Sub")
-    return net.builder.op("Sub", [net.value(argument) for argument in node.args], node.name)
-
-
 def _integer(node: fx.Node, index: int) -> int:
     value = node.args[index]
     assert isinstance(value, int | np.integer)
     return int(value)
-
-
-SPLIT_HANDLERS: dict[str, Handler] = {
-    "intsr.fake_quantize.default": fake_quantize,
-    "aten.matmul.default": matmul,
-    "aten.softmax.int": softmax,
-    "aten.slice.Tensor": narrow,
-    "aten.narrow.default": narrow,
-    "aten.sum.dim_IntList": total,
-    "aten.sub.Tensor": subtract,
-}

@@ -10,19 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from intsr.export.fold.fold import FoldedLayer
+from intsr.export.lower.context import LoweringContext
 from intsr.export.lower.write.activations import check_padding, shifted_bias, value_outside, write_weight
 from intsr.export.lower.write.borders import ColumnBias, Window, border_bias
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import MIN_SCALE, dequantize_weight
-
-if TYPE_CHECKING:
-    from intsr.export.lower.network import NetworkLowering
 
 F32 = NDArray[np.float32]
 # Half of fp16's range: what the sums of codes and scales may reach at worst.
@@ -45,7 +42,7 @@ def tensor_scale(layer: FoldedLayer) -> float:
 
 
 def write_convolution(
-    net: NetworkLowering,
+    net: LoweringContext,
     value: str,
     layer: FoldedLayer,
     window: Window,
@@ -66,7 +63,7 @@ def write_convolution(
 
 
 def _write_convolution(
-    net: NetworkLowering,
+    net: LoweringContext,
     value: str,
     layer: FoldedLayer,
     window: Window,
@@ -93,7 +90,7 @@ def _write_convolution(
 
 
 def _product(
-    net: NetworkLowering, value: str, layer: FoldedLayer, window: Window, groups: int, bias: F32 | None
+    net: LoweringContext, value: str, layer: FoldedLayer, window: Window, groups: int, bias: F32 | None
 ) -> str:
     """The convolution itself, with a bias that is the same everywhere."""
     b, site = net.builder, layer.site
@@ -129,7 +126,7 @@ def _add_borders(b: GraphBuilder, y: str, borders: tuple[ColumnBias, ...], site:
     return result
 
 
-def write_linear(net: NetworkLowering, value: str, layer: FoldedLayer, bias: F32 | None) -> str:
+def write_linear(net: LoweringContext, value: str, layer: FoldedLayer, bias: F32 | None) -> str:
     """An integer linear layer as MatMul with codes stored (in, out): TensorRT takes that form's scales on axis 1."""
     b, site = net.builder, layer.site
     value, shift, _ = net.activations.write(value, layer, (0, 0, 0, 0))
@@ -141,7 +138,7 @@ def write_linear(net: NetworkLowering, value: str, layer: FoldedLayer, bias: F32
     return y if bias is None else b.op("Add", [y, b.constant(f"{site}.bias", bias)], f"{site}.add_bias")
 
 
-def _weight(net: NetworkLowering, layer: FoldedLayer, axis: int) -> tuple[str, F32 | None]:
+def _weight(net: LoweringContext, layer: FoldedLayer, axis: int) -> tuple[str, F32 | None]:
     """The dequantized weight, and the factors that it still lacks."""
     codes, scale = layer.weight_codes, layer.weight_scale
     if net.builder.lowering.weight_scale == "channel" or layer.activation is None:

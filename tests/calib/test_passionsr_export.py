@@ -11,20 +11,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from folding import fold
 from PIL import Image
 from torch import nn
 
 from intsr.calib.models.families.sites import is_constant, network_of_site
 from intsr.calib.models.reference import reference_networks
-from intsr.calib.passionsr.forward import OfficialQuantizedLayer, official_model
-from intsr.calib.passionsr.import_checkpoint import import_official
+from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_model
+from intsr.calib.passionsr.import_checkpoint import import_passionsr
+from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.engines.verify.agreement import psnr_db
 from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedNetwork
-from intsr.export.fold.passionsr import fold_official, fold_official_network
 from intsr.export.fold.split_layers import SplitLayer
-from intsr.export.lower.network import NetworkLowering
+from intsr.export.lower.network import lower_network
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.targets import lowering_from_name
 from intsr.types import NETWORKS, Bits
@@ -47,7 +48,7 @@ class _Alone(nn.Module):
 def run_onnx(network: FoldedNetwork, x: torch.Tensor, path: Path, lowering: str = "cpu") -> torch.Tensor:
     import onnxruntime
 
-    model, _, _ = NetworkLowering(network, lowering_from_name(lowering), tuple(x.shape)).run()
+    model, _, _ = lower_network(network, lowering_from_name(lowering), tuple(x.shape))
     onnx.save(model, path)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -62,7 +63,7 @@ def layer_inputs(official: Any, x: torch.Tensor) -> dict[str, tuple[torch.Tensor
         module.register_forward_hook(lambda _, args, y, site=f"{part}.{name}": seen.update({site: (args[0], y)}))
         for part in ("unet", "vae")
         for name, module in getattr(official, part).named_modules()
-        if isinstance(module, OfficialQuantizedLayer)
+        if isinstance(module, PassionSRQuantizedLayer)
     ]
     with torch.no_grad():
         for network in reference_networks(official).values():
@@ -84,11 +85,11 @@ def relative_errors(
     model: Any, calibration: Any, x: torch.Tensor, run: Callable[..., torch.Tensor], every: int
 ) -> Any:
     """rms error of single layers on the torch import's own inputs, relative to their outputs."""
-    official = official_model(model, calibration.official_layers, calibration.official_attentions)
+    official = passionsr_model(model, PassionSRQuantizers.from_calibration(calibration))
     seen, errors = layer_inputs(official, x), {}
     for name in NETWORKS:
-        network = fold_official_network(name, model, calibration)
-        sites = [s for s in calibration.official_layers if network_of_site(s) == name and not is_constant(s)]
+        network = fold(model, calibration)[name]
+        sites = [s for s in calibration.imported["layers"] if network_of_site(s) == name and not is_constant(s)]
         for site in sites[::every]:
             layer = network.module.get_submodule(site)
             assert isinstance(layer, SplitLayer)
@@ -109,8 +110,8 @@ def run_torch(network: FoldedNetwork, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module", params=["w8a8", "w6a6", "w4a8"])
-def calibration(request: pytest.FixtureRequest, official_files: list[Path], tiny_model: Any) -> Any:
-    return import_official(tiny_model, official_files, Bits.parse(request.param), TILE_PX)
+def calibration(request: pytest.FixtureRequest, passionsr_files: list[Path], tiny_model: Any) -> Any:
+    return import_passionsr(tiny_model, passionsr_files, Bits.parse(request.param), TILE_PX)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def picture() -> torch.Tensor:
 def test_every_layer_in_torch(tiny_model: Any, calibration: Any, picture: torch.Tensor) -> None:
     """Same operations up to the product: no code may differ."""
     errors = relative_errors(tiny_model, calibration, picture, run_torch, every=1)
-    assert len(errors) == len([site for site in calibration.official_layers if not is_constant(site)])
+    assert len(errors) == len([site for site in calibration.imported["layers"] if not is_constant(site)])
     assert max(errors.values()) < ROUNDING, max(errors, key=lambda site: errors[site])
 
 
@@ -137,10 +138,10 @@ def test_layers_in_onnx(tiny_model: Any, calibration: Any, picture: torch.Tensor
 @torch.no_grad()
 def test_attention_and_constants_in_torch(tiny_model: Any, calibration: Any, picture: torch.Tensor) -> None:
     """Whole networks, each on the torch import's input: apart from flipped codes they agree to the last digits."""
-    official = official_model(tiny_model, calibration.official_layers, calibration.official_attentions)
-    folded, x = fold_official(tiny_model, calibration), picture
+    official = passionsr_model(tiny_model, PassionSRQuantizers.from_calibration(calibration))
+    folded, x = fold(tiny_model, calibration), picture
     for name, network in reference_networks(official).items():
-        y, expected = fake_quantized(folded.network(name))(x), network(x)
+        y, expected = fake_quantized(folded[name])(x), network(x)
         span = float(expected.max() - expected.min())
         assert psnr_db(float((y - expected).square().mean()), span) > 30, name
         x = expected
@@ -148,20 +149,22 @@ def test_attention_and_constants_in_torch(tiny_model: Any, calibration: Any, pic
 
 def test_a_padded_border_is_exact(tiny_model: Any, calibration: Any) -> None:
     """conv0(o 1, W) differs at the border: a constant bias in its place would be seen there."""
-    network = fold_official_network("decoder", tiny_model, calibration)
+    network = fold(tiny_model, calibration)["decoder"]
     site = "vae.decoder.conv_in"
     layer: Any = network.module.get_submodule(site)
     assert layer.has_border
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    official = OfficialQuantizedLayer(tiny_model.vae.decoder.conv_in, calibration.official_layers[site])
+    official = PassionSRQuantizedLayer(
+        tiny_model.vae.decoder.conv_in, PassionSRQuantizers.from_calibration(calibration).layers[site]
+    )
     difference = run_torch(alone(network, site), x) - official(x)
     assert difference[..., 0, :].abs().max() < 1e-5 and difference[..., 0, 0].abs().max() < 1e-5
 
 
 def test_other_targets_take_it(tiny_model: Any, calibration: Any, picture: torch.Tensor, tmp_path: Path) -> None:
     """int8 containers round halves to even and shift: the same grids, so that only flipped codes differ."""
-    network = fold_official_network("encoder", tiny_model, calibration)
-    official = official_model(tiny_model, calibration.official_layers, calibration.official_attentions)
+    network = fold(tiny_model, calibration)["encoder"]
+    official = passionsr_model(tiny_model, PassionSRQuantizers.from_calibration(calibration))
     with torch.no_grad():
         expected = reference_networks(official)["encoder"](picture)
     y = run_onnx(network, picture, tmp_path / "encoder.onnx", "symmetric-f32")
@@ -169,17 +172,17 @@ def test_other_targets_take_it(tiny_model: Any, calibration: Any, picture: torch
 
 
 def test_a_tile_of_other_tokens_cannot_be_exported(tiny_model: Any, calibration: Any) -> None:
-    network = fold_official_network("unet", tiny_model, calibration)
+    network = fold(tiny_model, calibration)["unet"]
     with pytest.raises(ExportError, match="tokens"):
-        NetworkLowering(network, lowering_from_name("cpu"), (1, 4, 32, 32)).run()
+        lower_network(network, lowering_from_name("cpu"), (1, 4, 32, 32))
 
 
 def test_a_layer_without_numbers(tiny_model: Any, calibration: Any) -> None:
     from dataclasses import replace
 
-    layers = {site: q for site, q in calibration.official_layers.items() if site != "unet.conv_out"}
+    layers = {site: q for site, q in calibration.imported["layers"].items() if site != "unet.conv_out"}
     with pytest.raises(CalibrationError, match=r"nothing for unet\.conv_out"):
-        fold_official(tiny_model, replace(calibration, official_layers=layers))
+        fold(tiny_model, replace(calibration, imported={**calibration.imported, "layers": layers}))
 
 
 def test_reference_layers_in_onnx(reference: Any, tmp_path: Path) -> None:
@@ -195,9 +198,9 @@ def test_reference_layers_in_onnx(reference: Any, tmp_path: Path) -> None:
     assert sum(error > 10 * ROUNDING for error in errors.values()) <= 2
 
 
-def test_from_the_command_line(intsr: Any, tiny_folder: Path, official_files: list[Path], tmp_path: Path) -> None:
+def test_from_the_command_line(intsr: Any, tiny_folder: Path, passionsr_files: list[Path], tmp_path: Path) -> None:
     """Import, export (from the files and from the folder: the same graphs), compile, verify."""
-    unet, vae = official_files
+    unet, vae = passionsr_files
     folder, engine = tmp_path / "official", tmp_path / "official.engine"
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -242,10 +245,10 @@ def test_what_an_export_of_an_import_does_not_take(
     message: str,
     intsr: Any,
     tiny_folder: Path,
-    official_files: list[Path],
+    passionsr_files: list[Path],
     tmp_path: Path,
 ) -> None:
-    given = ("export", tiny_folder, "--passionsr", *official_files, *arguments, "-o", tmp_path / "out")
+    given = ("export", tiny_folder, "--passionsr", *passionsr_files, *arguments, "-o", tmp_path / "out")
     code, _, error = intsr(*given)
     assert code == 2 and message in error
     assert not (tmp_path / "out").exists()
@@ -269,7 +272,7 @@ def test_what_an_import_does_not_take(
     message: str,
     intsr: Any,
     tiny_folder: Path,
-    official_files: list[Path],
+    passionsr_files: list[Path],
     tmp_path: Path,
 ) -> None:
     code, _, error = intsr(
@@ -277,7 +280,7 @@ def test_what_an_import_does_not_take(
             "calibrate",
             tiny_folder,
             "--passionsr",
-            *official_files,
+            *passionsr_files,
             "--tile",
             TILE_PX,
             *arguments,

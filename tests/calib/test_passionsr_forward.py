@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from intsr.calib.models.reference import reference_networks
-from intsr.calib.passionsr.forward import official_grid, quantize_scalar_range, round_half_away
-from intsr.calib.passionsr.names import official_names
+from intsr.calib.passionsr.forward import passionsr_grid, quantize_scalar_range, round_half_away
+from intsr.calib.passionsr.names import ldm_names
 
 FLOATS = (torch.float64, torch.float32)
 LAYER_TOLERANCE = 1e-5
@@ -26,7 +26,7 @@ def test_halves_round_away_from_zero() -> None:
 def test_scalar_grids_are_made_in_float64() -> None:
     """R(min / D) is -17 in float64 and -18 in float32: a whole code apart."""
     low, high = float(np.float32(-0.364)), float(np.float32(4.94))
-    firsts = [official_grid(torch.tensor(low, dtype=t), torch.tensor(high, dtype=t), 8)[1] for t in FLOATS]
+    firsts = [passionsr_grid(torch.tensor(low, dtype=t), torch.tensor(high, dtype=t), 8)[1] for t in FLOATS]
     assert [float(first) for first in firsts] == [-17, -18]
     y = quantize_scalar_range(torch.tensor([-9.0, 9.0]), (low, high), 8)
     step = np.float32((high - low) / 255)
@@ -37,7 +37,7 @@ def _recorded(reference: Any) -> dict[str, tuple[Any, str]]:
     """ldm name with its part -> (module of the torch import, site), for everything that was recorded."""
     found = {}
     for part in ("unet", "vae"):
-        names = official_names(reference.model, part)
+        names = ldm_names(reference.model, part)
         for site, name in {**names.layers, **names.attentions}.items():
             if f"{part}.{name}.in" in reference.layers_quant:
                 module = getattr(reference.official, part).get_submodule(site.partition(".")[2])

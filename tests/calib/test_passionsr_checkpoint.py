@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from passionsr import sd21_on_meta
 from safetensors.torch import save_file
 
-from intsr.calib.calibration import load_calibration, save_calibration
+from intsr.calib.calibration.files import load_calibration, save_calibration
 from intsr.calib.models.families.sites import bits_of_site, sites_of_model
-from intsr.calib.passionsr.checkpoint import PREFIX, expected_shapes, official_bits, read_official
-from intsr.calib.passionsr.import_checkpoint import import_official
-from intsr.calib.passionsr.names import official_names
+from intsr.calib.passionsr.checkpoint import PREFIX, bits_of_ldm_name, expected_shapes, read_passionsr
+from intsr.calib.passionsr.import_checkpoint import import_passionsr
+from intsr.calib.passionsr.names import ldm_names
+from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.cli.options import spread_values
 from intsr.errors import CalibrationError, UsageError
 from intsr.types import Bits
@@ -29,23 +31,23 @@ W8A8 = Bits.parse("w8a8")
 
 
 def changed(
-    official_files: list[Path], folder: Path, part: int, change: Callable[[dict[str, torch.Tensor]], None]
+    passionsr_files: list[Path], folder: Path, part: int, change: Callable[[dict[str, torch.Tensor]], None]
 ) -> list[Path]:
     """The files, one of them rewritten after `change` to its table."""
-    tensors = torch.load(official_files[part], weights_only=True)
+    tensors = torch.load(passionsr_files[part], weights_only=True)
     change(tensors)
-    path = folder / official_files[part].name
+    path = folder / passionsr_files[part].name
     torch.save(tensors, path)
-    return [path if i == part else file for i, file in enumerate(official_files)]
+    return [path if i == part else file for i, file in enumerate(passionsr_files)]
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
-def test_full_size_keys_and_shapes(part: str, official_support: Any) -> None:
+def test_full_size_keys_and_shapes(part: str) -> None:
     path = REFERENCE / f"full_keys_{part}.json"
     if not path.exists():
         pytest.skip(f"no {path.name}")
-    model = official_support.sd21_on_meta()
-    shapes = expected_shapes(model, part, official_names(model, part))
+    model = sd21_on_meta()
+    shapes = expected_shapes(model, part, ldm_names(model, part))
     official = {key: tuple(value["shape"]) for key, value in json.loads(path.read_text())["keys"].items()}
     assert len(official) == {"unet": 3730, "vae": 680}[part]
     assert set(shapes) == set(official)
@@ -53,30 +55,33 @@ def test_full_size_keys_and_shapes(part: str, official_support: Any) -> None:
     assert {k: v for k, v in shapes.items() if v} == {k: official[k] for k, shape in shapes.items() if shape}
 
 
-def test_eight_bit_layers_are_ours(official_support: Any) -> None:
-    model = official_support.sd21_on_meta()
+def test_eight_bit_layers_are_ours() -> None:
+    model = sd21_on_meta()
     w6a6 = Bits.parse("w6a6")
     for part in ("unet", "vae"):
-        for site, name in official_names(model, part).layers.items():
-            assert official_bits(name, w6a6) == bits_of_site(site, w6a6), site
+        for site, name in ldm_names(model, part).layers.items():
+            assert bits_of_ldm_name(name, w6a6) == bits_of_site(site, w6a6), site
 
 
-def test_reads_every_layer(official_files: list[Path], tiny_model: Any) -> None:
-    checkpoint = read_official(official_files[0], official_files[1], tiny_model, W8A8)
+def test_reads_every_layer(passionsr_files: list[Path], tiny_model: Any) -> None:
+    checkpoint = read_passionsr(passionsr_files[0], passionsr_files[1], tiny_model, W8A8)
     assert checkpoint.parts == ("unet", "vae")
-    assert set(checkpoint.layers) == set(sites_of_model(tiny_model, ("unet", "vae")))
-    tensors = torch.load(official_files[0], weights_only=True)
-    layer, key = checkpoint.layers["unet.up_blocks.0.resnets.0.conv1"], f"{PREFIX}output_blocks.0.0.in_layers.2"
-    assert layer.convolution and not checkpoint.layers["unet.time_embedding.linear_1"].convolution
+    assert set(checkpoint.quantizers.layers) == set(sites_of_model(tiny_model, ("unet", "vae")))
+    tensors = torch.load(passionsr_files[0], weights_only=True)
+    layer, key = (
+        checkpoint.quantizers.layers["unet.up_blocks.0.resnets.0.conv1"],
+        f"{PREFIX}output_blocks.0.0.in_layers.2",
+    )
+    assert layer.convolution and not checkpoint.quantizers.layers["unet.time_embedding.linear_1"].convolution
     assert layer.offset.tolist() == tensors[f"{key}.offset"].flatten().tolist()
     assert layer.weight_high[1].tolist() == tensors[f"{key}.weight_quantizer_1.x_max"].flatten().tolist()
     assert layer.input_low[1] == tensors[f"{key}.act_quantizer_1.x_min"].double()
 
 
-def test_safetensors_and_the_unet_alone(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+def test_safetensors_and_the_unet_alone(passionsr_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
     path = tmp_path / "unet.safetensors"
-    save_file({k: v.contiguous() for k, v in torch.load(official_files[0], weights_only=True).items()}, path)
-    calibration = import_official(tiny_model, [path], W8A8, TILE_PX)
+    save_file({k: v.contiguous() for k, v in torch.load(passionsr_files[0], weights_only=True).items()}, path)
+    calibration = import_passionsr(tiny_model, [path], W8A8, TILE_PX)
     assert calibration.parts == ("unet",)
     assert all(site.startswith("unet.") for site in calibration.sites)
 
@@ -95,19 +100,19 @@ def test_safetensors_and_the_unet_alone(official_files: list[Path], tiny_model: 
     ],
 )
 def test_what_does_not_fit_is_refused(
-    part: int, change: Any, message: str, official_files: list[Path], tiny_model: Any, tmp_path: Path
+    part: int, change: Any, message: str, passionsr_files: list[Path], tiny_model: Any, tmp_path: Path
 ) -> None:
     with pytest.raises(CalibrationError) as error:
-        import_official(tiny_model, changed(official_files, tmp_path, part, change), W8A8, TILE_PX)
+        import_passionsr(tiny_model, changed(passionsr_files, tmp_path, part, change), W8A8, TILE_PX)
     assert message in str(error.value)
 
 
-def test_files_the_other_way_round(official_files: list[Path], tiny_model: Any) -> None:
+def test_files_the_other_way_round(passionsr_files: list[Path], tiny_model: Any) -> None:
     with pytest.raises(CalibrationError, match=r"keys missing .* and .* keys unexpected"):
-        import_official(tiny_model, official_files[::-1], W8A8, TILE_PX)
+        import_passionsr(tiny_model, passionsr_files[::-1], W8A8, TILE_PX)
 
 
-def test_a_base_without_the_lora(official_files: list[Path], tiny_model: Any) -> None:
+def test_a_base_without_the_lora(passionsr_files: list[Path], tiny_model: Any) -> None:
     """Every UNet weight off by about 15 % of its size, as where an adapter was not merged."""
     unet = copy.deepcopy(tiny_model.unet)
     generator = torch.Generator().manual_seed(1)
@@ -116,7 +121,7 @@ def test_a_base_without_the_lora(official_files: list[Path], tiny_model: Any) ->
             shaken = parameter * (1 + 0.15 * torch.randn(parameter.shape, generator=generator))
             parameter.data = shaken
     with pytest.raises(CalibrationError, match=r"unet by .* with OSEDiff's LoRA merged"):
-        import_official(replace(tiny_model, unet=unet), official_files, W8A8, TILE_PX)
+        import_passionsr(replace(tiny_model, unet=unet), passionsr_files, W8A8, TILE_PX)
 
 
 class _RunsCode:
@@ -125,62 +130,69 @@ class _RunsCode:
 
 
 def test_a_pickle_that_runs_code_is_refused(
-    official_files: list[Path], tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    passionsr_files: list[Path], tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for writer in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
         path = tmp_path / "unet.pth"
         writer({"a": _RunsCode()}, path)
         with pytest.raises(CalibrationError, match=r"unet\.pth: a pickle that holds more than tensors"):
-            read_official(path, official_files[1], tiny_model, W8A8)
+            read_passionsr(path, passionsr_files[1], tiny_model, W8A8)
     assert "this ran" not in capsys.readouterr().out
 
 
-def test_other_tiles_and_contexts_are_refused(official_files: list[Path], tiny_model: Any) -> None:
+def test_other_tiles_and_contexts_are_refused(passionsr_files: list[Path], tiny_model: Any) -> None:
     with pytest.raises(CalibrationError, match="use --tile 8"):
-        import_official(tiny_model, official_files, W8A8, 2 * TILE_PX)
+        import_passionsr(tiny_model, passionsr_files, W8A8, 2 * TILE_PX)
     longer = replace(tiny_model, context=torch.cat([tiny_model.context] * 2, dim=1))
     with pytest.raises(CalibrationError, match="give the context with --context"):
-        import_official(longer, official_files, W8A8, TILE_PX)
+        import_passionsr(longer, passionsr_files, W8A8, TILE_PX)
     with pytest.raises(UsageError, match="--bits"):
-        import_official(tiny_model, official_files, Bits(None, None), TILE_PX)
+        import_passionsr(tiny_model, passionsr_files, Bits(None, None), TILE_PX)
 
 
-def test_a_folder_keeps_every_number(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
-    calibration = import_official(tiny_model, official_files, W8A8, TILE_PX)
+def test_a_folder_keeps_every_number(passionsr_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+    calibration = import_passionsr(tiny_model, passionsr_files, W8A8, TILE_PX)
     save_calibration(calibration, tmp_path / "official")
     loaded = load_calibration(tmp_path / "official")
-    assert loaded.digest() == calibration.digest()
-    assert set(loaded.official_attentions) == set(calibration.official_attentions)
-    other = dict(calibration.official_layers)
-    layer = other["unet.conv_out"]
-    other["unet.conv_out"] = replace(layer, input_low=layer.input_low - 1e-9)
-    assert replace(calibration, official_layers=other).digest() != calibration.digest()
+    assert loaded.folding == "passionsr" and loaded.digest() == calibration.digest()
+    quantizers = PassionSRQuantizers.from_calibration(loaded)
+    layer = quantizers.layers["unet.conv_out"]
+    changed_layers = {**quantizers.layers, "unet.conv_out": replace(layer, input_low=layer.input_low - 1e-9)}
+    records = replace(quantizers, layers=changed_layers).records()
+    assert replace(calibration, imported=records).digest() != calibration.digest()
 
 
-def test_a_folder_with_a_tensor_less_is_refused(official_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
+def test_a_folder_with_a_tensor_less_is_refused(passionsr_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
     from safetensors.numpy import save_file as save
 
     folder = tmp_path / "official"
-    save_calibration(import_official(tiny_model, official_files, W8A8, TILE_PX), folder)
+    save_calibration(import_passionsr(tiny_model, passionsr_files, W8A8, TILE_PX), folder)
     tensors = load_file(folder / "ranges.safetensors")
     del tensors["unet.conv_out.official.scale"]
     save(tensors, folder / "ranges.safetensors")
-    with pytest.raises(CalibrationError, match=r"official layers: .*scale"):
+    with pytest.raises(CalibrationError, match=r"layers: .*scale"):
+        PassionSRQuantizers.from_calibration(load_calibration(folder))
+    save(
+        {key: value for key, value in tensors.items() if "conv_out.official" not in key},
+        folder / "ranges.safetensors",
+    )
+    with pytest.raises(CalibrationError, match="tensors without facts"):
         load_calibration(folder)
 
 
-@pytest.mark.parametrize(("key", "value"), [("weight_bits", 8.0), ("activation_bits", True), ("convolution", 1)])
-def test_facts_of_another_type_are_refused(
-    official_files: list[Path], tiny_model: Any, tmp_path: Path, key: str, value: object
-) -> None:
+def test_facts_of_another_type_are_refused(passionsr_files: list[Path], tiny_model: Any, tmp_path: Path) -> None:
     folder = tmp_path / "official"
-    save_calibration(import_official(tiny_model, official_files, W8A8, TILE_PX), folder)
+    save_calibration(import_passionsr(tiny_model, passionsr_files, W8A8, TILE_PX), folder)
     values = json.loads((folder / "calibration.json").read_text())
-    values["official"]["layers"]["unet.conv_out"][key] = value
-    (folder / "calibration.json").write_text(json.dumps(values))
-    with pytest.raises(CalibrationError, match=f"official layers: {key} is {value!r}, expected"):
-        load_calibration(folder)
+    facts = values["official"]["layers"]["unet.conv_out"]
+    for key, value in (("weight_bits", 9), ("activation_bits", True), ("convolution", 1)):
+        before = facts[key]
+        facts[key] = value
+        (folder / "calibration.json").write_text(json.dumps(values))
+        with pytest.raises(CalibrationError, match=key):
+            PassionSRQuantizers.from_calibration(load_calibration(folder))
+        facts[key] = before
 
 
 def test_spread_values() -> None:

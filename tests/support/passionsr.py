@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.passionsr.checkpoint import PIECES, PREFIX, expected_shapes
 from intsr.calib.passionsr.forward import halves
-from intsr.calib.passionsr.names import official_names
+from intsr.calib.passionsr.names import ldm_names
 
 LDM_PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 
@@ -33,7 +33,7 @@ def write_reference_model(reference: Path, folder: Path) -> Path:
     empty = load_model(str(folder))
     for part in ("unet", "vae"):
         network = getattr(empty, part)
-        names = official_names(empty, part)
+        names = ldm_names(empty, part)
         state = {}
         for site, name in {**names.layers, **names.norms}.items():
             module = network.get_submodule(site.partition(".")[2])
@@ -97,7 +97,7 @@ def sd21_on_meta() -> SRModel:
 def random_checkpoint(model: SRModel, part: str, tile_px: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """A whole official checkpoint of any model: norms and weight ranges are the model's, all else is plausible."""
     generator = torch.Generator().manual_seed(seed)
-    network, names = getattr(model, part), official_names(model, part)
+    network, names = getattr(model, part), ldm_names(model, part)
     shapes = expected_shapes(model, part, names)
     tensors: dict[str, torch.Tensor] = {}
     for key, shape in shapes.items():
@@ -136,7 +136,7 @@ def _tokens(model: SRModel, key: str, tile_px: int) -> int:
     """Key tokens of an attention block, told by its ldm name's place."""
     if ".attn2." in key:
         return int(model.context.shape[1])
-    site = {name: site for site, name in official_names(model, "unet").attentions.items()}[
+    site = {name: site for site, name in ldm_names(model, "unet").attentions.items()}[
         key.removeprefix(PREFIX).removesuffix(".scale_factor_vw")
     ]
     side = tile_px * model.spec.upscale_factor // 2 ** (len(model.vae.config.block_out_channels) - 1)
