@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
 from intsr.errors import CalibrationError, UsageError
-from intsr.runtime.pictures.rgb8 import PICTURE_SUFFIXES, read_pixels
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
+from intsr.runtime.pictures.rgb8 import read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
 from intsr.runtime.tiles.grid import pad_to_square, plan_tiles
 from intsr.types import ModelSpec

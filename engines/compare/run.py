@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import intsr
+from intsr.arrays import Array
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration
@@ -31,13 +32,14 @@ from intsr.errors import CalibrationError, ImageError, IntsrError
 from intsr.export.graphs import check_tile
 from intsr.export.pipeline import export_model
 from intsr.files import sha256_from_path
-from intsr.runtime.batch.files import FileOptions, upscale_file
+from intsr.runtime.batch.files import upscale_file
 from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.metrics import PerceptualScorer, Scores, mean_scores, psnr_db, score_pair
-from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.reader import read_header, read_image
 from intsr.runtime.pictures.rgb8 import read_pixels
-from intsr.runtime.pictures.write_array import enlarge_alpha, write_image
+from intsr.runtime.pictures.writer import write_image
 from intsr.runtime.tiles.enlarge import enlarge
 from intsr.targets import lowering_from_name, target_from_name
 from intsr.types import ModelSpec
@@ -103,7 +105,7 @@ def _model_facts(job: Comparison) -> tuple[ModelSpec, str]:
 
 def _check_sizes(pairs: Pairs, factor: int) -> None:
     for lr, hr in pairs:
-        small, large = read_info(lr), read_info(hr)
+        small, large = read_header(lr), read_header(hr)
         expected = (small.width_px * factor, small.height_px * factor)
         if (large.width_px, large.height_px) != expected:
             got = f"{large.width_px}x{large.height_px} pixels"
@@ -199,16 +201,18 @@ def _upscale_all(
         compile_engine(exported, path, BuildOptions(TARGET, detailed=False))
         with open_engine(path, precision=job.precision) as engine:
             for lr, _ in job.pairs:
-                upscale_file(engine, Job(lr, pictures / _output_name(lr)), FileOptions(job.color_fix))
+                upscale_file(engine, Job(lr, pictures / _output_name(lr)), FileOptions(color_fix=job.color_fix))
 
 
 def _write_bicubic(source: Path, output: Path, factor: int) -> None:
-    loaded = read_image(source, factor)
-    pixels = enlarge(loaded.pixels, factor, "bicubic")
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(pixels * _UINT16_MAX).astype(np.uint16)
-    alpha = None if loaded.alpha is None else enlarge_alpha(loaded.alpha, factor)
-    write_image(output, pixels, alpha, loaded.metadata)
+    loaded = read_image(source)
+    alpha = None if loaded.alpha is None else _whole_numbers(enlarge(loaded.alpha, factor, "lanczos"))
+    write_image(output, _whole_numbers(enlarge(loaded.pixels, factor, "bicubic")), alpha, loaded.metadata)
+
+
+def _whole_numbers(values: Array) -> Array:
+    """uint8 as it is; float32 in [0, 1] -> uint16."""
+    return values if values.dtype == np.uint8 else np.rint(values * _UINT16_MAX).astype(np.uint16)
 
 
 def _output_name(lr: Path) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 from intsr.errors import UsageError
 from intsr.manifest import Manifest
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.naming import PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
-from intsr.runtime.pictures.formats.write_formats import WRITE_FORMATS
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES
+from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
 from intsr.targets import target_from_name
 
 
 def check_engine_comes_first(engine: Path, inputs: Sequence[Path]) -> None:
     """Raises UsageError where the first argument is a picture."""
-    if engine.suffix.lower() not in (*PICTURE_SUFFIXES, *UNWRITABLE_SUFFIXES) or _is_zip(engine):
+    if engine.suffix.lower() not in (*PICTURE_SUFFIXES, *UNREAD_SUFFIXES) or _is_zip(engine):
         return
     swapped = next((path for path in inputs if path.suffix == ".engine"), None)
     usage = f"intsr upscale {swapped or 'ENGINE'} {engine} -o ..."
@@ -61,8 +61,8 @@ def _no_folder(inputs: Sequence[Path]) -> str:
 
 
 def _no_quality(jobs: Sequence[Job]) -> str:
-    formats = [WRITE_FORMATS.get(job.output.suffix.lower()) for job in jobs]
-    has_one = any(target is not None and target.default_quality is not None for target in formats)
+    lossy = {suffix for item in FORMATS if item.default_quality is not None for suffix in item.suffixes}
+    has_one = any(job.output.suffix.lower() in lossy for job in jobs)
     return "" if has_one else "no output is JPEG, WebP or AVIF"
 
 

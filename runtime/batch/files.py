@@ -4,70 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, UsageError, printable
+from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, printable
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.memory import BatchMemory
-from intsr.runtime.batch.memory_budget import MemoryBudget
-from intsr.runtime.pictures.metadata.fields import ImageMetadata
-from intsr.runtime.pictures.reader import LoadedImage, read_image, read_info
-from intsr.runtime.pictures.write_array import check_alpha_fits, check_format_fits, notes_for_output
-from intsr.runtime.pictures.writer import open_writer
+from intsr.runtime.batch.memory import MemoryBudget
+from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage
+from intsr.runtime.pictures.reader import read_header, read_image
+from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, notes_for_output, open_writer
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress
 from intsr.runtime.tiles.enlarge import Enlarger
 from intsr.runtime.tiles.overlap import overlapped
 from intsr.runtime.upscaler import Upscaler, Work
 from intsr.types import SYNTHETIC_NOTE
 
-_MOST_TIMES = 16.0
-
-
-@dataclass(frozen=True, slots=True)
-class FileOptions:
-    """color_fix, overlap_px: None for the engine's. outscale: how many times as large the output is, None for the
-    engine's factor. quality: 1 to 100, of JPEG, WebP and AVIF, None for each format's own. keep_metadata: EXIF, XMP
-    and ICC. memory_bytes: what the whole process may take, None for what is free. overwrite: an output that is there
-    by the time it is done is replaced.
-    """
-
-    color_fix: str | None = None
-    overlap_px: int | None = None
-    outscale: float | None = None
-    quality: int | None = None
-    keep_metadata: bool = True
-    memory_bytes: int | None = None
-    overwrite: bool = True
-
-    def __post_init__(self) -> None:
-        if self.outscale is not None and not 0 < self.outscale <= _MOST_TIMES:
-            raise UsageError("--outscale", str(self.outscale), f"above 0, up to {_MOST_TIMES:g}")
-        if self.quality is not None and not 1 <= self.quality <= 100:
-            raise UsageError("--quality", str(self.quality), "1 to 100")
-
-    def output_size(self, width_px: int, height_px: int, upscale_factor: int) -> tuple[int, int]:
-        """Width and height of the file that a picture of this size becomes."""
-        times = float(upscale_factor) if self.outscale is None else self.outscale
-        return max(round(width_px * times), 1), max(round(height_px * times), 1)
-
 
 @dataclass(frozen=True, slots=True)
 class FileReport:
-    """What became of one picture. status: `ok`, `skipped`, `failed`. width, height: of the output, pixels; None
-    unless it was written now. ms: reading and writing included, which other pictures may share.
-    """
+    """What became of one picture."""
 
     input: str
     output: str
+    # `ok`, `skipped` or `failed`.
     status: str
+    # Of the output, in pixels; None, as the next three, unless it was written now.
     width: int | None = None
     height: int | None = None
     tile_px: int | None = None
     tiles: int | None = None
+    # With reading and writing, which other pictures may share.
     ms: float | None = None
     error: str | None = None
     out_of_memory: bool = False
@@ -136,17 +106,25 @@ def upscale_file(
     return result
 
 
+def with_header(job: Job) -> Job:
+    """The job with its source's header, read once; as it is where that cannot be read: its turn will say why."""
+    if job.header is not None or job.problem:
+        return job
+    try:
+        return replace(job, header=read_header(job.source))
+    except (IntsrError, OSError):
+        return job
+
+
 def _made(
     upscaler: Upscaler, jobs: Sequence[Job], options: FileOptions, read: Callable[[Job], _Opened]
 ) -> Iterator[tuple[Job, FileReport | Exception]]:
-    room = BatchMemory(upscaler, options)
     return overlapped(
-        jobs,
+        map(with_header, jobs),
         read,
         lambda opened: opened.work.bands(),
         lambda opened, bands: _write(upscaler, opened, bands, options),
-        room.ahead,
-        room.beside,
+        MemoryBudget(upscaler, options).may_overlap,
     )
 
 
@@ -163,14 +141,14 @@ def _failure(job: Job, error: Exception) -> FileReport:
 
 
 def _read(upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None) -> _Opened:
-    start, factor = time.perf_counter(), upscaler.upscale_factor
-    info = read_info(job.source)
-    width_px, height_px = options.output_size(info.width_px, info.height_px, factor)
-    check_format_fits(info, width_px, height_px, job.output)
-    budget = MemoryBudget(options.memory_bytes)
-    budget.check_picture(upscaler, info, (width_px, height_px), job.output, options.color_fix)
-    loaded = read_image(job.source, factor)
-    check_alpha_fits(loaded.alpha, job.output)
+    start = time.perf_counter()
+    header = job.header or read_header(job.source)
+    size = options.output_size(header.width_px, header.height_px, upscaler.upscale_factor)
+    # Transparency is asked for only once it is known whether there is any.
+    check_pixels_fit(*size, header.channels, header.bits, job.output)
+    MemoryBudget(upscaler, options).check(replace(job, header=header))
+    loaded = read_image(header)
+    check_alpha_fits(loaded.alpha is not None, job.output)
     work = upscaler.start(loaded.pixels, options.color_fix, options.overlap_px, tile_progress, job.output.parent)
     return _Opened(job, loaded, work, start)
 
@@ -189,11 +167,11 @@ def _write(
         made_height,
         1 if loaded.pixels.ndim == 2 else 3,
         loaded.pixels.dtype,
-        loaded.alpha is not None,
-        metadata,
-        size if size != (made_width, made_height) else None,
-        options.quality,
-        options.overwrite,
+        has_alpha=loaded.alpha is not None,
+        metadata=metadata,
+        resize_to=size,
+        quality=options.quality,
+        overwrite=options.overwrite,
     )
     with writer as picture:
         for rows in _with_alpha(work.finish(bands), loaded.alpha, upscaler.upscale_factor):

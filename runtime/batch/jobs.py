@@ -11,32 +11,12 @@ from pathlib import Path
 
 from intsr.errors import UsageError
 from intsr.files import check_writable_place
-from intsr.runtime.batch.naming import (
-    DEFAULT_TEMPLATE,
-    OUTPUT_FORMATS,
-    PICTURE_SUFFIXES,
-    SAME_FORMAT,
-    TEMPLATE_FIELDS,
-    UNWRITABLE_SUFFIXES,
-    Naming,
-)
+from intsr.runtime.batch.naming import Naming
 from intsr.runtime.batch.search import Search, has_wildcard, is_folder, once, place_of
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
+from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.picture import PictureHeader
 
-__all__ = [
-    "DEFAULT_TEMPLATE",
-    "OUTPUT_FORMATS",
-    "PICTURE_SUFFIXES",
-    "SAME_FORMAT",
-    "TEMPLATE_FIELDS",
-    "UNWRITABLE_SUFFIXES",
-    "Destination",
-    "Job",
-    "Naming",
-    "Shard",
-    "check_outputs",
-    "plan_jobs",
-    "shard_from_text",
-]
 # What a suffix looks like that somebody meant for a picture: `v1.2` is a folder's name, `out.pgn` is not.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
 
@@ -64,21 +44,24 @@ def shard_from_text(text: str) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture: read `source`, write `output`. problem: why that must not be, "" where nothing is against it."""
+    """One picture to read and one to write."""
 
     source: Path
     output: Path
+    # Why that must not be; "" where nothing is against it.
     problem: str = ""
+    # Of the source, once it has been read.
+    header: PictureHeader | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """What `-o` says. must_be_folder: it ends in a slash. resuming: with --skip-existing, outputs that are there are
-    an earlier call's.
-    """
+    """What `-o` says."""
 
     output: Path
+    # It ends in a slash.
     must_be_folder: bool = False
+    # With --skip-existing, outputs that are there are an earlier call's.
     resuming: bool = False
 
 
@@ -136,7 +119,7 @@ def _is_for_a_file(target: Destination, one_file: bool) -> bool:
     if suffix in PICTURE_SUFFIXES:
         return True
     known = f"a name with {' '.join(PICTURE_SUFFIXES)}"
-    if suffix in UNWRITABLE_SUFFIXES:
+    if suffix in UNREAD_SUFFIXES:
         raise UsageError("-o", f"{output}", f"a folder, or {known}")
     if one_file and _SUFFIX.fullmatch(suffix):
         raise UsageError("-o", f"{output}", known, f"write {output}{os.sep} for a folder of that name")

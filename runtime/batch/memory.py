@@ -1,74 +1,115 @@
-"""Which pictures of a batch may be in memory at once: one read, one computed, one finished, where there is room."""
+"""One decision for each picture, by its header: may it go now, and at which tile?
+
+    process = engine (resident once open, and what an inference takes beyond that)
+            + decoding + rows of tiles in work + what the encoder of the file holds
+
+Only decoding grows with the area of the picture, and so does the encoder's share where a format cannot be written in
+rows. Rows that wait for the encoder are on disk.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from intsr.errors import IntsrError
+from intsr import memory
+from intsr.errors import OutOfMemoryError, UsageError
+from intsr.memory import resident_bytes
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.memory_budget import MemoryBudget, PictureBytes, picture_parts
-from intsr.runtime.pictures.reader import ImageInfo, read_info
+from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.color_fix import HELD_BYTES
+from intsr.runtime.pictures.formats.registry import format_from_path
+from intsr.runtime.tiles.blend import BAND_BYTES, LEAST_BAND_ROWS
 
 if TYPE_CHECKING:
-    from intsr.runtime.batch.files import FileOptions
     from intsr.runtime.upscaler import Upscaler
 
-# A picture that is read while another is computed has at most so many pixels; a larger one waits for its turn.
-_AHEAD_PX = 24_000_000
-# Jobs that are asked about again: one being finished, one computed, one read, rounded.
-_REMEMBERED = 4
-_NOTHING = PictureBytes(0, 0, 0)
+# Larger pictures are alone in memory.
+_MOST_OVERLAPPING_PX = 24_000_000
+# Rows of tiles of float32 in work, and bands of them on their way through blending, colour fix and rounding.
+_TILE_ROWS, _BANDS = 4, 6
+# What libvips takes for any picture.
+_ENCODER_BYTES = 24 << 20
+_SIZE = re.compile(r"(?P<number>\d{1,18}(\.\d{1,9})?)\s*(?P<unit>[KMGT])?(?P<suffix>I?B)?")
 
 
-class BatchMemory:
-    """Answers what `overlapped` asks: `ahead` and `beside`. A picture that cannot be read takes nothing: its own turn
-    will say what is wrong.
+class MemoryBudget:
+    """What pictures take of memory, with an engine and the options of a batch, and what there is of it.
+
+    A picture whose header could not be read takes nothing: its own turn will say what is wrong.
     """
 
     def __init__(self, upscaler: Upscaler, options: FileOptions) -> None:
         self._upscaler, self._options = upscaler, options
-        self._budget = MemoryBudget(options.memory_bytes)
-        self._known: OrderedDict[int, tuple[Job, int, PictureBytes]] = OrderedDict()
 
-    def ahead(self, job: Job, under_way: Sequence[Job]) -> bool:
-        """Whether its pixels fit beside the last of `under_way`, which is computed, and those before, which are being
-        finished; and whether it can be computed while that last one is finished.
+    def allowed_bytes(self) -> int | None:
+        """For the whole process, what it has already included; None where nobody says."""
+        if self._options.memory_bytes is not None:
+            return self._options.memory_bytes
+        free = memory.free_bytes()
+        return None if free is None else free + resident_bytes()
+
+    def picture_bytes(self, job: Job, tile_px: int | None = None) -> int:
+        """At most what a picture takes beside the engine. tile_px: None for the tile that is open.
+
+        Raises ImageError where the format of the output is none.
         """
-        if not under_way:
-            return True
-        size_px, wanted = self._needs(job)
-        computed = self._needs(under_way[-1])[1]
-        finished = sum(_while_finished(self._needs(other)[1]) for other in under_way[:-1])
-        engine = self._upscaler.resident_bytes_at(self._upscaler.tile_px)
-        fits = self._budget.fits(engine + wanted.pixels + computed.total + finished)
-        return size_px <= _AHEAD_PX and fits and self.beside(job, under_way[-1])
+        header, factor = job.header, self._upscaler.upscale_factor
+        if header is None:
+            return 0
+        rows = min(tile_px or self._upscaler.tile_px, header.height_px) * factor
+        row_bytes = header.width_px * factor * 12
+        band = max(min(BAND_BYTES, rows * row_bytes), LEAST_BAND_ROWS * row_bytes)
+        width_px, height_px = self._options.output_size(header.width_px, header.height_px, factor)
+        encoder = _ENCODER_BYTES + format_from_path(job.output).encoder_bytes * width_px * height_px
+        # Rows that wait for the statistics of the whole picture.
+        adain = (self._options.color_fix or self._upscaler.color_fix) == "adain"
+        waiting = min(HELD_BYTES, row_bytes * header.height_px * factor) if adain else 0
+        return header.decode_bytes + _TILE_ROWS * rows * row_bytes + _BANDS * band + encoder + waiting
 
-    def beside(self, job: Job, finishing: Job) -> bool:
-        """Whether it can be read and computed while that one is being finished."""
-        engine = self._upscaler.resident_bytes_at(self._upscaler.tile_px)
-        return self._budget.fits(engine + self._needs(job)[1].total + _while_finished(self._needs(finishing)[1]))
+    def fits(self, jobs: Sequence[Job], tile_px: int | None = None) -> bool:
+        """Whether these pictures may be in memory at once, at one tile."""
+        tile_px = tile_px or self._upscaler.tile_px
+        needed = self._upscaler.resident_bytes_at(tile_px) + sum(self.picture_bytes(job, tile_px) for job in jobs)
+        allowed = self.allowed_bytes()
+        return allowed is None or needed <= allowed
 
-    def _needs(self, job: Job) -> tuple[int, PictureBytes]:
-        """Pixels of the input, and bytes."""
-        if id(job) not in self._known:
-            self._known[id(job)] = (job, *self._ask(job))
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-        return self._known[id(job)][1:]
+    def fitting_tile(self, job: Job, tile_sizes: Sequence[int]) -> int | None:
+        """The first of these tiles at which the picture fits; None where there is none."""
+        return next((tile_px for tile_px in tile_sizes if self.fits([job], tile_px)), None)
 
-    def _ask(self, job: Job) -> tuple[int, PictureBytes]:
-        try:
-            info = read_info(job.source)
-            return info.width_px * info.height_px, self._parts(job, info)
-        except (IntsrError, OSError):
-            return 0, _NOTHING
+    def may_overlap(self, job: Job, under_way: Sequence[Job]) -> bool:
+        """Whether a picture may be read while others are computed and written."""
+        headers = [one.header for one in (job, *under_way) if one.header is not None]
+        are_small = all(header.width_px * header.height_px <= _MOST_OVERLAPPING_PX for header in headers)
+        return are_small and self.fits([job, *under_way])
 
-    def _parts(self, job: Job, info: ImageInfo) -> PictureBytes:
-        size = self._options.output_size(info.width_px, info.height_px, self._upscaler.upscale_factor)
-        return picture_parts(self._upscaler, info, size, job.output, self._options.color_fix)
+    def check(self, job: Job) -> None:
+        """Raises OutOfMemoryError where a picture does not fit even alone."""
+        upscaler, header = self._upscaler, job.header
+        if header is None or self.fits([job]):
+            return
+        width_px, height_px = self._options.output_size(header.width_px, header.height_px, upscaler.upscale_factor)
+        needed = upscaler.resident_bytes_at(upscaler.tile_px) + self.picture_bytes(job)
+        got = f"{width_px}x{height_px} pixels out need about {needed >> 20} MiB"
+        allowed = self.allowed_bytes() or 0
+        smaller = sorted((tile for tile in upscaler.tile_sizes if tile < upscaler.tile_px), reverse=True)
+        least_bytes = upscaler.resident_bytes_at(min(upscaler.tile_sizes))
+        if fitting := self.fitting_tile(job, smaller):
+            fix = f"give --tile {fitting}"
+        elif least_bytes > allowed:
+            fix = f"more memory: the engine alone takes {least_bytes >> 20} MiB"
+        else:
+            fix = "cut the picture into parts, or use an engine of smaller tiles"
+        raise OutOfMemoryError(job.output, got, f"at most {allowed >> 20} MiB", fix)
 
 
-def _while_finished(needs: PictureBytes) -> int:
-    return needs.pixels + needs.finishing
+def bytes_from_text(text: str) -> int:
+    """`4G`, `1500M`, `2GiB`, `3.5GB`, or bytes; G is 2**30, GB 10**9. Raises UsageError."""
+    found = _SIZE.fullmatch(text.strip().upper())
+    exponent = " KMGT".index(found["unit"] or " ") if found else 0
+    result = int(float(found["number"]) * (1000 if found["suffix"] == "B" else 1024) ** exponent) if found else 0
+    if result <= 0:
+        raise UsageError("--memory", repr(text), "such as 4G or 1500M")
+    return result

@@ -7,31 +7,23 @@ from pathlib import Path
 from string import Formatter
 
 from intsr.errors import UsageError
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES
 
-# The suffixes that a folder is searched for; a file that is named itself is tried whatever it is called.
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
-_RAW_SUFFIXES = (".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
-# Pictures to everyone, which this version cannot write: never the name of a folder.
-UNWRITABLE_SUFFIXES = (
-    *(".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg"),
-    *_RAW_SUFFIXES,
-)
 SAME_FORMAT = "same"
 DEFAULT_TEMPLATE = "{stem}{ext}"
 TEMPLATE_FIELDS = ("stem", "ext", "scale", "engine")
-OUTPUT_FORMATS = (SAME_FORMAT, "png", "jpg", "webp", "avif", "tif", "bmp")
+OUTPUT_FORMATS = (SAME_FORMAT, *(item.suffixes[0].removeprefix(".") for item in FORMATS))
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How an output inside a folder is called. template: see `TEMPLATE_FIELDS`. output_format: of `OUTPUT_FORMATS`.
-    scale: how many times as large outputs are. engine: the engine's name, for the template.
+    """How an output inside a folder is called. Raises UsageError for a template that is no file name."""
 
-    Raises UsageError for a template that is no file name.
-    """
-
+    # With fields of `TEMPLATE_FIELDS`.
     template: str = DEFAULT_TEMPLATE
+    # Of `OUTPUT_FORMATS`.
     output_format: str = SAME_FORMAT
+    # How many times as large outputs are, and the engine's name, for the template.
     scale: float = 1.0
     engine: str = ""
 

@@ -16,20 +16,21 @@ from typing import TextIO
 
 from intsr.errors import UsageError
 from intsr.runtime.batch.files import FileReport
-from intsr.runtime.batch.naming import PICTURE_SUFFIXES, SAME_FORMAT
+from intsr.runtime.batch.naming import SAME_FORMAT
 from intsr.runtime.batch.search import has_wildcard, is_folder
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
 
 DASH = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Pipes:
-    """What stands for what. inputs, output: as if nobody had written `-`. source, target: the files that stand for
-    stdin and stdout, None where those are not asked for.
-    """
+    """What stands for what."""
 
+    # As if nobody had written `-`.
     inputs: tuple[Path, ...]
     output: str
+    # The files that stand for stdin and stdout; None where those are not asked for.
     source: Path | None = None
     target: Path | None = None
 

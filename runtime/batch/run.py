@@ -8,10 +8,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from intsr.errors import IntsrError
-from intsr.runtime.batch.files import FileOptions, FileReport, upscale_files
+from intsr.runtime.batch.files import FileReport, upscale_files, with_header
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.memory_budget import MemoryBudget, picture_parts
-from intsr.runtime.pictures.reader import read_info
+from intsr.runtime.batch.memory import MemoryBudget
+from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.tiles.blend import TileProgress
 
 if TYPE_CHECKING:
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """engine: open, and owned from now on. auto_tile: where a picture does not fit, take a smaller tile that the
-    engine holds, and say so in its report; a tile that was asked for is never changed. Close it.
-    """
+    """Pictures through an engine, which it owns and closes."""
 
     def __init__(self, engine: Engine, options: FileOptions, auto_tile: bool) -> None:
+        """auto_tile: where a picture does not fit, take a smaller tile that the engine holds, and say so in its
+        report; a tile that was asked for is never changed.
+        """
         self.engine, self._options = engine, options
         self._tile_sizes = tuple(sorted(engine.tile_sizes, reverse=True)) if auto_tile else (engine.tile_px,)
         # The user's default is where the choice begins; larger tiles are for those who ask for them.
@@ -31,7 +32,6 @@ class Batch:
         self._tile_sizes = tuple(
             tile for tile in self._tile_sizes if overlap_px < tile < engine.tile_px or tile == engine.tile_px
         )
-        self._budget = MemoryBudget(options.memory_bytes)
 
     def reports(
         self,
@@ -40,7 +40,8 @@ class Batch:
         skip: Callable[[Job], bool] = lambda job: False,
     ) -> Iterator[FileReport]:
         """One a job, in order; see `upscale_files`."""
-        for fitting, group in groupby(jobs, lambda job: self._fitting_tile(job, skip)):
+        whole = (job if skip(job) else with_header(job) for job in jobs) if len(self._tile_sizes) > 1 else jobs
+        for fitting, group in groupby(whole, self._fitting_tile):
             tile_px = fitting or self._tile_sizes[0]
             held: list[tuple[Job, FileReport]] = []
             for job, report in self._run(list(group), tile_px, tile_progress, skip):
@@ -68,26 +69,14 @@ class Batch:
             shrunk = tile_px < first and report.status == "ok"
             yield job, replace(report, notes=(*report.notes, note)) if shrunk else report
 
-    def _fitting_tile(self, job: Job, skip: Callable[[Job], bool]) -> int | None:
-        """The largest that fits, None where none does; of a picture that cannot be read, the largest: its turn will
-        tell.
-        """
-        tiles = self._tile_sizes
-        if len(tiles) == 1 or job.problem or skip(job):
-            return tiles[0]
+    def _fitting_tile(self, job: Job) -> int | None:
+        """The largest that fits, None where none does; without a header the largest, as its turn will tell."""
+        if job.header is None:
+            return self._tile_sizes[0]
         try:
-            info = read_info(job.source)
-        except (IntsrError, OSError):
-            return tiles[0]
-        size = self._options.output_size(info.width_px, info.height_px, self.engine.upscale_factor)
-        for tile_px in tiles:
-            try:
-                parts = picture_parts(self.engine, info, size, job.output, self._options.color_fix, tile_px)
-            except IntsrError:
-                return tiles[0]
-            if self._budget.fits(self.engine.resident_bytes_at(tile_px) + parts.total):
-                return tile_px
-        return None
+            return MemoryBudget(self.engine, self._options).fitting_tile(job, self._tile_sizes)
+        except IntsrError:
+            return self._tile_sizes[0]
 
     def _again_smaller(
         self, job: Job, report: FileReport, tile_px: int, tile_progress: TileProgress | None

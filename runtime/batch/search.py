@@ -10,7 +10,8 @@ from fnmatch import fnmatch
 from itertools import dropwhile
 from pathlib import Path
 
-from intsr.runtime.batch.naming import PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
+from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
 
 _GLOB_CHARACTERS = frozenset("*?[")
 # Of a path below something that is no folder; a link to itself is none.
@@ -34,12 +35,13 @@ def place_of(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """skipped: the `place_of` of a folder that is not looked into, or "". unreadable: gets each folder that cannot be
-    listed, and why; pathlib and glob pass over those in silence. other: gets pictures of formats that are not read.
-    """
+    """Finds pictures, and notes what it had to pass over."""
 
+    # The `place_of` of a folder that is not looked into, or "".
     skipped: str
+    # Folders that cannot be listed, and why: pathlib and glob pass over those in silence.
     unreadable: dict[Path, str] = field(default_factory=dict)
+    # Pictures of formats that are not read.
     other: set[Path] = field(default_factory=set)
 
     def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
@@ -62,7 +64,7 @@ class Search:
 
     def _is_picture(self, path: Path) -> bool:
         # A link that leads nowhere is no folder: it is reported, not passed over.
-        if path.suffix.lower() in UNWRITABLE_SUFFIXES and not path.name.startswith(".") and not is_folder(path):
+        if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".") and not is_folder(path):
             self.other.add(path)
         if path.suffix.lower() not in PICTURE_SUFFIXES or is_folder(path):
             return False

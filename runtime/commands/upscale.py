@@ -14,11 +14,13 @@ import click
 
 from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
+from intsr.runtime.batch.naming import DEFAULT_TEMPLATE, OUTPUT_FORMATS, SAME_FORMAT
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
-    from intsr.runtime.batch.files import FileOptions, FileReport
+    from intsr.runtime.batch.files import FileReport
     from intsr.runtime.batch.jobs import Job
+    from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import Pipes
     from intsr.runtime.engine import Engine
     from intsr.runtime.tiles.grid import Tile
@@ -104,8 +106,8 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["same", "png", "jpg", "webp", "avif", "tif", "bmp"]),
-    default="same",
+    type=click.Choice(OUTPUT_FORMATS),
+    default=SAME_FORMAT,
     help="Of outputs in a folder, and of stdout, which is PNG without it.",
 )
 @click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
@@ -149,9 +151,10 @@ def upscale(
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
     from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
-    from intsr.runtime.batch.files import FileOptions
-    from intsr.runtime.batch.jobs import Destination, Naming, check_outputs, plan_jobs, shard_from_text
-    from intsr.runtime.batch.memory_budget import bytes_from_text
+    from intsr.runtime.batch.jobs import Destination, check_outputs, plan_jobs, shard_from_text
+    from intsr.runtime.batch.memory import bytes_from_text
+    from intsr.runtime.batch.naming import Naming
+    from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import open_pipes
     from intsr.runtime.batch.run import Batch
     from intsr.runtime.engine import open_engine
@@ -162,7 +165,15 @@ def upscale(
     if skip_existing and overwrite:
         raise UsageError("--skip-existing", "together with --overwrite", "one of them")
     memory_bytes = bytes_from_text(memory) if memory is not None else None
-    options = FileOptions(color_fix, overlap_px, outscale, quality, not strip, memory_bytes, overwrite)
+    options = FileOptions(
+        color_fix=color_fix,
+        overlap_px=overlap_px,
+        outscale=outscale,
+        quality=quality,
+        keep_metadata=not strip,
+        memory_bytes=memory_bytes,
+        overwrite=overwrite,
+    )
     tile_px = _tile_from_text(tile)
     manifest = read_manifest(engine)
     others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite}
@@ -175,7 +186,7 @@ def upscale(
     given = {
         "--name": template is not None,
         "--suffix": bool(name_suffix),
-        "--format": output_format != "same" and pipes.target is None,
+        "--format": output_format != SAME_FORMAT and pipes.target is None,
         "-r": recursive,
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
@@ -214,8 +225,10 @@ def _tile_from_text(text: str) -> int | None:
 def _template(template: str | None, suffix: str) -> str:
     if template is not None and suffix:
         raise UsageError("--suffix", "together with --name", "one of them")
+    if template is not None:
+        return template
     escaped = suffix.replace("{", "{{").replace("}", "}}")
-    return template if template is not None else f"{{stem}}{escaped}{{ext}}"
+    return DEFAULT_TEMPLATE.replace("{ext}", f"{escaped}{{ext}}")
 
 
 def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int | None) -> None:
@@ -231,13 +244,14 @@ def _tiles_of(
     job: Job, options: FileOptions, factor: int, pipes: Pipes
 ) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
     """Shows how far one picture has got."""
-    from intsr.runtime.pictures.reader import read_info
 
     def shown(tiles: Sequence[Tile]) -> Iterable[Tile]:
         if len(tiles) >= _MANY_TILES and not on_terminal():
-            info = read_info(job.source)
-            width_px, height_px = options.output_size(info.width_px, info.height_px, factor)
-            size = f"{info.width_px}x{info.height_px} -> {width_px}x{height_px}"
+            # The last tile ends where the picture does.
+            last = tiles[-1]
+            width_px, height_px = last.left + last.width, last.top + last.height
+            made_width, made_height = options.output_size(width_px, height_px, factor)
+            size = f"{width_px}x{height_px} -> {made_width}x{made_height}"
             say(printable(f"{pipes.named(str(job.source))}: {size}, {len(tiles)} tiles"))
         return progress(tiles, "Upscaling", len(tiles))
 

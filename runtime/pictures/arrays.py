@@ -108,3 +108,20 @@ def note_of_other_profile(profile: bytes, grey: bool) -> str:
         return ""
     name = of.decode("ascii", "replace").strip()
     return f"ICC was dropped: it is a profile of {name}, and the picture is {'grey' if grey else 'RGB'}"
+
+
+def note_of_broken_profile(profile: bytes) -> str:
+    """A note where an ICC profile is not whole, or no reader of profiles takes it; else nothing."""
+    if not profile:
+        return ""
+    broken = int.from_bytes(profile[:4], "big") != len(profile)
+    if not broken:
+        try:
+            from PIL import ImageCms
+
+            ImageCms.ImageCmsProfile(BytesIO(profile))
+        except ImportError:
+            pass
+        except (OSError, ValueError, TypeError):
+            broken = True
+    return "ICC was dropped: the profile is broken" if broken else ""

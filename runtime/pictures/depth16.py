@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,21 +19,23 @@ _FORMATS = {8: "uchar", 16: "ushort"}
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """How a file holds its pixels. size: (width, height). colours: the first channels: 1, 3, or 4 of inks. bits: 8 or
-    16. alpha: which channel is the transparency, or None. to_rgb: rows of inks, (h, W, 4) uint8 -> (h, W, 3) uint8.
-    page, sub: of a TIFF, the directory, and which of those inside it; None for itself.
-    """
+    """How a file holds its pixels."""
 
+    # Width and height.
     size: tuple[int, int]
+    # The first channels: 1, 3, or 4 of inks; each of 8 or 16 bits.
     colours: int
     bits: int
+    # Which channel is the transparency.
     alpha: int | None = None
+    # Turns rows of inks, (h, W, 4) uint8, into (h, W, 3) uint8.
     to_rgb: Callable[[Array], Array] | None = None
+    # Of a TIFF, the number of the directory, and which of those inside it; None for itself.
     page: int | None = None
     sub: int | None = None
 
 
-def read_samples(path: Path, samples: Samples) -> tuple[Array, Array | None]:
+def read_samples(file: BinaryIO, samples: Samples) -> tuple[Array, Array | None]:
     """(H, W, 3) or (H, W), uint16, or uint8 of 8 bits and of inks, and the alpha (H, W), None where opaque.
 
     Not turned upright. Colours that were multiplied by their alpha come as they were before. Raises OSError.
@@ -41,12 +44,12 @@ def read_samples(path: Path, samples: Samples) -> tuple[Array, Array | None]:
     dtype = np.uint8 if samples.bits == 8 or samples.to_rgb is not None else np.uint16
     pixels = np.empty(shape if samples.colours == 1 else (*shape, 3), dtype)
     alpha = None if samples.alpha is None else np.empty(shape, dtype)
-    if problem := _problem_of_filling(pixels, alpha, path, samples):
+    if problem := _problem_of_filling(pixels, alpha, file, samples):
         raise OSError(problem)
     return pixels, None if alpha is None or is_opaque(alpha) else alpha
 
 
-def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path, samples: Samples) -> str:
+def _problem_of_filling(pixels: Array, alpha: Array | None, file: BinaryIO, samples: Samples) -> str:
     """What is wrong with the file, or nothing. As text: an exception would keep this frame, and the file open."""
     library, (width, height) = vips(), samples.size
     least_bands = samples.colours if samples.alpha is None else max(samples.colours, samples.alpha + 1)
@@ -54,8 +57,8 @@ def _problem_of_filling(pixels: Array, alpha: Array | None, path: Path, samples:
     settings |= {} if samples.sub is None else {"subifd": samples.sub}
     try:
         # By descriptor: libvips takes names in UTF-8 only, and what stands in brackets in them for options.
-        with path.open("rb") as file:
-            source = library.Source.new_from_descriptor(file.fileno())
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        source = library.Source.new_from_descriptor(file.fileno())
         image = library.Image.new_from_source(source, "", access="sequential", fail_on="error", **settings)
         found, expected = (image.width, image.height, image.format), (width, height, _FORMATS[samples.bits])
         if found != expected or image.bands < least_bands:

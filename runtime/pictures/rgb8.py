@@ -8,10 +8,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
-from intsr.runtime.batch.jobs import PICTURE_SUFFIXES
 from intsr.runtime.pictures.reader import read_image
-
-__all__ = ["PICTURE_SUFFIXES", "read_pixels"]
 
 # 65535 = 255 * 257: full scale stays full scale.
 _LEVELS_OF_16_BITS = 257.0

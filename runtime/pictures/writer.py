@@ -1,12 +1,17 @@
-"""Write a picture that comes as bands of rows: whole or not at all, and never all of it in memory."""
+"""Write a picture that comes in bands of rows: whole or not at all, and never all of it in memory of this process.
+
+Rows go to a temporary file without a name, which is then mapped: libvips resizes and encodes as it reads from there.
+"""
 
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -14,84 +19,122 @@ from numpy.typing import DTypeLike
 from intsr.arrays import Array
 from intsr.errors import ImageError
 from intsr.files import atomic_path
-from intsr.runtime.pictures.encode import check_written, encode_stream, encode_whole
-from intsr.runtime.pictures.formats.write_formats import WriteFormat, check_pixels_fit, format_from_path
-from intsr.runtime.pictures.metadata.fields import ImageMetadata, metadata_for_size
-from intsr.runtime.pictures.resize_rows import RowResizer
-from intsr.runtime.pictures.row_pipe import RowFeed
+from intsr.runtime.pictures.formats.base import PictureFormat
+from intsr.runtime.pictures.formats.registry import FORMATS, HEAD_BYTES, format_from_path
+from intsr.runtime.pictures.metadata.exif import exif_for_size
+from intsr.runtime.pictures.metadata.xmp import xmp_for_size
+from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.pillow import PictureFile
+from intsr.runtime.pictures.vips import problem_from_vips, vips
 
 # What encoders raise, and what is raised when the written file is opened again.
 _UNWRITABLE = (OSError, ValueError, SyntaxError, struct.error)
 NO_METADATA = ImageMetadata()
+# What EXIF says of a picture whose resolution is not known. Source: EXIF 3.0, 4.6.5.
+_UNKNOWN_DPI = (72.0, 72.0)
+_MM_AN_INCH = 25.4
+# Rows of an array that are interleaved with their transparency at a time.
+_ROWS = 256
 
 
-class _Sink(Protocol):
-    """Where rows go: on to the encoder, or into memory until all are there."""
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """What is going to be written."""
 
-    def put(self, rows: Array) -> None: ...
-    def finish(self) -> None: ...
-    def stop(self) -> None: ...
+    path: Path
+    format: PictureFormat
+    # Of the rows, (H, W, C) with transparency; and of the file, (width, height).
+    shape: tuple[int, int, int]
+    size: tuple[int, int]
+    dtype: np.dtype
+    metadata: ImageMetadata
+    quality: int | None
 
-
-class _WholePicture:
-    """For encoders that need it. Takes rows (h, W, C)."""
-
-    def __init__(
-        self,
-        shape: tuple[int, int, int],
-        path: Path,
-        target: WriteFormat,
-        metadata: ImageMetadata,
-        quality: int | None,
-    ) -> None:
-        self._pixels = np.empty(shape, np.uint8)
-        self._filled = 0
-        self._path, self._target, self._metadata, self._quality = path, target, metadata, quality
-
-    def put(self, rows: Array) -> None:
-        self._pixels[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-
-    def finish(self) -> None:
-        encode_whole(self._pixels, self._path, self._target, self._metadata, self._quality)
-
-    def stop(self) -> None:
-        """Nothing runs."""
+    @property
+    def bits(self) -> int:
+        return self.dtype.itemsize * 8
 
 
 class PictureWriter:
     """Takes the rows of one picture from top to bottom; `open_writer` makes it."""
 
-    def __init__(
-        self, path: Path, shape: tuple[int, int, int], dtype: np.dtype, resizer: RowResizer | None, sink: _Sink
-    ) -> None:
-        self._path, self._shape, self._dtype = path, shape, dtype
-        self._resizer, self._sink = resizer, sink
+    def __init__(self, picture: _Picture, file: IO[bytes]) -> None:
+        self._picture, self._file = picture, file
         self._written = 0
 
     def write(self, rows: Array) -> None:
-        """rows: (h, W) for one channel or (h, W, C), transparency last; in the picture's dtype. They are copied.
+        """Take rows (h, W) of one channel or (h, W, C), transparency last, in the picture's dtype.
 
-        Blocks while the encoder is behind. Raises ImageError: other rows than announced, or the encoder failed.
+        Raises ImageError: other rows than announced, or no room for them.
         """
+        picture = self._picture
         rows = rows[..., None] if rows.ndim == 2 else rows
-        height, width, channels = self._shape
-        if rows.ndim != 3 or rows.shape[1:] != (width, channels) or rows.dtype != self._dtype:
-            expected = f"rows of {(width, channels)} {self._dtype}"
-            raise ImageError(self._path, f"rows of {rows.shape[1:]} {rows.dtype}", expected)
+        height, width, channels = picture.shape
+        if rows.ndim != 3 or rows.shape[1:] != (width, channels) or rows.dtype != picture.dtype:
+            expected = f"rows of {(width, channels)} {picture.dtype}"
+            raise ImageError(picture.path, f"rows of {rows.shape[1:]} {rows.dtype}", expected)
         if self._written + len(rows) > height:
-            raise ImageError(self._path, f"{self._written + len(rows)} rows", f"{height}")
+            raise ImageError(picture.path, f"{self._written + len(rows)} rows", f"{height}")
         self._written += len(rows)
-        with _unwritable_as_image_error(self._path):
-            for part in (rows,) if self._resizer is None else self._resizer.put(rows):
-                self._sink.put(part)
+        with _unwritable_as_image_error(picture.path):
+            self._file.write(np.ascontiguousarray(rows).data)
 
-    def finish(self) -> None:
-        """Raises ImageError where rows are missing, or the encoder failed."""
-        if self._written != self._shape[0]:
-            raise ImageError(self._path, f"{self._written} rows", f"{self._shape[0]}")
-        with _unwritable_as_image_error(self._path):
-            self._sink.finish()
+    def save(self, temporary: Path) -> None:
+        """Encode all rows into a file, and look whether it is whole. Raises ImageError."""
+        if self._written != self._picture.shape[0]:
+            raise ImageError(self._picture.path, f"{self._written} rows", f"{self._picture.shape[0]}")
+        with _unwritable_as_image_error(self._picture.path):
+            self._file.flush()
+            if problem := _problem_of_saving(self._picture, self._file, temporary):
+                raise OSError(problem)
+            check_written(temporary, self._picture)
+
+
+def _problem_of_saving(picture: _Picture, file: IO[bytes], temporary: Path) -> str:
+    """What libvips said, or nothing. As text: an exception would keep this frame, and with it the mapped file."""
+    try:
+        image = _image_from_rows(picture, np.memmap(file, picture.dtype, "r", shape=picture.shape))
+        picture.format.save(image, temporary, picture.metadata, picture.quality)
+    except vips().Error as error:
+        return problem_from_vips(error)
+    return ""
+
+
+def _image_from_rows(picture: _Picture, rows: Array) -> Any:
+    """A libvips image of the file's size, with the metadata in its fields."""
+    height, width, channels = picture.shape
+    library, deep = vips(), picture.bits == 16
+    image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if deep else "uchar")
+    kind = ("grey16" if deep else "b-w") if channels < 3 else ("rgb16" if deep else "srgb")
+    x, y = (side / _MM_AN_INCH for side in picture.metadata.dpi or _UNKNOWN_DPI)
+    image = image.copy(interpretation=kind, xres=x, yres=y)
+    if picture.size != (width, height):
+        x_scale, y_scale = picture.size[0] / width, picture.size[1] / height
+        image = image.resize(x_scale, vscale=y_scale, kernel="lanczos3").copy(xres=x, yres=y)
+    metadata = picture.metadata
+    fields = {"exif": metadata.exif, "xmp": metadata.xmp, "iptc": metadata.iptc, "icc-profile": metadata.icc_profile}
+    for name, data in fields.items():
+        if data:
+            image.set_type(library.GValue.blob_type, f"{name}-data", data)
+    return image
+
+
+def check_written(path: Path, picture: _Picture) -> None:
+    """Open the file again: is all of it there, and is it what it should be?
+
+    Raises OSError, ValueError, SyntaxError, struct.error, ImageError.
+    """
+    with PictureFile(path) as file:
+        head = file.read(HEAD_BYTES)
+        size_bytes = file.seek(0, 2)
+        file.seek(-8, 2)
+        if not picture.format.recognizes(head) or not picture.format.is_whole(head, file.read(), size_bytes):
+            raise ValueError("the written file ends early")
+        file.seek(0)
+        header = picture.format.read_header(path, file)
+    found = (header.width_px, header.height_px, header.bits)
+    if found != (*picture.size, picture.bits):
+        raise ValueError(f"the written file has {found}, not {(*picture.size, picture.bits)}")
 
 
 @contextmanager
@@ -102,6 +145,35 @@ def _unwritable_as_image_error(path: Path) -> Iterator[None]:
         raise ImageError(path, f"cannot be written ({error})") from error
 
 
+def check_pixels_fit(width_px: int, height_px: int, channels: int, bits: int, output: Path) -> None:
+    """Before anything is decoded: can the format of `output` hold pixels of these sides?
+
+    channels: 1 or 3, and one more for transparency, which `check_alpha_fits` asks for. Raises ImageError.
+    """
+    target = format_from_path(output)
+    got, fix, side_px = f"the picture would be {width_px}x{height_px}", "write a .png", max(width_px, height_px)
+    if side_px > target.max_side_px:
+        other = next((item.suffixes[0] for item in FORMATS if side_px <= item.max_side_px), ".tif")
+        raise ImageError(output, got, f"sides up to {target.max_side_px} in {target.name}", f"write a {other}")
+    if bits == 16 and not target.holds_16_bits:
+        kind = "grey" if channels < 3 else "colour"
+        raise ImageError(output, f"16-bit {kind}", f"8 bits in {target.name}", "write a .png or .tif")
+    if target.max_bytes is not None and width_px * height_px * channels > target.max_bytes:
+        raise ImageError(output, got, f"up to {target.max_bytes} bytes in {target.name}", fix)
+
+
+def check_alpha_fits(has_alpha: bool, output: Path) -> None:
+    """Raises ImageError where the picture is transparent and the format of `output` cannot say so."""
+    target = format_from_path(output)
+    if has_alpha and not target.holds_alpha:
+        raise ImageError(output, "the picture is transparent", f"an opaque one in {target.name}", "write a .png")
+
+
+def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
+    """One note that names what of the metadata the file will not have, for people; none where it has all."""
+    return format_from_path(output).kept(metadata)[1]
+
+
 @contextmanager
 def open_writer(
     path: Path,
@@ -109,6 +181,7 @@ def open_writer(
     height_px: int,
     channels: int,
     dtype: DTypeLike,
+    *,
     has_alpha: bool = False,
     metadata: ImageMetadata = NO_METADATA,
     resize_to: tuple[int, int] | None = None,
@@ -118,37 +191,48 @@ def open_writer(
     """A picture file in the format that its suffix names; it is there, synced and checked, when the context is left.
 
     width_px, height_px: of the rows that are going to be written. channels: 1 or 3, without transparency. dtype:
-    uint8 or uint16. metadata: sizes in its EXIF become those of the file. resize_to: (width, height) of the file, by
-    Lanczos. quality: 1 to 100, for JPEG, WebP and AVIF; None: the format's own.
+    uint8 or uint16. metadata: sizes in its EXIF and XMP become those of the file. resize_to: (width, height) of the
+    file, by Lanczos. quality: 1 to 100, for JPEG, WebP and AVIF; None: the format's own.
 
-    Encoding runs beside the caller, in threads. Memory: 64 MiB and some rows; for WebP, AVIF and BMP the whole
-    picture (`WriteFormat.held_bytes`). Raises ImageError where the format cannot hold the picture, where rows are
-    missing and where the file cannot be written; UsageError, OutputExistsError as `atomic_path`. After any exception
-    `path` is as it was.
+    On the disk of `path`, the rows take their size until the file is there. WebP, AVIF and BMP hold the picture in
+    memory while they encode it (`PictureFormat.encoder_bytes`). Raises ImageError where the format cannot hold the
+    picture, where rows are missing and where the file cannot be written; UsageError, OutputExistsError as
+    `atomic_path`. After any exception `path` is as it was.
     """
     target, kind = format_from_path(path), np.dtype(dtype)
     size, all_channels = resize_to or (width_px, height_px), channels + has_alpha
     check_pixels_fit(*size, all_channels, kind.itemsize * 8, path)
-    if has_alpha and not target.alpha:
-        raise ImageError(path, "the picture is transparent", f"an opaque one in {target.pillow}", "write a .png")
+    check_alpha_fits(has_alpha, path)
+    kept = target.kept(metadata)[0]
+    kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, *size))
     quality = target.default_quality if quality is None or target.default_quality is None else quality
-    resizer = RowResizer((width_px, height_px), size) if size != (width_px, height_px) else None
-    metadata = metadata_for_size(metadata, *size)
-    shape = (size[1], size[0], all_channels)
-    with atomic_path(path, overwrite) as temporary:
-        sink: _Sink
-        if target.held_bytes:
-            sink = _WholePicture(shape, temporary, target, metadata, quality)
-        else:
-            with _unwritable_as_image_error(path):
-                sink = RowFeed(
-                    shape, kind, lambda source: encode_stream(source, temporary, target, metadata, quality)
-                )
-        try:
-            writer = PictureWriter(path, (height_px, width_px, all_channels), kind, resizer, sink)
-            yield writer
-            writer.finish()
-        finally:
-            sink.stop()
-        with _unwritable_as_image_error(path):
-            check_written(temporary, target, size, all_channels, kind.itemsize * 8)
+    picture = _Picture(path, target, (height_px, width_px, all_channels), size, kind, kept, quality)
+    with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:
+        writer = PictureWriter(picture, file)
+        yield writer
+        writer.save(temporary)
+
+
+def write_image(
+    path: Path, pixels: Array, alpha: Array | None, metadata: ImageMetadata, quality: int | None = None
+) -> None:
+    """Write an array, (H, W, 3) or (H, W), uint8 or uint16, and its alpha, (H, W) of the same dtype.
+
+    quality: see `open_writer`. Raises ImageError; then `path` is as it was.
+    """
+    height_px, width_px = pixels.shape[:2]
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    opened = open_writer(
+        path,
+        width_px,
+        height_px,
+        channels,
+        pixels.dtype,
+        has_alpha=alpha is not None,
+        metadata=metadata,
+        quality=quality,
+    )
+    with opened as writer:
+        for top in range(0, height_px, _ROWS):
+            rows = pixels[top : top + _ROWS]
+            writer.write(rows if alpha is None else np.dstack([rows, alpha[top : top + _ROWS]]))

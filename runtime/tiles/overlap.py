@@ -77,33 +77,37 @@ def overlapped(
     prepare: Callable[[J], P],
     compute: Callable[[P], Generator[B]],
     finish: Callable[[P, Iterable[B]], R],
-    ahead: Callable[[J, Sequence[J]], bool] = lambda job, under_way: True,
-    beside: Callable[[J, J], bool] = lambda job, finishing: True,
+    may_overlap: Callable[[J, Sequence[J]], bool] = lambda job, under_way: True,
 ) -> Iterator[tuple[J, R | Exception]]:
     """Each job, in order, with what `finish` returned or the exception that ended it.
 
+        prepare   1 2 3 4
+        compute     1 2 3 4
+        finish        1 2 3 4
+
     jobs: taken one ahead, so that they may come from an iterator without end. prepare: in the reading thread.
-    compute: in the caller's. finish: in the finishing thread, with what `compute` yields. ahead: whether a job may be
-    prepared while those of `under_way` are computed (the last) and finished (one before it, if any); else it is when
-    its turn has come. beside: asked then, whether that may be while the one before is still being finished; else that
-    is waited for, and nothing of it is held any more. Only exceptions that are not `Exception` (Ctrl-C) and those of
-    `jobs` end the whole; then every thread has ended when they come out.
+    compute: in the caller's. finish: in the finishing thread, with what `compute` yields. may_overlap: whether a job
+    may be prepared while those of `under_way` are computed and finished; else it is when they have ended, and nothing
+    of them is held any more. Only exceptions that are not `Exception` (Ctrl-C) and those of `jobs` end the whole;
+    then every thread has ended when they come out.
     """
     iterator = iter(jobs)
+    # The job that comes next, and what prepares it already.
     held: deque[tuple[J, Future[P] | None]] = deque()
     finishing: deque[tuple[J, Future[R] | Exception]] = deque()
     with ThreadPoolExecutor(1, "intsr-read") as reader, ThreadPoolExecutor(1, "intsr-finish") as finisher:
 
         def hold_one(under_way: Sequence[J]) -> None:
             for job in islice(iterator, 1):
-                held.append((job, reader.submit(prepare, job) if ahead(job, under_way) else None))
+                begins = not under_way or may_overlap(job, under_way)
+                held.append((job, reader.submit(prepare, job) if begins else None))
 
         hold_one(())
         while held:
             job, coming = held.popleft()
             if coming is None:
-                if finishing and not beside(job, finishing[0][0]):
-                    yield from _first(finishing)
+                while finishing:
+                    yield _ended(finishing.popleft())
                 coming = reader.submit(prepare, job)
             hold_one([*(earlier for earlier, _ in finishing), job])
             finishing.append((job, _computed(coming, compute, finish, finisher)))
@@ -111,9 +115,9 @@ def overlapped(
             del coming
             # What is being finished goes on beside the next; what was before it is done or waited for.
             while len(finishing) > 1:
-                yield from _first(finishing)
+                yield _ended(finishing.popleft())
         while finishing:
-            yield from _first(finishing)
+            yield _ended(finishing.popleft())
 
 
 def _computed(
@@ -123,12 +127,12 @@ def _computed(
     finisher: ThreadPoolExecutor,
 ) -> Future[R] | Exception:
     try:
-        return _one(coming.result(), compute, finish, finisher)
+        return _handed_over(coming.result(), compute, finish, finisher)
     except Exception as error:
         return error
 
 
-def _one(
+def _handed_over(
     prepared: P,
     compute: Callable[[P], Generator[B]],
     finish: Callable[[P, Iterable[B]], R],
@@ -160,17 +164,12 @@ def _one(
     return future
 
 
-def _first(waiting: deque[tuple[J, Future[R] | Exception]]) -> Iterator[tuple[J, R | Exception]]:
-    """The first, taken away and waited for."""
-    job, ended = waiting.popleft()
-    result = _outcome(ended)
-    yield job, result
-
-
-def _outcome(result: Future[R] | Exception) -> R | Exception:
+def _ended(finishing: tuple[J, Future[R] | Exception]) -> tuple[J, R | Exception]:
+    """Wait for what is being finished."""
+    job, result = finishing
     if isinstance(result, Exception):
-        return result
+        return job, result
     try:
-        return result.result()
+        return job, result.result()
     except Exception as error:
-        return error
+        return job, error

@@ -18,8 +18,9 @@ from intsr.errors import BuildError, EngineMismatchError, UsageError, Verificati
 from intsr.kernels.devices import emulated as emulate
 from intsr.runtime.backends.tensorrt import picture_pipeline as device_picture
 from intsr.runtime.backends.tensorrt.picture_launches import PictureShape
-from intsr.runtime.batch.files import FileOptions, upscale_files
+from intsr.runtime.batch.files import upscale_files
 from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.tiles.grid import plan_tiles
 from intsr.runtime.upscaler import STAGES, UpscaleResult

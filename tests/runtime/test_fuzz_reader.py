@@ -15,12 +15,12 @@ COUNT, SEED = 300, 20
 
 def test_the_whole_pictures_are_read(fuzz_pictures: ModuleType, tmp_path: Path) -> None:
     """Else their mutants would say nothing."""
-    from intsr.runtime.pictures.reader import read_image, read_info
+    from intsr.runtime.pictures.reader import read_header, read_image
 
     for number, data in enumerate(fuzz_pictures.originals()):
         path = tmp_path / f"{number}.png"
         path.write_bytes(data)
-        info, loaded = read_info(path), read_image(path)
+        info, loaded = read_header(path), read_image(path)
         assert loaded.pixels.shape[:2] == (info.height_px, info.width_px), (number, info)
         assert loaded.pixels.dtype.itemsize * 8 == info.bits, (number, info)
         assert loaded.pixels.ndim == (2 if info.channels == 1 else 3), (number, info)

@@ -14,11 +14,11 @@ from PIL import Image, PngImagePlugin
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime.pictures.metadata.fields import ImageMetadata
-from intsr.runtime.pictures.reader import read_image, read_info
-from intsr.runtime.pictures.write_array import write_image
+from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.reader import read_header, read_image
+from intsr.runtime.pictures.writer import write_image
 
-ORIENTATION, ARTIST = 0x0112, 0x013B
+ORIENTATION = 0x0112
 
 
 def _save(path: Path, image: Image.Image, **settings: object) -> Path:
@@ -70,13 +70,8 @@ def test_alpha_apart_and_opaque_alpha_gone(tmp_path: Path, photo: np.ndarray) ->
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_applied_once(tmp_path: Path, photo: np.ndarray, orientation: int, suffix: str) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION], exif[ARTIST] = orientation, "somebody"
-    path = _save(tmp_path / f"a{suffix}", Image.fromarray(photo), exif=exif)
-    loaded, info = read_image(path), read_info(path)
-    turned = {
+def test_orientation_is_applied_once(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
+    upright = {
         1: photo,
         2: photo[:, ::-1],
         3: photo[::-1, ::-1],
@@ -85,51 +80,14 @@ def test_orientation_is_applied_once(tmp_path: Path, photo: np.ndarray, orientat
         6: np.rot90(photo, -1),
         7: photo[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(photo),
-    }[orientation]
-    np.testing.assert_array_equal(loaded.pixels, turned)
-    assert (info.height_px, info.width_px) == turned.shape[:2]
-    kept = Image.Exif()
-    kept.load(loaded.metadata.exif)
-    assert kept.get(ORIENTATION, 1) == 1
-    assert kept[ARTIST] == "somebody"
-
-
-def test_exif_sizes_grow_with_the_picture(tmp_path: Path, photo: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA002] = photo.shape[1]
-    path = _save(tmp_path / "a.jpg", Image.fromarray(photo), exif=exif)
-    kept = Image.Exif()
-    kept.load(read_image(path, upscale_factor=4).metadata.exif)
-    assert kept.get_ifd(0x8769)[0xA002] == photo.shape[1] * 4
-
-
-@pytest.mark.parametrize(
-    "exif",
-    [
-        b"not a tiff header at all",
-        b"II*\0\xff\xff\xff\x7f",
-        b"II*\0\x08\0\0\0\x01\0\x12\x01",
-        b"II*\0\x08\0\0\0\x01\0\x69\x87\x04\0\x01\0\0\0\xff\xff\xff\x7f\0\0\0\0",
-        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
-    ],
-)
-def test_broken_exif_does_not_cost_the_picture(tmp_path: Path, photo: np.ndarray, exif: bytes) -> None:
-    path = _save(tmp_path / "a.jpg", Image.fromarray(photo), exif=b"Exif\0\0" + exif)
-    assert read_image(path).pixels.shape == photo.shape
-    assert read_info(path).width_px == photo.shape[1]
-
-
-def test_exif_that_pillow_cannot_read_is_noted(
-    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(image: Image.Image) -> None:
-        raise struct.error("unpack requires a buffer of 2 bytes")
-
-    path = _save(tmp_path / "a.png", Image.fromarray(photo))
-    monkeypatch.setattr(Image.Image, "getexif", refuse)
-    loaded = read_image(path)
-    np.testing.assert_array_equal(loaded.pixels, photo)
-    assert "EXIF is broken" in loaded.notes[0]
+    }
+    for orientation, expected in upright.items():
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        path = _save(tmp_path / f"a{suffix}", Image.fromarray(photo), exif=exif)
+        loaded, header = read_image(path), read_header(path)
+        np.testing.assert_array_equal(loaded.pixels, expected)
+        assert (header.height_px, header.width_px) == expected.shape[:2]
 
 
 def test_a_header_is_read_without_decoding(
@@ -144,21 +102,21 @@ def test_a_header_is_read_without_decoding(
     chunk, end = data[at : at + 12 + struct.unpack(">I", data[at : at + 4])[0]], len(data) - 12
     late = tmp_path / "late.png"
     late.write_bytes(data[:at] + data[at + len(chunk) : end] + chunk + data[end:])
-    assert read_info(late).width_px == photo.shape[0] == read_image(late).pixels.shape[1]
+    assert read_header(late).width_px == photo.shape[0] == read_image(late).pixels.shape[1]
 
     def refuse(image: Image.Image) -> None:
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", refuse)
-    assert read_info(early).width_px == photo.shape[0]
-    assert read_info(_save(tmp_path / "plain.png", Image.fromarray(photo))).width_px == photo.shape[1]
+    assert read_header(early).width_px == photo.shape[0]
+    assert read_header(_save(tmp_path / "plain.png", Image.fromarray(photo))).width_px == photo.shape[1]
 
 
 def test_memory_is_predicted_from_the_header(
     tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _save(tmp_path / "a.png", Image.fromarray(photo))
-    needed = read_info(path).decode_bytes
+    needed = read_header(path).decode_bytes
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(OutOfMemoryError, match="71x53 pixels need"):
         read_image(path)
@@ -179,6 +137,7 @@ print((peak_resident_bytes() - before) / (pixels.shape[0] * pixels.shape[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bits"), [("a.png", 8), ("a.jpg", 8), ("a.png", 16), ("a.tif", 16)])
 def test_memory_while_decoding(tmp_path: Path, name: str, bits: int) -> None:
     """8 bytes a pixel; the result is 3 of them, 6 of 16-bit colour, whose copy in Pillow is gone by then."""
@@ -239,7 +198,7 @@ def test_broken_files(tmp_path: Path, photo: np.ndarray, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 def test_pillows_pixel_limit_is_kept(
     tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, read: object
 ) -> None:
@@ -252,7 +211,7 @@ def test_pillows_pixel_limit_is_kept(
         read(path)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 def test_the_limit_holds_for_16_bit_tiff_too(
     tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, fuzz_pictures: ModuleType, read: object
 ) -> None:
@@ -266,3 +225,35 @@ def test_32_bit_pictures_are_refused(tmp_path: Path) -> None:
     path = _save(tmp_path / "a.tif", Image.fromarray(np.zeros((4, 4), np.float32)))
     with pytest.raises(ImageError, match="a TIFF of 32-bit floating-point numbers"):
         read_image(path)
+
+
+_FILES_OPENED = """
+import sys
+from pathlib import Path
+path, opened = Path(sys.argv[1]), []
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]) == str(path):
+        opened.append(arguments[0])
+sys.addaudithook(watch)
+from intsr.runtime.batch.files import upscale_files
+from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.batch.run import Batch
+from intsr.runtime.engine import open_engine
+batch = Batch(open_engine(sys.argv[2]), FileOptions(), auto_tile=True)
+(report,) = batch.reports([Job(path, path.with_name("out.png"))])
+assert report.status == "ok", report
+print(len(opened))
+"""
+
+
+@pytest.mark.parametrize(("suffix", "deep"), [(".png", False), (".png", True), (".jpg", False), (".tif", True)])
+def test_a_file_is_opened_twice(
+    tmp_path: Path, photo: np.ndarray, identity_engine: Path, suffix: str, deep: bool
+) -> None:
+    """Once for its header, whoever asks for it, and once for its pixels and metadata."""
+    path = tmp_path / f"a{suffix}"
+    write_image(path, photo.astype(np.uint16) * 257 if deep else photo, None, ImageMetadata())
+    command = [sys.executable, "-c", _FILES_OPENED, str(path), str(identity_engine)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (result.stdout, result.returncode) == ("2\n", 0), result.stderr

@@ -16,10 +16,10 @@ import pytest
 from PIL import AvifImagePlugin, Image, ImageCms, features
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.metadata.fields import ImageMetadata
-from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.reader import read_header, read_image
 from intsr.runtime.pictures.vips import vips
-from intsr.runtime.pictures.write_array import write_image
+from intsr.runtime.pictures.writer import write_image
 
 ORIENTATION, ARTIST = 0x0112, 0x013B
 
@@ -47,7 +47,7 @@ def _png16(path: Path, values: np.ndarray, transparent: tuple[int, ...] = ()) ->
 def test_16_bit_png_keeps_every_bit(tmp_path: Path, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (300, 7, channels), np.uint16)
     path = _png16(tmp_path / "deep.png", values)
-    loaded, info = read_image(path), read_info(path)
+    loaded, info = read_image(path), read_header(path)
     colours = values[..., : 1 if channels < 3 else 3]
     np.testing.assert_array_equal(loaded.pixels, colours[..., 0] if channels < 3 else colours)
     assert (info.bits, info.channels, info.has_alpha) == (16, colours.shape[2], channels % 2 == 0)
@@ -80,7 +80,7 @@ def test_16_bit_tiff_keeps_every_bit(
 ) -> None:
     path = tmp_path / "deep.tif"
     path.write_bytes(fuzz_pictures.deep_tiff(photo, channels, big, order))
-    loaded, info = read_image(path), read_info(path)
+    loaded, info = read_image(path), read_header(path)
     values = np.rot90(np.dstack([photo, photo[..., :1]])[..., :channels].astype(np.uint16) * 257, -1)
     assert (info.height_px, info.width_px) == values.shape[:2]
     assert (info.bits, info.channels, info.has_alpha) == (16, 1 if channels == 2 else 3, channels != 3)
@@ -182,7 +182,7 @@ def test_16_bit_grey_with_white_as_0_is_no_negative(
     at = data.rindex(head) + len(head)
     data[at : at + 2] = bytes(2)
     (tmp_path / "a.tif").write_bytes(data)
-    loaded, info = read_image(tmp_path / "a.tif"), read_info(tmp_path / "a.tif")
+    loaded, info = read_image(tmp_path / "a.tif"), read_header(tmp_path / "a.tif")
     stored = np.rot90(photo.astype(np.uint16) * 257, -1)
     np.testing.assert_array_equal(loaded.pixels, 65535 - stored[..., 0])
     assert (info.bits, info.channels, info.has_alpha) == (16, 1, channels == 2)
@@ -205,7 +205,7 @@ def test_any_name_of_a_file(tmp_path: Path, name: bytes, suffix: bytes) -> None:
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "a.png"
     os.mkfifo(path)
@@ -230,7 +230,7 @@ def test_packed_12_bit_grey_reaches_from_black_to_white(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(_packed_tiff(values))
     loaded = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(loaded.pixels, np.rint(values * (65535 / 4095)))
-    assert (loaded.pixels.dtype, loaded.notes, read_info(tmp_path / "a.tif").bits) == (np.uint16, (), 16)
+    assert (loaded.pixels.dtype, loaded.notes, read_header(tmp_path / "a.tif").bits) == (np.uint16, (), 16)
 
 
 @pytest.mark.parametrize("level", [0, 1, 3])
@@ -279,7 +279,7 @@ def test_empty_transparency_of_a_bmp_is_none(tmp_path: Path, photo: np.ndarray, 
         assert loaded.notes == ("its transparency is 0 everywhere, and was taken for none",)
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 @pytest.mark.parametrize(
     ("start", "kind"),
     [

@@ -15,7 +15,7 @@ from PIL import Image
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
-from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.reader import read_header, read_image
 
 PREVIEW = {"subfiletype": 1}
 CFA, LINEAR_RAW = 32803, 34892
@@ -42,7 +42,7 @@ def _channels(photo: np.ndarray, count: int, dtype: type = np.uint8) -> np.ndarr
 
 
 def _same_as_info(path: Path) -> Any:
-    info, loaded = read_info(path), read_image(path)
+    info, loaded = read_header(path), read_image(path)
     assert (info.height_px, info.width_px) == loaded.pixels.shape[:2]
     assert info.bits == loaded.pixels.dtype.itemsize * 8
     assert (info.channels == 3) == (loaded.pixels.ndim == 3)
@@ -147,7 +147,7 @@ def test_colours_multiplied_by_their_alpha_are_divided(
     assert np.abs(loaded.pixels - np.squeeze(expected, 2 if colours == 1 else ())).max() <= 1
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 @pytest.mark.parametrize(
     ("dtype", "shape", "settings", "name"),
     [
@@ -198,7 +198,7 @@ def test_grey_of_16_bits_with_no_word_on_other_channels_is_refused(tmp_path: Pat
             read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 @pytest.mark.parametrize("photometric", [CFA, LINEAR_RAW])
 @pytest.mark.parametrize("inside", [True, False])
 def test_camera_raw_is_refused_by_its_name(
@@ -348,7 +348,7 @@ def test_the_memory_of_every_kind_is_asked_for(
     """A strip may be the whole picture: channels that are dropped take memory too."""
     values = _channels(photo, 3 + len(extra), np.uint16)
     path = _write(tmp_path / "a.tif", values, photometric="rgb", extrasamples=extra or None)
-    needed = read_info(path).decode_bytes
+    needed = read_header(path).decode_bytes
     assert needed >= photo.shape[0] * photo.shape[1] * (6 + values.shape[2] * 2)
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(OutOfMemoryError):
@@ -357,7 +357,7 @@ def test_the_memory_of_every_kind_is_asked_for(
     read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_info, read_image])
+@pytest.mark.parametrize("read", [read_header, read_image])
 def test_the_limit_of_pixels_holds_for_a_picture_behind_its_preview(
     tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
 ) -> None:

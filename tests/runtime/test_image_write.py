@@ -1,101 +1,152 @@
-"""Written whole, with what the format can hold; what it cannot hold is refused, before anything is decoded."""
+"""Pictures written in bands: every format, whole or not at all; what it cannot hold is refused beforehand."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
 from intsr.errors import ImageError
-from intsr.runtime.batch.jobs import OUTPUT_FORMATS, PICTURE_SUFFIXES, UNWRITABLE_SUFFIXES
-from intsr.runtime.pictures import writer as image_stream
-from intsr.runtime.pictures.metadata.fields import ImageMetadata
-from intsr.runtime.pictures.reader import READ_FORMATS, ImageInfo, read_image
-from intsr.runtime.pictures.write_array import (
-    WRITE_FORMATS,
-    check_format_fits,
-    enlarge_alpha,
-    notes_for_output,
-    write_image,
-)
+from intsr.runtime.batch.naming import OUTPUT_FORMATS
+from intsr.runtime.pictures import writer as picture_writer
+from intsr.runtime.pictures.formats import tiff
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, format_from_path
+from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.reader import read_image
+from intsr.runtime.pictures.tiff.ifd import read_ifd
+from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, open_writer, write_image
 
+LOSSLESS = (".png", ".tif", ".bmp")
+ALL = (".png", ".jpg", ".tif", ".webp", ".avif", ".bmp")
 NOTHING = ImageMetadata()
-# Made once: a profile carries the second it was made in.
-PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-ARTIST = 0x013B
 
 
-def _metadata() -> ImageMetadata:
-    exif = Image.Exif()
-    exif[ARTIST] = "somebody"
-    return ImageMetadata(exif.tobytes(), PROFILE, b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+def _rows(height: int, width: int, channels: int, dtype: type = np.uint8) -> np.ndarray:
+    """(H, W, C), smooth enough for JPEG."""
+    y, x, c = np.mgrid[0:height, 0:width, 0:channels]
+    unit = 0.5 + 0.2 * np.sin(x / 9 + c) + 0.2 * np.cos(y / 13 - c)
+    return (unit * np.iinfo(dtype).max).astype(dtype)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp"])
-def test_every_format_reads_back(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    path = tmp_path / f"a{suffix}"
-    write_image(path, photo, None, _metadata())
+def _write(path: Path, rows: np.ndarray, step: int, has_alpha: bool = False, **settings: object) -> None:
+    height, width, channels = rows.shape
+    opened = open_writer(path, width, height, channels - has_alpha, rows.dtype, has_alpha=has_alpha, **settings)
+    with opened as writer:
+        for top in range(0, height, step):
+            writer.write(rows[top : top + step])
+
+
+def _read(path: Path) -> np.ndarray:
+    """(H, W, C) with transparency."""
     read = read_image(path)
-    lossy = suffix in (".jpg", ".jpeg", ".webp", ".avif")
-    assert np.abs(read.pixels.astype(int) - photo).mean() < (4 if lossy else 1e-9)
-    if suffix != ".bmp":
-        exif = Image.Exif()
-        exif.load(read.metadata.exif)
-        assert exif[ARTIST] == "somebody"
-        assert read.metadata.icc_profile == _metadata().icc_profile
-        assert read.metadata.xmp == _metadata().xmp
-    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    return np.dstack([read.pixels, *([] if read.alpha is None else [read.alpha])])
 
 
-def test_what_bmp_drops_is_said() -> None:
-    assert notes_for_output(_metadata(), Path("a.bmp")) == ("EXIF, XMP and ICC were dropped: BMP holds none of them",)
-    assert notes_for_output(_metadata(), Path("a.png")) == notes_for_output(NOTHING, Path("a.bmp")) == ()
+@pytest.mark.parametrize("suffix", ALL)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_format_in_bands(tmp_path: Path, suffix: str, channels: int) -> None:
+    target, has_alpha = format_from_path(Path(f"a{suffix}")), channels % 2 == 0
+    for dtype in (np.uint8, np.uint16):
+        path, rows = tmp_path / f"a{suffix}", _rows(150, 67, channels, dtype)
+        if (dtype is np.uint16 and not target.holds_16_bits) or (has_alpha and not target.holds_alpha):
+            with pytest.raises(ImageError, match=r"write a \.png"):
+                _write(path, rows, 41, has_alpha)
+            continue
+        _write(path, rows, 41, has_alpha)
+        read = _read(path)
+        assert read.dtype == dtype
+        if channels < 3 and not target.holds_grey:
+            read = read[..., [0, 3] if has_alpha else [0]]
+        differences = np.abs(read.astype(int) - rows)
+        assert differences[..., : channels - has_alpha].max() <= (0 if suffix in LOSSLESS else 12)
+        assert not has_alpha or differences[..., -1].max() <= (3 if suffix == ".avif" else 0)
+    assert {path.name for path in tmp_path.iterdir()} <= {f"a{suffix}"}
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".avif"])
-def test_alpha_is_kept(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    alpha = np.repeat(np.linspace(0, 255, photo.shape[1], dtype=np.uint8)[None], photo.shape[0], axis=0)
-    write_image(tmp_path / f"a{suffix}", photo, alpha, NOTHING)
-    read = read_image(tmp_path / f"a{suffix}").alpha
-    assert read is not None
-    assert np.abs(read.astype(int) - alpha).max() <= (3 if suffix == ".avif" else 0)
+@pytest.mark.parametrize("suffix", ALL)
+def test_equal_pictures_are_equal_bytes_however_they_come(tmp_path: Path, suffix: str) -> None:
+    rows = _rows(201, 67, 3)
+    for resize_to in (None, (50, 90)):
+        for name, step in (("a", 201), ("b", 1), ("c", 64)):
+            _write(tmp_path / f"{name}{suffix}", rows, step, resize_to=resize_to)
+        first, *others = ((tmp_path / f"{name}{suffix}").read_bytes() for name in "abc")
+        assert others == [first, first]
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
-def test_alpha_is_never_dropped(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    with pytest.raises(ImageError, match=r"transparent.*write a \.png"):
-        write_image(tmp_path / f"a{suffix}", photo, np.zeros(photo.shape[:2], np.uint8), NOTHING)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("new_size", [(33, 100), (134, 402), (1, 1)])
+@pytest.mark.parametrize(("channels", "dtype"), [(3, np.uint8), (4, np.uint16)])
+def test_resized_by_lanczos(tmp_path: Path, channels: int, dtype: type, new_size: tuple[int, int]) -> None:
+    """As Pillow does it, but for rounding and the very edge; transparency apart from the colours."""
+    rows = _rows(201, 67, channels, dtype)
+    _write(tmp_path / "a.png", rows, 40, channels == 4, resize_to=new_size)
+    read = _read(tmp_path / "a.png")
+    planes = (Image.fromarray(rows[..., channel].astype(np.float32)) for channel in range(channels))
+    expected = np.dstack([np.asarray(plane.resize(new_size, Image.Resampling.LANCZOS)) for plane in planes])
+    assert read.shape == expected.shape
+    differences = np.abs(read - np.clip(expected, 0, np.iinfo(dtype).max)) / np.iinfo(dtype).max
+    assert new_size == (1, 1) or (differences.mean() < 0.005 and differences.max() < 0.03)
+    for suffix in (".webp", ".bmp"):
+        _write(tmp_path / f"a{suffix}", _rows(201, 67, 3), 40, resize_to=new_size)
+        assert _read(tmp_path / f"a{suffix}").shape[1::-1] == new_size
 
 
-def test_grey_alpha(tmp_path: Path, photo: np.ndarray) -> None:
-    alpha = photo[..., 1]
-    write_image(tmp_path / "a.png", photo[..., 0], alpha, NOTHING)
-    read = read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(read.pixels, photo[..., 0])
-    np.testing.assert_array_equal(read.alpha, alpha)
+def test_quality(tmp_path: Path) -> None:
+    rows = _rows(200, 200, 3)
+    rows += np.random.default_rng(0).integers(0, 20, rows.shape, np.uint8)
+    for suffix in (".jpg", ".webp", ".avif"):
+        sizes = []
+        for quality in (30, 80, None):
+            _write(tmp_path / f"a{suffix}", rows, 64, quality=quality)
+            sizes.append((tmp_path / f"a{suffix}").stat().st_size)
+        assert sizes == sorted(set(sizes))
+    _write(tmp_path / "a.png", rows, 64, quality=30)
+    np.testing.assert_array_equal(_read(tmp_path / "a.png"), rows)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3, "colours in full resolution"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize("has_alpha", [False, True])
-@pytest.mark.parametrize("shape", [(80, 33), (80, 33, 3)])
-def test_16_bits_are_kept(tmp_path: Path, suffix: str, has_alpha: bool, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(0, 65536, shape, np.uint16)
-    alpha = rng.integers(0, 65536, shape[:2], np.uint16) if has_alpha else None
-    write_image(tmp_path / f"a{suffix}", pixels, alpha, _metadata())
-    read = read_image(tmp_path / f"a{suffix}")
-    np.testing.assert_array_equal(read.pixels, pixels)
-    assert read.pixels.dtype == np.uint16
-    assert (read.alpha is None) == (alpha is None)
-    if alpha is not None:
-        np.testing.assert_array_equal(read.alpha, alpha)
-    assert (read.metadata.icc_profile, read.metadata.xmp) == (PROFILE, _metadata().xmp)
+def test_a_png_is_no_larger_than_pillows(tmp_path: Path) -> None:
+    """At level 4 there; a photograph of a megapixel."""
+    from skimage.data import astronaut
+
+    photo = np.asarray(Image.fromarray(astronaut()).resize((1024, 1024), Image.Resampling.LANCZOS))
+    _write(tmp_path / "ours.png", photo, 256)
+    Image.fromarray(photo).save(tmp_path / "pillow.png", compress_level=4)
+    assert (tmp_path / "ours.png").stat().st_size < 1.05 * (tmp_path / "pillow.png").stat().st_size
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_tiff_of_either_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: bool) -> None:
+    """BigTIFF is for more than 4 GiB; here it is forced."""
+    monkeypatch.setattr(tiff, "_BIG_TIFF_BYTES", 0 if big else 1 << 40)
     exif = Image.Exif()
-    exif.load(read.metadata.exif)
-    assert exif[ARTIST] == "somebody"
+    exif[0x013B] = "somebody"
+    exif.get_ifd(0x8769).update({0xA002: 1, 0x9003: "2020:02:02 02:02:02", 0x927C: b"maker"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (12.0, 30.0, 1.5)})
+    rows = _rows(150, 67, 4)
+    _write(tmp_path / "a.tif", rows, 64, True, metadata=ImageMetadata(exif.tobytes(), xmp=b"<xmp/>"))
+    with (tmp_path / "a.tif").open("rb") as file:
+        assert read_ifd(file, ()).big == big
+    with Image.open(tmp_path / "a.tif") as image:
+        np.testing.assert_array_equal(np.asarray(image), rows)
+        found, details, gps = image.getexif(), image.getexif().get_ifd(0x8769), image.getexif().get_ifd(0x8825)
+        assert (found[0x013B], image.info["xmp"], gps[2]) == ("somebody", b"<xmp/>", (12.0, 30.0, 1.5))
+    assert (details[0xA002], details[0x9003], details[0x927C]) == (67, "2020:02:02 02:02:02", b"maker")
+
+
+def test_constant_and_16_bit_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    for shape in ((80, 33), (80, 33, 3)):
+        pixels, alpha = rng.integers(0, 65536, shape, np.uint16), rng.integers(0, 65536, (80, 33), np.uint16)
+        write_image(tmp_path / "a.png", pixels, alpha, NOTHING)
+        np.testing.assert_array_equal(_read(tmp_path / "a.png"), np.dstack([pixels, alpha]))
 
 
 def test_a_file_that_did_not_arrive_is_noticed(
@@ -103,95 +154,198 @@ def test_a_file_that_did_not_arrive_is_noticed(
 ) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"before")
-    check = image_stream.check_written
+    check = picture_writer.check_written
 
     def check_half(file: Path, *expected: object) -> None:
         data = file.read_bytes()
         file.write_bytes(data[: len(data) // 2])
         check(file, *expected)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(image_stream, "check_written", check_half)
-    for name in ("a.png", "a.jpg", "a.tif", "a.webp", "a.avif", "a.bmp"):
-        with pytest.raises(ImageError, match="cannot be written"):
-            write_image(tmp_path / name, photo, None, NOTHING)
+    monkeypatch.setattr(picture_writer, "check_written", check_half)
+    for suffix in ALL:
+        with pytest.raises(ImageError, match=r"cannot be (written|read)"):
+            write_image(tmp_path / f"a{suffix}", photo, None, NOTHING)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def _info(mode: str = "RGB", bits: int = 8, channels: int = 3) -> ImageInfo:
-    return ImageInfo(10, 10, mode, False, bits, channels)
-
-
 @pytest.mark.parametrize(
-    ("info", "size", "name", "message"),
+    ("bits", "channels", "size", "name", "message"),
     [
-        (_info(), (80000, 40), "a.jpg", r"sides up to 65500 in JPEG; write a \.png"),
-        (_info(), (40, 20000), "a.webp", "sides up to 16383"),
-        (_info(), (40, 20000), "a.avif", "sides up to 16384"),
-        (_info(), (40, 2_000_000), "a.png", r"sides up to 1000000 in PNG; write a \.tif"),
-        (_info(), (40000, 40000), "a.bmp", "4294901760 bytes in BMP"),
-        (_info("I;16", 16, 1), (40, 40), "a.jpg", "16-bit grey"),
-        (_info("RGB", 16), (40, 40), "a.avif", "16-bit colour"),
-        (_info(), (40, 40), "a.gif", "suffix .gif"),
-        (_info(), (40, 40), "a", "none"),
+        (8, 3, (80000, 40), "a.jpg", r"sides up to 65500 in JPEG; write a \.png"),
+        (8, 3, (40, 20000), "a.webp", "sides up to 16383"),
+        (8, 3, (40, 20000), "a.avif", "sides up to 16384"),
+        (8, 3, (40, 2_000_000), "a.png", r"sides up to 1000000 in PNG; write a \.tif"),
+        (8, 3, (40000, 40000), "a.bmp", "4294901760 bytes in BMP"),
+        (16, 1, (40, 40), "a.jpg", "16-bit grey"),
+        (16, 3, (40, 40), "a.avif", "16-bit colour"),
+        (8, 3, (40, 40), "a.gif", "suffix .gif"),
+        (8, 3, (40, 40), "a", "none"),
     ],
 )
 def test_what_cannot_be_written_is_known_beforehand(
-    info: ImageInfo, size: tuple[int, int], name: str, message: str
+    bits: int, channels: int, size: tuple[int, int], name: str, message: str
 ) -> None:
     with pytest.raises(ImageError, match=message):
-        check_format_fits(info, *size, Path(name))
+        check_pixels_fit(*size, channels, bits, Path(name))
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.avif", "a.bmp"])
-def test_what_can_be_written_passes(name: str) -> None:
-    check_format_fits(_info(), 16383, 16383, Path(name))
+def test_what_can_be_written_passes() -> None:
+    for suffix in ALL:
+        check_pixels_fit(16383, 16383, 3, 8, Path(f"a{suffix}"))
+        if format_from_path(Path(f"a{suffix}")).holds_alpha:
+            check_alpha_fits(True, Path(f"a{suffix}"))
+        else:
+            with pytest.raises(ImageError, match=r"transparent.*write a \.png"):
+                check_alpha_fits(True, Path(f"a{suffix}"))
 
 
-def test_formats_agree_with_what_batches_look_for() -> None:
-    assert set(PICTURE_SUFFIXES) == set(WRITE_FORMATS)
-    assert {f".{name}" for name in OUTPUT_FORMATS if name != "same"} <= set(WRITE_FORMATS)
-    assert {item.pillow for item in WRITE_FORMATS.values()} == set(READ_FORMATS)
-    assert not set(UNWRITABLE_SUFFIXES) & set(WRITE_FORMATS)
+def test_formats_are_what_the_folder_has() -> None:
+    assert [item.name for item in FORMATS] == ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP"]
+    assert PICTURE_SUFFIXES == (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
+    assert OUTPUT_FORMATS == ("same", "png", "jpg", "webp", "avif", "tif", "bmp")
+    assert not set(UNREAD_SUFFIXES) & set(PICTURE_SUFFIXES)
+    assert format_from_path(Path("A.JPeG")).name == "JPEG"
 
 
-def test_metadata_that_a_jpeg_cannot_hold_is_said_and_left_out(tmp_path: Path, photo: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif[ARTIST] = "x" * 70000
-    metadata = ImageMetadata(exif.tobytes(), PROFILE * 200, b"y" * 70000)
-    notes = notes_for_output(metadata, Path("a.jpg"))
-    assert [note.split()[0] for note in notes] == ["EXIF", "XMP"]
-    assert notes_for_output(metadata, Path("a.png")) == ()
-    write_image(tmp_path / "a.jpg", photo, None, metadata)
-    # In several segments.
-    assert read_image(tmp_path / "a.jpg").metadata == ImageMetadata(b"", PROFILE * 200, b"")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [0, 400])
+def test_an_exception_leaves_nothing(tmp_path: Path, written: int, error: type[BaseException]) -> None:
+    for suffix in ALL:
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(error), open_writer(tmp_path / f"a{suffix}", 400, 1000, 3, np.uint8) as writer:
+            writer.write(np.zeros((written, 400, 3), np.uint8))
+            raise error
+        assert list(tmp_path.iterdir()) == []
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
-def test_sizes_in_exif_are_those_of_the_file(tmp_path: Path, photo: np.ndarray) -> None:
-    exif = Image.Exif()
-    exif.get_ifd(0x8769).update({0xA002: 7, 0xA003: 9})
-    for name in ("a.png", "a.jpg", "a.tif", "a.webp", "a.avif"):
-        write_image(tmp_path / name, photo, None, ImageMetadata(exif.tobytes()))
-        with Image.open(tmp_path / name) as written:
-            details = written.getexif().get_ifd(0x8769)
-        assert (details[0xA002], details[0xA003]) == (photo.shape[1], photo.shape[0])
+def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("out of order")
+
+    for suffix in ALL:
+        monkeypatch.setattr(type(format_from_path(Path(f"a{suffix}"))), "save", broken)
+        with pytest.raises(ImageError, match=r"cannot be written \(out of order\)"):
+            _write(tmp_path / f"a{suffix}", _rows(9, 8, 3), 9)
+        assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_constant_alpha_stays_what_it_is(dtype: type) -> None:
-    np.testing.assert_array_equal(enlarge_alpha(np.full((2, 3), 128, dtype), 4), np.full((8, 12), 128, dtype))
+def test_the_number_of_rows_is_checked(tmp_path: Path) -> None:
+    for height, message in ((9, "9 rows; expected 10"), (11, "11 rows; expected 10")):
+        opened = open_writer(tmp_path / "a.png", 7, 10, 3, np.uint8)
+        with pytest.raises(ImageError, match=message), opened as writer:
+            writer.write(np.zeros((height, 7, 3), np.uint8))
+        assert list(tmp_path.iterdir()) == []
 
 
-def test_16_bit_alpha_is_enlarged_like_8_bit_alpha() -> None:
-    alpha = np.zeros((6, 8), np.uint8)
-    alpha[:, 4:] = 255
-    deep = enlarge_alpha(alpha.astype(np.uint16) * 257, 4)
-    assert deep.dtype == np.uint16
-    assert np.abs(deep / 257 - enlarge_alpha(alpha, 4)).max() < 1
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((5, 6, 3), np.uint8),
+        np.zeros((5, 7, 4), np.uint8),
+        np.zeros((5, 7), np.uint8),
+        np.zeros((5, 7, 3), np.uint16),
+        np.zeros(7, np.uint8),
+    ],
+)
+def test_rows_of_another_kind(tmp_path: Path, rows: np.ndarray) -> None:
+    opened = open_writer(tmp_path / "a.png", 7, 5, 3, np.uint8)
+    with pytest.raises(ImageError, match=r"rows of .*expected rows of \(7, 3\) uint8"), opened as writer:
+        writer.write(rows)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_alpha_is_enlarged_by_lanczos() -> None:
-    alpha = np.zeros((6, 8), np.uint8)
-    alpha[:, 4:] = 255
-    expected = np.asarray(Image.fromarray(alpha).resize((32, 24), Image.Resampling.LANCZOS))
-    np.testing.assert_array_equal(enlarge_alpha(alpha, 4), expected)
+def test_a_row_that_is_no_block_of_memory_is_written_as_it_is(tmp_path: Path) -> None:
+    rows = _rows(20, 30, 3)
+    with open_writer(tmp_path / "a.png", 15, 20, 3, np.uint8) as writer:
+        writer.write(rows[:, ::2])
+    np.testing.assert_array_equal(_read(tmp_path / "a.png"), rows[:, ::2])
+
+
+_CHILD = """
+import resource, sys, time
+import numpy as np
+from pathlib import Path
+from intsr.errors import ImageError
+from intsr.memory import peak_resident_bytes, resident_bytes
+from intsr.runtime.pictures.writer import open_writer
+path = Path(sys.argv[1])
+noise = np.random.default_rng(0).integers(0, 256, (100, 1200, 3)).astype(np.uint8)
+"""
+_FULL = """
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    with open_writer(path, 1200, 1200, 3, np.uint8) as writer:
+        for _ in range(12):
+            writer.write(noise)
+except ImageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("suffix", "most_bytes"), [(".png", 1 << 20), (".png", 4_320_000), (".bmp", 4_320_000)])
+def test_a_full_disk_is_an_image_error(tmp_path: Path, suffix: str, most_bytes: int) -> None:
+    """While rows come in; while libvips encodes noise; while Pillow writes."""
+    path = tmp_path / f"a{suffix}"
+    command = [sys.executable, "-c", _CHILD + _FULL, str(path), str(most_bytes)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.startswith(f"{path}: cannot be written (")
+    assert "File too large" in result.stdout or (suffix == ".bmp" and "ends early" in result.stdout)
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+_INTERRUPTED = """
+with open_writer(path, 1200, 1200, 3, np.uint8) as writer:
+    writer.write(noise)
+    print("running", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_ctrl_c_and_a_kill_in_the_middle(tmp_path: Path) -> None:
+    """Rows are in a file without a name: the system removes it whatever becomes of the process."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        command = [sys.executable, "-c", _CHILD + _INTERRUPTED, str(tmp_path / "a.png")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None and process.stdout.readline() == "running\n"
+            os.kill(process.pid, number)
+            process.wait(30)
+        left = [path.name for path in tmp_path.iterdir()]
+        assert len(left) == (number == signal.SIGKILL) and all(name.endswith(".part") for name in left)
+
+
+_LARGE = """
+def write(side):
+    rows = (np.arange(64 * side * 3) // 500).astype(np.uint8).reshape(64, side, 3)
+    with open_writer(path, side, side, 3, np.uint8, resize_to=eval(sys.argv[2])) as writer:
+        for top in range(0, side, 64):
+            writer.write(rows[: side - top])
+        print(resident_bytes() - before)
+before = 0
+write(64)
+before = resident_bytes()
+write(6000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "resize_to"), [(".png", None), (".jpg", (4000, 4000))])
+def test_rows_that_wait_take_no_memory(tmp_path: Path, suffix: str, resize_to: tuple[int, int] | None) -> None:
+    """108 MB of pixels: they are on disk until they are encoded."""
+    command = [sys.executable, "-c", _CHILD + _LARGE, str(tmp_path / f"a{suffix}"), str(resize_to)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    assert int(result.stdout.splitlines()[-1]) < 10e6
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.size == (resize_to or (6000, 6000))
+
+
+def test_help_does_not_import_libvips() -> None:
+    for lines, arguments in (
+        ("import sys, intsr.runtime.pictures.writer; print('pyvips' in sys.modules)", []),
+        ("import sys\nfrom intsr.cli.main import main\ntry: main()\nfinally: print('pyvips' in sys.modules)", ["-h"]),
+    ):
+        command = [sys.executable, "-c", lines, *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert result.stdout.endswith("False\n")

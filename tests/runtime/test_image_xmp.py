@@ -11,7 +11,7 @@ from PIL import Image
 
 from intsr.runtime.pictures.metadata.xmp import notes_from_xmp, xmp_for_upright, xmp_with_sizes
 from intsr.runtime.pictures.reader import read_image
-from intsr.runtime.pictures.write_array import write_image
+from intsr.runtime.pictures.writer import write_image
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 TIFF, EXIF = "{http://ns.adobe.com/tiff/1.0/}", "{http://ns.adobe.com/exif/1.0/}"

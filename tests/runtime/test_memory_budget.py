@@ -13,7 +13,7 @@ from PIL import Image
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.runtime.backends.protocol import Backend
-from intsr.runtime.batch.memory_budget import MemoryBudget, bytes_from_text, picture_parts
+from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text, picture_parts
 from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
@@ -157,8 +157,9 @@ import numpy as np
 from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.engine import open_engine
-from intsr.runtime.pictures.reader import read_info
-from intsr.runtime.batch.memory_budget import picture_parts
+from intsr.runtime.pictures.reader import read_header
+from intsr.runtime.backends.protocol import Backend
+from intsr.runtime.batch.memory import picture_parts
 from intsr.runtime.batch.files import FileOptions, upscale_file
 engine, source, output, fix = sys.argv[1:]
 with open_engine(engine, threads=1) as opened:
@@ -167,7 +168,7 @@ with open_engine(engine, threads=1) as opened:
     restart_peak()
     before = resident_bytes()
     upscale_file(opened, Job(pathlib.Path(source), pathlib.Path(output)), FileOptions(fix))
-    info = read_info(pathlib.Path(source))
+    info = read_header(pathlib.Path(source))
     size = (info.width_px * opened.upscale_factor, info.height_px * opened.upscale_factor)
     print(peak_resident_bytes() - before, picture_parts(opened, info, size, pathlib.Path(output), fix).total)
 """

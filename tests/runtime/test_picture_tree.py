@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from intsr.errors import EXIT_SOME_FAILED
-from intsr.runtime.pictures.reader import read_image, read_info
+from intsr.runtime.pictures.reader import read_header, read_image
 
 Run = Callable[..., tuple[int, str, str]]
 FACTOR = 2
@@ -57,7 +57,7 @@ def _check(path: Path, source: Path, expected: Any) -> None:
             with Image.open(source) as original:
                 assert image.info["icc_profile"] == original.info["icc_profile"]
         assert (image.getexif().get(0x013B) == "somebody") == expected.artist
-    info = read_info(path)
+    info = read_header(path)
     assert info.bits == expected.bits
     before, after = read_image(source), read_image(path)
     assert (before.alpha is None) == (after.alpha is None)

@@ -14,12 +14,13 @@ import sys, pathlib
 from intsr.memory import resident_bytes
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.engine import open_engine
-from intsr.runtime.batch.files import FileOptions, upscale_files
+from intsr.runtime.batch.files import upscale_files
+from intsr.runtime.batch.options import FileOptions
 engine, source, output = map(pathlib.Path, sys.argv[1:])
 pictures = sorted(source.iterdir())
 jobs = [Job(pictures[i % len(pictures)], output / f"{i}{pictures[i % len(pictures)].suffix}") for i in range(500)]
 with open_engine(engine, threads=1) as opened:
-    for count, report in enumerate(upscale_files(opened, jobs, FileOptions("wavelet")), 1):
+    for count, report in enumerate(upscale_files(opened, jobs, FileOptions(color_fix="wavelet")), 1):
         assert report.status == "ok", report
         if count in (50, 500):
             print(resident_bytes())

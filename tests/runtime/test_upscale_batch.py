@@ -12,10 +12,9 @@ from PIL import Image
 
 from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch import files as upscale_file
-from intsr.runtime.batch.files import FileOptions
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.memory import BatchMemory
-from intsr.runtime.batch.memory_budget import picture_parts
+from intsr.runtime.batch.memory import BatchMemory, picture_parts
+from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.batch.run import Batch
 from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler

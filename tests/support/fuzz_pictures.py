@@ -281,7 +281,7 @@ def read_mutants(seed: int, first: int, last: int) -> None:
     from intsr import memory
     from intsr.errors import ImageError, OutOfMemoryError
     from intsr.memory import peak_resident_bytes, restart_peak
-    from intsr.runtime.pictures.reader import read_image, read_info
+    from intsr.runtime.pictures.reader import read_header, read_image
     from intsr.runtime.pictures.vips import vips
 
     vips()
@@ -297,7 +297,7 @@ def read_mutants(seed: int, first: int, last: int) -> None:
             print("begin", number, flush=True)
             restart_peak()
             kinds = []
-            for read in (read_info, read_image):
+            for read in (read_header, read_image):
                 try:
                     read(path)
                     kinds.append("read")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intsr.errors import UsageError
-from intsr.runtime.batch.jobs import PICTURE_SUFFIXES
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
 
 CALIBRATION_FILE = "calibration.json"
 

@@ -15,8 +15,8 @@ from intsr.engines.report.measure.request import ReportRequest
 from intsr.errors import ImageError, IntsrError, UsageError
 from intsr.files import sha256_from_path
 from intsr.manifest import Manifest
-from intsr.runtime.batch.jobs import PICTURE_SUFFIXES
 from intsr.runtime.engine import open_engine
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
 from intsr.runtime.pictures.rgb8 import read_pixels
 from intsr.runtime.tiles.enlarge import enlarge
 

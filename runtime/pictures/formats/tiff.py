@@ -1,66 +1,165 @@
-"""Metadata appended to a TIFF that has its pixels, and the check of what was written.
-
-libvips writes no EXIF into TIFF, and Pillow none into BigTIFF. A directory may lie anywhere, so the old one stays
-where it is, unused, and a new one with all entries of both goes to the end.
-"""
+"""TIFF and BigTIFF: judged by the header, then read by libvips, or by Pillow where libvips does not."""
 
 from __future__ import annotations
 
-import os
+import math
+import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from intsr.runtime.pictures.formats.png import density_of_chunks
-from intsr.runtime.pictures.metadata.exif import BYTE, UNDEFINED, Entry, directory_bytes, numbers, read_directory
-from intsr.runtime.pictures.metadata.fields import ImageMetadata, little_endian_directory
-from intsr.runtime.pictures.metadata.resolution import RESOLUTION_TAGS, resolution_from_density
+import numpy as np
+from PIL import Image
 
-WIDTH, HEIGHT, SAMPLES, BITS = 256, 257, 277, 258
-COMPRESSION, PHOTOMETRIC, EXTRA_SAMPLES, SAMPLE_FORMAT = 259, 262, 338, 339
-PLANES, TILE_WIDTH, INK_SET, SUBSAMPLING = 284, 322, 332, 530
-STRIP_ROWS, TILE_ROWS = 278, 323
-# All that says what the pixels are.
-PIXEL_TAGS = frozenset({WIDTH, HEIGHT, SAMPLES, BITS, COMPRESSION, PHOTOMETRIC, EXTRA_SAMPLES, SAMPLE_FORMAT}) | {
-    *(PLANES, TILE_WIDTH, INK_SET, SUBSAMPLING, STRIP_ROWS, TILE_ROWS),
-}
-_STRIP_OFFSETS, _STRIP_BYTES = 273, 279
-XMP, ICC = 700, 34675
+from intsr.arrays import Array
+from intsr.runtime.pictures.arrays import arrays_from_image, rgb_from_cmyk
+from intsr.runtime.pictures.depth16 import Samples, read_samples
+from intsr.runtime.pictures.formats.base import PictureFormat, keep_flags, save_by_vips
+from intsr.runtime.pictures.metadata.exif import (
+    ICC,
+    ORIENTATION,
+    RESOLUTION_UNIT,
+    X_RESOLUTION,
+    XMP,
+    Y_RESOLUTION,
+    Tags,
+    append_exif,
+    exif_from_tags,
+    tags_from_directory,
+)
+from intsr.runtime.pictures.metadata.read import dpi_of_upright, orientation_from_tags
+from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureHeader
+from intsr.runtime.pictures.pillow import PictureFile, check_mode, opened, peak_16
+from intsr.runtime.pictures.tiff.ifd import PIXEL_TAGS, STRIP_ROWS, TILE_ROWS, read_ifd
+from intsr.runtime.pictures.tiff.kind import TiffKind, kind_of_tiff
+from intsr.runtime.pictures.tiff.pages import NO_SUB_DIRECTORY, Page, picture_page
 
-
-def append_directory(path: Path, metadata: ImageMetadata) -> None:
-    """path: a whole little-endian TIFF without metadata. Raises OSError, ValueError, struct.error."""
-    with path.open("r+b") as file:
-        directory, layout, _ = read_directory(file)
-        if layout.order != "<":
-            raise ValueError("a big-endian TIFF")
-        # What libvips says of the size in centimetres: it does not know.
-        described = {tag: entry for tag, entry in directory.items() if tag not in RESOLUTION_TAGS}
-        if density := density_of_chunks(metadata.png_chunks):
-            described |= resolution_from_density(density)
-        # What is broken was named by `notes_for_output`; it must not cost the picture.
-        described |= little_endian_directory(metadata.exif)
-        if metadata.xmp:
-            described[XMP] = Entry(BYTE, metadata.xmp)
-        if metadata.icc_profile:
-            described[ICC] = Entry(UNDEFINED, metadata.icc_profile)
-        # The pixels' own entries hold whatever the EXIF says.
-        described |= {tag: entry for tag, entry in directory.items() if tag not in RESOLUTION_TAGS}
-        start = file.seek(0, os.SEEK_END)
-        start += file.write(b"\0" * (start % 2))
-        file.write(directory_bytes(described, start, layout.big))
-        file.seek(8 if layout.big else 4)
-        file.write(struct.pack("<Q" if layout.big else "<I", start))
+# Offsets of 32 bits reach to 4 GiB; deflate can make noise a little longer than it was.
+_BIG_TIFF_BYTES = 3 << 30
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+# Inches by TIFF's number of the unit.
+_UNIT_INCHES = {2: 1.0, 3: 1 / 2.54}
 
 
-def check_tiff(path: Path, size: tuple[int, int], channels: int, bits: int) -> None:
-    """Raises ValueError where the file is not a picture of (width, height) = size, or its strips are not there."""
-    with path.open("rb") as file:
-        directory, _, _ = read_directory(file)
-        end = file.seek(0, os.SEEK_END)
-    found = {tag: numbers(directory, tag) for tag in (WIDTH, HEIGHT, SAMPLES, BITS, _STRIP_OFFSETS, _STRIP_BYTES)}
-    said = (*found[WIDTH], *found[HEIGHT], *(found[SAMPLES] or (1,)), *set(found[BITS]))
-    if said != (*size, channels, bits):
-        raise ValueError(f"the written file has {said}, not {(*size, channels, bits)}")
-    strips = zip(found[_STRIP_OFFSETS], found[_STRIP_BYTES], strict=True)
-    if not all(0 < size_bytes <= end - offset for offset, size_bytes in strips):
-        raise ValueError("the written file ends early")
+@dataclass(frozen=True, slots=True)
+class _Details:
+    """What decoding needs to know of the file."""
+
+    page: Page
+    kind: TiffKind
+
+
+class _Tiff(PictureFormat):
+    name = "TIFF"
+    suffixes = (".tif", ".tiff")
+    place = 4
+    holds_alpha = holds_16_bits = True
+
+    def recognizes(self, head: bytes) -> bool:
+        return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
+
+    def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
+        page, notes = picture_page(path, file)
+        if Image.MAX_IMAGE_PIXELS is not None and page.area > 2 * Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        ifd = read_ifd(file, PIXEL_TAGS, page.ifd.offset, strict=True)
+        kind = kind_of_tiff(path, ifd)
+        orientation = _orientation(_tags(file, page))
+        width_px, height_px = page.size if orientation < 5 else page.size[::-1]
+        rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
+        return PictureHeader(
+            path,
+            self,
+            width_px,
+            height_px,
+            kind.read_bits,
+            kind.read_channels,
+            kind.alpha is not None,
+            orientation,
+            _decoder_bytes(kind, rows / page.size[1]),
+            (*notes, *kind.notes),
+            _Details(page, kind),
+        )
+
+    def decode(self, header: PictureHeader) -> LoadedImage:
+        page, kind = header.details.page, header.details.kind
+        with PictureFile(header.path) as file:
+            tags = _tags(file, page)
+            icc_profile = _bytes(tags.values.get(ICC))
+            notes: tuple[str, ...] = ()
+            if kind.by_pillow:
+                pixels, alpha, notes = _read_by_pillow(file, header)
+            else:
+                to_rgb = None
+                if kind.inks:
+                    convert, note = rgb_from_cmyk(icc_profile)
+                    to_rgb, notes = (lambda rows: np.asarray(convert(Image.fromarray(rows, "CMYK")))), (note,)
+                sub = None if page.sub == NO_SUB_DIRECTORY else page.sub
+                samples = Samples(page.size, kind.colours, kind.bits, kind.alpha, to_rgb, page.number, sub)
+                pixels, alpha = read_samples(file, samples)
+        metadata = ImageMetadata(
+            exif_from_tags(tags, (header.width_px, header.height_px)),
+            # A profile of inks does not fit what became of them.
+            b"" if kind.inks else icc_profile,
+            _bytes(tags.values.get(XMP)),
+            dpi=_dpi(tags, header.orientation >= 5),
+        )
+        return LoadedImage(pixels, alpha, metadata, (*header.notes, *notes))
+
+    def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
+        samples_bytes = 2 if image.format == "ushort" else 1
+        big = image.width * image.height * image.bands * samples_bytes > _BIG_TIFF_BYTES
+        settings = {"compression": "deflate", "level": 4, "predictor": "horizontal", "bigtiff": big}
+        save_by_vips(image, path, "tiffsave_target", keep=keep_flags(metadata), **settings)
+        append_exif(path, metadata.exif, (image.width, image.height))
+
+
+def _tags(file: PictureFile, page: Page) -> Tags:
+    """What the directory of a picture behind others does not say, the first one does."""
+    return tags_from_directory(file) | tags_from_directory(file, page.ifd.offset)
+
+
+def _orientation(tags: Tags) -> int:
+    in_xmp = _XMP_ORIENTATION.search(_bytes(tags.values.get(XMP)))
+    return orientation_from_tags(({ORIENTATION: int(in_xmp[1])} if in_xmp else {}) | tags.values)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _dpi(tags: Tags, turned: bool) -> tuple[float, float] | None:
+    unit = _UNIT_INCHES.get(tags.values.get(RESOLUTION_UNIT, 2), 0.0)
+    found = dpi_of_upright((tags.values.get(X_RESOLUTION), tags.values.get(Y_RESOLUTION)), turned)
+    return (found[0] / unit, found[1] / unit) if found and unit else None
+
+
+def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
+    """For each pixel, a strip or a row of tiles, which may be the whole picture; twice where rows are put together.
+
+    strip_height: as a part of the picture's.
+    """
+    file_bytes = kind.samples * kind.bits / 8 * min(strip_height, 1) * (1 + kind.in_pieces)
+    if kind.by_pillow:
+        # Its arrays are made when the decoder is through with it.
+        channels = kind.read_channels + (kind.alpha is not None)
+        file_bytes += PictureFormat.decoder_bytes - channels * kind.read_bits // 8
+    return max(PictureFormat.decoder_bytes, math.ceil(file_bytes))
+
+
+def _read_by_pillow(file: PictureFile, header: PictureHeader) -> tuple[Array, Array | None, tuple[str, ...]]:
+    page, kind = header.details.page, header.details.kind
+    # So that the picture's directory is the first.
+    code, place = ("Q", 8) if page.ifd.big else ("I", 4)
+    file.patches = {place: struct.pack(page.ifd.order + code, page.ifd.offset)}
+    with opened(file, FORMAT.name) as image:
+        check_mode(header.path, image)
+        peak = peak_16(image)
+        # Pillow would turn the picture by what it finds here, and who reads it turns it once more.
+        image.getexif()[ORIENTATION] = 1
+        image.load()
+        return arrays_from_image(image, kind.alpha is not None, peak)
+
+
+FORMAT = _Tiff()

@@ -1,10 +1,7 @@
-"""Files of pictures that are not read, by what they begin with: for errors that help."""
+"""Pictures of formats that are not read, by their beginnings and their names: for errors that help."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-_AVIF = (b"avif", b"avis")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STARTS = {
     b"GIF87a": "a GIF",
@@ -30,31 +27,18 @@ _STARTS = {
     b"FUJIFILMCCD-RAW": "a camera raw",
 }
 _CANON_RAW = b"crx "
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEAD_BYTES = 32
+_RAW_SUFFIXES = (".dng", ".nef", ".nrw", ".cr2", ".cr3", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
+# Pictures to everyone, by their names: never the name of a folder.
+UNREAD_SUFFIXES = (
+    *(".gif", ".heic", ".heif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".psd", ".svg"),
+    *_RAW_SUFFIXES,
+)
 
 
-def other_kind(path: Path) -> str:
-    """With its article, `a GIF` for instance; empty where it is nothing known. Raises OSError."""
-    head = _head(path)
+def other_kind(head: bytes) -> str:
+    """What a file is by its first bytes, with an article, `a GIF` for instance; empty where it is nothing known."""
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
         return "a HEIC"
     if head[4:8] == b"ftyp" and head[8:12] == _CANON_RAW:
         return "a camera raw"
     return next((name for start, name in _STARTS.items() if head.startswith(start)), "")
-
-
-def is_avif(path: Path) -> bool:
-    """By the brand at its beginning. Raises OSError."""
-    head = _head(path)
-    return head[4:8] == b"ftyp" and head[8:12] in _AVIF
-
-
-def is_tiff(path: Path) -> bool:
-    """By its beginning. Raises OSError."""
-    return _head(path).startswith(TIFF_STARTS)
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD_BYTES)

@@ -1,168 +1,164 @@
-"""Directories of TIFF, which EXIF is made of too: read byte by byte as they are, and written again.
+"""EXIF of the original made into EXIF of the new file, by Pillow: the same for every format.
 
-What a value means is left to others: text in any encoding and numbers of any kind come out as they went in.
+Orientation and thumbnail go, sides become those of the file. libvips, which writes it, adds none of that, and none at
+all into a TIFF.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Container
-from dataclasses import dataclass
-from typing import BinaryIO, TypeAlias
+from contextlib import suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
-EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD = 0x8769, 0x8825, 0xA005
-POINTERS = (EXIF_IFD, GPS_IFD, INTEROPERABILITY_IFD)
-BYTE, SHORT, LONG, UNDEFINED, LONG8 = 1, 3, 4, 7, 16
-_IFD = 13
-# Of each type of value: its bytes, and the bytes that a change of byte order turns round.
-_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-_UNIT_BYTES = _TYPE_BYTES | {5: 4, 10: 4}
-_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-# What broken data raises.
-BROKEN_DIRECTORY = (ValueError, struct.error, OverflowError)
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """kind: TIFF's number of the type. data: the values, little-endian."""
-
-    kind: int
-    data: bytes
-
-    @property
-    def count(self) -> int:
-        return len(self.data) // _TYPE_BYTES[self.kind]
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        return struct.unpack(f"<{self.count}{_CODES[self.kind]}", self.data)
-
-
-# Directories inside a directory stand under their pointer's tag.
-Directory: TypeAlias = "dict[int, Entry | Directory]"
+EXIF_HEADER = b"Exif\0\0"
+ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
+XMP, ICC = 700, 34675
+_WIDTH, _HEIGHT = 0xA002, 0xA003
+# Of EXIF's and GPS's directories all but places in pixels of the original, and a pointer to a directory that says
+# nothing of pictures.
+_INNER = frozenset(range(65536)) - {0x9214, 0xA214, 0xA005}
+# BigTIFF's LONG8, and IFD, as what EXIF has.
+_LONG = 4
+_PLAIN_KINDS = {13: _LONG, 16: _LONG}
+# Of a TIFF's directory, what describes the picture and not its file: description, make, model, software, date,
+# artist, host, ratings, copyright, Windows' title to subject.
+_DESCRIBING = (270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
+_ROOTS = {False: b"II*\0\x08\0\0\0", True: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"}
+# What Pillow raises on broken directories.
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError, ArithmeticError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """order: `<` or `>`, for struct. big: BigTIFF, with offsets of 64 bits."""
+class Tags:
+    """A directory's values by their tags, and TIFF's numbers of their types. Text is bytes, in whatever encoding."""
 
-    order: str
-    big: bool
+    values: dict[int, Any] = field(default_factory=dict)
+    kinds: dict[int, int] = field(default_factory=dict)
+    # The directories of EXIF and of GPS by the tag that points to them.
+    inner: dict[int, Tags] = field(default_factory=dict)
 
-    def unpack(self, code: str, file: BinaryIO) -> tuple[int, ...]:
-        """Raises struct.error at the end of the file."""
-        return struct.unpack(self.order + code, file.read(struct.calcsize(self.order + code)))
+    def __or__(self, other: Tags) -> Tags:
+        """Both; of a tag that both have, the other's."""
+        return Tags(self.values | other.values, self.kinds | other.kinds, self.inner | other.inner)
 
 
-def read_directory(
-    file: BinaryIO, skip: Container[int] = (), broken: list[int] | None = None, offset: int = 0
-) -> tuple[Directory, Layout, int]:
-    """The directory at an offset of a file, with those it points to, and where the next one is, 0 for nowhere.
+def tags_from_directory(file: BinaryIO, offset: int = 0) -> Tags:
+    """The tags of a directory of a TIFF or a block of EXIF. offset: 0 for the first. What is broken is left out."""
+    found = Tags()
+    with warnings.catch_warnings(), suppress(*_BROKEN):
+        # Pillow warns of what it leaves out.
+        warnings.simplefilter("ignore", UserWarning)
+        file.seek(0)
+        head = file.read(16)
+        order, is_big = head[:2], head[2:4] in (b"+\0", b"\0+")
+        # Pillow takes a big-endian BigTIFF for none, unless it is told the order apart.
+        head = _ROOTS[is_big][:4] + head[4 : 16 if is_big else 8]
+        found = _loaded(file, ImageFileDirectory_v2(head, order), offset)
+        for pointer in (EXIF_IFD, GPS_IFD):
+            if place := found.values.pop(pointer, 0):
+                found.inner[pointer] = _loaded(file, ImageFileDirectory_v2(head, order, pointer), place)
+    return found
 
-    skip: tags of this directory that are not read. broken: takes the tags that cannot be read, which are then left
-    out. offset: 0 for the first. Raises ValueError, OverflowError, struct.error; with `broken` only where there is no
-    directory.
+
+def _loaded(file: BinaryIO, ifd: ImageFileDirectory_v2, offset: int) -> Tags:
+    file.seek(offset or ifd.next)
+    ifd.load(file)
+    made = Tags()
+    for tag in ifd:
+        with suppress(*_BROKEN):
+            value = ifd[tag]
+            # Pillow decodes text so that every byte comes back, and encodes it so that only ASCII does.
+            made.values[tag] = value.encode("latin-1") if isinstance(value, str) else value
+            made.kinds[tag] = _PLAIN_KINDS.get(ifd.tagtype[tag], ifd.tagtype[tag])
+    return made
+
+
+def _directory(tags: Tags, wanted: Container[int], big: bool, order: bytes) -> ImageFileDirectory_v2:
+    """Of those tags that are wanted. One that cannot be written costs itself alone."""
+    made = ImageFileDirectory_v2(_ROOTS[big], order)
+    for tag, value in tags.values.items():
+        trial = ImageFileDirectory_v2(_ROOTS[big], order)
+        with suppress(*_BROKEN):
+            if tag in wanted:
+                trial.tagtype[tag] = made.tagtype[tag] = tags.kinds[tag]
+                trial[tag] = value
+                trial.tobytes()
+                made[tag] = value
+    return made
+
+
+def _directories(tags: Tags, size: tuple[int, int], start: int, big: bool, order: bytes) -> tuple[bytes, int]:
+    """What describes the picture, as directories for the offset `start` of a file, and where the first of them is.
+
+    Empty where there is nothing. size: (width, height), where sides are named. order: `II` or `MM`.
     """
-    file.seek(0)
-    order = {b"II": "<", b"MM": ">"}.get(file.read(2))
-    if order is None:
-        raise ValueError("no TIFF header")
-    (version,) = struct.unpack(order + "H", file.read(2))
-    layout = Layout(order, version == 43)
-    file.seek(8 if layout.big else 4)
-    (first,) = layout.unpack("Q" if layout.big else "I", file)
-    offset = offset or first
-    directory, following = _Reader(file, layout, skip, broken).read(offset, depth=0)
-    return directory, layout, following
+    data, first = b"", _directory(tags, _DESCRIBING, big, order)
+    for pointer, found in tags.inner.items():
+        inner = _directory(found, _INNER, big, order)
+        for tag, side_px in zip((_WIDTH, _HEIGHT), size, strict=True):
+            if tag in inner:
+                inner.tagtype[tag] = _LONG
+                inner[tag] = side_px
+        if len(inner):
+            first[pointer] = start + len(data)
+            data += inner.tobytes(start + len(data))
+            data += b"\0" * (len(data) % 2)
+    place = start + len(data)
+    return (data + first.tobytes(place), place) if len(first) else (b"", 0)
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Goes from a directory to those in it. The fields are those of `read_directory`."""
-
-    file: BinaryIO
-    layout: Layout
-    skip: Container[int]
-    broken: list[int] | None
-
-    def read(self, offset: int, depth: int) -> tuple[Directory, int]:
-        """The entries at an offset, and what follows them. Raises as `read_directory`."""
-        self.file.seek(offset)
-        (count,) = self.layout.unpack("Q" if self.layout.big else "H", self.file)
-        heads = [self.layout.unpack("HHQ8s" if self.layout.big else "HHI4s", self.file) for _ in range(count)]
-        following = self.file.read(8 if self.layout.big else 4)
-        directory: Directory = {}
-        room, seen = _size_bytes(self.file), set[int]()
-        for tag, kind, length, inline in heads:
-            # Once each: directories named a thousand times in directories named a thousand times would take for ever.
-            if tag in seen or (depth == 0 and tag in self.skip):
-                continue
-            seen.add(tag)
-            try:
-                if kind not in _TYPE_BYTES:
-                    raise ValueError(f"tag {tag} has the unknown type {kind}")
-                # What lies about its length, or has many entries share one place, must not cost memory.
-                item = self._entry(tag, kind, length, bytes(inline), room)
-                room -= len(item.data)
-                # EXIF's directories lie one in another, never deeper.
-                nested = tag in POINTERS and depth < 2 and kind in (LONG, LONG8, _IFD)
-                place = int.from_bytes(item.data, "little")
-                directory[tag] = self.read(place, depth + 1)[0] if nested else item
-            except BROKEN_DIRECTORY:
-                if self.broken is None and kind in _TYPE_BYTES:
-                    raise
-                if self.broken is not None:
-                    self.broken.append(tag)
-        return directory, int.from_bytes(following, "little" if self.layout.order == "<" else "big")
-
-    def _entry(self, tag: int, kind: int, count: int, inline: bytes, room: int) -> Entry:
-        size_bytes = count * _TYPE_BYTES[kind]
-        data = inline[:size_bytes]
-        if size_bytes > len(inline):
-            self.file.seek(*struct.unpack(self.layout.order + ("Q" if self.layout.big else "I"), inline))
-            data = self.file.read(size_bytes) if size_bytes <= room else b""
-        if len(data) != size_bytes:
-            raise ValueError(f"tag {tag} ends early")
-        return Entry(kind, data if self.layout.order == "<" else _turned(data, _UNIT_BYTES[kind]))
+def exif_from_tags(tags: Tags, size: tuple[int, int], order: bytes = b"II") -> bytes:
+    """A block of EXIF of what describes the picture; empty where there is nothing. order: as above."""
+    head = struct.Struct("<2sHI" if order == b"II" else ">2sHI")
+    data, place = _directories(tags, size, head.size, big=False, order=order)
+    return EXIF_HEADER + head.pack(order, 42, place) + data if data else b""
 
 
-def _size_bytes(file: BinaryIO) -> int:
-    here, end = file.tell(), file.seek(0, os.SEEK_END)
-    file.seek(here)
-    return end
+def exif_for_size(exif: bytes, size: tuple[int, int]) -> bytes:
+    """The same block, in its byte order, without orientation and thumbnail, with these sides."""
+    exif = exif.removeprefix(EXIF_HEADER)
+    order = b"MM" if exif.startswith(b"MM") else b"II"
+    return exif_from_tags(tags_from_directory(BytesIO(exif)), size, order)
 
 
-def _turned(data: bytes, unit_bytes: int) -> bytes:
-    return b"".join(data[at : at + unit_bytes][::-1] for at in range(0, len(data), unit_bytes))
+def append_exif(path: Path, exif: bytes, size: tuple[int, int]) -> None:
+    """Have the directory of a little-endian TIFF say what the EXIF says too.
+
+    A directory may lie anywhere: the old one stays where it is, unused, and one with the entries of both goes to the
+    end. Raises OSError, struct.error.
+    """
+    tags = tags_from_directory(BytesIO(exif.removeprefix(EXIF_HEADER)))
+    with path.open("r+b") as file:
+        big = file.read(4) == _ROOTS[True][:4]
+        start = file.seek(0, os.SEEK_END)
+        start += file.write(b"\0" * (start % 2))
+        data, place = _directories(tags, size, start, big, b"II")
+        if not data:
+            return
+        file.write(data + b"\0" * (len(data) % 2))
+        file.seek(8 if big else 4)
+        (first,) = struct.unpack("<Q" if big else "<I", file.read(8 if big else 4))
+        # Entries point to absolute places, so that they may be copied as they are.
+        entries = dict(entry for offset in (place, first) for entry in _entries(file, offset, big))
+        place = file.seek(0, os.SEEK_END)
+        file.write(struct.pack("<Q" if big else "<H", len(entries)))
+        file.write(b"".join(entries[tag] for tag in sorted(entries)) + bytes(8))
+        file.seek(8 if big else 4)
+        file.write(struct.pack("<Q" if big else "<I", place))
 
 
-def directory_bytes(directory: Directory, start: int, big: bool, order: str = "<") -> bytes:
-    """A directory with its values and the directories in it, for the offset `start` of a file. order: `<` or `>`."""
-    pointer, inline_bytes = ("Q", 8) if big else ("I", 4)
-    head = struct.pack(order + ("Q" if big else "H"), len(directory))
-    behind = start + len(head) + len(directory) * (20 if big else 12) + inline_bytes
-    tail = b""
-    for tag, item in sorted(directory.items()):
-        place = behind + len(tail)
-        if isinstance(item, dict):
-            tail += directory_bytes(item, place, big, order)
-            item = Entry(LONG8 if big else LONG, struct.pack("<" + pointer, place))
-        data = item.data if order == "<" else _turned(item.data, _UNIT_BYTES[item.kind])
-        if len(data) > inline_bytes:
-            tail += data + b"\0" * (len(data) % 2)
-            data = struct.pack(order + pointer, place)
-        head += struct.pack(order + "HH" + pointer, tag, item.kind, item.count) + data.ljust(inline_bytes, b"\0")
-    return head + b"\0" * inline_bytes + tail
-
-
-def numbers(directory: Directory, tag: int) -> tuple[int, ...]:
-    """The whole numbers under a tag; none where there is no such thing."""
-    entry = directory.get(tag)
-    return entry.numbers if isinstance(entry, Entry) and entry.kind in _CODES else ()
-
-
-def values(directory: Directory, tag: int) -> bytes:
-    """The bytes under a tag; none where there is no such thing."""
-    entry = directory.get(tag)
-    return entry.data if isinstance(entry, Entry) else b""
+def _entries(file: BinaryIO, offset: int, big: bool) -> list[tuple[int, bytes]]:
+    """Tags and whole entries of a little-endian directory."""
+    file.seek(offset)
+    (count,) = struct.unpack("<Q" if big else "<H", file.read(8 if big else 2))
+    entries = [file.read(20 if big else 12) for _ in range(count)]
+    return [(int.from_bytes(entry[:2], "little"), entry) for entry in entries]

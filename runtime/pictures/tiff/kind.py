@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.formats.tiff import (
+from intsr.runtime.pictures.tiff.ifd import (
     BITS,
     COMPRESSION,
     EXTRA_SAMPLES,
@@ -22,8 +22,8 @@ from intsr.runtime.pictures.formats.tiff import (
     SAMPLES,
     SUBSAMPLING,
     TILE_WIDTH,
+    Ifd,
 )
-from intsr.runtime.pictures.metadata.exif import Directory, Layout, numbers
 
 _NEGATIVE, _GREY, _RGB, _PALETTE, _INKS, _YCBCR = 0, 1, 2, 3, 5, 6
 # Channels that are no transparency.
@@ -52,17 +52,20 @@ _EXPECTED = "8 or 16 bits a channel, unsigned, in grey, RGB or CMYK"
 
 @dataclass(frozen=True, slots=True)
 class TiffKind:
-    """colours: channels in the file without those beside them: 1, 3, or 4 of inks. bits: of each. samples: all
-    channels. alpha: which of the channels is the transparency; None where none is. by_pillow: else by libvips.
-    in_pieces: tiles, or channels apart, from which the rows are put together.
-    """
+    """How the pixels are stored, and who reads them."""
 
+    # Channels of the file that are colours: 1, 3, or 4 of inks.
     colours: int
+    # Of each channel.
     bits: int
+    # All channels.
     samples: int
+    # Which of the channels is the transparency; None where none is.
     alpha: int | None
     palette: bool
+    # Else by libvips.
     by_pillow: bool
+    # Tiles, or channels apart, from which the rows are put together.
     in_pieces: bool
 
     @property
@@ -87,12 +90,12 @@ class TiffKind:
         return tuple(notes)
 
 
-def kind_of_tiff(path: Path, directory: Directory, layout: Layout) -> TiffKind:
-    """directory: of the picture. Raises ImageError for what is not read, by its name."""
-    compression = (*numbers(directory, COMPRESSION), _NONE)[0]
-    photometric = _photometric(path, directory, compression)
-    samples, bits = _samples_and_bits(path, directory, photometric, compression)
-    _check_numbers(path, directory, bits)
+def kind_of_tiff(path: Path, ifd: Ifd) -> TiffKind:
+    """The kind of the picture's directory. Raises ImageError for what is not read, by its name."""
+    compression = (*ifd.numbers.get(COMPRESSION, ()), _NONE)[0]
+    photometric = _photometric(path, ifd, compression)
+    samples, bits = _samples_and_bits(path, ifd, photometric, compression)
+    _check_numbers(path, ifd, bits)
     if photometric not in _COLOURS:
         name = _OTHER_NAMES.get(photometric, f"colours of the kind {photometric}")
         raise ImageError(path, f"a TIFF in {name}", _EXPECTED, "convert it to RGB first")
@@ -100,22 +103,22 @@ def kind_of_tiff(path: Path, directory: Directory, layout: Layout) -> TiffKind:
     if bits not in _DEPTHS.get(photometric, _COLOUR_DEPTHS):
         raise ImageError(path, f"a TIFF of {bits}-bit {name}", _EXPECTED, "convert it to 8 or 16 bits first")
     colours = 1 if photometric == _YCBCR and samples == 1 else _COLOURS[photometric]
-    alpha = _alpha(path, directory, name, colours, samples)
-    apart = samples > 1 and numbers(directory, PLANES) == (2,)
-    tiled = bool(numbers(directory, TILE_WIDTH))
+    alpha = _alpha(path, ifd, name, colours, samples)
+    apart = samples > 1 and ifd.numbers.get(PLANES, ()) == (2,)
+    tiled = bool(ifd.numbers.get(TILE_WIDTH, ()))
     kind = TiffKind(colours, bits, samples, alpha, photometric == _PALETTE, False, apart or tiled)
     vips_colours = photometric in (_RGB, _INKS) or (photometric in (_NEGATIVE, _GREY) and not apart)
     if vips_colours and bits in (8, 16) and compression in _VIPS_COMPRESSIONS and not (apart and tiled):
         return kind
-    _check_pillow_reads(path, kind, name, compression, layout, directory)
-    subsampling = numbers(directory, SUBSAMPLING) or (2, 2)
+    _check_pillow_reads(path, kind, name, compression, ifd)
+    subsampling = ifd.numbers.get(SUBSAMPLING, ()) or (2, 2)
     if photometric == _YCBCR and compression == _NONE and colours == 3 and subsampling != (1, 1):
         raise ImageError(path, "a TIFF of YCbCr with fewer colours than pixels", _EXPECTED, "convert it to RGB first")
     return replace(kind, by_pillow=True)
 
 
-def _photometric(path: Path, directory: Directory, compression: int) -> int:
-    found = numbers(directory, PHOTOMETRIC)
+def _photometric(path: Path, ifd: Ifd, compression: int) -> int:
+    found = ifd.numbers.get(PHOTOMETRIC, ())
     if compression == _OLD_JPEG:
         return _YCBCR
     if not found and compression in _FAX:
@@ -125,31 +128,31 @@ def _photometric(path: Path, directory: Directory, compression: int) -> int:
     return found[0]
 
 
-def _samples_and_bits(path: Path, directory: Directory, photometric: int, compression: int) -> tuple[int, int]:
+def _samples_and_bits(path: Path, ifd: Ifd, photometric: int, compression: int) -> tuple[int, int]:
     usual = 3 if compression == _OLD_JPEG and photometric == _YCBCR else 1
-    samples = (*numbers(directory, SAMPLES), usual)[0]
-    depths = set((numbers(directory, BITS) or (1,))[: max(samples, 1)])
+    samples = (*ifd.numbers.get(SAMPLES, ()), usual)[0]
+    depths = set((ifd.numbers.get(BITS, ()) or (1,))[: max(samples, 1)])
     if len(depths) > 1:
         raise ImageError(path, "a TIFF whose channels have different depths", _EXPECTED, "convert it to 8 bits first")
     return samples, depths.pop()
 
 
-def _check_numbers(path: Path, directory: Directory, bits: int) -> None:
-    odd = set(numbers(directory, SAMPLE_FORMAT)) - _UNSIGNED
+def _check_numbers(path: Path, ifd: Ifd, bits: int) -> None:
+    odd = set(ifd.numbers.get(SAMPLE_FORMAT, ())) - _UNSIGNED
     if odd:
         name = _FORMATS.get(min(odd), f"numbers of the kind {min(odd)}")
         fix = "scale it to 8 or 16 bits first, in a program that knows what is black and what is white"
         raise ImageError(path, f"a TIFF of {bits}-bit {name}", _EXPECTED, fix)
 
 
-def _alpha(path: Path, directory: Directory, name: str, colours: int, samples: int) -> int | None:
+def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int | None:
     """The channel that is transparency. Raises ImageError where it is not known which channels are the picture."""
     beside = samples - colours
     if beside < 0:
         raise ImageError(path, f"a TIFF of {name} with {samples} channels", f"{colours}", "save it anew")
-    if name == "CMYK" and numbers(directory, INK_SET) not in ((), (_CMYK_INK_SET,)):
+    if name == "CMYK" and ifd.numbers.get(INK_SET, ()) not in ((), (_CMYK_INK_SET,)):
         raise ImageError(path, "a TIFF of inks that are not CMYK", _EXPECTED, "convert it to RGB first")
-    said = numbers(directory, EXTRA_SAMPLES)[:beside]
+    said = ifd.numbers.get(EXTRA_SAMPLES, ())[:beside]
     if name == "grey" and (beside > 1 or (beside and not said)):
         fix = "say which of them are red, green and blue, as gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB does"
         raise ImageError(path, f"a TIFF of {samples} channels that are called grey", "1, or colours", fix)
@@ -159,19 +162,17 @@ def _alpha(path: Path, directory: Directory, name: str, colours: int, samples: i
     return next((colours + at for at, meaning in enumerate(said) if meaning in _TRANSPARENCIES), None)
 
 
-def _check_pillow_reads(
-    path: Path, kind: TiffKind, name: str, compression: int, layout: Layout, directory: Directory
-) -> None:
+def _check_pillow_reads(path: Path, kind: TiffKind, name: str, compression: int, ifd: Ifd) -> None:
     """What libvips does not read. Raises ImageError for what Pillow does not either, or not rightly."""
     got, fix = "", "save it anew, uncompressed or with LZW or Deflate"
-    beside, said = kind.samples - kind.colours, numbers(directory, EXTRA_SAMPLES)
-    apart, method = kind.samples > 1 and numbers(directory, PLANES) == (2,), _method(compression)
+    beside, said = kind.samples - kind.colours, ifd.numbers.get(EXTRA_SAMPLES, ())
+    apart, method = kind.samples > 1 and ifd.numbers.get(PLANES, ()) == (2,), _method(compression)
     plain_alpha = name == "RGB" and kind.bits == 8 and said in ((), (2,))
     one_beside = beside == 1 and kind.bits == 8 and (name == "RGB" or said in ((0,), (2,)))
     if compression not in COMPRESSION_INFO:
         got = f"a TIFF compressed by {method}"
-    elif layout.order == ">" and (layout.big or kind.bits == 12):
-        got = f"a big-endian {'BigTIFF' if layout.big else 'TIFF'} of {kind.bits}-bit {name}"
+    elif ifd.order == ">" and (ifd.big or kind.bits == 12):
+        got = f"a big-endian {'BigTIFF' if ifd.big else 'TIFF'} of {kind.bits}-bit {name}"
     elif apart and (kind.bits == 16 or kind.colours == 1 or (beside and not (beside == 1 and plain_alpha))):
         got, fix = (
             "a TIFF with its channels apart",

@@ -12,22 +12,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.formats.tiff import COMPRESSION, HEIGHT, PHOTOMETRIC, WIDTH
-from intsr.runtime.pictures.metadata.exif import BROKEN_DIRECTORY, Directory, Layout, numbers, read_directory
+from intsr.runtime.pictures.tiff.ifd import BROKEN_DIRECTORY, COMPRESSION, HEIGHT, PHOTOMETRIC, WIDTH, Ifd, read_ifd
 
 _SUBFILE, _OLD_SUBFILE, _SUB_DIRECTORIES = 254, 255, 330
 _REDUCED, _MASK = 1, 4
 _OLD_REDUCED = 2
-# What is not read to tell which directory is which.
-_OTHERS = frozenset(range(65536)) - {
-    _SUBFILE,
-    _OLD_SUBFILE,
-    _SUB_DIRECTORIES,
-    WIDTH,
-    HEIGHT,
-    PHOTOMETRIC,
-    COMPRESSION,
-}
+# What tells which directory is which.
+_WANTED = (_SUBFILE, _OLD_SUBFILE, _SUB_DIRECTORIES, WIDTH, HEIGHT, PHOTOMETRIC, COMPRESSION)
 _MASK_PHOTOMETRIC = 4
 # Mosaics and linear light of sensors; how cameras pack them: Kodak, Nikon, Sony, Pentax, Samsung, Epson; DNG's own.
 _RAW_PHOTOMETRICS = frozenset({32803, 34892})
@@ -35,25 +26,24 @@ _RAW_COMPRESSIONS = frozenset({262, 32767, 32769, 32770, 32772, 32867, 34713, 34
 # Canon's mark behind the header: its first picture is a preview that does not say so.
 _CANON = b"CR"
 _CANON_AT = 8
-_ENTRY_BYTES = {False: 12, True: 20}
 NO_SUB_DIRECTORY = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """number: among the directories that follow one another. sub: among those inside it, -1 for itself. offset: in
-    the file. directory: only what tells the kind of a page.
-    """
+    """A directory of the file, and where it stands."""
 
+    # Among the directories that follow one another.
     number: int
+    # Among those inside it; `NO_SUB_DIRECTORY` for itself.
     sub: int
-    offset: int
-    directory: Directory
+    # Only what tells the kind of a page.
+    ifd: Ifd
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height as stored; 0 where there is none."""
-        return _first(self.directory, WIDTH), _first(self.directory, HEIGHT)
+        return self.ifd.first(WIDTH), self.ifd.first(HEIGHT)
 
     @property
     def area(self) -> int:
@@ -61,18 +51,18 @@ class Page:
 
     @property
     def is_mask(self) -> bool:
-        of_mask = _first(self.directory, PHOTOMETRIC) == _MASK_PHOTOMETRIC
-        return of_mask or bool(_first(self.directory, _SUBFILE) & _MASK)
+        of_mask = self.ifd.first(PHOTOMETRIC) == _MASK_PHOTOMETRIC
+        return of_mask or bool(self.ifd.first(_SUBFILE) & _MASK)
 
     @property
     def is_preview(self) -> bool:
-        of_old = _first(self.directory, _OLD_SUBFILE) == _OLD_REDUCED
-        return of_old or bool(_first(self.directory, _SUBFILE) & _REDUCED)
+        of_old = self.ifd.first(_OLD_SUBFILE) == _OLD_REDUCED
+        return of_old or bool(self.ifd.first(_SUBFILE) & _REDUCED)
 
     @property
     def is_raw(self) -> bool:
-        of_sensor = _first(self.directory, PHOTOMETRIC) in _RAW_PHOTOMETRICS
-        return of_sensor or _first(self.directory, COMPRESSION) in _RAW_COMPRESSIONS
+        of_sensor = self.ifd.first(PHOTOMETRIC) in _RAW_PHOTOMETRICS
+        return of_sensor or self.ifd.first(COMPRESSION) in _RAW_COMPRESSIONS
 
 
 def picture_page(path: Path, file: BinaryIO) -> tuple[Page, tuple[str, ...]]:
@@ -116,41 +106,24 @@ def _pages(file: BinaryIO) -> Iterator[Page]:
     seen, number, following = set[int](), 0, 0
     # Directories of their own bytes fit into the file; those that lie across one another would take for ever.
     room = file.seek(0, os.SEEK_END)
-    while number == 0 or (following and following not in seen):
+    while number == 0 or (following and following not in seen and room >= 0):
         try:
-            directory, layout, after = read_directory(file, _OTHERS, [], following)
-            offset = following or _first_offset(file, layout)
-            room -= _directory_bytes(file, layout, offset)
+            ifd = read_ifd(file, _WANTED, following)
         except BROKEN_DIRECTORY:
             if number == 0:
                 raise
             return
-        seen.add(offset)
-        yield Page(number, NO_SUB_DIRECTORY, offset, directory)
-        for sub, place in enumerate(numbers(directory, _SUB_DIRECTORIES)):
+        seen.add(ifd.offset)
+        room -= ifd.size_bytes
+        yield Page(number, NO_SUB_DIRECTORY, ifd)
+        for sub, place in enumerate(ifd.numbers.get(_SUB_DIRECTORIES, ())):
             if room < 0 or place in seen:
                 return
             seen.add(place)
             try:
-                inner, _, _ = read_directory(file, _OTHERS, [], place)
-                room -= _directory_bytes(file, layout, place)
+                inner = read_ifd(file, _WANTED, place)
             except BROKEN_DIRECTORY:
                 continue
-            yield Page(number, sub, place, inner)
-        if room < 0:
-            return
-        number, following = number + 1, after
-
-
-def _first_offset(file: BinaryIO, layout: Layout) -> int:
-    file.seek(8 if layout.big else 4)
-    return layout.unpack("Q" if layout.big else "I", file)[0]
-
-
-def _directory_bytes(file: BinaryIO, layout: Layout, offset: int) -> int:
-    file.seek(offset)
-    return layout.unpack("Q" if layout.big else "H", file)[0] * _ENTRY_BYTES[layout.big]
-
-
-def _first(directory: Directory, tag: int, default: int = 0) -> int:
-    return next(iter(numbers(directory, tag)), default)
+            room -= inner.size_bytes
+            yield Page(number, sub, inner)
+        number, following = number + 1, ifd.following

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import re
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
-from intsr.runtime.pictures.header import opened
-from intsr.runtime.pictures.row_pipe import PNG_SIGNATURE
+from intsr.runtime.pictures.pillow import PictureFile, opened
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Chunks that hold EXIF, XMP or text.
+_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 # Of a chunk that the picture can be read without.
 _ANCILLARY = 0x20
 # A chunk that no reader knows.
@@ -30,31 +34,42 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 _COEFFICIENTS = 64
 
 
-def patches_of_png(path: Path) -> tuple[dict[int, bytes], tuple[str, ...]]:
-    """What to put at which offset of a PNG so that chunks with a wrong checksum are passed over, and a note.
+@dataclass(frozen=True, slots=True)
+class PngScan:
+    """What the chunks of a PNG say that Pillow does not."""
 
-    Only chunks that the picture can be read without. Raises OSError.
-    """
+    # What to read at which offset, so that chunks with a wrong checksum are passed over: only those that the picture
+    # can be read without.
+    patches: dict[int, bytes]
+    # For people.
+    notes: tuple[str, ...]
+    # Chunks of EXIF or text follow the pixels.
+    has_late_metadata: bool
+
+
+def scan_png(file: BinaryIO) -> PngScan:
+    """Go through the chunks of a PNG. Raises OSError."""
     patches: dict[int, bytes] = {}
-    names = []
-    with path.open("rb") as file:
-        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            return {}, ()
-        while len(head := file.read(8)) == 8:
-            length, name, start = int.from_bytes(head[:4], "big"), head[4:], file.tell()
-            if name[0] & _ANCILLARY and name.isalpha():
-                found, other = zlib.crc32(name), zlib.crc32(_UNKNOWN)
-                for at in range(0, length, _PIECE_BYTES):
-                    if not (piece := file.read(min(_PIECE_BYTES, length - at))):
-                        break
-                    found, other = zlib.crc32(piece, found), zlib.crc32(piece, other)
-                checksum = file.read(4)
-                if len(checksum) == 4 and checksum != found.to_bytes(4, "big"):
-                    patches |= {start - 4: _UNKNOWN, start + length: other.to_bytes(4, "big")}
-                    names.append(name.decode("ascii"))
-            file.seek(start + length + 4)
+    names, seen_pixels, has_late_metadata = list[str](), False, False
+    file.seek(len(PNG_SIGNATURE))
+    while len(head := file.read(8)) == 8:
+        length, name, start = int.from_bytes(head[:4], "big"), head[4:], file.tell()
+        seen_pixels = seen_pixels or name == b"IDAT"
+        has_late_metadata = has_late_metadata or (seen_pixels and name in _METADATA)
+        if name[0] & _ANCILLARY and name.isalpha():
+            found, other = zlib.crc32(name), zlib.crc32(_UNKNOWN)
+            for at in range(0, length, _PIECE_BYTES):
+                if not (piece := file.read(min(_PIECE_BYTES, length - at))):
+                    break
+                found, other = zlib.crc32(piece, found), zlib.crc32(piece, other)
+            checksum = file.read(4)
+            if len(checksum) == 4 and checksum != found.to_bytes(4, "big"):
+                patches |= {start - 4: _UNKNOWN, start + length: other.to_bytes(4, "big")}
+                names.append(name.decode("ascii"))
+        file.seek(start + length + 4)
     listed = ", ".join(dict.fromkeys(names))
-    return patches, (f"parts of the PNG with a wrong checksum were left out: {listed}",) if names else ()
+    notes = (f"parts of the PNG with a wrong checksum were left out: {listed}",) if names else ()
+    return PngScan(patches, notes, has_late_metadata)
 
 
 def tail_of_jpeg(path: Path) -> bytes:
@@ -73,7 +88,7 @@ def tail_of_jpeg(path: Path) -> bytes:
 
 def _decoded(path: Path, tail: bytes) -> int:
     """A checksum of the pixels of the file with this tail."""
-    with opened(path, tail=tail) as image:
+    with PictureFile(path, tail=tail) as file, opened(file, "JPEG") as image:
         image.load()
         return zlib.crc32(Image.Image.tobytes(image))
 

@@ -1,0 +1,31 @@
+"""BMP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from intsr.runtime.pictures.formats.base import PictureFormat, save_by_pillow
+from intsr.runtime.pictures.picture import ImageMetadata
+
+
+class _Bmp(PictureFormat):
+    name = "BMP"
+    suffixes = (".bmp",)
+    place = 5
+    # Its header counts bytes in 32 bits.
+    max_bytes = 2**32 - 2**16
+    encoder_bytes = 8
+    keeps = ()
+
+    def recognizes(self, head: bytes) -> bool:
+        return head.startswith(b"BM")
+
+    def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
+        save_by_pillow(image, path, self.name, dpi=metadata.dpi)
+
+    def is_whole(self, head: bytes, tail: bytes, size_bytes: int) -> bool:
+        return int.from_bytes(head[2:6], "little") == size_bytes
+
+
+FORMAT = _Bmp()

@@ -1,0 +1,1 @@
+"""What a TIFF is: which directory is the picture, and what its pixels are."""
