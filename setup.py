@@ -63,7 +63,6 @@ setup(
         "tensorrt": ["tensorrt>=10.13", *CUDA, "polygraphy>=0.53.4"],
         "gpu": CUDA,
         "nvcc": ["nvidia-cuda-nvcc>=13,<14", "nvidia-cuda-cccl>=13,<14"],
-        "triton": ["triton>=3.9,<4"],
         "pycuda": ["pycuda>=2025.1"],
         "onnxruntime-gpu": ["onnxruntime-gpu>=1.23"],
         "plot": PLOT,

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from intsr.arrays import Array
+from intsr.cuda.driver import ContextLostError
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
 from intsr.kernels.checks.network import Check, Random, full_checks, small_checks
-from intsr.kernels.launches.launch import ContextLostError, Device, Launch, Plan
+from intsr.kernels.launches.launch import Device, Launch, Plan
 from intsr.kernels.launches.parameters import PeakParams
 
 _COPY_BYTES = 1 << 30
@@ -102,9 +103,9 @@ def open_device(emulate: bool) -> Device:
         from intsr.kernels.devices.emulated import EmulatedDevice
 
         return EmulatedDevice()
-    from intsr.kernels.devices.cuda import CudaDevice
+    from intsr.kernels.devices.cuda import GpuDevice
 
-    return CudaDevice()
+    return GpuDevice()
 
 
 def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:

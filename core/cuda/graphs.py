@@ -42,7 +42,7 @@ class GraphCache:
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
-            self._cuda.launch(graph, stream)
+            self._cuda.launch_graph(graph, stream)
             return
         enqueue(stream)
         if self.active and self._came_before(key):

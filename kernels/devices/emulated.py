@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from intsr.arrays import Array
+from intsr.cuda.arrays import DeviceArray
 from intsr.errors import BuildError, VerificationError
-from intsr.kernels.launches.launch import DeviceArray, Launch, Plan
+from intsr.kernels.launches.launch import Launch, Plan
 from intsr.kernels.launches.parameters import KERNELS
 
 CUDA_FOLDER = Path(__file__).parents[1] / "cuda"

@@ -6,75 +6,14 @@ a time, from the same sources. Everything above them is the same for both.
 
 from __future__ import annotations
 
-import ctypes
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from intsr.arrays import Array
-from intsr.errors import UsageError, VerificationError
-
-
-class ContextLostError(VerificationError):
-    """A fault of a kernel, after which every call of this process to this GPU fails."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceArray:
-    """A dense array, C order, in a device's memory. owner: keeps the memory; freed with it.
-
-    stream: handle of the CUDA stream that it is written in, for readers to wait for; None where nothing is under way.
-    """
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    owner: Any = field(repr=False, compare=False, default=None)
-    stream: int | None = field(compare=False, default=None)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "strides": None,
-            "stream": self.stream,
-            "version": 3,
-        }
-
-
-def device_array(value: Any) -> DeviceArray:
-    """A DeviceArray over the memory of any object with `__cuda_array_interface__` (torch, cupy, numba, ...).
-
-    Raises UsageError for an object without it, a read-only or strided one. The object's own stream is not waited for:
-    finish its work first.
-    """
-    if isinstance(value, DeviceArray):
-        return value
-    interface = getattr(value, "__cuda_array_interface__", None)
-    if interface is None:
-        raise UsageError("array", type(value).__name__, "an object with __cuda_array_interface__")
-    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
-    pointer, read_only = interface["data"]
-    strides = interface.get("strides")
-    dense = tuple(dtype.itemsize * math.prod(shape[i + 1 :]) for i in range(len(shape)))
-    if strides is not None and tuple(strides) != dense:
-        raise UsageError("array", f"strides {tuple(strides)}", f"{dense}, dense in C order", "make it contiguous")
-    if read_only:
-        raise UsageError("array", "a read-only array", "a writable one")
-    return DeviceArray(pointer, shape, dtype, value, interface.get("stream"))
+from intsr.cuda.arrays import DeviceArray
+from intsr.kernels.launches.parameters import Params
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +23,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     block: int
-    params: ctypes.Structure
+    params: Params
     shared_bytes: int = 0
     cluster: int = 1
 

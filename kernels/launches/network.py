@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
-from intsr.kernels.launches.launch import Device, DeviceArray, Launch, Plan
+from intsr.kernels.launches.launch import Device, Launch, Plan
 from intsr.kernels.launches.parameters import NormParams, ProductParams
 from intsr.kernels.launches.picture import require
 from intsr.kernels.reference.group_norm import CODE_OFFSET, NormQuantize

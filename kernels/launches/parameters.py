@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import ClassVar
 
-from intsr.kernels.launches.launch import DeviceArray
+from intsr.cuda.arrays import DeviceArray
+from intsr.cuda.driver import Places
 
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
@@ -15,7 +16,7 @@ def _fields(**groups: str) -> list[tuple[str, type]]:
     return [(name, kinds[group.rstrip("0123456789")]) for group, names in groups.items() for name in names.split()]
 
 
-class _Params(ctypes.Structure):
+class Params(ctypes.Structure):
     # Whether the kernel takes the fields one by one rather than the struct.
     separate: ClassVar[bool] = False
 
@@ -27,8 +28,16 @@ class _Params(ctypes.Structure):
         plain = {k: v.pointer if isinstance(v, DeviceArray) else 0 if v is None else v for k, v in values.items()}
         super().__init__(**plain)
 
+    @classmethod
+    def places(cls) -> Places:
+        """(offset, bytes) of every parameter of the kernel."""
+        if not cls.separate:
+            return ((0, ctypes.sizeof(cls)),)
+        fields = [getattr(cls, name) for name, *_ in cls._fields_]
+        return tuple((field.offset, field.size) for field in fields)
 
-class ProductParams(_Params):
+
+class ProductParams(Params):
     _fields_: ClassVar = _fields(
         pointers="codes weights pad scale bias residual out",
         ints="pixels height width channels_in channels_out kernel_height kernel_width stride pad_top pad_left "
@@ -36,15 +45,15 @@ class ProductParams(_Params):
     )
 
 
-class PeakParams(_Params):
+class PeakParams(Params):
     _fields_: ClassVar = _fields(pointers="out", ints="turns")
 
 
-class ReadParams(_Params):
+class ReadParams(Params):
     _fields_: ClassVar = _fields(pointers="words out", longs="count")
 
 
-class NormParams(_Params):
+class NormParams(Params):
     _fields_: ClassVar = _fields(
         pointers="x out gamma beta shift multiplier partial moments",
         ints="pixels channels groups slice chunks",
@@ -53,7 +62,7 @@ class NormParams(_Params):
     )
 
 
-class PluginParams(_Params):
+class PluginParams(Params):
     separate: ClassVar[bool] = True
     _fields_: ClassVar = _fields(
         pointers="x gamma beta shift multiplier",
@@ -62,44 +71,44 @@ class PluginParams(_Params):
     )
 
 
-class ResizeParams(_Params):
+class ResizeParams(Params):
     _fields_: ClassVar = _fields(
         pointers="pixels out model_input first_x taps_x first_y taps_y",
         ints="height width out_height out_width taps rows",
     )
 
 
-class ExtractParams(_Params):
+class ExtractParams(Params):
     _fields_: ClassVar = _fields(pointers="pixels out", ints="picture_width top left height width side")
 
 
-class AccumulateParams(_Params):
+class AccumulateParams(Params):
     _fields_: ClassVar = _fields(
         pointers="tile out rows columns",
         ints="picture_height picture_width top left height width side vector",
     )
 
 
-class PixelsParams(_Params):
+class PixelsParams(Params):
     _fields_: ClassVar = _fields(pointers="planes out", longs="count")
 
 
-class RangeParams(_Params):
+class RangeParams(Params):
     _fields_: ClassVar = _fields(pointers="planes extremes", longs="count", ints="blocks")
 
 
-class ColorParams(_Params):
+class ColorParams(Params):
     _fields_: ClassVar = _fields(
         pointers="target source partial factors", longs="count", ints="blocks", floats="variance_floor"
     )
 
 
-class WaveletParams(_Params):
+class WaveletParams(Params):
     _fields_: ClassVar = _fields(pointers="in target source out", ints="height width dilation last")
 
 
 # By kernel; every source file's kernels together.
-KERNELS: dict[str, tuple[str, type[_Params]]] = {
+KERNELS: dict[str, tuple[str, type[Params]]] = {
     "int8_gemm_128": ("int8_matmul", ProductParams),
     "int8_gemm_64": ("int8_matmul", ProductParams),
     "int8_conv_128": ("int8_matmul", ProductParams),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from intsr.arrays import Array
+from intsr.cuda.arrays import DeviceArray, device_array
 from intsr.errors import UsageError
-from intsr.kernels.launches.launch import DeviceArray, DeviceMemory, Launch, Plan, device_array
+from intsr.kernels.launches.launch import DeviceMemory, Launch, Plan
 from intsr.kernels.launches.parameters import (
     AccumulateParams,
     ColorParams,
@@ -31,11 +32,7 @@ _TILE_WIDTH, _TILE_HEIGHT = 64, 32
 
 def require(value: Any, where: str, dtype: type, shape: tuple[int | None, ...]) -> DeviceArray:
     """The array, checked; None stands for any length. Raises UsageError."""
-    array = device_array(value)
-    fits = len(array.shape) == len(shape) and all(b in (None, a) for a, b in zip(array.shape, shape, strict=True))
-    if array.dtype != np.dtype(dtype) or not fits:
-        wanted = ", ".join("any" if length is None else str(length) for length in shape)
-        raise UsageError(where, f"{array.dtype} {array.shape}", f"{np.dtype(dtype)} ({wanted})")
+    array = device_array(value, where, dtype, shape)
     if array.pointer % 16:
         raise UsageError(where, "an array that starts between 16-byte blocks", "an aligned one", "copy it")
     return array
@@ -148,7 +145,7 @@ def plan_accumulate(
 
 def plan_pixels(device: DeviceMemory, planes: Any) -> Plan:
     """(1, 3, H, W) float16 in [-1, 1] or (3, H, W) float32 in [0, 1] -> (H, W, 3) uint8, rounded half to even."""
-    half = device_array(planes).dtype == np.float16
+    half = device_array(planes, "planes").dtype == np.float16
     shape: tuple[int | None, ...] = (1, 3, None, None) if half else (3, None, None)
     source = require(planes, "planes", np.float16 if half else np.float32, shape)
     height, width = source.shape[-2:]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
-from intsr.cuda.driver import import_library
+from intsr.cuda import driver
 from intsr.errors import EngineMismatchError
-from intsr.runtime.backends.protocol import CUDA_BACKENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +22,8 @@ def list_devices(cuda_backend: str) -> tuple[list[Device], str]:
     from intsr.runtime.measure.machine import cpu_model
 
     devices = [Device("cpu", f"{cpu_model()}, {os.cpu_count()} threads")]
-    module = import_module(CUDA_BACKENDS[cuda_backend])
     try:
-        library: Any = import_library(module.LIBRARY, "GPU", "pycuda" if cuda_backend == "pycuda" else "gpu")
-        found = module.list_devices(library, "GPU")
+        found = driver.list_devices(cuda_backend, "GPU", "gpu")
     except EngineMismatchError as error:
         return devices, str(error)
     devices += [Device(f"cuda:{device.index}", device.name) for device in found]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from intsr.arrays import Array
+from intsr.cuda.driver import CUDA_BACKENDS
 from intsr.errors import UsageError
 from intsr.types import NetworkEntry, TensorInfo
 
@@ -35,11 +36,6 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "intsr.runtime.backends.onnxruntime:open_networks",
     "tensorrt": "intsr.runtime.backends.tensorrt.backend:open_networks",
     "tensorrt-rtx": "intsr.runtime.backends.tensorrt.backend:open_networks",
-}
-# name -> module, for GPU engines; the first is the default
-CUDA_BACKENDS: dict[str, str] = {
-    "cuda-python": "intsr.cuda.cuda_python",
-    "pycuda": "intsr.cuda.pycuda",
 }
 
 

@@ -47,8 +47,8 @@ class _Times(click.ParamType[float]):
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
+    from intsr.cuda.driver import CUDA_BACKENDS
     from intsr.runtime.backends.devices import list_devices
-    from intsr.runtime.backends.protocol import CUDA_BACKENDS
 
     devices, why_no_gpu = list_devices(next(iter(CUDA_BACKENDS)))
     for device in devices:

@@ -17,6 +17,8 @@ static int lost = OK;
 
 int cuInit(unsigned flags) { return flags == 0 ? OK : INVALID; }
 int cuDriverGetVersion(int* version) { *version = 13000; return OK; }
+int cuDeviceGetCount(int* count) { *count = 1; return OK; }
+int cuDeviceTotalMem_v2(size_t* size, int device) { *size = 1ull << 34; return OK; }
 int cuDeviceGet(int* device, int ordinal) { *device = 0; return ordinal == 0 ? OK : 101; }
 int cuDeviceGetName(char* name, int length, int device) { snprintf(name, length, "stub GPU"); return OK; }
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
@@ -31,6 +33,11 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
 int cuDevicePrimaryCtxRetain(Handle* context, int device) { *context = (Handle)1; return OK; }
 int cuCtxSetCurrent(Handle context) { return context == (Handle)1 ? OK : INVALID; }
 int cuStreamCreate(Handle* stream, unsigned flags) { *stream = STREAM; return OK; }
+int cuStreamDestroy_v2(Handle stream) { return stream == STREAM ? OK : INVALID; }
+int cuStreamWaitEvent(Handle stream, Handle event, unsigned flags) {
+    return stream == STREAM && event == (Handle)3 && flags == 0 ? OK : INVALID;
+}
+int cuCtxSynchronize(void) { return lost; }
 int cuStreamSynchronize(Handle stream) { return lost ? lost : stream == STREAM ? OK : INVALID; }
 int cuMemAlloc_v2(uint64_t* pointer, size_t size) {
     if (lost) return lost;
@@ -38,6 +45,9 @@ int cuMemAlloc_v2(uint64_t* pointer, size_t size) {
     *pointer = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
     return OK;
 }
+int cuMemAllocHost_v2(void** pointer, size_t size) { *pointer = malloc(size); return OK; }
+int cuMemFreeHost(void* pointer) { free(pointer); return OK; }
+int cuMemGetInfo_v2(size_t* free, size_t* total) { *free = 1ull << 33; *total = 1ull << 34; return OK; }
 int cuMemFree_v2(uint64_t pointer) { free((void*)pointer); return OK; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, Handle stream) {
     memcpy((void*)to, from, size);
@@ -52,6 +62,7 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Handle stream)
     return stream == STREAM ? OK : INVALID;
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Handle stream) {
+    memset((void*)to, value, size);
     return stream == STREAM ? OK : INVALID;
 }
 int cuModuleLoadData(Handle* module, const void* image) {
@@ -130,8 +141,9 @@ int cuLaunchKernelEx(const Config* config, Function* function, void** params, vo
     return run(function, config->grid, config->block[0], cluster[0], config->shared, params);
 }
 
-int cuEventCreate(Handle* event, unsigned flags) { *event = (Handle)3; return OK; }
+int cuEventCreate(Handle* event, unsigned flags) { *event = (Handle)3; return flags == 1 ? OK : INVALID; }
 int cuEventRecord(Handle event, Handle stream) { return event == (Handle)3 && stream == STREAM ? OK : INVALID; }
+int cuEventSynchronize(Handle event) { return event == (Handle)3 ? lost : INVALID; }
 int cuEventDestroy_v2(Handle event) { return OK; }
 int cuEventElapsedTime_v2(float* ms, Handle from, Handle to) { *ms = 1.5f; return OK; }
 int cuEventElapsedTime(float* ms, Handle from, Handle to) { *ms = 1.5f; return OK; }

@@ -1,20 +1,21 @@
-"""Compiling where nvcc is, what a selfcheck says, and the roofline."""
+"""Compiling where nvcc is, and what a selfcheck says."""
 
 import json
 import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from intsr.errors import BuildError, MissingLibraryError
-from intsr.kernels import build, roofline, selfcheck
+from intsr.cuda import driver
+from intsr.cuda.driver import ContextLostError
+from intsr.errors import BuildError
+from intsr.kernels import build, selfcheck
 from intsr.kernels.checks import network as checks
-from intsr.kernels.devices import cuda as launch
 from intsr.kernels.devices.emulated import CUDA_FOLDER, EmulatedDevice
-from intsr.kernels.launches.launch import ContextLostError
 from intsr.kernels.launches.parameters import KERNELS, SOURCES
 
 try:
@@ -120,23 +121,23 @@ def test_ptx_becomes_machine_code_of_gpus_without_any_here(tmp_path, source):
     assert all(report.spill_bytes == report.stack_bytes == 0 < report.registers for report in reports)
 
 
-@pytest.mark.parametrize("missing", ["library", "driver"])
-def test_without_a_gpu_selfcheck_says_so_and_ends_with_3(missing, monkeypatch, capsys):
-    class NoDriver:
-        @staticmethod
-        def cuInit(flags):
-            raise RuntimeError("libcuda.so.1 not found\nlong story")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("libcuda.so.1 not found\nlong story"), "no usable NVIDIA driver (libcuda.so.1 not found)"),
+        (ModuleNotFoundError("no", name="cuda"), 'pip install "intsr[gpu]"'),
+    ],
+)
+def test_without_a_gpu_selfcheck_says_so_and_ends_with_3(error, words, monkeypatch, capsys):
+    def fail(*arguments):
+        raise error
 
-    def load():
-        if missing == "driver":
-            return NoDriver
-        raise MissingLibraryError("cuda-python", "gpu", "device kernels")
-
-    monkeypatch.setattr(launch, "load_driver", load)
+    library = fail if isinstance(error, ImportError) else lambda name: SimpleNamespace(cuDriverGetVersion=fail)
+    monkeypatch.setattr(driver, "import_module", library)
+    monkeypatch.setattr(driver, "load_backend", lambda *a: (driver.Cuda, driver.import_library("cuda", "GPU", a[2])))
     assert selfcheck.main([]) == 3
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1
-    assert ("no usable NVIDIA driver" in err) if missing == "driver" else ('pip install "intsr[gpu]"' in err)
+    assert out == "" and err.count("\n") == 1 and words in err
 
 
 def test_a_difference_fails_the_check_and_the_command(monkeypatch, capsys):
@@ -216,21 +217,6 @@ def test_expected_values_of_the_checks_are_not_constant():
     for check in checks.small_checks(np.random.default_rng(2), True):
         expected = check.expected()
         assert expected.size < 8 or len(np.unique(expected)) > 4, (check.name, check.shape)
-
-
-def test_roofline_by_hand():
-    gpu = roofline.Gpu("g", fp16_tflops=100, int8_tops=200, memory_gbs=1000, source="")
-    bound = roofline.bound_from_work(gpu, 2e12, 1e12, 5e9)
-    assert (bound.compute_ms, bound.memory_ms, bound.least_ms) == pytest.approx((20.0, 5.0, 20.0))
-    cost = roofline.NetworkCost("n", gmacs=50, attention_gmacs=5, parameters=10**9)
-    assert roofline.bound_of_network(gpu, cost, 16).compute_ms == pytest.approx(1.1)
-    assert roofline.bound_of_network(gpu, cost, 8).compute_ms == pytest.approx(0.6)
-    assert roofline.bound_of_network(gpu, cost, 8).least_ms == pytest.approx(1.0)  # 1 GB at 1000 GB/s
-
-
-def test_the_documented_table_is_the_computed_one():
-    document = (build.CUDA_FOLDER.parents[1] / "docs" / "gpu.md").read_text(encoding="utf-8")
-    assert roofline.table() in document
 
 
 def test_full_checks_have_work_to_do():

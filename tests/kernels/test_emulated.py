@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from intsr.cuda.driver import CudaDevice
 from intsr.errors import BuildError, VerificationError
 from intsr.kernels.devices import emulated as emulate
 from intsr.kernels.launches.launch import Launch, Plan
@@ -114,51 +115,81 @@ def test_reading_for_the_caches_leaves_nothing_out():
 
 STUB = Path(__file__).parent / "stub_driver.c"
 SCRIPT = """
-import numpy as np, pathlib, sys
+import sys
+from pathlib import Path
+import numpy as np
+from intsr.cuda.driver import list_devices
 from intsr.errors import IntsrError
 from intsr.kernels import selfcheck
 from intsr.kernels.checks import network as checks
-from intsr.kernels.devices import cuda as launch
-image = pathlib.Path(sys.argv[1])
+from intsr.kernels.devices import cuda as devices
+from intsr.kernels.launches.parameters import PixelsParams
+
+image = Path(sys.argv[1])
 image.write_bytes(bytes.fromhex("50ed55ba") * 4)
-launch.fatbin_path = lambda source: image
+devices.fatbin_path = lambda source: image
 try:
-    device = launch.CudaDevice()
+    device = devices.GpuDevice()
 except IntsrError as error:
     sys.exit(str(error))
-made, rng = [], np.random.default_rng(0)
-launch._FLUSH_BYTES = 1 << 20
-called, call = [], device._call
-device._call = lambda function, *arguments: called.append(function.__name__) or call(function, *arguments)
+print(list_devices("cuda-python", "e.engine", "gpu"))
+rng, cuda = np.random.default_rng(0), device._cuda
+devices._FLUSH_BYTES = 1 << 20
+
+# Arrays and their streams.
 plan = checks.pixels_check(rng, 9, 7, True).plan(device)
 assert plan.output.__cuda_array_interface__["stream"] == 7
 out = np.zeros((3, 8, 8), np.float32)
 interface = device.upload(out).__cuda_array_interface__ | {"stream": 5}
 foreign = type("Foreign", (), {"__cuda_array_interface__": interface})
-accumulated = checks.plan_picture.plan_accumulate(
-    device, foreign, device.upload(np.zeros((1, 3, 8, 8), np.float16)), out[0, 0], out[0, 0], 0, 0
-)
+tile = device.upload(np.zeros((1, 3, 8, 8), np.float16))
+accumulated = checks.plan_picture.plan_accumulate(device, foreign, tile, out[0, 0], out[0, 0], 0, 0)
 assert accumulated.output.stream == 5 and device.run(accumulated).stream == 7
-device.milliseconds(plan, 1)
+
+# What is timed: caches emptied, then the graph alone.
+called, call = [], cuda._call
+cuda._call = lambda name, *arguments: called.append(name) or call(name, *arguments)
+assert device.milliseconds(plan, 1) == 1.5 and device.copy_milliseconds(64, 1) == 1.5
 turn = ["cuMemsetD8Async", "cuLaunchKernel", "cuEventRecord", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"]
 start = called.index("cuMemsetD8Async")
-assert [name for name in called[start:] if name in turn] == turn * 4, called[start:]
-del device._call
-for check in checks.small_checks(rng, True):
-    result = selfcheck.run_check(device, check, selfcheck.Peaks(100.0, 100.0) if "from" in check.name else None, 1)
-    assert result.passed and result.time_ms in (None, 1.5), result.line()
-    made.append(check.name)
-try:
-    device.empty((1 << 34,), np.uint8)
-except IntsrError as error:
-    print(type(error).__name__)
-image.write_bytes(bytes(16))
-device._modules.clear(); device._functions.clear()
-try:
-    selfcheck.run_check(device, check, None)
-except IntsrError as error:
-    print(error)
-print(device.name, device.capability, len(made))
+assert [name for name in called[start:] if name in turn][:24] == turn * 4, called[start:]
+del cuda._call
+
+# One launch of each kind: a struct, much shared memory, a cluster, parameters one by one, those with a cluster.
+plugin = checks.small_plugin_checks(rng, True)
+chosen = [
+    checks.resize_check(rng, 5, 19, "lanczos"),
+    checks.norm_check(rng, (1, 32, 32, 40), 4, "block"),
+    checks.norm_check(rng, (1, 9, 5, 64), 32, "cluster", 2),
+    *[check for check in plugin if check.name in ("plugin linear codes", "plugin last halves cluster")][:3],
+]
+for check in chosen:
+    result = selfcheck.run_check(device, check, selfcheck.Peaks(100.0, 100.0), 1)
+    assert result.passed and result.time_ms == 1.5, result.line()
+
+# The rest of the face.
+stream, pinned, address = cuda.create_stream(), cuda.alloc_pinned(24), cuda.alloc(24)
+pinned[:] = range(24)
+cuda.upload(address, pinned, stream)
+cuda.clear(address, 8, stream)
+cuda.download(pinned, address, stream)
+assert pinned.tolist() == [0] * 8 + list(range(8, 24)) and cuda.memory_info() == (1 << 33, 1 << 34)
+cuda.wait_for_foreign(stream, 7), cuda.synchronize_device(), cuda.synchronize_event(cuda.create_event())
+cuda.begin_capture(stream), cuda.abandon_capture(stream)
+cuda.free_pinned(pinned), cuda.free(address)
+module, params = cuda.load_module(image.read_bytes()), PixelsParams(planes=None, out=None, count=0)
+kernel = cuda.kernel(module, "luma_from_unit", params.places())
+for wrong in (
+    lambda: cuda.alloc(1 << 34),
+    lambda: cuda.load_module(bytes(16)),
+    lambda: cuda.kernel(module, "luma_from_unit", ((0, 8),)),
+    lambda: cuda.launch_kernel(kernel, (1, 1, 1), 256, 0, bytes(params), cuda._driver.CUstream(8)),
+):
+    try:
+        wrong()
+    except IntsrError as error:
+        print(type(error).__name__, error)
+cuda.unload_module(module), cuda.destroy_stream(stream)
 """
 
 
@@ -187,13 +218,15 @@ def run_on_stub(tmp_path, script=SCRIPT, **environment):
 
 @pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
 def test_launches_through_cuda_python(tmp_path):
-    """All checks again, launched by the real cuda-python on a driver library that has no GPU behind it."""
+    """All calls and each kind of launch, by the real cuda-python on a driver library that has no GPU behind it."""
     result = run_on_stub(tmp_path)
     assert result.returncode == 0, result.stderr
-    memory, image, device = result.stdout.splitlines()
-    assert memory == "OutOfMemoryError"
-    assert image == "cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"
-    assert device.startswith("stub GPU (9, 0) ") and int(device.split()[-1]) > 45
+    device, memory, image, parameters, stream = result.stdout.splitlines()
+    assert device == str([CudaDevice(0, "stub GPU", (9, 0), 1 << 34, "13.0", 2, 232448)])
+    assert memory.startswith("OutOfMemoryError GPU: the GPU is out of memory (cuMemAlloc reports")
+    assert "EngineMismatchError GPU: CUDA failed: cuModuleLoadData reports CUDA_ERROR_INVALID_IMAGE" in image
+    assert "takes 24 bytes of parameters at 0; expected 8 bytes at 0; build the kernels again" in parameters
+    assert "CUDA failed: cuLaunchKernel reports CUDA_ERROR_INVALID_VALUE" in stream
 
 
 @pytest.mark.skipif(util.find_spec("cuda") is None, reason="cuda-bindings is not installed")
@@ -209,6 +242,6 @@ def test_a_kernel_s_fault_ends_selfcheck_with_its_name(tmp_path):
     result = run_on_stub(tmp_path, FAULT, INTSR_STUB_FAULT="adain_sums")
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[-3].startswith("FAIL adain 1x1: cu") and lines[-3].endswith("CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert lines[-3].startswith("FAIL adain 1x1: GPU: CUDA failed: cu") and "CUDA_ERROR_ILLEGAL_ADDRESS;" in lines[-3]
     assert lines[-2] == "stopped: the GPU's context is lost with adain 1x1; later checks were not run"
     assert lines[-1] == f"{len(lines) - 3} checks, 1 failed" and len(lines) > 10

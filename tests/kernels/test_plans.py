@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from intsr.cuda.arrays import UNKNOWN_STREAM, DeviceArray, device_array
 from intsr.errors import UsageError
 from intsr.kernels.devices.emulated import EmulatedDevice
 from intsr.kernels.launches import network as plan_network
 from intsr.kernels.launches import picture as plan_picture
-from intsr.kernels.launches.launch import DeviceArray, device_array
 from intsr.kernels.launches.parameters import PixelsParams
 from intsr.kernels.quantizer import QuantParams
 from intsr.kernels.reference.group_norm import NormQuantize
@@ -26,7 +26,7 @@ def foreign(array, **changes):
 def test_arrays_of_other_libraries_are_taken_as_they_are():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     mine = DEVICE.upload(pixels)
-    other = device_array(foreign(mine, strides=(27, 3, 1)))
+    other = device_array(foreign(mine, strides=(27, 3, 1)), "x")
     assert (other.pointer, other.shape, other.dtype) == (mine.pointer, (6, 9, 3), np.uint8)
     plan = plan_picture.plan_extract(DEVICE, foreign(mine), 0, 0, 6, 9, 16)
     assert plan.output.shape == (1, 3, 16, 16)
@@ -36,18 +36,19 @@ def test_arrays_name_the_stream_they_are_written_in():
     """What is emulated is done when it returns; what another library writes is to be waited for there."""
     mine = DEVICE.empty((6, 9, 3), np.uint8)
     assert mine.__cuda_array_interface__["stream"] is None
-    theirs = device_array(foreign(mine, stream=77))
+    theirs = device_array(foreign(mine, stream=77), "x")
     assert theirs.__cuda_array_interface__["stream"] == 77
     without = {key: value for key, value in mine.__cuda_array_interface__.items() if key != "stream"}
-    assert device_array(SimpleNamespace(__cuda_array_interface__=without | {"version": 2})).stream is None
+    unknown = device_array(SimpleNamespace(__cuda_array_interface__=without | {"version": 2}), "x")
+    assert unknown.stream == UNKNOWN_STREAM and unknown.__cuda_array_interface__["stream"] is None
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strides": (3, 18, 1)}, "expected .27, 3, 1., dense"),
-        ({"typestr": "|i1"}, "pixels: int8"),
-        ({"shape": (6, 27)}, "expected uint8 .any, any, 3"),
+        ({"strides": (3, 18, 1)}, "strides .3, 18, 1.; expected a contiguous array"),
+        ({"typestr": "|i1"}, r"pixels: \(6, 9, 3\) int8"),
+        ({"shape": (6, 27)}, "expected .any, any, 3. uint8"),
         ({"data": (4096 + 8, False)}, "between 16-byte blocks"),
         ({"data": (4096, True)}, "read-only"),
     ],
@@ -59,8 +60,8 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 
 
 def test_an_object_without_device_memory_is_refused():
-    with pytest.raises(UsageError, match="ndarray; expected an object with __cuda_array_interface__"):
-        device_array(np.zeros(3))
+    with pytest.raises(UsageError, match="x: a ndarray without __cuda_array_interface__"):
+        device_array(np.zeros(3), "x")
 
 
 @pytest.mark.parametrize("place", [(0, 0, 7, 9, 16), (-1, 0, 4, 4, 16), (0, 6, 4, 4, 16), (0, 0, 4, 4, 12)])

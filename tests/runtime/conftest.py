@@ -200,9 +200,8 @@ class FakeMachine:
         self.support, self.folder = support, folder
         self.gpu = support.Simulator()
         self.trt = support.FakeTensorRT(self.gpu)
-        self.cuda = support.CudaRuntime(self.gpu)
         self.driver = support.CudaDriver(self.gpu)
-        self.pycuda = support.PyCudaDriver(self.gpu, support.PyCudaModule)
+        self.pycuda = support.PyCudaDriver(self.gpu)
 
     def build_kernels(self) -> None:
         """As if nvcc had: without it, pictures go through host memory."""
@@ -263,7 +262,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     support = {**_support("fake_gpu"), **_support("fake_driver"), **_support("fake_tensorrt")}
     machine = FakeMachine(SimpleNamespace(**support), tmp_path)
     libraries = {
-        "cuda.bindings.runtime": machine.cuda,
         "cuda.bindings.driver": machine.driver,
         "pycuda.driver": machine.pycuda,
     }

@@ -42,7 +42,7 @@ def work(machine: Any) -> Iterator[Work]:
 
 def test_a_key_runs_twice_before_its_graph_does(work: Work) -> None:
     assert [work.run("a") for _ in range(4)] == [["kernel"], ["kernel"], ["graph kernel"], ["graph kernel"]]
-    assert work.gpu.calls["cudaStreamBeginCapture"] == 1
+    assert work.gpu.calls["cuStreamBeginCapture"] == 1
 
 
 def test_keys_that_come_once_cost_nothing_and_are_forgotten(work: Work) -> None:
@@ -50,22 +50,22 @@ def test_keys_that_come_once_cost_nothing_and_are_forgotten(work: Work) -> None:
         assert work.run(key) == ["kernel"]
     # As if it had never been there; the last one has.
     work.run(0)
-    assert work.gpu.calls["cudaStreamBeginCapture"] == work.gpu.calls["cudaStreamSynchronize"] - MAX_SEEN - 2 == 0
+    assert work.gpu.calls["cuStreamBeginCapture"] == work.gpu.calls["cuStreamSynchronize"] - MAX_SEEN - 2 == 0
     work.run(MAX_SEEN)
-    assert work.gpu.calls["cudaStreamBeginCapture"] == 1
+    assert work.gpu.calls["cuStreamBeginCapture"] == 1
 
 
 def test_a_graph_that_had_to_go_is_made_again_as_any_new_one(work: Work) -> None:
     for key in range(MAX_GRAPHS + 1):
         work.run(key), work.run(key)
-    captures = work.gpu.calls["cudaStreamBeginCapture"]
-    assert work.run(0) == ["kernel"] and work.gpu.calls["cudaStreamBeginCapture"] == captures
-    assert work.run(0) == ["kernel"] and work.gpu.calls["cudaStreamBeginCapture"] == captures + 1
+    captures = work.gpu.calls["cuStreamBeginCapture"]
+    assert work.run(0) == ["kernel"] and work.gpu.calls["cuStreamBeginCapture"] == captures
+    assert work.run(0) == ["kernel"] and work.gpu.calls["cuStreamBeginCapture"] == captures + 1
 
 
 def test_one_failed_capture_is_tried_again_on_a_later_run_without_a_word(work: Work) -> None:
     work.run("a")
-    work.gpu.fail["cudaStreamBeginCapture"] = "cudaErrorStreamCaptureUnsupported"
+    work.gpu.fail["cuStreamBeginCapture"] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert work.run("a") == ["kernel"]
@@ -75,16 +75,16 @@ def test_one_failed_capture_is_tried_again_on_a_later_run_without_a_word(work: W
 
 
 def test_the_second_failure_turns_graphs_off_and_says_so_once(work: Work) -> None:
-    work.gpu.fail["cudaStreamBeginCapture"] = "cudaErrorStreamCaptureUnsupported"
+    work.gpu.fail["cuStreamBeginCapture"] = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
     for key in ("a", "b", "a"):
         assert work.run(key) == ["kernel"]
-    with pytest.warns(RuntimeWarning, match=r"unet runs without a CUDA graph.*cudaErrorStreamCaptureUnsupported"):
+    with pytest.warns(RuntimeWarning, match=r"unet runs without a CUDA graph.*CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"):
         assert work.run("b") == ["kernel"]
     assert not work.cache.active
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert work.run("b") == ["kernel"]
-    assert work.gpu.calls["cudaStreamBeginCapture"] == 2
+    assert work.gpu.calls["cuStreamBeginCapture"] == 2
 
 
 def _litter(work: Work) -> None:
@@ -95,7 +95,7 @@ def _litter(work: Work) -> None:
             self.address, self.itself = address, self
 
         def __del__(self) -> None:
-            (status,) = work.cuda._runtime.cudaFree(self.address)  # type: ignore[attr-defined]
+            (status,) = work.cuda._driver.cuMemFree(self.address)  # type: ignore[attr-defined]
             work.gpu.calls[f"free {status.name}"] += 1
 
     Tensor(work.cuda.alloc(16))
@@ -108,7 +108,7 @@ def test_no_garbage_is_collected_in_a_capture(work: Work, enabled: bool) -> None
 
     def enqueue_with_litter(stream: Any) -> None:
         if stream in work.gpu.capturing:
-            freed.append(work.gpu.calls["free cudaSuccess"])
+            freed.append(work.gpu.calls["free CUDA_SUCCESS"])
             _litter(work)
             # Containers, so that the collector has its turn.
             assert len([[] for _ in range(1000)]) == 1000
@@ -128,7 +128,10 @@ def test_no_garbage_is_collected_in_a_capture(work: Work, enabled: bool) -> None
         gc.set_threshold(*threshold)
         (gc.enable if was_enabled else gc.disable)()
     gc.collect()
-    assert (work.gpu.calls["free cudaSuccess"], work.gpu.calls["free cudaErrorStreamCaptureUnsupported"]) == (2, 0)
+    assert (work.gpu.calls["free CUDA_SUCCESS"], work.gpu.calls["free CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"]) == (
+        2,
+        0,
+    )
 
 
 def test_the_simulated_capture_does_end_at_a_free(work: Work) -> None:
@@ -139,7 +142,7 @@ def test_the_simulated_capture_does_end_at_a_free(work: Work) -> None:
     def free(stream: Any) -> None:
         enqueue(stream)
         if stream in work.gpu.capturing:
-            work.cuda._runtime.cudaFree(address)  # type: ignore[attr-defined]
+            work.cuda._driver.cuMemFree(address)  # type: ignore[attr-defined]
 
     work.enqueue = free  # type: ignore[method-assign]
     assert [work.run("a") for _ in range(2)] == [["kernel"]] * 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.cuda.arrays import CudaArray
+from intsr.cuda.arrays import UNKNOWN_STREAM, DeviceArray, device_array
 from intsr.cuda.graphs import MAX_GRAPHS
 from intsr.errors import EngineMismatchError, UsageError
 from intsr.runtime.engine import open_engine
@@ -63,7 +63,7 @@ def test_other_pictures_in_the_middle_of_one(machine, photo: np.ndarray) -> None
             np.testing.assert_allclose(engine.run_pipeline(x), x, atol=1e-6)
             np.testing.assert_array_equal(np.concatenate([first, *rows]), _bicubic(photo))
             np.testing.assert_array_equal(np.concatenate([other, *others]), _bicubic(photo[::-1]))
-        assert machine.gpu.calls["cudaMallocHost"] == 12, "kept for the next ones"
+        assert machine.gpu.calls["cuMemAllocHost"] == 12, "kept for the next ones"
     machine.assert_nothing_is_left()
 
 
@@ -97,13 +97,13 @@ def test_a_graph_is_captured_once_and_replayed(machine, photo: np.ndarray) -> No
         engine.upscale(photo)
         # Two slots of buffers: the encoder's input differs, the UNet's buffers do not, the decoder's output does.
         captures = {"encoder": 2, "unet": 1, "decoder": 2}
-        assert machine.gpu.calls["cudaStreamBeginCapture"] == sum(captures.values())
+        assert machine.gpu.calls["cuStreamBeginCapture"] == sum(captures.values())
         for name, count in captures.items():
             # A key runs as it is twice: once to see it, once more before it is captured.
             assert machine.gpu.log.count(name) == 2 * count
             assert machine.gpu.log.count(f"graph {name}") == 30 - 2 * count
         engine.upscale(photo)
-        assert machine.gpu.calls["cudaStreamBeginCapture"] == sum(captures.values())
+        assert machine.gpu.calls["cuStreamBeginCapture"] == sum(captures.values())
         assert machine.gpu.log.count("graph unet") == 58
         assert [network.graphs for network in engine.networks] == [True] * 3
 
@@ -140,10 +140,10 @@ def test_buffers_are_made_once(machine, photo: np.ndarray) -> None:
         for _ in range(3):
             engine.upscale(photo)
         assert machine.gpu.host_memory.keys() == pinned.keys() and set(machine.gpu.device) == device
-        assert machine.gpu.calls["cudaMallocHost"] == 4
-        before = machine.gpu.calls["cudaMalloc"]
+        assert machine.gpu.calls["cuMemAllocHost"] == 4
+        before = machine.gpu.calls["cuMemAlloc"]
         engine.upscale(photo)
-        assert machine.gpu.calls["cudaMalloc"] == before
+        assert machine.gpu.calls["cuMemAlloc"] == before
 
 
 def test_single_networks_take_and_give_host_arrays(machine) -> None:
@@ -175,10 +175,10 @@ def test_device_memory_used(machine) -> None:
         assert engine.networks[0].device_bytes() == used > 3000
 
 
-def _device_array(machine, value: np.ndarray, stream: int = 7) -> CudaArray:
+def _device_array(machine, value: np.ndarray, stream: int = 7) -> DeviceArray:
     machine.gpu.streams.setdefault(stream, deque())
     address = machine.gpu.alloc(value.nbytes)
-    array = CudaArray(address, value.shape, str(value.dtype), stream)
+    array = DeviceArray(address, value.shape, value.dtype, stream=stream)
     # The other library is still writing it: what reads it must wait for that stream.
     machine.gpu.put(stream, "", lambda: machine.gpu.tensor(address, value.shape, value.dtype).__setitem__(..., value))
     return array
@@ -191,13 +191,13 @@ def test_arrays_of_other_libraries_in_and_out(machine) -> None:
         x, out = _device_array(machine, latent), _device_array(machine, np.zeros_like(latent), stream=9)
         assert unet.run_on_device(x, out) is out
         unet.synchronize()
-        np.testing.assert_array_equal(machine.gpu.tensor(out.address, latent.shape, "float32"), latent)
+        np.testing.assert_array_equal(machine.gpu.tensor(out.pointer, latent.shape, "float32"), latent)
         own = unet.run_on_device(x)
         interface = own.__cuda_array_interface__
         assert (interface["shape"], interface["typestr"], interface["version"]) == (latent.shape, "<f4", 3)
         unet.synchronize()
         np.testing.assert_array_equal(machine.gpu.tensor(interface["data"][0], latent.shape, "float32"), latent)
-        for address in (x.address, out.address):
+        for address in (x.pointer, out.pointer):
             del machine.gpu.device[address]
     for stream in (7, 9):
         del machine.gpu.streams[stream]
@@ -210,7 +210,7 @@ def test_graphs_of_many_addresses_are_bounded_and_none_is_made_for_what_comes_on
         arrays = [_device_array(machine, latent) for _ in range(2 * MAX_GRAPHS)]
         for array in arrays:
             engine.network("unet").run_on_device(array)
-        assert machine.gpu.calls["cudaStreamBeginCapture"] == 0
+        assert machine.gpu.calls["cuStreamBeginCapture"] == 0
         for array in arrays:
             engine.network("unet").run_on_device(array)
         assert len(machine.gpu.graphs) == MAX_GRAPHS
@@ -219,12 +219,12 @@ def test_graphs_of_many_addresses_are_bounded_and_none_is_made_for_what_comes_on
 class _TorchTensor:
     """What PyTorch's tensors tell of themselves: version 2, no word of a stream."""
 
-    def __init__(self, array: CudaArray) -> None:
+    def __init__(self, array: DeviceArray) -> None:
         self.__cuda_array_interface__ = {
             "typestr": "<f4",
             "shape": array.shape,
             "strides": None,
-            "data": (array.address, False),
+            "data": (array.pointer, False),
             "version": 2,
         }
 
@@ -240,7 +240,7 @@ def test_arrays_that_name_no_stream_are_waited_for_whatever_stream_they_are_writ
         unet.run_on_device(x, _TorchTensor(old))
         unet.synchronize()
         assert not machine.gpu.streams[9], "what is written late would be over the result"
-        np.testing.assert_array_equal(machine.gpu.tensor(old.address, latent.shape, "float32"), latent)
+        np.testing.assert_array_equal(machine.gpu.tensor(old.pointer, latent.shape, "float32"), latent)
 
 
 class _Foreign:
@@ -263,17 +263,15 @@ def test_arrays_that_do_not_fit(machine, array: object, words: str) -> None:
         engine.network("unet").run_on_device(array)
 
 
-def test_strides_of_single_elements_mean_nothing_and_read_only_is_no_output(machine) -> None:
-    from intsr.cuda.arrays import UNKNOWN_STREAM, address_and_stream
-
-    with open_engine(machine.engine()) as engine:
-        info = engine.network("unet").input
-    assert address_and_stream(_Foreign(strides=(1, 1024, 64, 4)), info, writable=True) == (4096, UNKNOWN_STREAM)
+def test_strides_of_single_elements_mean_nothing_and_read_only_is_no_output() -> None:
+    shape, strides = (1, 12, 16, 16), (1, 1024, 64, 4)
+    assert device_array(_Foreign(strides=strides), "x", "float32", shape).stream == UNKNOWN_STREAM
     # A maker that says None says that there is nothing to wait for.
-    assert address_and_stream(_Foreign(stream=None), info, writable=True) == (4096, None)
-    assert address_and_stream(_Foreign(stream=2), info, writable=True) == (4096, 2)
+    assert device_array(_Foreign(stream=None), "x").stream is None
+    assert device_array(_Foreign(stream=2), "x").stream == 2
     with pytest.raises(UsageError, match="read-only"):
-        address_and_stream(_Foreign(data=(4096, True)), info, writable=True)
+        device_array(_Foreign(data=(4096, True)), "x")
+    assert device_array(_Foreign(data=(4096, True)), "x", writable=False).pointer == 4096
 
 
 def test_layer_times(machine) -> None:
@@ -283,7 +281,7 @@ def test_layer_times(machine) -> None:
             engine.run_pipeline(x)
         times = engine.network("encoder").layer_times_ms()
         assert [(time.name, time.ms) for time in times] == [("encoder_conv", 1.5), ("encoder_norm", 0.5)]
-        assert machine.gpu.calls["cudaStreamBeginCapture"] == 0
+        assert machine.gpu.calls["cuStreamBeginCapture"] == 0
 
 
 # Which GPU

@@ -1,25 +1,36 @@
-"""Kernels on the simulated device of `fake_gpu`: their own sources, run by `kernels.devices.emulated` in their turn.
+"""cuda-python's driver API and pycuda, as far as `core/cuda` uses them, over the simulated device of `fake_gpu`.
 
-Names and parameters are those of `cuda.bindings.driver`, which tests check, and of pycuda's manual.
+Kernels are their own sources, run by `kernels.devices.emulated` in their turn. Names and parameters are those of
+`cuda.bindings.driver`, which tests check, and of pycuda's manual: it is built from source with a CUDA toolkit.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
 
 from intsr.kernels.devices import emulated as emulate
 from intsr.kernels.launches.launch import Launch
 from intsr.kernels.launches.parameters import KERNELS
 
+VERSION = 13020
+
 
 class CUresult(enum.IntEnum):
     CUDA_SUCCESS = 0
     CUDA_ERROR_OUT_OF_MEMORY = 2
+    CUDA_ERROR_NOT_INITIALIZED = 3
+    CUDA_ERROR_NO_DEVICE = 100
     CUDA_ERROR_INVALID_IMAGE = 200
     CUDA_ERROR_NO_BINARY_FOR_GPU = 209
     CUDA_ERROR_NOT_FOUND = 500
     CUDA_ERROR_LAUNCH_FAILED = 719
+    CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
+    CUDA_ERROR_STREAM_CAPTURE_INVALIDATED = 901
 
 
 def fatbin_of(source: str) -> bytes:
@@ -52,12 +63,22 @@ def put_launch(gpu, name: str, grid, block: int, shared_bytes: int, params: byte
 
 
 class CudaDriver:
-    """`cuda.bindings.driver`, as far as kernels need it."""
+    """`cuda.bindings.driver`; a context is its device's number."""
 
     CUresult = CUresult
+    CUstream = int
+    CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+    CUevent_flags = SimpleNamespace(CU_EVENT_BLOCKING_SYNC=1)
+    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+    CUdevice_attribute = SimpleNamespace(
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=75,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=76,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=16,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=97,
+    )
 
     def __init__(self, gpu) -> None:
-        self._gpu = gpu
+        self._gpu, self.version = gpu, VERSION
 
     def __getattribute__(self, name: str):
         value = object.__getattribute__(self, name)
@@ -68,11 +89,147 @@ class CudaDriver:
         def call(*arguments):
             gpu.calls[name] += 1
             if name in gpu.fail:
-                return CUresult[gpu.fail[name]], *[None] * (2 if name == "cuFuncGetParamInfo" else 1)
+                return CUresult[gpu.fail[name]], None
             result = value(*arguments)
             return result if result and isinstance(result[0], CUresult) else (CUresult.CUDA_SUCCESS, *result)
 
         return call
+
+    def cuInit(self, Flags):
+        return ()
+
+    def cuDriverGetVersion(self):
+        return (self.version,)
+
+    def cuDeviceGetCount(self):
+        return (len(self._gpu.device_names),)
+
+    def cuDeviceGet(self, ordinal):
+        return (ordinal,)
+
+    def cuDeviceGetName(self, length, dev):
+        return (self._gpu.device_names[dev].encode().ljust(length, b"\0"),)
+
+    def cuDeviceGetAttribute(self, attrib, dev):
+        major, minor = self._gpu.capability
+        return ({75: major, 76: minor, 16: self._gpu.multiprocessors, 97: 99 << 10}[attrib],)
+
+    def cuDeviceTotalMem(self, dev):
+        return (self._gpu.total_bytes,)
+
+    def cuDevicePrimaryCtxRetain(self, dev):
+        return (dev,)
+
+    def cuCtxSetCurrent(self, ctx):
+        self._gpu.current = ctx
+        return ()
+
+    def cuCtxSynchronize(self):
+        self._gpu.drain_all()
+        return ()
+
+    def cuMemAlloc(self, bytesize):
+        address = self._gpu.alloc(bytesize)
+        return (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None) if address is None else (address,)
+
+    def cuMemFree(self, dptr):
+        if self._gpu.capturing:
+            # It would wait for the device: forbidden, and the end of the capture.
+            self._gpu.spoiled |= set(self._gpu.capturing)
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        del self._gpu.device[dptr]
+        return ()
+
+    def cuMemAllocHost(self, bytesize):
+        return (self._gpu.alloc_pinned(bytesize).ctypes.data,)
+
+    def cuMemFreeHost(self, p):
+        del self._gpu.host_memory[p]
+        return ()
+
+    def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream):
+        self._gpu.put_copy(dstDevice, srcHost, ByteCount, "up", hStream)
+        return ()
+
+    def cuMemcpyDtoHAsync(self, dstHost, srcDevice, ByteCount, hStream):
+        self._gpu.put_copy(dstHost, srcDevice, ByteCount, "down", hStream)
+        return ()
+
+    def cuMemcpyDtoDAsync(self, dstDevice, srcDevice, ByteCount, hStream):
+        self._gpu.put_copy(dstDevice, srcDevice, ByteCount, "copy", hStream)
+        return ()
+
+    def cuMemsetD8Async(self, dstDevice, uc, N, hStream):
+        self._gpu.put_fill(dstDevice, uc, N, hStream)
+        return ()
+
+    def cuMemGetInfo(self):
+        return self._gpu.memory_info()
+
+    def cuStreamCreate(self, Flags):
+        return (self._gpu.create_stream(),)
+
+    def cuStreamDestroy(self, hStream):
+        assert not self._gpu.streams.pop(hStream), "a stream went while it had work"
+        return ()
+
+    def cuStreamSynchronize(self, hStream):
+        self._gpu.drain(hStream)
+        return ()
+
+    def cuStreamWaitEvent(self, hStream, hEvent, Flags):
+        self._gpu.wait(hStream, hEvent)
+        return ()
+
+    def cuEventCreate(self, Flags):
+        return (self._gpu.create_event(),)
+
+    def cuEventDestroy(self, hEvent):
+        # What waits for it waits on.
+        del self._gpu.events[hEvent]
+        return ()
+
+    def cuEventRecord(self, hEvent, hStream):
+        self._gpu.streams.setdefault(hStream, deque())
+        self._gpu.record(hEvent, hStream)
+        return ()
+
+    def cuEventSynchronize(self, hEvent):
+        self._gpu.reach(self._gpu.events[hEvent])
+        return ()
+
+    def cuEventElapsedTime(self, hStart, hEnd):
+        return (self._gpu.elapsed(hStart, hEnd),)
+
+    def cuStreamBeginCapture(self, hStream, mode):
+        self._gpu.capturing[hStream] = []
+        return ()
+
+    def cuStreamEndCapture(self, hStream):
+        work, graph = self._gpu.capturing.pop(hStream), self._gpu.number()
+        if hStream in self._gpu.spoiled:
+            self._gpu.spoiled.remove(hStream)
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
+        self._gpu.graphs[graph] = work
+        return (graph,)
+
+    def cuGraphInstantiate(self, hGraph, flags):
+        executable = self._gpu.number()
+        self._gpu.graphs[executable] = list(self._gpu.graphs[hGraph])
+        return (executable,)
+
+    def cuGraphDestroy(self, hGraph):
+        del self._gpu.graphs[hGraph]
+        return ()
+
+    def cuGraphExecDestroy(self, hGraphExec):
+        del self._gpu.graphs[hGraphExec]
+        return ()
+
+    def cuGraphLaunch(self, hGraphExec, hStream):
+        for name, function in self._gpu.graphs[hGraphExec]:
+            self._gpu.put(hStream, f"graph {name}", function)
+        return ()
 
     def cuModuleLoadData(self, image):
         kernels = kernels_of(image)
@@ -145,3 +302,140 @@ class PyCudaModule:
                 put_launch(gpu, name, grid, block[0], shared_size, params, stream.handle)
 
         return Function()
+
+
+class PyCudaDriver:
+    """`pycuda.driver`."""
+
+    class Error(Exception):
+        pass
+
+    class MemoryError(Error):
+        pass
+
+    event_flags = SimpleNamespace(BLOCKING_SYNC=1)
+    device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT=16)
+
+    def __init__(self, gpu) -> None:
+        self._gpu = gpu
+        self.stack = []
+        driver = self
+
+        class Context:
+            get_current = staticmethod(lambda: driver.stack[-1] if driver.stack else None)
+            synchronize = staticmethod(gpu.drain_all)
+
+            def push(self):
+                driver.stack.append(self)
+
+            def pop(self):
+                assert driver.stack.pop() is self
+
+            def detach(self):
+                gpu.calls["detach"] += 1
+
+        class Device:
+            count = staticmethod(lambda: len(gpu.device_names))
+
+            def __init__(self, number):
+                self.number = number
+
+            def name(self):
+                return gpu.device_names[self.number]
+
+            def compute_capability(self):
+                return gpu.capability
+
+            def total_memory(self):
+                return gpu.total_bytes
+
+            def get_attribute(self, attribute):
+                assert attribute == driver.device_attribute.MULTIPROCESSOR_COUNT
+                return gpu.multiprocessors
+
+            def retain_primary_context(self):
+                gpu.calls["retain_primary_context"] += 1
+                gpu.current = self.number
+                return Context()
+
+        class Stream:
+            def __init__(self, flags):
+                self.handle = gpu.create_stream()
+
+            def synchronize(self):
+                gpu.drain(self.handle)
+
+            def wait_for_event(self, event):
+                gpu.wait(self.handle, event.handle)
+
+            def __del__(self):
+                gpu.streams.pop(self.handle, None)
+
+        class Event:
+            def __init__(self, flags):
+                self.handle = gpu.create_event()
+
+            def record(self, stream):
+                gpu.record(self.handle, stream.handle)
+
+            def synchronize(self):
+                gpu.reach(gpu.events[self.handle])
+
+            def time_till(self, event):
+                return gpu.elapsed(self.handle, event.handle)
+
+            def __del__(self):
+                gpu.events.pop(self.handle, None)
+
+        self.Context, self.Device, self.Stream, self.Event = Context, Device, Stream, Event
+
+    def init(self):
+        if "init" in self._gpu.fail:
+            raise self.Error(self._gpu.fail["init"])
+
+    def get_driver_version(self):
+        return VERSION
+
+    def mem_get_info(self):
+        return self._gpu.memory_info()
+
+    def mem_alloc(self, size):
+        gpu, address = self._gpu, self._gpu.alloc(size)
+        if address is None:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
+
+        class DeviceAllocation:
+            def __int__(self):
+                return address
+
+            def free(self):
+                del gpu.device[address]
+
+        return DeviceAllocation()
+
+    def pagelocked_empty(self, shape, dtype):
+        gpu, memory = self._gpu, self._gpu.alloc_pinned(shape)
+
+        class Pagelocked(np.ndarray):
+            @property
+            def base(self):
+                return SimpleNamespace(free=lambda: gpu.host_memory.pop(memory.ctypes.data))
+
+        return memory.view(Pagelocked)
+
+    def module_from_buffer(self, image):
+        if "module" in self._gpu.fail:
+            raise self.Error(self._gpu.fail["module"])
+        return PyCudaModule(self._gpu, image)
+
+    def memset_d8_async(self, dest, data, count, stream):
+        self._gpu.put_fill(dest, data, count, stream.handle)
+
+    def memcpy_htod_async(self, dest, src, stream):
+        self._gpu.put_copy(dest, src.ctypes.data, src.nbytes, "up", stream.handle)
+
+    def memcpy_dtoh_async(self, dest, src, stream):
+        self._gpu.put_copy(dest.ctypes.data, src, dest.nbytes, "down", stream.handle)
+
+    def memcpy_dtod_async(self, dest, src, size, stream):
+        self._gpu.put_copy(dest, src, size, "copy", stream.handle)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.cuda.arrays import CudaArray, address_and_stream
+from intsr.cuda.arrays import DeviceArray, device_array
 from intsr.cuda.driver import Cuda, open_cuda
 from intsr.errors import UsageError
 from intsr.runtime.backends.protocol import LayerTime, PicturePipeline, SessionOptions, checked_input
@@ -29,6 +29,7 @@ from intsr.runtime.backends.tensorrt.library import (
 from intsr.runtime.backends.tensorrt.plan_header import check_device, check_plan, check_plugins
 from intsr.runtime.backends.tensorrt.session import Session, Stage
 from intsr.runtime.backends.tensorrt.tile_pipeline import Pipeline
+from intsr.types import TensorInfo
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -94,11 +95,12 @@ class TensorRTNetwork:
         own_stream = session.cuda.stream_address(session.compute)
         result = out
         if out is None:
-            result = CudaArray(self._output_address, self.output.shape, self.output.dtype, own_stream)
-        source, *streams = address_and_stream(x, self.input, writable=False)
-        target, *more = address_and_stream(result, self.output, writable=True)
-        session.wait_for_others((*streams, *more))
-        self._stage.run(source, target)
+            dtype = np.dtype(self.output.dtype)
+            result = DeviceArray(self._output_address, self.output.shape, dtype, stream=own_stream)
+        source = _checked_array(x, self.input, writable=False)
+        target = _checked_array(result, self.output, writable=True)
+        session.wait_for_others((source.stream, target.stream))
+        self._stage.run(source.pointer, target.pointer)
         return result
 
     def synchronize(self) -> None:
@@ -117,6 +119,10 @@ class TensorRTNetwork:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _checked_array(value: Any, info: TensorInfo, writable: bool) -> DeviceArray:
+    return device_array(value, f"array for {info.name}", info.dtype, info.shape, writable)
 
 
 def open_networks(bundle: Bundle, options: SessionOptions) -> list[TensorRTNetwork]:

@@ -6,7 +6,6 @@ they use the part that needs no more than NumPy; they are imported when an engin
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from intsr.arrays import Array
+from intsr.cuda.arrays import DeviceArray
 from intsr.errors import BuildError
 from intsr.kernels import build
-from intsr.kernels.launches.launch import DeviceArray, Plan
+from intsr.kernels.launches.launch import Plan
 from intsr.kernels.launches.parameters import KERNELS
 from intsr.runtime.backends.tensorrt.session import Session
 
@@ -54,7 +54,7 @@ class KernelDevice:
             self._modules[source] = session.cuda.load_module(image)
         for name, (source, params) in KERNELS.items():
             if source in images:
-                self._kernels[name] = session.cuda.kernel(self._modules[source], name, ctypes.sizeof(params))
+                self._kernels[name] = session.cuda.kernel(self._modules[source], name, params.places())
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceArray:
         kind = np.dtype(dtype)

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import numpy as np
 
 from intsr.arrays import Array
+from intsr.cuda.arrays import DeviceArray
 from intsr.kernels.launches import picture as plan_picture
-from intsr.kernels.launches.launch import DeviceArray, Plan
+from intsr.kernels.launches.launch import Plan
 from intsr.runtime.backends.tensorrt.picture_device import KernelDevice
 from intsr.runtime.tiles.blend import BAND_BYTES, LEAST_BAND_ROWS
 from intsr.runtime.tiles.grid import TilePlan, blend_weights
