@@ -46,7 +46,7 @@ setup(
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
         "intsr.engines.builders": ["rtx_shim/*.c"],
         "intsr.engines.report": ["templates/*"],
-        "intsr.kernels": ["cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "cuda/*.fatbin"],
+        "intsr.kernels": ["*/*.cu", "*/*.cuh", "*/*.h", "*/*.fatbin"],
     },
     install_requires=[
         "numpy>=2",
@@ -68,7 +68,16 @@ setup(
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+        # tensorrt-cu13-bindings: NVIDIA's layer for plugins, which tests/kernels drives.
+        "dev": [
+            "tensorrt-cu13-bindings==11.4.0.106",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+        ],
     },
     entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
 )

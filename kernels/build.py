@@ -1,4 +1,4 @@
-"""`python -m intsr.kernels.build`: compile kernels/cuda/*.cu with nvcc, for every GPU generation they are meant for.
+"""`python -m intsr.kernels.build`: compile the kernels with nvcc, for every GPU generation they are meant for.
 
 One fatbin a source, next to it, with machine code for each architecture and PTX for GPUs of the others.
 Register spills in a kernel are an error: they mean that a tile does not fit, and cost more than they seem to.
@@ -18,9 +18,9 @@ from importlib import util
 from pathlib import Path
 
 from intsr.errors import BuildError, IntsrError
-from intsr.kernels.launches.parameters import SOURCES
+from intsr.kernels.launches.parameters import CANDIDATES, SOURCES
 
-CUDA_FOLDER = Path(__file__).parent / "cuda"
+FOLDER = Path(__file__).parent
 # A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.
 ARCHITECTURES = (80, 86, 89, 90, 120)
 # For GPUs without machine code here, which a driver compiles when it loads the file: 9.0's for B200, GB300 and Thor
@@ -44,8 +44,12 @@ class KernelReport:
     spill_bytes: int
 
 
+def cuda_path(source: str) -> Path:
+    return FOLDER / ("candidates" if source in CANDIDATES else "cuda") / f"{source}.cu"
+
+
 def fatbin_path(source: str) -> Path:
-    return CUDA_FOLDER / f"{source}.fatbin"
+    return cuda_path(source).with_suffix(".fatbin")
 
 
 def find_nvcc() -> Path:
@@ -93,12 +97,16 @@ def check_reports(source: str, reports: Sequence[KernelReport], architectures: S
 def nvcc_command(nvcc: Path, source: str, out: Path, architectures: Sequence[int]) -> list[str]:
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
     targets += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in PTX_ARCHITECTURES]
-    return [str(nvcc), *_FLAGS, *targets, "-o", str(out), str(CUDA_FOLDER / f"{source}.cu")]
+    return [str(nvcc), *_FLAGS, *targets, "-o", str(out), *_source_arguments(source)]
+
+
+def _source_arguments(source: str) -> list[str]:
+    return [f"-I{FOLDER / 'cuda'}", str(cuda_path(source))]
 
 
 def build_source(nvcc: Path, source: str, architectures: Sequence[int] = ARCHITECTURES) -> tuple[KernelReport, ...]:
     """Compile, check and put the fatbin in place; a failure leaves the old one. Raises BuildError."""
-    with tempfile.TemporaryDirectory(dir=CUDA_FOLDER) as scratch:
+    with tempfile.TemporaryDirectory(dir=fatbin_path(source).parent) as scratch:
         made = Path(scratch) / f"{source}.fatbin"
         reports = parse_reports(_run(nvcc_command(nvcc, source, made, architectures), source))
         check_reports(source, reports, architectures)
@@ -112,7 +120,7 @@ def ptx_from_source(source: str, architecture: int) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / f"{source}.ptx"
         target = f"-arch=compute_{architecture}"
-        command = [str(nvcc), *_LANGUAGE, "--ptx", target, "-o", str(made), str(CUDA_FOLDER / f"{source}.cu")]
+        command = [str(nvcc), *_LANGUAGE, "--ptx", target, "-o", str(made), *_source_arguments(source)]
         _run(command, source)
         return made.read_bytes()
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.cuda.driver import ContextLostError
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
-from intsr.kernels.checks.network import Check, Random, full_checks, small_checks
+from intsr.kernels.checks import group_norm_plugin, network, picture
+from intsr.kernels.checks.check import Check, Random
 from intsr.kernels.launches.launch import Device, Launch, Plan
 from intsr.kernels.launches.parameters import PeakParams
 
@@ -28,30 +28,35 @@ _PEAK_TURNS, _PEAK_THREADS = 4096, 256
 _TURN_OPERATIONS = 8 * 2 * 16 * 32 * 8
 
 
+_KINDS = (picture, group_norm_plugin, network)
+
+
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """Measured here. copy_gbs: bytes read plus written. int8_tops: of mma.sync out of registers."""
+    """What this GPU reaches, measured here."""
 
+    # Bytes read plus written.
     copy_gbs: float
+    # Of mma.sync out of registers.
     int8_tops: float
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """time_ms and what follows from it are None on an emulated device, whose times mean nothing.
-
-    context_lost: whether the kernel's fault left the GPU unusable, so that no later check was run.
-    """
+    """What became of one check."""
 
     name: str
     shape: str
     passed: bool
     max_error: float
     differing_share: float
+    # This and what follows from it are None on an emulated device, whose times mean nothing.
     time_ms: float | None = None
+    # Of reading the inputs and writing the output, each once; None where operations count.
     gbs: float | None = None
     tops: float | None = None
     share_of_peak: float | None = None
+    # Whether the kernel's fault left the GPU unusable, so that no later check was run.
     context_lost: bool = False
 
     def line(self) -> str:
@@ -86,15 +91,30 @@ def compare(got: Array, expected: Array) -> tuple[float, float]:
 
 def run_check(device: Device, check: Check, peaks: Peaks | None, repeats: int = 20) -> Result:
     plan = check.plan(device)
-    error, share = compare(device.download(device.run(plan)), check.expected())
+    expected = check.expected()
+    error, share = compare(device.download(device.run(plan)), expected)
     passed = error <= check.tolerance.max_error and share <= check.tolerance.max_share
     if peaks is None:
         return Result(check.name, check.shape, passed, error, share)
     time_ms = device.milliseconds(plan, repeats)
-    gbs, tops = check.moved_bytes / time_ms / 1e6, check.operations / time_ms / 1e9
-    if not check.operations:
-        return Result(check.name, check.shape, passed, error, share, time_ms, gbs, None, gbs / peaks.copy_gbs)
-    return Result(check.name, check.shape, passed, error, share, time_ms, gbs, tops, tops / peaks.int8_tops)
+    if check.operations:
+        tops = check.operations / time_ms / 1e9
+        return Result(check.name, check.shape, passed, error, share, time_ms, None, tops, tops / peaks.int8_tops)
+    gbs = sum(array.nbytes for array in (*check.inputs, expected)) / time_ms / 1e6
+    return Result(check.name, check.shape, passed, error, share, time_ms, gbs, None, gbs / peaks.copy_gbs)
+
+
+def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
+    """Every kernel, every branch, in sizes that an emulation can do."""
+    for kind in _KINDS:
+        yield from kind.small_checks(rng, clusters)
+
+
+def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
+    """The small ones, then sizes where times mean something."""
+    yield from small_checks(rng, clusters)
+    for kind in _KINDS:
+        yield from kind.full_checks(rng, clusters)
 
 
 def open_device(emulate: bool) -> Device:
@@ -106,6 +126,15 @@ def open_device(emulate: bool) -> Device:
     from intsr.kernels.devices.cuda import GpuDevice
 
     return GpuDevice()
+
+
+def _is_lost(device: Device) -> bool:
+    """After a fault of a kernel every call to the GPU fails."""
+    try:
+        device.upload(np.zeros(1, np.uint8))
+    except IntsrError:
+        return True
+    return False
 
 
 def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:
@@ -121,7 +150,7 @@ def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tupl
         try:
             result = run_check(device, check, peaks)
         except IntsrError as error:
-            lost = isinstance(error, ContextLostError)
+            lost = _is_lost(device)
             say(f"FAIL {check.name} {check.shape}: {error}")
             results.append(Result(check.name, check.shape, False, float("inf"), 1.0, context_lost=lost))
             if lost:

@@ -34,28 +34,8 @@ _NO_DRIVER = frozenset(
         "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
     )
 )
-# "Any further CUDA work will return the same error." Source: CUDA driver API, CUresult.
-_LOST = frozenset(
-    (
-        "CUDA_ERROR_ECC_UNCORRECTABLE",
-        "CUDA_ERROR_ILLEGAL_ADDRESS",
-        "CUDA_ERROR_LAUNCH_TIMEOUT",
-        "CUDA_ERROR_ASSERT",
-        "CUDA_ERROR_HARDWARE_STACK_ERROR",
-        "CUDA_ERROR_ILLEGAL_INSTRUCTION",
-        "CUDA_ERROR_MISALIGNED_ADDRESS",
-        "CUDA_ERROR_INVALID_ADDRESS_SPACE",
-        "CUDA_ERROR_INVALID_PC",
-        "CUDA_ERROR_LAUNCH_FAILED",
-    )
-)
-
 # (offset, bytes) of each parameter of a kernel inside the struct that holds them all; one where it takes the struct.
 Places = Sequence[tuple[int, int]]
-
-
-class ContextLostError(EngineMismatchError):
-    """A fault of a kernel, after which every call of this process to this GPU fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +67,8 @@ class Kernel:
 class Cuda:
     """One device of this process. Streams, events, graphs and modules are the library's own objects.
 
-    Every method raises OutOfMemoryError, EngineMismatchError with CUDA's own reason, or ContextLostError of the
-    latter, which whatever waits for a kernel may find.
+    Every method raises OutOfMemoryError, or EngineMismatchError with CUDA's own reason; what waits for a kernel also
+    for that kernel's fault, after which every call of this process to this GPU fails.
     """
 
     LIBRARY: ClassVar[str] = "cuda.bindings.driver"
@@ -312,8 +292,11 @@ def _error(status: str, text: str, where: object) -> IntsrError:
         return out_of_memory(where, text)
     if status in _NO_DRIVER:
         return no_driver(where, status)
-    kind = ContextLostError if status in _LOST else EngineMismatchError
-    return kind(where, f"CUDA failed: {text}", fix="see nvidia-smi for the state of the GPU")
+    return cuda_failed(where, text)
+
+
+def cuda_failed(where: object, reason: str) -> EngineMismatchError:
+    return EngineMismatchError(where, f"CUDA failed: {reason}", fix="see nvidia-smi for the state of the GPU")
 
 
 def out_of_memory(where: object, reason: str) -> OutOfMemoryError:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from intsr.arrays import Array
-from intsr.cuda.driver import Cuda, CudaDevice, Places, no_driver, out_of_memory, version_text
-from intsr.errors import EngineMismatchError, UsageError
+from intsr.cuda.driver import Cuda, CudaDevice, Places, cuda_failed, no_driver, out_of_memory, version_text
+from intsr.errors import UsageError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
@@ -55,8 +55,7 @@ class PyCuda(Cuda):
         except self._driver.MemoryError as error:
             raise out_of_memory(self._where, str(error)) from error
         except self._driver.Error as error:
-            fix = "see nvidia-smi for the state of the GPU"
-            raise EngineMismatchError(self._where, f"CUDA failed: {error}", fix=fix) from error
+            raise cuda_failed(self._where, str(error)) from error
 
     def make_current(self) -> None:
         # Contexts are a stack a thread. Only a thread that has none, or another's on top, needs a push.

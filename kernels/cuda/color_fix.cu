@@ -13,7 +13,7 @@ struct ColorParams {
     float variance_floor;
 };
 
-// Grid: (blocks). Shared: warps x 12 doubles. Sixteen pixels a turn: 48 bytes of the source are three vectors.
+// Grid: (blocks). Shared: warps x 12 doubles. Four pixels a turn: 12 bytes of the source are three words.
 INTSR_KERNEL(adain_sums, ColorParams, COLOR_THREADS, 2) {
     INTSR_SHARED(double, shared);
     double sums[12] = {};  // target sum and square, source sum and square, by channel

@@ -1,4 +1,4 @@
-"""Runs the kernels' own sources on the CPU, a thread at a time: `kernels/cuda/emulate.h`.
+"""Runs the kernels' own sources on the CPU, a thread at a time: kernels/cuda/emulate.h.
 
 Checks indexing, barriers, data flow and parameter layouts without a GPU. Arrays end at a page that nobody may touch,
 and compilers that can add checks of alignment, shifts and overflow: such a mistake ends the process.
@@ -26,10 +26,10 @@ from numpy.typing import DTypeLike
 from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray
 from intsr.errors import BuildError, VerificationError
+from intsr.kernels import build
 from intsr.kernels.launches.launch import Launch, Plan
 from intsr.kernels.launches.parameters import KERNELS
 
-CUDA_FOLDER = Path(__file__).parents[1] / "cuda"
 _FLAGS = ("-std=c++17", "-O1", "-DINTSR_EMULATE", "-ffp-contract=off", "-fPIC", "-shared", "-Wno-unknown-pragmas")
 _CHECKS = ("-fsanitize=alignment,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error")
 
@@ -51,8 +51,9 @@ def find_cpp_compiler() -> list[str]:
 def _library(source: str) -> ctypes.CDLL:
     """The kernels of cuda/`source`.cu as a shared library, compiled once for each state of the sources."""
     compiler = find_cpp_compiler()
-    files = [CUDA_FOLDER / name for name in (f"{source}.cu", "common.cuh", "emulate.h")]
-    command = [*compiler, *_FLAGS, *_CHECKS]
+    shared = build.FOLDER / "cuda"
+    files = [build.cuda_path(source), shared / "common.cuh", shared / "emulate.h"]
+    command = [*compiler, *_FLAGS, *_CHECKS, f"-I{shared}"]
     digest = hashlib.sha256("\0".join([*command, *(file.read_text() for file in files)]).encode()).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"intsr-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
-from intsr.kernels.launches.launch import Device, Launch, Plan
-from intsr.kernels.launches.network import norm_slice
+from intsr.kernels.launches.launch import Device, Launch, Plan, require
 from intsr.kernels.launches.parameters import PluginParams
-from intsr.kernels.launches.picture import require
 from intsr.kernels.reference.group_norm import CODE_OFFSET
 
 # The operators in ONNX and in TensorRT: namespace, version, and what each one's kernel writes.
@@ -65,6 +65,11 @@ class PluginLaunch:
     numbers: tuple[int, ...]
 
 
+def norm_slice(channels: int, groups: int) -> int:
+    """Return the fewest channels that are whole groups and whole 16-byte vectors of fp16."""
+    return math.lcm(channels // groups, 8)
+
+
 def takes_shape(shape: tuple[int, ...], groups: int) -> bool:
     """Whether the kernels take an (N, C, H, W) of that shape in layout `linear`: whole vectors in whole channels."""
     if len(shape) != 4 or min(shape) < 1 or shape[1] % groups or shape[1] % 8:
@@ -113,7 +118,7 @@ def plugin_launch(
 
 
 def plan_group_norm_plugin(
-    device: Device, x: Any, vectors: dict[str, Any], norm: PluginNorm, layout: str, output: str, way: str
+    device: Device, x: Any, *vectors: DeviceArray, norm: PluginNorm, layout: str, output: str, way: str
 ) -> Plan:
     """x: float16, (N, C, H, W) where `linear`, else (N, H, W, C) -> int8 or float16 of the same shape.
 
@@ -122,8 +127,8 @@ def plan_group_norm_plugin(
     source = require(x, "x", np.float16, (None, None, None, None))
     a, b, c, d = source.shape
     launch = plugin_launch((a, b, c, d) if layout == "linear" else (a, d, b, c), norm, layout, output, way)
-    uploaded = {name: device.upload(vectors[name]) for name in VECTORS}
+    constants = dict(zip(VECTORS, vectors, strict=True))
     out = device.empty(source.shape, np.int8 if output == "codes" else np.float16)
-    params = PluginParams(x=source, out=out, **uploaded, **dict(zip(NUMBERS, launch.numbers, strict=True)))
+    params = PluginParams(x=source, out=out, **constants, **dict(zip(NUMBERS, launch.numbers, strict=True)))
     made = Launch(launch.kernel, launch.grid, launch.block, params, launch.shared_bytes, launch.cluster)
-    return Plan((made,), out, (source, *uploaded.values()))
+    return Plan((made,), out, (source, *vectors))

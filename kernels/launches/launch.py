@@ -1,7 +1,7 @@
 """What a kernel runs on: arrays in its memory, launches, and whoever carries them out.
 
-Two devices carry launches out: `launch.CudaDevice` on an NVIDIA GPU, `emulate.EmulatedDevice` on the CPU, a thread at
-a time, from the same sources. Everything above them is the same for both.
+Two devices carry launches out: `devices.cuda.GpuDevice` on an NVIDIA GPU, `devices.emulated.EmulatedDevice` on the
+CPU, a thread at a time, from the same sources. Everything above them is the same for both.
 """
 
 from __future__ import annotations
@@ -12,8 +12,17 @@ from typing import Any, Protocol
 from numpy.typing import DTypeLike
 
 from intsr.arrays import Array
-from intsr.cuda.arrays import DeviceArray
+from intsr.cuda.arrays import DeviceArray, device_array
+from intsr.errors import UsageError
 from intsr.kernels.launches.parameters import Params
+
+
+def require(value: Any, where: str, dtype: type, shape: tuple[int | None, ...]) -> DeviceArray:
+    """Return the array, checked; None stands for any length. Raises UsageError."""
+    array = device_array(value, where, dtype, shape)
+    if array.pointer % 16:
+        raise UsageError(where, "an array that starts between 16-byte blocks", "an aligned one", "copy it")
+    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +67,7 @@ class Device(DeviceMemory, Protocol):
     def download(self, array: DeviceArray) -> Array: ...
 
     def run(self, plan: Plan) -> DeviceArray:
-        """Start all launches of the plan, in order; -> its output, complete once downloaded or synchronized.
-
-        Raises ContextLostError where a kernel has done what no later call recovers from.
-        """
+        """Start all launches of the plan, in order; -> its output, complete once downloaded or synchronized."""
         ...
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:

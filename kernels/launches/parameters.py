@@ -1,4 +1,4 @@
-"""The kernels' parameters, field by field as in kernels/cuda/*.cu: one struct a kernel, passed by value."""
+"""The kernels' parameters, field by field as in the CUDA sources: one struct a kernel, passed by value."""
 
 from __future__ import annotations
 
@@ -138,4 +138,6 @@ KERNELS: dict[str, tuple[str, type[Params]]] = {
     "adain_apply": ("color_fix", ColorParams),
     "wavelet_level": ("color_fix", WaveletParams),
 }
+# Sources in kernels/candidates; the others lie in kernels/cuda.
+CANDIDATES = ("int8_matmul", "group_norm")
 SOURCES = tuple(dict.fromkeys(source for source, _ in KERNELS.values()))

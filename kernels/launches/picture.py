@@ -1,6 +1,6 @@
 """Launches of the picture kernels: shapes and pointers in, plans out. Nothing runs here.
 
-Every plan equals its function in `reference_resize` and `reference_picture`, to the last bit but for adain, whose
+Every plan equals its function in `reference.resize` and `reference.picture`, to the last bit but for adain, whose
 statistics are summed in another order.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray, device_array
 from intsr.errors import UsageError
-from intsr.kernels.launches.launch import DeviceMemory, Launch, Plan
+from intsr.kernels.launches.launch import DeviceMemory, Launch, Plan, require
 from intsr.kernels.launches.parameters import (
     AccumulateParams,
     ColorParams,
@@ -28,14 +28,6 @@ from intsr.kernels.reference.resize import resize_weights
 
 _THREADS = 256
 _TILE_WIDTH, _TILE_HEIGHT = 64, 32
-
-
-def require(value: Any, where: str, dtype: type, shape: tuple[int | None, ...]) -> DeviceArray:
-    """The array, checked; None stands for any length. Raises UsageError."""
-    array = device_array(value, where, dtype, shape)
-    if array.pointer % 16:
-        raise UsageError(where, "an array that starts between 16-byte blocks", "an aligned one", "copy it")
-    return array
 
 
 def plan_enlarge(

@@ -72,7 +72,7 @@ def pixels_from_output(planes: Array) -> Array:
 def adain(target: Array, source: Array) -> Array:
     """Colours of `source` (H, W, 3) uint8 given to `target` (3, H, W) float32 in [0, 1]; -> a new array.
 
-    (target - mean_t) std_s / std_t + mean_s a channel; unbiased variances, each plus 1e-5. METHODS section 1.
+    (target - mean_t) std_s / std_t + mean_s a channel; unbiased variances, each plus 1e-5.
     """
     result = np.empty_like(target)
     for channel, values in enumerate(target):
@@ -91,7 +91,7 @@ def wavelet(target: Array, source: Array) -> Array:
     """High frequencies of `target` (3, H, W) float32 and low ones of `source` (H, W, 3) uint8; -> a new array.
 
     target + L(source - target), L five blurs [1 2 1] outer [1 2 1] / 16 with dilation 1, 2, 4, 8, 16, edges
-    replicated. METHODS section 1.
+    replicated.
     """
     low = source.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - target
     for level in range(WAVELET_LEVELS):

@@ -1,13 +1,15 @@
 """The plugins in NVIDIA's own Python layer and in front of its own ONNX parser; no GPU is needed.
 
-`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`. The library behind it is TensorRT-RTX, which has no plugins
-that are compiled ahead of time: what TensorRT itself would ask of one while it builds is asked by a stand-in here.
+`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`; TensorRT's own libraries (gigabytes) are not installed: what they
+would ask of a plugin while they build is asked by a stand-in here. The parser is that of TensorRT-RTX.
 """
 
 import json
-import platform
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,21 +18,42 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intsr.errors import BuildError
 from intsr.kernels import build, tensorrt_plugin
-from intsr.kernels.launches.group_norm_plugin import NAMESPACE, OPERATORS, VECTORS, PluginNorm, plugin_launch
+from intsr.kernels.devices.emulated import find_cpp_compiler
+from intsr.kernels.launches.group_norm_plugin import NAMESPACE, OPERATORS, SOURCE, VECTORS, PluginNorm, plugin_launch
+from intsr.kernels.launches.parameters import KERNELS
+from intsr.kernels.tensorrt_plugin import ptx_architecture, ptx_of_kernel
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="PyPI has TensorRT-RTX for Linux on x86_64 only"
+needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
+needs_bindings = pytest.mark.skipif(
+    None in (find_spec("tensorrt_rtx_libs"), find_spec("tensorrt_bindings")),
+    reason="tensorrt-cu13-bindings or tensorrt-rtx-cu13 is not installed",
 )
+try:
+    NVCC = build.find_nvcc()
+except BuildError:
+    NVCC = None
 SHAPE, NORM = (1, 32, 8, 8), PluginNorm(4, 1e-5, True, -13, 50)
-LOAD = """
-import importlib, json, os, sys
+# Before `tensorrt_bindings` is imported: the libraries that it asks for, by other means.
+BINDINGS = """
+import ctypes, importlib.util, json, os, sys
+from pathlib import Path
 import numpy as np
-from intsr.engines.builders import rtx_bindings
-from intsr.engines.builders.tensorrt_common import make_logger
 from intsr.kernels import tensorrt_plugin
-trt, _ = rtx_bindings.load()
+sys.modules["tensorrt_libs"] = None
+folder = Path(importlib.util.find_spec("tensorrt_rtx_libs").submodule_search_locations[0])
+for path in sorted(folder.glob("libtensorrt_rtx.so.*")):
+    ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+for name in sys.argv.pop(1).split(":"):
+    ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+import tensorrt_bindings as trt
 # tensorrt.plugin imports its own library by this name.
 sys.modules["tensorrt"] = trt
+"""
+RTX = """
+import json, os, sys
+import numpy as np
+import tensorrt_rtx as trt
+from intsr.kernels import tensorrt_plugin
 """
 # What TensorRT's builder does with a plugin, call by call; symbolic sizes are plain numbers.
 BUILDER = """
@@ -121,25 +144,28 @@ class Creator(trt.IPluginCreatorV3One):
 creators = [Creator(name) for name in tensorrt_plugin.OPERATORS]
 for creator in creators:
     trt.get_plugin_registry().register_creator(creator, "intsr")
-logger, log = make_logger(trt)
+logger = trt.Logger(trt.Logger.ERROR)
 network = trt.Builder(logger).create_network(0)
 trt.OnnxParser(network, logger).parse_from_file(sys.argv[1])
-"""
-REFUSED = """
-tensorrt_plugin.register_plugins(trt, 80)
-logger, log = make_logger(trt)
-network = trt.Builder(logger).create_network(0)
-parser = trt.OnnxParser(network, logger)
-parsed = parser.parse_from_file(sys.argv[1])
-print(json.dumps({"parsed": parsed, "errors": [parser.get_error(i).desc() for i in range(parser.num_errors)]}))
 """
 
 
 def child(code, *arguments):
-    """In a process of its own, as `rtx_bindings` asks."""
-    run = subprocess.run([sys.executable, "-c", LOAD + code, *arguments], capture_output=True, text=True)
+    """In a process of its own: what is loaded stays, and what is registered, too."""
+    run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory) -> str:
+    """The three libraries that `tensorrt_bindings` is linked to."""
+    folder, source = tmp_path_factory.mktemp("stubs"), Path(__file__).parent / "nvinfer_stub.c"
+    names = ["libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"]
+    for name in names:
+        flags = ["-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name]
+        subprocess.run([*find_cpp_compiler(), *flags, source, "-ldl"], check=True)
+    return ":".join(str(folder / name) for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +189,13 @@ def onnx_path(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("architecture", [80, 90])
-def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architecture):
+@needs_bindings
+@pytest.mark.kernels
+@pytest.mark.parametrize(("operator", "architecture"), zip(OPERATORS, (80, 90), strict=True))
+def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architecture, stubs):
     output = OPERATORS[operator]
     kernels = ",".join(f"plugin_{a}_{output}{b}" for a in ("linear", "last") for b in ("", "_cluster"))
-    got = child(BUILDER, operator, str(architecture), kernels)
+    got = child(BINDINGS + BUILDER, stubs, operator, str(architecture), kernels)
     assert got["names"] == ["groups", "epsilon", "activation", "lowest", "highest"]
     assert got["kind"] == ("INT8" if output == "codes" else "HALF") and tuple(got["shape"]) == SHAPE
     last = ["HWC8", "HWC16" if output == "codes" else "HWC8"]
@@ -186,16 +213,17 @@ def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architectur
         assert tuple(one["numbers"]) == launch.numbers
 
 
+@needs_rtx
 def test_the_real_parser_finds_the_node_and_hands_over_its_numbers(onnx_path):
-    got = child(FIELDS, str(onnx_path))
+    got = child(RTX + FIELDS, str(onnx_path))
     fields = {"groups": [4], "epsilon": [pytest.approx(1e-5)], "activation": [1], "lowest": [-13], "highest": [50]}
     assert got == {"name": "node", "fields": fields}
 
 
-def test_tensorrt_rtx_takes_no_ahead_of_time_plugins(onnx_path):
+@needs_rtx
+def test_tensorrt_rtx_takes_no_ahead_of_time_plugins():
     """Why --plugins is for `tensorrt` alone. A later version that takes them fails this test: it could have them."""
-    got = child(REFUSED, str(onnx_path))
-    assert got["parsed"] is False and "registered with an IPluginCreatorV3One creator only" in got["errors"][0]
+    assert not child(RTX + 'print(json.dumps(hasattr(trt, "QuickPluginCreationRequest")))')
 
 
 def test_a_tensorrt_without_such_plugins_is_named():
@@ -203,16 +231,38 @@ def test_a_tensorrt_without_such_plugins_is_named():
         tensorrt_plugin.register_plugins(type("Old", (), {"__version__": "10.6"}), 80)
 
 
-def test_without_nvcc_the_build_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    monkeypatch.setattr(build.util, "find_spec", lambda name: None)
-    for name in ("NVCC", "CUDA_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(BuildError, match="no nvcc; expected nvcc on PATH"):
-        build.ptx_from_source("group_norm_plugin", 80)
-
-
 def test_shapes_that_only_a_running_engine_knows_are_refused():
     formats = type("trt", (), {"TensorFormat": type("F", (), {"LINEAR": 0})})
     with pytest.raises(BuildError, match="static shapes"):
         tensorrt_plugin.layer_launch(formats, (-1, 32, 8, 8), 0, NORM, "codes", 1)
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.kernels
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_ptx_of_one_kernel_assembles_alone_without_spills(architecture, tmp_path):
+    ptx = build.ptx_from_source(SOURCE, architecture)
+    names = [name for name, (source, _) in KERNELS.items() if source == SOURCE]
+    assert len(names) == 8 and ptx.count(b".visible .entry") == 8
+    # A GPU has no instruction for these: about a hundred of others each, which one vector had.
+    assert not re.findall(rb"\b(?:div|rem)\.[su]64", ptx)
+    for name in ("plugin_linear_codes", "plugin_last_codes_cluster"):
+        alone = ptx_of_kernel(ptx, name)
+        assert alone.count(b".entry") == 1 and len(alone) < len(ptx) / 4
+        clustered = b".reqnctapercluster 8, 1, 1" in alone
+        assert clustered == (name.endswith("_cluster") and architecture >= 90)
+        (tmp_path / "one.ptx").write_bytes(alone)
+        target = f"-arch=sm_{architecture}"
+        command = [NVCC, "-cubin", target, "-Xptxas=-v", "-o", tmp_path / "one.cubin", tmp_path / "one.ptx"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        (report,) = build.parse_reports(result.stdout + result.stderr)
+        assert (report.kernel, report.spill_bytes, report.stack_bytes) == (name, 0, 0)
+    with pytest.raises(BuildError, match="no kernel plugin_linear in its PTX"):
+        ptx_of_kernel(ptx, "plugin_linear")
+
+
+def test_ptx_is_for_the_gpu_or_for_all_of_them():
+    assert [ptx_architecture(c) for c in ((8, 0), (8, 9), (9, 0), (12, 0))] == [80, 80, 90, 90]
+    assert ptx_architecture((9, 0), every_ampere=True) == 80
+    assert list(OPERATORS.values()) == ["codes", "halves"]

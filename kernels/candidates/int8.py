@@ -7,7 +7,7 @@ With a the activation's grid (codes stored minus 128, zero-point z) and w the we
     D_a D_w sum((q - z) w) + b  =  (D_a D_w) sum(q w) + (b - D_a D_w z sum(w))
 
 so that zero-points, of any size, live in the bias. Padding is by code: a padded pixel holds the code of 0, which LET
-makes (0 - d) / s, another one in each channel. METHODS section 5.
+makes (0 - d) / s, another one in each channel. See docs/theory.md, "Borders".
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from intsr.kernels.reference.group_norm import CODE_OFFSET
 
 @dataclass(frozen=True, slots=True)
 class Int8Product:
-    """weights: int8 (Cout, kh, kw, Cin). scale, bias: float32 (Cout,). pad: int8 (Cin,), codes of a padded pixel.
+    """A linear layer or a convolution as the kernels take it."""
 
-    padding: pixels added at the top, left, bottom and right.
-    """
-
+    # int8 (Cout, kh, kw, Cin).
     weights: Array
+    # float32 (Cout,).
     scale: Array
     bias: Array
+    # int8 (Cin,): the codes of a padded pixel.
     pad: Array
     stride: int = 1
+    # Pixels added at the top, left, bottom and right.
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def __post_init__(self) -> None:
@@ -89,14 +90,14 @@ def _finished(sums: Array, product: Int8Product, residual: Array | None) -> Arra
         return (values if residual is None else values + residual.astype(np.float32)).astype(np.float16)
 
 
-def gemm(codes: Array, product: Int8Product, residual: Array | None = None) -> Array:
+def gemm(codes: Array, residual: Array | None, product: Int8Product) -> Array:
     """(M, K) int8, residual (M, N) float16 -> (M, N) float16."""
     # Whole numbers below 2**53: exact in float64, and quick.
     sums = codes.astype(np.float64) @ product.weights[:, 0, 0].astype(np.float64).T
     return _finished(sums, product, residual)
 
 
-def conv(codes: Array, product: Int8Product, residual: Array | None = None) -> Array:
+def conv(codes: Array, residual: Array | None, product: Int8Product) -> Array:
     """(N, H, W, Cin) int8, residual (N, H', W', Cout) float16 -> (N, H', W', Cout) float16."""
     pictures, height, width, channels = codes.shape
     top, left, bottom, right = product.padding

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
-from intsr.kernels.launches.launch import Device, Launch, Plan
+from intsr.kernels.candidates.group_norm import NormQuantize
+from intsr.kernels.candidates.int8 import Int8Product
+from intsr.kernels.launches.group_norm_plugin import norm_slice
+from intsr.kernels.launches.launch import Device, Launch, Plan, require
 from intsr.kernels.launches.parameters import NormParams, ProductParams
-from intsr.kernels.launches.picture import require
-from intsr.kernels.reference.group_norm import CODE_OFFSET, NormQuantize
-from intsr.kernels.reference.int8 import Int8Product
+from intsr.kernels.reference.group_norm import CODE_OFFSET
 
 WAYS = ("block", "cluster", "two-pass")
 _NORM_THREADS, _SUM_THREADS, _SLAB = 512, 256, 256
@@ -22,11 +22,6 @@ _CLUSTERS = (2, 4, 8)
 _STAGES, _STEP_BYTES = 3, 64
 # A part of a picture that one multiprocessor reads sooner than two further launches begin. An estimate.
 _SMALL_PART_BYTES = 64 * 1024
-
-
-def norm_slice(channels: int, groups: int) -> int:
-    """The fewest channels that are whole groups and whole 16-byte vectors of fp16."""
-    return math.lcm(channels // groups, 8)
 
 
 def _held_bytes(rows: int, slice_: int, groups_of_slice: int) -> int:
@@ -114,10 +109,8 @@ def _norm_launches(device: Device, p: NormParams, pictures: int, way: str, block
     return (Launch(f"group_norm_{way}", grid, _NORM_THREADS, p, shared, blocks),)
 
 
-def plan_int8_gemm(
-    device: Device, codes: Any, product: Int8Product, residual: Any | None = None, tile: int = 0
-) -> Plan:
-    """(M, K) int8 -> (M, N) float16. tile: 64 or 128, 0 to choose it by the sizes."""
+def plan_int8_gemm(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 0) -> Plan:
+    """(M, K) int8, residual (M, N) float16 -> (M, N) float16. tile: 64 or 128, 0 to choose it by the sizes."""
     _, kernel_height, kernel_width, channels_in = product.weights.shape
     if (kernel_height, kernel_width) != (1, 1):
         raise UsageError("int8 GEMM", f"a {kernel_height}x{kernel_width} kernel", "1x1")
@@ -127,10 +120,8 @@ def plan_int8_gemm(
     return _plan_product(device, "gemm", source, (1, rows, 1), (rows, 1), product, residual, out, tile)
 
 
-def plan_int8_conv(
-    device: Device, codes: Any, product: Int8Product, residual: Any | None = None, tile: int = 0
-) -> Plan:
-    """(N, H, W, Cin) int8 -> (N, H', W', Cout) float16. tile: 64 or 128, 0 to choose it by the sizes."""
+def plan_int8_conv(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 0) -> Plan:
+    """(N, H, W, Cin) int8, residual like the result -> (N, H', W', Cout) float16. tile: as in `plan_int8_gemm`."""
     source = require(codes, "codes", np.int8, (None, None, None, product.weights.shape[3]))
     pictures, height, width, _ = source.shape
     size = product.out_size(height, width)

@@ -1,5 +1,7 @@
-"""What the plans refuse, and which kernels they choose."""
+"""What the launches refuse, which kernels they choose, and the sizes of the plugin's."""
 
+import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +9,23 @@ import pytest
 
 from intsr.cuda.arrays import UNKNOWN_STREAM, DeviceArray, device_array
 from intsr.errors import UsageError
+from intsr.kernels import build
+from intsr.kernels.candidates import launches as candidates
+from intsr.kernels.candidates.group_norm import NormQuantize
+from intsr.kernels.candidates.int8 import int8_product
 from intsr.kernels.devices.emulated import EmulatedDevice
-from intsr.kernels.launches import network as plan_network
 from intsr.kernels.launches import picture as plan_picture
-from intsr.kernels.launches.parameters import PixelsParams
+from intsr.kernels.launches.group_norm_plugin import (
+    NUMBERS,
+    SHARED_BYTES,
+    SOURCE,
+    WAYS,
+    PluginNorm,
+    plugin_launch,
+    takes_shape,
+)
+from intsr.kernels.launches.parameters import KERNELS, PixelsParams, PluginParams
 from intsr.kernels.quantizer import QuantParams
-from intsr.kernels.reference.group_norm import NormQuantize
-from intsr.kernels.reference.int8 import int8_product
 
 DEVICE = EmulatedDevice()
 
@@ -64,13 +76,10 @@ def test_an_object_without_device_memory_is_refused():
         device_array(np.zeros(3), "x")
 
 
-@pytest.mark.parametrize("place", [(0, 0, 7, 9, 16), (-1, 0, 4, 4, 16), (0, 6, 4, 4, 16), (0, 0, 4, 4, 12)])
-def test_tiles_outside_the_picture_are_refused(place):
-    with pytest.raises(UsageError, match="tile"):
-        plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), *place)
-
-
-def test_a_tile_that_leaves_the_picture_is_not_accumulated():
+def test_tiles_outside_the_picture_are_refused():
+    for place in ((0, 0, 7, 9, 16), (-1, 0, 4, 4, 16), (0, 6, 4, 4, 16), (0, 0, 4, 4, 12)):
+        with pytest.raises(UsageError, match="tile"):
+            plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), *place)
     out, tile = DEVICE.empty((3, 20, 20), np.float32), DEVICE.empty((1, 3, 16, 16), np.float16)
     weights = np.ones(16, np.float32)
     with pytest.raises(UsageError, match="inside"):
@@ -112,29 +121,21 @@ def test_the_norm_is_held_where_it_fits_and_fills_the_gpu(gpu, pictures, side, c
     multiprocessors, shared_kib, capability = gpu
     device = EmulatedDevice(capability, shared_kib * 1024)
     device.multiprocessors = multiprocessors
-    assert plan_network.choose_norm_way(device, pictures, side * side, channels, groups) == expected
+    assert candidates.choose_norm_way(device, pictures, side * side, channels, groups) == expected
 
 
-def test_pictures_share_the_multiprocessors():
+def test_pictures_share_the_multiprocessors_and_a_norm_must_fit_its_block():
     """The plan asks for all its pictures together."""
-    norm = NormQuantize(
-        *(np.ones(32, np.float32),) * 2, 4, 1e-5, True, *(np.ones(32, np.float32),) * 2, QuantParams(1, 0, 8)
-    )
+    ones = np.ones(32, np.float32)
+    norm = NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
     ways = [
-        plan_network.plan_group_norm_quantize(DEVICE, DEVICE.empty((n, 8, 8, 32), np.float16), norm).launches[0]
+        candidates.plan_group_norm_quantize(DEVICE, DEVICE.empty((n, 8, 8, 32), np.float16), norm).launches[0]
         for n in (1, 2)
     ]
     # Six multiprocessors, four slices a picture.
     assert [(way.kernel, way.cluster) for way in ways] == [("group_norm_cluster", 2), ("group_norm_block", 1)]
-
-
-def test_a_norm_that_does_not_fit_a_block_is_refused():
-    norm = NormQuantize(
-        *(np.ones(32, np.float32),) * 2, 4, 1e-5, True, *(np.ones(32, np.float32),) * 2, QuantParams(1, 0, 8)
-    )
-    x = DEVICE.empty((1, 200, 200, 32), np.float16)
     with pytest.raises(UsageError, match="way: 'block'; expected one of"):
-        plan_network.plan_group_norm_quantize(DEVICE, x, norm, "block")
+        candidates.plan_group_norm_quantize(DEVICE, DEVICE.empty((1, 200, 200, 32), np.float16), norm, "block")
 
 
 def test_channels_that_no_vector_holds_are_refused():
@@ -150,7 +151,7 @@ def test_large_products_take_large_tiles():
         np.ones((256, 64), np.int8), np.ones(256, np.float32), np.ones(256, np.float32), QuantParams(1, 0, 8)
     )
     names = [
-        plan_network.plan_int8_gemm(DEVICE, DEVICE.empty((rows, 64), np.int8), product).launches[0].kernel
+        candidates.plan_int8_gemm(DEVICE, DEVICE.empty((rows, 64), np.int8), None, product).launches[0].kernel
         for rows in (16, 4096)
     ]
     # The emulated device has six multiprocessors: 2 blocks of 128 leave some without work, 64 do not.
@@ -158,6 +159,86 @@ def test_large_products_take_large_tiles():
     wide = EmulatedDevice()
     wide.multiprocessors = 132
     assert (
-        plan_network.plan_int8_gemm(wide, wide.empty((512, 64), np.int8), product).launches[0].kernel
+        candidates.plan_int8_gemm(wide, wide.empty((512, 64), np.int8), None, product).launches[0].kernel
         == "int8_gemm_64"
     )
+
+
+# The TensorRT plugin's launches
+
+NORM = PluginNorm(32, 1e-6, True)
+# Channels and sides of SD 2.1's norms at a 64x64 latent.
+SIZES = [(320, 64), (640, 64), (960, 32), (1920, 32), (2560, 8), (1280, 16), (128, 512), (512, 64)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", ["linear", "last"])
+def test_every_norm_of_the_full_model_has_a_launch(layout, way):
+    for channels, side in SIZES:
+        launch = plugin_launch((1, channels, side, side), NORM, layout, "codes", way)
+        numbers = dict(zip(NUMBERS, launch.numbers, strict=True))
+        assert launch.shared_bytes <= SHARED_BYTES and launch.block == 512
+        assert min(launch.numbers) >= 0 and launch.kernel in KERNELS
+        assert launch.grid[0] == {"block": 1, "cluster": 8, "shared": 4}[way]
+        assert launch.cluster == (8 if way == "cluster" else 1)
+        pieces = channels * side * side // 8 // launch.grid[1] // launch.grid[0]
+        # Everything is held where it fits, else as much as there is room for.
+        assert numbers["held"] == pieces or launch.shared_bytes > SHARED_BYTES - 16
+        assert np.int32(numbers["epsilon_bits"]).view(np.float32) == np.float32(1e-6)
+
+
+def test_a_unets_norm_is_read_once_by_a_cluster():
+    held = {way: plugin_launch((1, 320, 64, 64), NORM, "linear", "codes", way).numbers[4] for way in WAYS}
+    assert held["cluster"] * 8 >= 320 // 32 * 64 * 64 // 8 > held["block"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "blocks"), [("linear", (32, 32, 128, 128, 256, 256)), ("last", (8, 32, 32, 128, 64, 256))]
+)
+def test_the_documented_share_of_a_gpu_that_a_norm_uses(layout, blocks):
+    grids = [
+        [math.prod(plugin_launch((1, c, s, s), NORM, layout, "codes", way).grid) for c, s in SIZES]
+        for way in ("block", "shared", "cluster")
+    ]
+    assert tuple(end(grid) for grid in grids for end in (min, max)) == blocks
+    document = (build.FOLDER.resolve().parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+    ends = zip(blocks[::2], blocks[1::2], strict=True)
+    cells = [str(low) if low == high else f"{low} to {high}" for low, high in ends]
+    name = {"linear": "NCHW", "last": "NHWC"}[layout]
+    assert f"| {name} | {' | '.join(cells)} |" in document
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "words"),
+    [
+        ((1, 24, 8, 8), "last", r"C % 16 and"),
+        ((1, 320, 3, 3), "linear", r"H W % 8"),
+        ((1, 330, 8, 8), "linear", "groups 0"),
+        ((1, 320, 64), "linear", "shape"),
+        ((1, 320, 8, 8), "chw32", "'chw32'"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shape, layout, words):
+    norm = PluginNorm(4 if shape[1] == 24 else 32, 1e-6, True)
+    with pytest.raises(UsageError, match=words):
+        plugin_launch(shape, norm, layout, "codes")
+
+
+def test_numbers_out_of_range_are_refused():
+    for arguments in ((0, 1e-6, True), (32, 0.0, True), (32, float("inf"), True)):
+        with pytest.raises(UsageError, match="positive numbers"):
+            PluginNorm(*arguments)
+    for ends in ((-129, 127), (3, 3), (0, 128)):
+        with pytest.raises(UsageError, match="within int8"):
+            PluginNorm(32, 1e-6, True, *ends)
+    assert takes_shape((2, 64, 4, 2), 32) and not takes_shape((2, 64, 0, 2), 32)
+
+
+def test_the_kernels_parameters_are_inputs_numbers_output_in_that_order():
+    """As tensorrt.plugin passes them."""
+    text = build.cuda_path(SOURCE).read_text()
+    found = re.search(r"cluster name\(\s*\\?\s*((?:.|\n)*?)\) \{", text)
+    assert found is not None
+    names = [part.split()[-1].lstrip("*") for part in found[1].replace("\\", " ").split(",")]
+    assert names == [name for name, *_ in PluginParams._fields_]
+    assert tuple(names[5:-1]) == NUMBERS and names[-1] == "out"
