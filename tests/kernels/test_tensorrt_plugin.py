@@ -1,7 +1,7 @@
 """The plugins in NVIDIA's own Python layer and in front of its own ONNX parser; no GPU is needed.
 
-`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`; TensorRT's own libraries (gigabytes) are not installed: what they
-would ask of a plugin while they build is asked by a stand-in here. The parser is that of TensorRT-RTX.
+`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`; TensorRT's own libraries (gigabytes) are not installed: what
+they would ask of a plugin while they build is asked by a stand-in here. The parser is that of TensorRT-RTX.
 """
 
 import json
