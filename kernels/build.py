@@ -18,9 +18,9 @@ from importlib import util
 from pathlib import Path
 
 from intsr.errors import BuildError, IntsrError
-from intsr.kernels.launches.parameters import CANDIDATES, SOURCES
+from intsr.kernels.launches import sources
+from intsr.kernels.launches.parameters import SOURCES
 
-FOLDER = Path(__file__).parent
 # A100, RTX 30, RTX 40 and L40S, H100 and H200, RTX 50.
 ARCHITECTURES = (80, 86, 89, 90, 120)
 # For GPUs without machine code here, which a driver compiles when it loads the file: 9.0's for B200, GB300 and Thor
@@ -42,14 +42,6 @@ class KernelReport:
     registers: int
     stack_bytes: int
     spill_bytes: int
-
-
-def cuda_path(source: str) -> Path:
-    return FOLDER / ("candidates" if source in CANDIDATES else "cuda") / f"{source}.cu"
-
-
-def fatbin_path(source: str) -> Path:
-    return cuda_path(source).with_suffix(".fatbin")
 
 
 def find_nvcc() -> Path:
@@ -101,16 +93,16 @@ def nvcc_command(nvcc: Path, source: str, out: Path, architectures: Sequence[int
 
 
 def _source_arguments(source: str) -> list[str]:
-    return [f"-I{FOLDER / 'cuda'}", str(cuda_path(source))]
+    return [f"-I{sources.FOLDER / 'cuda'}", str(sources.cuda_path(source))]
 
 
 def build_source(nvcc: Path, source: str, architectures: Sequence[int] = ARCHITECTURES) -> tuple[KernelReport, ...]:
     """Compile, check and put the fatbin in place; a failure leaves the old one. Raises BuildError."""
-    with tempfile.TemporaryDirectory(dir=fatbin_path(source).parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=sources.fatbin_path(source).parent) as scratch:
         made = Path(scratch) / f"{source}.fatbin"
         reports = parse_reports(_run(nvcc_command(nvcc, source, made, architectures), source))
         check_reports(source, reports, architectures)
-        made.replace(fatbin_path(source))
+        made.replace(sources.fatbin_path(source))
     return reports
 
 
@@ -143,7 +135,7 @@ def main() -> int:
             for kernel in dict.fromkeys(report.kernel for report in reports):
                 registers = [f"sm_{r.architecture} {r.registers}" for r in reports if r.kernel == kernel]
                 print(f"{kernel}: registers {', '.join(registers)}; no spills")
-            print(f"{fatbin_path(source).name}: {fatbin_path(source).stat().st_size} bytes")
+            print(f"{sources.fatbin_path(source).name}: {sources.fatbin_path(source).stat().st_size} bytes")
     except IntsrError as error:
         print(error, file=sys.stderr)
         return error.exit_code

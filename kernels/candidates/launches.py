@@ -17,11 +17,7 @@ from intsr.kernels.reference.group_norm import CODE_OFFSET
 
 WAYS = ("block", "cluster", "two-pass")
 _NORM_THREADS, _SUM_THREADS, _SLAB = 512, 256, 256
-# Larger clusters than 8 need a permission that not every GPU gives.
-_CLUSTERS = (2, 4, 8)
 _STAGES, _STEP_BYTES = 3, 64
-# A part of a picture that one multiprocessor reads sooner than two further launches begin. An estimate.
-_SMALL_PART_BYTES = 64 * 1024
 
 
 def _held_bytes(rows: int, slice_: int, groups_of_slice: int) -> int:
@@ -29,34 +25,14 @@ def _held_bytes(rows: int, slice_: int, groups_of_slice: int) -> int:
     return rows * slice_ * 2 + _NORM_THREADS * 8 * 4 + slice_ * 4 + groups_of_slice * 2 * 4
 
 
-def choose_norm_way(device: Device, pictures: int, pixels: int, channels: int, groups: int) -> tuple[str, int]:
-    """(way, blocks that share a slice): held in one block's shared memory, in a cluster's, or read twice.
+def plan_group_norm_quantize(device: Device, x: Any, norm: NormQuantize, way: str, cluster: int = 1) -> Plan:
+    """(N, H, W, C) float16 -> int8 codes, same shape.
 
-    Reading once on few multiprocessors takes longer than reading twice on all of them: of what fits, the smallest
-    cluster with a block for every multiprocessor; else the largest, if that is half of them or its part is small.
+    way: a slice is held in one block's shared memory (`block`), in a cluster's, or read twice (`two-pass`).
     """
-    slice_, pieces = norm_slice(channels, groups), channels // norm_slice(channels, groups) * pictures
-    fitting = [
-        blocks
-        for blocks in (1, *(_CLUSTERS if device.capability >= (9, 0) else ()))
-        if _held_bytes(-(-pixels // blocks), slice_, slice_ * groups // channels) <= device.shared_bytes
-    ]
-    if not fitting:
-        return "two-pass", 1
-    blocks = next((b for b in fitting if b * pieces >= device.multiprocessors), fitting[-1])
-    part_bytes = -(-pixels // blocks) * slice_ * 2
-    if 2 * blocks * pieces < device.multiprocessors and part_bytes > _SMALL_PART_BYTES:
-        return "two-pass", 1
-    return ("cluster" if blocks > 1 else "block"), blocks
-
-
-def plan_group_norm_quantize(device: Device, x: Any, norm: NormQuantize, way: str = "", cluster: int = 0) -> Plan:
-    """(N, H, W, C) float16 -> int8 codes, same shape. way, cluster: "" and 0 to choose them by the sizes."""
     channels = len(norm.gamma)
     source = require(x, "x", np.float16, (None, None, None, channels))
     pictures, pixels = source.shape[0], source.shape[1] * source.shape[2]
-    if not way:
-        way, cluster = choose_norm_way(device, pictures, pixels, channels, norm.groups)
     constants = {
         "gamma": norm.gamma,
         "beta": norm.beta,
@@ -89,7 +65,7 @@ def plan_group_norm_quantize(device: Device, x: Any, norm: NormQuantize, way: st
         lowest=-CODE_OFFSET,
         highest=norm.grid.qmax - CODE_OFFSET,
     )
-    launches = _norm_launches(device, params, pictures, way, cluster if way == "cluster" else 1)
+    launches = _norm_launches(device, params, pictures, way, cluster)
     return Plan(launches, out, (source, *uploaded.values(), partial, moments))
 
 
@@ -109,8 +85,8 @@ def _norm_launches(device: Device, p: NormParams, pictures: int, way: str, block
     return (Launch(f"group_norm_{way}", grid, _NORM_THREADS, p, shared, blocks),)
 
 
-def plan_int8_gemm(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 0) -> Plan:
-    """(M, K) int8, residual (M, N) float16 -> (M, N) float16. tile: 64 or 128, 0 to choose it by the sizes."""
+def plan_int8_gemm(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 64) -> Plan:
+    """(M, K) int8, residual (M, N) float16 -> (M, N) float16. tile: 64 or 128, sides of a block's part."""
     _, kernel_height, kernel_width, channels_in = product.weights.shape
     if (kernel_height, kernel_width) != (1, 1):
         raise UsageError("int8 GEMM", f"a {kernel_height}x{kernel_width} kernel", "1x1")
@@ -120,7 +96,7 @@ def plan_int8_gemm(device: Device, codes: Any, residual: Any | None, product: In
     return _plan_product(device, "gemm", source, (1, rows, 1), (rows, 1), product, residual, out, tile)
 
 
-def plan_int8_conv(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 0) -> Plan:
+def plan_int8_conv(device: Device, codes: Any, residual: Any | None, product: Int8Product, tile: int = 64) -> Plan:
     """(N, H, W, Cin) int8, residual like the result -> (N, H', W', Cout) float16. tile: as in `plan_int8_gemm`."""
     source = require(codes, "codes", np.int8, (None, None, None, product.weights.shape[3]))
     pictures, height, width, _ = source.shape
@@ -144,8 +120,6 @@ def _plan_product(
     added = None if residual is None else require(residual, "residual", np.float16, out.shape)
     constants = [device.upload(array) for array in (product.weights, product.pad, product.scale, product.bias)]
     pixels = picture[0] * size[0] * size[1]
-    if not tile:
-        tile = 128 if -(-pixels // 128) * -(-channels_out // 128) >= device.multiprocessors else 64
     params = ProductParams(
         codes=source,
         **dict(zip(("weights", "pad", "scale", "bias"), constants, strict=True)),

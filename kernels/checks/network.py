@@ -19,15 +19,13 @@ from intsr.kernels.quantizer import QuantParams
 Shape = tuple[int, int, int, int]
 
 
-def norm_check(
-    rng: Random, shape: Shape, groups: int, way: str = "", cluster: int = 0, zero_point: int = 16
-) -> Check:
+def norm_check(rng: Random, shape: Shape, groups: int, way: str, cluster: int = 1, zero_point: int = 16) -> Check:
     channels = shape[3]
     gamma, beta, shift, spread = (rng.normal(0, 0.2, channels).astype(np.float32) for _ in range(4))
     grid = QuantParams(0.015625, zero_point, 8)
     norm = NormQuantize(1 + gamma, beta, groups, 1e-5, True, np.exp(spread), shift, grid)
     return Check(
-        f"GroupNorm+SiLU+LET+Q {way or 'chosen'}{f' {cluster}' if cluster > 1 else ''}",
+        f"GroupNorm+SiLU+LET+Q {way}{f' {cluster}' if cluster > 1 else ''}",
         f"{'x'.join(map(str, shape))} zero-point {zero_point}",
         # A mean well away from 0, as networks have them.
         (rng.normal(3, 2, shape).astype(np.float16),),
@@ -53,12 +51,12 @@ def _product(
     )
 
 
-def gemm_check(rng: Random, rows: int, inner: int, columns: int, tile: int = 0, zero_point: int = 128) -> Check:
+def gemm_check(rng: Random, rows: int, inner: int, columns: int, tile: int = 64, zero_point: int = 128) -> Check:
     product = _product(rng, (columns, inner), zero_point)
     codes = rng.integers(-128, 128, (rows, inner), dtype=np.int8)
     residual = rng.normal(0, 1, (rows, columns)).astype(np.float16)
     return Check(
-        f"int8 GEMM {tile or 'chosen'}",
+        f"int8 GEMM {tile}",
         f"{rows}x{inner}x{columns} zero-point {zero_point}",
         (codes, residual),
         partial(launches.plan_int8_gemm, product=product, tile=tile),
@@ -74,7 +72,7 @@ def conv_check(
     kernel: int = 3,
     stride: int = 1,
     padding: Shape = (1, 1, 1, 1),
-    tile: int = 0,
+    tile: int = 64,
     zero_point: int = 90,
 ) -> Check:
     product = _product(rng, (channels_out, shape[3], kernel, kernel), zero_point, stride, padding)
@@ -82,7 +80,7 @@ def conv_check(
     size = (shape[0], *product.out_size(shape[1], shape[2]), channels_out)
     residual = rng.normal(0, 1, size).astype(np.float16)
     return Check(
-        f"int8 conv {kernel}x{kernel} / {stride} {tile or 'chosen'}",
+        f"int8 conv {kernel}x{kernel} / {stride} {tile}",
         f"{'x'.join(map(str, shape))} to {channels_out} zero-point {zero_point}",
         (codes, residual),
         partial(launches.plan_int8_conv, product=product, tile=tile),
@@ -111,12 +109,21 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
 
 def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     """Sizes of the full model at a 64x64 latent, where times mean something."""
-    for side, channels in ((64, 320), (32, 640), (16, 1280), (8, 2560), (128, 512), (512, 128)):
-        yield norm_check(rng, (1, side, side, channels), 32)
-    for way in ("cluster", "two-pass") if clusters else ("two-pass",):
-        yield norm_check(rng, (1, 64, 64, 320), 32, way, 8)
-    for rows, inner, columns in ((4096, 320, 2560), (4096, 1280, 320), (1024, 640, 5120), (8192, 8192, 8192)):
-        yield gemm_check(rng, rows, inner, columns)
-    for side, channels_in, channels_out in ((64, 320, 320), (32, 1280, 640), (8, 2560, 1280), (256, 256, 256)):
-        yield conv_check(rng, (1, side, side, channels_in), channels_out)
-    yield conv_check(rng, (1, 512, 512, 128), 128, stride=2, padding=(0, 0, 1, 1))
+    # Block and cluster where every GPU's shared memory holds the slice.
+    for side, channels, ways in (
+        (64, 320, ("cluster", "two-pass")),
+        (32, 640, ("block", "cluster", "two-pass")),
+        (16, 1280, ("block", "two-pass")),
+        (8, 2560, ("block", "two-pass")),
+        (128, 512, ("cluster", "two-pass")),
+        (512, 128, ("two-pass",)),
+    ):
+        for way in ways:
+            if way != "cluster" or clusters:
+                yield norm_check(rng, (1, side, side, channels), 32, way, 8 if way == "cluster" else 1)
+    for tile in (64, 128):
+        for rows, inner, columns in ((4096, 320, 2560), (4096, 1280, 320), (1024, 640, 5120), (8192, 8192, 8192)):
+            yield gemm_check(rng, rows, inner, columns, tile)
+        for side, channels_in, channels_out in ((64, 320, 320), (32, 1280, 640), (8, 2560, 1280), (256, 256, 256)):
+            yield conv_check(rng, (1, side, side, channels_in), channels_out, tile=tile)
+        yield conv_check(rng, (1, 512, 512, 128), 128, stride=2, padding=(0, 0, 1, 1), tile=tile)

@@ -22,9 +22,9 @@ from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray
 from intsr.cuda.driver import Cuda, open_cuda
 from intsr.errors import BuildError, EngineMismatchError, IntsrError
-from intsr.kernels.build import fatbin_path
 from intsr.kernels.launches.launch import Launch, Plan
 from intsr.kernels.launches.parameters import KERNELS, ReadParams
+from intsr.kernels.launches.sources import fatbin_path
 
 # More than the second-level cache of any GPU: writing and reading it takes earlier results out of the cache.
 _FLUSH_BYTES = 256 << 20

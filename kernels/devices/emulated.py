@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike
 from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray
 from intsr.errors import BuildError, VerificationError
-from intsr.kernels import build
+from intsr.kernels.launches import sources
 from intsr.kernels.launches.launch import Launch, Plan
 from intsr.kernels.launches.parameters import KERNELS
 
@@ -51,8 +51,8 @@ def find_cpp_compiler() -> list[str]:
 def _library(source: str) -> ctypes.CDLL:
     """The kernels of cuda/`source`.cu as a shared library, compiled once for each state of the sources."""
     compiler = find_cpp_compiler()
-    shared = build.FOLDER / "cuda"
-    files = [build.cuda_path(source), shared / "common.cuh", shared / "emulate.h"]
+    shared = sources.FOLDER / "cuda"
+    files = [sources.cuda_path(source), shared / "common.cuh", shared / "emulate.h"]
     command = [*compiler, *_FLAGS, *_CHECKS, f"-I{shared}"]
     digest = hashlib.sha256("\0".join([*command, *(file.read_text() for file in files)]).encode()).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"intsr-emulated-{os.getuid()}"

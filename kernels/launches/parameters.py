@@ -138,6 +138,4 @@ KERNELS: dict[str, tuple[str, type[Params]]] = {
     "adain_apply": ("color_fix", ColorParams),
     "wavelet_level": ("color_fix", WaveletParams),
 }
-# Sources in kernels/candidates; the others lie in kernels/cuda.
-CANDIDATES = ("int8_matmul", "group_norm")
 SOURCES = tuple(dict.fromkeys(source for source, _ in KERNELS.values()))

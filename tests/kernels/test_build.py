@@ -9,6 +9,7 @@ import pytest
 
 from intsr.errors import BuildError
 from intsr.kernels import build
+from intsr.kernels.launches import sources
 from intsr.kernels.launches.parameters import KERNELS, SOURCES
 
 try:
@@ -46,7 +47,7 @@ def test_ptxas_lines_are_read():
 
 def test_every_kernel_is_in_the_source_it_is_said_to_be():
     for source in SOURCES:
-        text = build.cuda_path(source).read_text()
+        text = sources.cuda_path(source).read_text()
         named = {line.split("(")[1].split(",")[0] for line in text.splitlines() if line.startswith(MACROS)}
         assert named == {kernel for kernel, (of, _) in KERNELS.items() if of == source}
 
@@ -92,7 +93,7 @@ def fatbin_entries(image: bytes) -> list[tuple[str, int]]:
 @pytest.mark.parametrize("source", SOURCES)
 def test_nvcc_compiles_every_kernel_without_spills(monkeypatch, tmp_path, source):
     """For all architectures; what ptxas says of registers and spills is checked while building."""
-    monkeypatch.setattr(build, "fatbin_path", lambda name: tmp_path / f"{name}.fatbin")
+    monkeypatch.setattr(sources, "fatbin_path", lambda name: tmp_path / f"{name}.fatbin")
     reports = build.build_source(NVCC, source)
     kernels = {kernel for kernel, (of, _) in KERNELS.items() if of == source}
     assert {(r.kernel, r.architecture) for r in reports} == {(k, a) for k in kernels for a in build.ARCHITECTURES}

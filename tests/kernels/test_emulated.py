@@ -14,10 +14,11 @@ import pytest
 
 from intsr.cuda.driver import CudaDevice
 from intsr.errors import BuildError, VerificationError
-from intsr.kernels import build, selfcheck
+from intsr.kernels import selfcheck
 from intsr.kernels.checks import network
 from intsr.kernels.checks.group_norm_plugin import plugin_check
 from intsr.kernels.devices import emulated as emulate
+from intsr.kernels.launches import sources
 from intsr.kernels.launches.group_norm_plugin import PluginNorm, plugin_launch
 from intsr.kernels.launches.launch import Launch, Plan
 from intsr.kernels.launches.parameters import KERNELS, SOURCES, PeakParams, ReadParams
@@ -52,11 +53,11 @@ def test_every_struct_is_as_large_as_in_its_source():
 def changed_device(monkeypatch, tmp_path, path, old, new):
     """path: of the source, from kernels/."""
     for folder in ("cuda", "candidates"):
-        shutil.copytree(build.FOLDER / folder, tmp_path / folder)
+        shutil.copytree(sources.FOLDER / folder, tmp_path / folder)
     text = (tmp_path / path).read_text()
     assert text.count(old) >= 1
     (tmp_path / path).write_text(text.replace(old, new, 1))
-    monkeypatch.setattr(build, "FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "FOLDER", tmp_path)
     # Not among the real ones.
     monkeypatch.setattr(emulate.tempfile, "gettempdir", lambda: str(tmp_path))
     emulate._library.cache_clear()

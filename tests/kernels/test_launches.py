@@ -9,12 +9,12 @@ import pytest
 
 from intsr.cuda.arrays import UNKNOWN_STREAM, DeviceArray, device_array
 from intsr.errors import UsageError
-from intsr.kernels import build
 from intsr.kernels.candidates import launches as candidates
 from intsr.kernels.candidates.group_norm import NormQuantize
 from intsr.kernels.candidates.int8 import int8_product
 from intsr.kernels.devices.emulated import EmulatedDevice
 from intsr.kernels.launches import picture as plan_picture
+from intsr.kernels.launches import sources
 from intsr.kernels.launches.group_norm_plugin import (
     NUMBERS,
     SHARED_BYTES,
@@ -91,49 +91,9 @@ def test_parameters_name_every_field():
         PixelsParams(planes=0, out=0)
 
 
-# Multiprocessors, shared memory of a block, compute capability.
-A100, ADA, HOPPER, RTX_50 = (108, 163, (8, 0)), (128, 99, (8, 9)), (132, 227, (9, 0)), (170, 99, (12, 0))
-
-
-@pytest.mark.parametrize(
-    ("gpu", "pictures", "side", "channels", "groups", "expected"),
-    [
-        # Held nowhere.
-        (ADA, 1, 64, 320, 32, ("two-pass", 1)),
-        (HOPPER, 1, 512, 128, 32, ("two-pass", 1)),
-        # Eight slices: a cluster of two would hold them, and leave 116 multiprocessors without work.
-        (HOPPER, 1, 64, 320, 32, ("cluster", 8)),
-        (RTX_50, 1, 64, 320, 32, ("cluster", 8)),
-        # The smallest that gives every multiprocessor a block.
-        (HOPPER, 9, 64, 320, 32, ("cluster", 2)),
-        (HOPPER, 5, 64, 320, 32, ("cluster", 4)),
-        (HOPPER, 5, 32, 1280, 32, ("block", 1)),
-        # Not all of them, but more than half; and less than half.
-        (HOPPER, 1, 256, 128, 32, ("cluster", 8)),
-        (HOPPER, 1, 256, 64, 8, ("two-pass", 1)),
-        # It fits, in 16 blocks of 108; so little that these are soon done.
-        (A100, 1, 32, 640, 32, ("two-pass", 1)),
-        (A100, 1, 8, 2560, 32, ("block", 1)),
-        (A100, 4, 32, 640, 32, ("block", 1)),
-    ],
-)
-def test_the_norm_is_held_where_it_fits_and_fills_the_gpu(gpu, pictures, side, channels, groups, expected):
-    multiprocessors, shared_kib, capability = gpu
-    device = EmulatedDevice(capability, shared_kib * 1024)
-    device.multiprocessors = multiprocessors
-    assert candidates.choose_norm_way(device, pictures, side * side, channels, groups) == expected
-
-
-def test_pictures_share_the_multiprocessors_and_a_norm_must_fit_its_block():
-    """The plan asks for all its pictures together."""
+def test_a_norm_must_fit_its_block():
     ones = np.ones(32, np.float32)
     norm = NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
-    ways = [
-        candidates.plan_group_norm_quantize(DEVICE, DEVICE.empty((n, 8, 8, 32), np.float16), norm).launches[0]
-        for n in (1, 2)
-    ]
-    # Six multiprocessors, four slices a picture.
-    assert [(way.kernel, way.cluster) for way in ways] == [("group_norm_cluster", 2), ("group_norm_block", 1)]
     with pytest.raises(UsageError, match="way: 'block'; expected one of"):
         candidates.plan_group_norm_quantize(DEVICE, DEVICE.empty((1, 200, 200, 32), np.float16), norm, "block")
 
@@ -144,24 +104,6 @@ def test_channels_that_no_vector_holds_are_refused():
         NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
     with pytest.raises(UsageError, match="multiples of 16 and 8; pad the weights"):
         int8_product(np.ones((8, 20), np.int8), np.ones(8, np.float32), np.ones(8, np.float32), QuantParams(1, 0, 8))
-
-
-def test_large_products_take_large_tiles():
-    product = int8_product(
-        np.ones((256, 64), np.int8), np.ones(256, np.float32), np.ones(256, np.float32), QuantParams(1, 0, 8)
-    )
-    names = [
-        candidates.plan_int8_gemm(DEVICE, DEVICE.empty((rows, 64), np.int8), None, product).launches[0].kernel
-        for rows in (16, 4096)
-    ]
-    # The emulated device has six multiprocessors: 2 blocks of 128 leave some without work, 64 do not.
-    assert names == ["int8_gemm_64", "int8_gemm_128"]
-    wide = EmulatedDevice()
-    wide.multiprocessors = 132
-    assert (
-        candidates.plan_int8_gemm(wide, wide.empty((512, 64), np.int8), None, product).launches[0].kernel
-        == "int8_gemm_64"
-    )
 
 
 # The TensorRT plugin's launches
@@ -201,7 +143,7 @@ def test_the_documented_share_of_a_gpu_that_a_norm_uses(layout, blocks):
         for way in ("block", "shared", "cluster")
     ]
     assert tuple(end(grid) for grid in grids for end in (min, max)) == blocks
-    document = (build.FOLDER.resolve().parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+    document = (sources.FOLDER.resolve().parent / "docs" / "gpu.md").read_text(encoding="utf-8")
     ends = zip(blocks[::2], blocks[1::2], strict=True)
     cells = [str(low) if low == high else f"{low} to {high}" for low, high in ends]
     name = {"linear": "NCHW", "last": "NHWC"}[layout]
@@ -236,7 +178,7 @@ def test_numbers_out_of_range_are_refused():
 
 def test_the_kernels_parameters_are_inputs_numbers_output_in_that_order():
     """As tensorrt.plugin passes them."""
-    text = build.cuda_path(SOURCE).read_text()
+    text = sources.cuda_path(SOURCE).read_text()
     found = re.search(r"cluster name\(\s*\\?\s*((?:.|\n)*?)\) \{", text)
     assert found is not None
     names = [part.split()[-1].lstrip("*") for part in found[1].replace("\\", " ").split(",")]

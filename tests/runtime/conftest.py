@@ -255,7 +255,7 @@ class FakeMachine:
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     """The runtime finds a simulated GPU, and TensorRT of the version that the bundles are of."""
     from intsr.cuda import driver as cuda_interface
-    from intsr.kernels import build
+    from intsr.kernels.launches import sources
     from intsr.runtime.backends import compatibility
     from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
@@ -266,7 +266,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
         "pycuda.driver": machine.pycuda,
     }
     # Those of this machine, if it has any, are for real GPUs.
-    monkeypatch.setattr(build, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
+    monkeypatch.setattr(sources, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
     monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
     monkeypatch.setattr(tensorrt_library, "_import", lambda target, where: machine.trt)
     for target, version in (("tensorrt", "10.13.0.35"), ("tensorrt-rtx", "1.7.1")):

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray
 from intsr.errors import BuildError
-from intsr.kernels import build
+from intsr.kernels.launches import sources
 from intsr.kernels.launches.launch import Plan
 from intsr.kernels.launches.parameters import KERNELS
 from intsr.runtime.backends.tensorrt.session import Session
@@ -29,7 +29,7 @@ def read_fatbins() -> dict[str, bytes]:
     """By source. Raises BuildError where they were not built with the package."""
     images = {}
     for source in SOURCES:
-        path = build.fatbin_path(source)
+        path = sources.fatbin_path(source)
         if not path.is_file():
             raise BuildError("device kernels", f"{path.name} is not built", fix="run: python -m intsr.kernels.build")
         images[source] = path.read_bytes()
