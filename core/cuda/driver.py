@@ -1,4 +1,4 @@
-"""What IntSR asks of CUDA: one GPU's memory, streams, events, graphs and kernels, through cuda-python's driver API.
+"""One GPU's memory, streams, events, graphs and kernels, through cuda-python's driver API.
 
 `Cuda` works in the device's primary context, where TensorRT, PyTorch and CuPy work, too. `pycuda.PyCuda` answers the
 same calls through pycuda, for those who ask for it. `cuda.core` is not used: its launches take no struct of
@@ -60,6 +60,8 @@ class CudaDevice:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """A loaded kernel, ready to be launched."""
+
     function: Any
     places: Places
 
@@ -360,7 +362,7 @@ def open_cuda(backend: str, requested: str | None, where: object, extra: str) ->
 
 
 def import_library(name: str, where: object, extra: str) -> Any:
-    """Raises EngineMismatchError naming the extra that brings it, also where its own libraries are missing."""
+    """Import a library. Raises EngineMismatchError naming the extra that brings it, also where it lacks its own."""
     package = name.partition(".")[0]
     fix = f'install it with: pip install "intsr[{extra}]"'
     try:
@@ -373,7 +375,10 @@ def import_library(name: str, where: object, extra: str) -> Any:
 
 
 def pick_device(devices: Sequence[CudaDevice], requested: str | None, where: object) -> CudaDevice:
-    """By `cuda:INDEX`, `cuda` or None for the first, or a part of its name. Raises EngineMismatchError."""
+    """Return the device named `cuda:INDEX`, `cuda` or None for the first, or by a part of its name.
+
+    Raises EngineMismatchError where there is none such.
+    """
     if not devices:
         raise no_driver(where, "it sees no GPU")
     tests: list[Callable[[CudaDevice], bool]] = [

@@ -137,25 +137,24 @@ def plan_accumulate(
 
 def plan_pixels(device: DeviceMemory, planes: Any) -> Plan:
     """(1, 3, H, W) float16 in [-1, 1] or (3, H, W) float32 in [0, 1] -> (H, W, 3) uint8, rounded half to even."""
-    half = device_array(planes, "planes").dtype == np.float16
-    shape: tuple[int | None, ...] = (1, 3, None, None) if half else (3, None, None)
-    source = require(planes, "planes", np.float16 if half else np.float32, shape)
-    height, width = source.shape[-2:]
-    out = device.empty((height, width, 3), np.uint8)
-    params = PixelsParams(planes=source, out=out, count=height * width)
-    kernel = "pixels_from_output" if half else "pixels_from_unit"
-    grid = (-(-height * width // (4 * _THREADS)), 1, 1)
-    return Plan((Launch(kernel, grid, _THREADS, params),), out, (source,))
+    if device_array(planes, "planes").dtype == np.float16:
+        source, kernel = require(planes, "planes", np.float16, (1, 3, None, None)), "pixels_from_output"
+    else:
+        source, kernel = require(planes, "planes", np.float32, (3, None, None)), "pixels_from_unit"
+    return _plan_levels(device, source, kernel, (3,))
 
 
 def plan_luma(device: DeviceMemory, planes: Any) -> Plan:
     """(3, H, W) float32 in [0, 1] -> (H, W) uint8, Rec. 601, rounded half to even."""
-    source = require(planes, "planes", np.float32, (3, None, None))
-    _, height, width = source.shape
-    out = device.empty((height, width), np.uint8)
+    return _plan_levels(device, require(planes, "planes", np.float32, (3, None, None)), "luma_from_unit", ())
+
+
+def _plan_levels(device: DeviceMemory, source: DeviceArray, kernel: str, channels: tuple[int, ...]) -> Plan:
+    height, width = source.shape[-2:]
+    out = device.empty((height, width, *channels), np.uint8)
     params = PixelsParams(planes=source, out=out, count=height * width)
     grid = (-(-height * width // (4 * _THREADS)), 1, 1)
-    return Plan((Launch("luma_from_unit", grid, _THREADS, params),), out, (source,))
+    return Plan((Launch(kernel, grid, _THREADS, params),), out, (source,))
 
 
 def plan_clip_and_range(device: DeviceMemory, planes: Any) -> Plan:

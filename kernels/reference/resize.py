@@ -35,7 +35,7 @@ FILTERS: dict[str, tuple[Callable[[Array], Array], int]] = {"bicubic": (_bicubic
 
 
 def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> tuple[Array, Array]:
-    """For each output pixel of an axis: its first input pixel int32 (L f,), its weights int32 (L f, taps).
+    """Return, for each output pixel of an axis, its first input pixel int32 (L f,) and its weights int32 (L f, taps).
 
     Weights are in steps of 2**-22; windows that the edge cuts are filled up with zeros.
     """
