@@ -133,12 +133,12 @@ class CudaDriver:
         return (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None) if address is None else (address,)
 
     def cuMemFree(self, dptr):
-        return None
         if self._gpu.capturing:
             # It would wait for the device: forbidden, and the end of the capture.
             self._gpu.spoiled |= set(self._gpu.capturing)
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         del self._gpu.device[dptr]
+        return ()
 
     def cuMemAllocHost(self, bytesize):
         return self._gpu.alloc_pinned(bytesize).ctypes.data
