@@ -8,7 +8,7 @@ parameters, which is what every kernel of ours takes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -381,15 +381,12 @@ def pick_device(devices: Sequence[CudaDevice], requested: str | None, where: obj
     """
     if not devices:
         raise no_driver(where, "it sees no GPU")
-    tests: list[Callable[[CudaDevice], bool]] = [
-        lambda device: requested in (None, "cuda", f"cuda:{device.index}"),
-        lambda device: requested is not None and requested.lower() in device.name.lower(),
-    ]
-    for fits in tests:
-        for device in devices:
-            if fits(device):
-                return device
+    for device in devices:
+        if requested in (None, "cuda", f"cuda:{device.index}"):
+            return device
+    for device in devices:
+        if str(requested).lower() in device.name.lower():
+            return device
     there = ", ".join(map(str, devices))
-    raise EngineMismatchError(
-        "--device", f"no GPU is {requested!r}", f"one of {there}", "for example --device cuda:0"
-    )
+    got, example = f"no GPU is {requested!r}", "for example --device cuda:0"
+    raise EngineMismatchError("--device", got, f"one of {there}", example)
