@@ -35,17 +35,18 @@ _REGISTERS = re.compile(r"Used (\d+) registers")
 
 @dataclass(frozen=True, slots=True)
 class KernelReport:
-    """What ptxas says of one kernel on one architecture; local memory in bytes a thread."""
+    """Resources of one kernel on one architecture, as ptxas reports them."""
 
     kernel: str
     architecture: int
     registers: int
+    # Local memory, in bytes a thread.
     stack_bytes: int
     spill_bytes: int
 
 
 def find_nvcc() -> Path:
-    """$NVCC, else nvcc on PATH, under $CUDA_HOME, or in the PyPI package nvidia-cuda-nvcc. Raises BuildError."""
+    """Return $NVCC, else nvcc on PATH, under $CUDA_HOME, or in the package nvidia-cuda-nvcc. Raises BuildError."""
     candidates = [os.environ.get("NVCC"), shutil.which("nvcc")]
     if home := os.environ.get("CUDA_HOME"):
         candidates.append(str(Path(home) / "bin" / "nvcc"))
@@ -60,7 +61,7 @@ def find_nvcc() -> Path:
 
 
 def parse_reports(output: str) -> tuple[KernelReport, ...]:
-    """The kernels in what `nvcc -Xptxas=-v` prints. Raises BuildError where a kernel's lines are not whole."""
+    """Read what `nvcc -Xptxas=-v` prints. Raises BuildError where a kernel's lines are not whole."""
     entries = list(_ENTRY.finditer(output))
     reports = []
     for entry, following in zip(entries, [*entries[1:], None], strict=True):
@@ -74,7 +75,7 @@ def parse_reports(output: str) -> tuple[KernelReport, ...]:
 
 
 def check_reports(source: str, reports: Sequence[KernelReport], architectures: Sequence[int]) -> None:
-    """Raises BuildError for a kernel that spills or keeps arrays in local memory, or an architecture without any."""
+    """Raise BuildError for a kernel that spills or keeps arrays in local memory, or an architecture without any."""
     missing = set(architectures) - {report.architecture for report in reports}
     if missing:
         raise BuildError(f"{source}.cu", f"nothing compiled for sm_{min(missing)}")
@@ -118,7 +119,7 @@ def ptx_from_source(source: str, architecture: int) -> bytes:
 
 
 def _run(command: Sequence[str], source: str) -> str:
-    """What the compiler printed. Raises BuildError with its first complaint."""
+    """Return what the compiler printed. Raises BuildError with its first complaint."""
     result = subprocess.run(command, capture_output=True, text=True)
     output = result.stdout + result.stderr
     if result.returncode:

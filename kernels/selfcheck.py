@@ -33,7 +33,7 @@ _KINDS = (picture, group_norm_plugin, network)
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """What this GPU reaches, measured here."""
+    """Rates that this GPU reaches, measured here."""
 
     # Bytes read plus written.
     copy_gbs: float
@@ -43,7 +43,7 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one check."""
+    """The outcome of one check."""
 
     name: str
     shape: str
@@ -79,7 +79,7 @@ def measure_peaks(device: Device, repeats: int = 20) -> Peaks:
 
 
 def compare(got: Array, expected: Array) -> tuple[float, float]:
-    """(largest difference, share of numbers that differ); infinite where one of two is no number."""
+    """Return the largest difference, infinite where one of two is no number, and the share of numbers that differ."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return float("inf"), 1.0
     differs = got != expected
@@ -105,20 +105,20 @@ def run_check(device: Device, check: Check, peaks: Peaks | None, repeats: int = 
 
 
 def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
-    """Every kernel, every branch, in sizes that an emulation can do."""
+    """Yield every kernel and every branch, in sizes that an emulation can do."""
     for kind in _KINDS:
         yield from kind.small_checks(rng, clusters)
 
 
 def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
-    """The small ones, then sizes where times mean something."""
+    """Yield the small ones, then sizes where times mean something."""
     yield from small_checks(rng, clusters)
     for kind in _KINDS:
         yield from kind.full_checks(rng, clusters)
 
 
 def open_device(emulate: bool) -> Device:
-    """Raises IntsrError where there is no GPU, driver, cuda-python, or compiler to emulate with."""
+    """Return the GPU or its emulation. Raises IntsrError without the libraries or the compiler for it."""
     if emulate:
         from intsr.kernels.devices.emulated import EmulatedDevice
 
@@ -129,7 +129,7 @@ def open_device(emulate: bool) -> Device:
 
 
 def _is_lost(device: Device) -> bool:
-    """After a fault of a kernel every call to the GPU fails."""
+    """Tell whether a kernel's fault has made every call to the GPU fail."""
     try:
         device.upload(np.zeros(1, np.uint8))
     except IntsrError:
@@ -138,7 +138,7 @@ def _is_lost(device: Device) -> bool:
 
 
 def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:
-    """All checks, saying one line each; a check that cannot run is a failed one, the last where the GPU is lost."""
+    """Run all checks, saying one line each; one that cannot run has failed, and is the last where the GPU is lost."""
     peaks = None if device.emulated else measure_peaks(device)
     say(f"{device.name}, compute capability {device.capability[0]}.{device.capability[1]}, seed {seed}")
     if peaks:

@@ -42,12 +42,12 @@ _CLUSTERS_FROM, _PTX_ARCHITECTURES = (9, 0), (80, 90)
 
 
 def ptx_architecture(capability: tuple[int, int], every_ampere: bool = False) -> int:
-    """Of the PTX for a GPU: that with clusters from 9.0 up. every_ampere: the plan is for older GPUs, too."""
+    """Return the PTX's architecture: with clusters from 9.0 up. every_ampere: the plan is for older GPUs, too."""
     return _PTX_ARCHITECTURES[capability >= _CLUSTERS_FROM and not every_ampere]
 
 
 def ptx_of_kernel(ptx: bytes, kernel: str) -> bytes:
-    """The file without its other kernels: TensorRT keeps one copy a layer. Raises BuildError."""
+    """Return the file without its other kernels: TensorRT keeps one copy a layer. Raises BuildError."""
     head, *entries = ptx.split(b"\n.visible .entry ")
     for entry in entries:
         if entry.startswith(kernel.encode() + b"("):
@@ -63,7 +63,7 @@ def _ptx(architecture: int) -> bytes:
 def layer_launch(
     trt: Any, shape: tuple[int, ...], tensor_format: Any, norm: PluginNorm, output: str, tactic: int
 ) -> PluginLaunch:
-    """shape: (N, C, H, W). Raises BuildError for a shape that is not known while building."""
+    """Return the launch for (N, C, H, W). Raises BuildError for a shape that is not known while building."""
     if min(shape) < 1:
         raise BuildError("TensorRT plugin", f"shape {shape}", "static shapes")
     layout = "linear" if tensor_format == trt.TensorFormat.LINEAR else "last"
@@ -125,15 +125,15 @@ def _norm(groups: int, epsilon: float, activation: int, lowest: int, highest: in
 
 
 def _combinations(plugin: Any, channels: int, output: str, architecture: int) -> list[Any]:
-    """Types and layouts of x, the four vectors and the output; and the tactics for each."""
+    """Return types and layouts of x, the four vectors and the output, and the tactics for each."""
     types = ", ".join(["FP16", *["FP32"] * len(VECTORS), "INT8" if output == "codes" else "FP16"])
-    ends = [("LINEAR", "LINEAR")]
+    layouts = [("LINEAR", "LINEAR")]
     if takes_last(channels):
-        ends.append(("HWC8", "HWC16" if output == "codes" else "HWC8"))
+        layouts.append(("HWC8", "HWC16" if output == "codes" else "HWC8"))
     # A cluster does what blocks without one do, and reads once.
     ways = ("block", "cluster" if architecture >= 90 else "shared")
     tactics = [tactic for tactic, way in TACTICS.items() if way in ways]
     return [
         plugin.AutoTuneCombination(types, ", ".join([first, *["LINEAR"] * len(VECTORS), last]), tactics)
-        for first, last in ends
+        for first, last in layouts
     ]

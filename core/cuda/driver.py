@@ -1,4 +1,4 @@
-"""What IntSR asks of CUDA: one GPU's memory, streams, events, graphs and kernels, through cuda-python's driver API.
+"""One GPU's memory, streams, events, graphs and kernels, through cuda-python's driver API.
 
 `Cuda` works in the device's primary context, where TensorRT, PyTorch and CuPy work, too. `pycuda.PyCuda` answers the
 same calls through pycuda, for those who ask for it. `cuda.core` is not used: its launches take no struct of
@@ -8,7 +8,7 @@ parameters, which is what every kernel of ours takes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -60,6 +60,8 @@ class CudaDevice:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
+    """A loaded kernel, ready to be launched."""
+
     function: Any
     places: Places
 
@@ -360,7 +362,7 @@ def open_cuda(backend: str, requested: str | None, where: object, extra: str) ->
 
 
 def import_library(name: str, where: object, extra: str) -> Any:
-    """Raises EngineMismatchError naming the extra that brings it, also where its own libraries are missing."""
+    """Import a library. Raises EngineMismatchError naming the extra that brings it, also where it lacks its own."""
     package = name.partition(".")[0]
     fix = f'install it with: pip install "intsr[{extra}]"'
     try:
@@ -373,18 +375,18 @@ def import_library(name: str, where: object, extra: str) -> Any:
 
 
 def pick_device(devices: Sequence[CudaDevice], requested: str | None, where: object) -> CudaDevice:
-    """By `cuda:INDEX`, `cuda` or None for the first, or a part of its name. Raises EngineMismatchError."""
+    """Return the device named `cuda:INDEX`, `cuda` or None for the first, or by a part of its name.
+
+    Raises EngineMismatchError where there is none such.
+    """
     if not devices:
         raise no_driver(where, "it sees no GPU")
-    tests: list[Callable[[CudaDevice], bool]] = [
-        lambda device: requested in (None, "cuda", f"cuda:{device.index}"),
-        lambda device: requested is not None and requested.lower() in device.name.lower(),
-    ]
-    for fits in tests:
-        for device in devices:
-            if fits(device):
-                return device
+    for device in devices:
+        if requested in (None, "cuda", f"cuda:{device.index}"):
+            return device
+    for device in devices:
+        if str(requested).lower() in device.name.lower():
+            return device
     there = ", ".join(map(str, devices))
-    raise EngineMismatchError(
-        "--device", f"no GPU is {requested!r}", f"one of {there}", "for example --device cuda:0"
-    )
+    got, example = f"no GPU is {requested!r}", "for example --device cuda:0"
+    raise EngineMismatchError("--device", got, f"one of {there}", example)

@@ -12,7 +12,7 @@ from typing import Any
 from intsr.cuda.driver import Cuda
 from intsr.errors import IntsrError
 
-# Of one network. A caller that brings a new array every time must not fill the device with graphs.
+# A network's. A caller that brings a new array every time must not fill the device with graphs.
 MAX_GRAPHS = 8
 # Keys that came once and may come again; those that came earlier are taken for new.
 MAX_SEEN = 64
@@ -21,12 +21,10 @@ MAX_FAILURES = 2
 
 
 class GraphCache:
-    """One graph a key, the oldest dropped first. name: of what it launches, for a warning.
-
-    active: whether graphs are used here; False without support for them, or after `MAX_FAILURES` captures failed.
-    """
+    """One graph a key, the oldest dropped first. name: of what it launches, for a warning."""
 
     def __init__(self, cuda: Cuda, name: str) -> None:
+        # False without support for graphs, or after `MAX_FAILURES` captures failed.
         self.active = cuda.graphs
         self._cuda, self._name, self._failures = cuda, name, 0
         self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
@@ -85,14 +83,14 @@ class GraphCache:
             return self._cuda.end_capture(stream)
 
     def close(self) -> None:
-        """The stream must be idle."""
+        """Destroy all graphs; the stream must be idle."""
         while self._graphs:
             self._cuda.destroy_graph(self._graphs.popitem()[1])
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """No garbage is collected inside: a finalizer that frees device memory in this thread spoils a capture."""
+    """Collect no garbage inside: a finalizer that frees device memory in this thread spoils a capture."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

@@ -67,7 +67,7 @@ def int8_product(
     stride: int = 1,
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
 ) -> Int8Product:
-    """What `fold` made, as the kernels take it.
+    """Return a folded layer as the kernels take it.
 
     weight_codes: int8 (Cout, Cin) or (Cout, Cin, kh, kw), LET's s inside. bias: float32 (Cout,), W d inside.
     let: s and d, float32 (Cin,).

@@ -36,9 +36,9 @@ def plugin_check(
     to_layout, from_layout = ((0, 1, 2, 3),) * 2 if layout == "linear" else ((0, 2, 3, 1), (0, 3, 1, 2))
 
     def reference(x: Array, *vectors: Array) -> Array:
-        ends = (norm.lowest, norm.highest) if codes else None
+        code_range = (norm.lowest, norm.highest) if codes else None
         four = (vectors[0], vectors[1], vectors[2], vectors[3])
-        y = group_norm_plugin(x.transpose(from_layout), four, norm.groups, norm.epsilon, norm.activation, ends)
+        y = group_norm_plugin(x.transpose(from_layout), four, norm.groups, norm.epsilon, norm.activation, code_range)
         return y.astype(np.int8 if codes else np.float16).transpose(to_layout)
 
     return Check(

@@ -16,7 +16,7 @@ from intsr.kernels.checks.check import EXACT, Check, Random, Tolerance
 from intsr.kernels.launches import picture as launches
 from intsr.kernels.launches.launch import Device, Plan
 from intsr.kernels.reference import picture as reference
-from intsr.kernels.reference.resize import enlarge, model_input_from_pixels
+from intsr.kernels.reference.resize import enlarge
 
 Size = tuple[int, int]
 # Top, left, height and width of a tile.
@@ -37,21 +37,6 @@ def resize_check(rng: Random, height: int, width: int, resize_filter: str, facto
     name, shape = f"resize {resize_filter}", f"{height}x{width} x{factor}"
     inputs = (_pixels(rng, height, width),)
     return Check(name, shape, inputs, partial(launches.plan_enlarge, **how), partial(enlarge, **how))
-
-
-def model_input_check(rng: Random, height: int, width: int) -> Check:
-    """The second output of the resize kernel."""
-
-    def plan(device: Device, pixels: Array) -> Plan:
-        target = device.empty((3, 4 * height, 4 * width), np.float16)
-        enlarged = launches.plan_enlarge(device, pixels, 4, "lanczos", target)
-        return Plan(enlarged.launches, target, (enlarged,))
-
-    def expected(pixels: Array) -> Array:
-        return model_input_from_pixels(enlarge(pixels, 4, "lanczos"))
-
-    inputs = (_pixels(rng, height, width),)
-    return Check("resize to fp16", f"{height}x{width} x4", inputs, plan, expected)
 
 
 def extract_check(rng: Random, picture: Size, part: Part, side: int) -> Check:
@@ -79,12 +64,9 @@ def accumulate_check(rng: Random, picture: Size, part: Part, side: int) -> Check
     )
 
 
-def pixels_check(rng: Random, height: int, width: int, half: bool) -> Check:
+def pixels_check(rng: Random, height: int, width: int) -> Check:
     planes = _unit_planes(rng, height, width)
-    function = reference.pixels_from_unit
-    if half:
-        planes, function = rng.normal(0, 0.8, (1, 3, height, width)).astype(np.float16), reference.pixels_from_output
-    return Check(f"pixels from {planes.dtype}", f"{height}x{width}", (planes,), launches.plan_pixels, function)
+    return Check("pixels", f"{height}x{width}", (planes,), launches.plan_pixels, reference.pixels_from_unit)
 
 
 def luma_check(rng: Random, height: int, width: int) -> Check:
@@ -130,14 +112,12 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
         yield resize_check(rng, 5, 19, resize_filter)
         yield resize_check(rng, 18, 1, resize_filter)
         yield resize_check(rng, 11, 7, resize_filter, 3)
-    yield model_input_check(rng, 9, 7)
     yield extract_check(rng, (40, 52), (3, 5, 30, 20), 64)
     yield extract_check(rng, (9, 6), (2, 1, 1, 5), 16)
     yield accumulate_check(rng, (40, 52), (2, 4, 30, 29), 32)
     yield accumulate_check(rng, (40, 51), (2, 3, 32, 31), 32)
     for height, width in ((9, 7), (24, 36)):
-        yield pixels_check(rng, height, width, True)
-        yield pixels_check(rng, height, width, False)
+        yield pixels_check(rng, height, width)
         yield luma_check(rng, height, width)
     yield clip_check(rng, 37, 45)
     yield range_check(rng, 15, 17)
@@ -150,11 +130,9 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
 def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     """Sizes of the full model at a 64x64 latent and of a 4K picture."""
     yield resize_check(rng, 540, 960, "lanczos")
-    yield model_input_check(rng, 128, 128)
     yield extract_check(rng, (520, 520), (8, 8, 512, 512), 512)
     yield accumulate_check(rng, (520, 520), (8, 8, 512, 512), 512)
-    yield pixels_check(rng, 2160, 3840, False)
-    yield pixels_check(rng, 512, 512, True)
+    yield pixels_check(rng, 2160, 3840)
     yield luma_check(rng, 2160, 3840)
     yield clip_check(rng, 2160, 3840)
     for color_fix in ("adain", "wavelet"):

@@ -28,7 +28,6 @@ __device__ __forceinline__ uint16_t model_input_from_byte(uint32_t byte) {
 struct ResizeParams {
     const uint8_t* pixels;   // (H, W, 3)
     uint8_t* out;            // (out_height, out_width, 3)
-    uint16_t* model_input;   // fp16 (3, out_height, out_width) in [-1, 1], or null
     const int* first_x;      // (out_width,) first pixel of each window
     const int* taps_x;       // (out_width, taps) in steps of 2**-22
     const int* first_y;
@@ -82,14 +81,6 @@ INTSR_KERNEL(resize_pixels, ResizeParams, PICTURE_THREADS, 4) {
         for (int j = 0; j < 12; j++) bytes[j] = byte_from_sum(sums[j]);
         const int64_t place = static_cast<int64_t>(y) * p.out_width + x;
         store_pixels(p.out + place * 3, bytes, count, vector);
-        if (p.model_input == nullptr) continue;
-#pragma unroll
-        for (int channel = 0; channel < 3; channel++) {
-            uint16_t* plane = p.model_input + static_cast<int64_t>(channel) * p.out_height * p.out_width + place;
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (j < count) plane[j] = model_input_from_byte(bytes[j * 3 + channel]);
-        }
     }
 }
 
@@ -168,9 +159,9 @@ INTSR_KERNEL(accumulate_tile, AccumulateParams, PICTURE_THREADS, 4) {
 
 // ---- Planes to 8-bit pixels, rounded half to even. --------------------------------------------------------------
 struct PixelsParams {
-    const void* planes;  // (3, H W): fp16 in [-1, 1], or fp32 in [0, 1]
-    uint8_t* out;        // (H W, 3)
-    int64_t count;       // H W
+    const float* planes;  // (3, H W) in [0, 1]
+    uint8_t* out;         // (H W, 3)
+    int64_t count;        // H W
 };
 
 __device__ __forceinline__ uint32_t byte_from_unit(float unit) {
@@ -178,8 +169,7 @@ __device__ __forceinline__ uint32_t byte_from_unit(float unit) {
 }
 
 // Grid: (pixels over 4 a thread).
-template <typename UnitAt>
-__device__ __forceinline__ void pixels_from_planes(const PixelsParams& p, UnitAt unit_at) {
+INTSR_KERNEL(pixels_from_unit, PixelsParams, PICTURE_THREADS, 4) {
     const int64_t place = (static_cast<int64_t>(blockIdx.x) * PICTURE_THREADS + threadIdx.x) * 4;
     if (place >= p.count) return;
     const int count = static_cast<int>(min(static_cast<int64_t>(4), p.count - place));
@@ -188,29 +178,17 @@ __device__ __forceinline__ void pixels_from_planes(const PixelsParams& p, UnitAt
     for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int channel = 0; channel < 3; channel++)
-            bytes[i * 3 + channel] = i < count ? byte_from_unit(unit_at(channel * p.count + place + i)) : 0;
+            bytes[i * 3 + channel] = i < count ? byte_from_unit(p.planes[channel * p.count + place + i]) : 0;
     store_pixels(p.out + place * 3, bytes, count, count == 4);
-}
-
-INTSR_KERNEL(pixels_from_output, PixelsParams, PICTURE_THREADS, 4) {
-    const uint16_t* planes = static_cast<const uint16_t*>(p.planes);
-    pixels_from_planes(
-        p, [&](int64_t i) { return __fadd_rn(__fmul_rn(float_from_half(planes[i]), 0.5f), 0.5f); });
-}
-
-INTSR_KERNEL(pixels_from_unit, PixelsParams, PICTURE_THREADS, 4) {
-    const float* planes = static_cast<const float*>(p.planes);
-    pixels_from_planes(p, [&](int64_t i) { return planes[i]; });
 }
 
 // Grid: (pixels over 4 a thread). out: (H W), Rec. 601, summed in the order of the CPU path.
 INTSR_KERNEL(luma_from_unit, PixelsParams, PICTURE_THREADS, 4) {
-    const float* planes = static_cast<const float*>(p.planes);
     const int64_t place = (static_cast<int64_t>(blockIdx.x) * PICTURE_THREADS + threadIdx.x) * 4;
     uint32_t word = 0;
     for (int i = 0; i < 4; i++) {
         if (place + i >= p.count) break;
-        const float* unit = planes + place + i;
+        const float* unit = p.planes + place + i;
         const float two = __fadd_rn(__fmul_rn(unit[0], 0.299f), __fmul_rn(unit[p.count], 0.587f));
         const uint32_t byte = byte_from_unit(__fadd_rn(two, __fmul_rn(unit[2 * p.count], 0.114f)));
         word |= byte << (8 * i);

@@ -1,4 +1,4 @@
-"""Launches the compiled kernels on a GPU through cuda-python, without torch.
+"""Kernels on a GPU, through cuda-python and without torch.
 
 Works in the device's primary context, on a stream of its own: arrays of torch or cupy can be read and written
 (`__cuda_array_interface__`), once their own work is done. Its arrays name that stream for cupy and numba
@@ -109,7 +109,7 @@ class GpuDevice:
         )
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:
-        """Median over runs from one CUDA graph, caches emptied before each, so that launches cost next to nothing."""
+        """Return the median over runs of one CUDA graph, whose launches cost little, from empty caches."""
         self.run(plan)
         self.synchronize()
         self._cuda.begin_capture(self._stream)

@@ -35,7 +35,7 @@ _CHECKS = ("-fsanitize=alignment,shift,signed-integer-overflow", "-fsanitize-und
 
 
 def find_cpp_compiler() -> list[str]:
-    """$CXX, else the first of c++, g++, clang++, else the one in the package `ziglang`. Raises BuildError."""
+    """Return $CXX, else the first of c++, g++, clang++, else that of the package `ziglang`. Raises BuildError."""
     if os.environ.get("CXX"):
         return os.environ["CXX"].split()
     for name in ("c++", "g++", "clang++"):
@@ -49,7 +49,7 @@ def find_cpp_compiler() -> list[str]:
 
 @functools.cache
 def _library(source: str) -> ctypes.CDLL:
-    """The kernels of cuda/`source`.cu as a shared library, compiled once for each state of the sources."""
+    """Return a source's kernels as a shared library, compiled once for each state of the sources."""
     compiler = find_cpp_compiler()
     shared = sources.FOLDER / "cuda"
     files = [sources.cuda_path(source), shared / "common.cuh", shared / "emulate.h"]
@@ -73,7 +73,7 @@ def _library(source: str) -> ctypes.CDLL:
 
 
 def _guarded(size_bytes: int) -> tuple[int, mmap.mmap]:
-    """Memory whose end is a page without access; -> its address, 16-byte aligned, and what keeps it."""
+    """Return memory whose end is a page without access: its address, 16-byte aligned, and what keeps it."""
     page = mmap.PAGESIZE
     inside = -(-max(size_bytes, 1) // 16) * 16
     pages = -(-inside // page)
@@ -87,7 +87,7 @@ def _guarded(size_bytes: int) -> tuple[int, mmap.mmap]:
 
 
 class EmulatedDevice:
-    """A GPU played by this CPU. capability, shared_bytes: of the GPU to play; they decide what is chosen to run."""
+    """A GPU played by this CPU. capability, shared_bytes: of the GPU to play; they decide which checks run."""
 
     def __init__(self, capability: tuple[int, int] = (9, 0), shared_bytes: int = 99 * 1024) -> None:
         self.name, self.multiprocessors, self.emulated = "the CPU, emulating", 6, True
@@ -132,7 +132,7 @@ class EmulatedDevice:
             raise VerificationError(launch.kernel, problem.decode())
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:
-        """Of the emulation, once: it says nothing about a GPU."""
+        """Time the emulation, once; it says nothing about a GPU."""
         start = time.perf_counter()
         self.run(plan)
         return (time.perf_counter() - start) * 1e3

@@ -35,14 +35,13 @@ NUMBERS = ("pixels", "channels", "groups", "slice", "held", "epsilon_bits", "act
 
 @dataclass(frozen=True, slots=True)
 class PluginNorm:
-    """What the operation is, but for its vectors. activation: whether SiLU follows the norm.
-
-    lowest, highest: ends of the grid as signed codes, of no meaning where the output is fp16.
-    """
+    """The operation but for its vectors."""
 
     groups: int
     epsilon: float
+    # Whether SiLU follows the norm.
     activation: bool
+    # The range of the signed codes, of no meaning where the output is fp16.
     lowest: int = -128
     highest: int = 127
 
@@ -55,13 +54,14 @@ class PluginNorm:
 
 @dataclass(frozen=True, slots=True)
 class PluginLaunch:
-    """One launch, without addresses. grid: blocks along x, y, z. numbers: by NUMBERS, none negative."""
+    """One launch, as `Launch`, but without addresses."""
 
     kernel: str
     grid: tuple[int, int, int]
     block: int
     shared_bytes: int
     cluster: int
+    # In the order of NUMBERS, none negative.
     numbers: tuple[int, ...]
 
 
@@ -71,21 +71,21 @@ def norm_slice(channels: int, groups: int) -> int:
 
 
 def takes_shape(shape: tuple[int, ...], groups: int) -> bool:
-    """Whether the kernels take an (N, C, H, W) of that shape in layout `linear`: whole vectors in whole channels."""
+    """Tell whether the kernels take an (N, C, H, W) in layout `linear`: whole vectors in whole channels."""
     if len(shape) != 4 or min(shape) < 1 or shape[1] % groups or shape[1] % 8:
         return False
     return shape[2] * shape[3] % 8 == 0
 
 
 def takes_last(channels: int) -> bool:
-    """Whether layout `last` is dense: TensorRT's HWC16 pads channels to a multiple of 16."""
+    """Tell whether layout `last` is dense: TensorRT's HWC16 pads channels to a multiple of 16."""
     return channels % 16 == 0
 
 
 def plugin_launch(
     shape: tuple[int, ...], norm: PluginNorm, layout: str, output: str, way: str = "block"
 ) -> PluginLaunch:
-    """shape: (N, C, H, W), whatever the layout. Raises UsageError for one that the kernels do not take."""
+    """Return the launch for (N, C, H, W), whatever the layout. Raises UsageError where no kernel takes it."""
     if layout not in LAYOUTS or output not in OUTPUTS or way not in WAYS:
         raise UsageError(
             "plugin", f"{layout!r}, {output!r}, {way!r}", f"one of {LAYOUTS}, of {OUTPUTS} and of {WAYS}"

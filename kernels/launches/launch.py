@@ -27,27 +27,32 @@ def require(value: Any, where: str, dtype: type, shape: tuple[int | None, ...]) 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel launch. grid: blocks along x, y, z. block: threads, along x. cluster: blocks along x that share."""
+    """One launch of one kernel."""
 
     kernel: str
+    # Blocks along x, y and z.
     grid: tuple[int, int, int]
+    # Threads of a block, along x.
     block: int
     params: Params
+    # Dynamic shared memory of a block.
     shared_bytes: int = 0
+    # Blocks along x that can read one another's shared memory.
     cluster: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Launches in order, and the array they fill. keep: arrays that must live as long as the plan."""
+    """Launches in order, and the array they fill."""
 
     launches: tuple[Launch, ...]
     output: DeviceArray
+    # Arrays that must live as long as the plan.
     keep: tuple[Any, ...] = ()
 
 
 class DeviceMemory(Protocol):
-    """As much of a device as plans for pictures need."""
+    """The part of a device that plans for pictures need."""
 
     multiprocessors: int
 
@@ -57,23 +62,25 @@ class DeviceMemory(Protocol):
 
 
 class Device(DeviceMemory, Protocol):
-    """capability: CUDA compute capability. shared_bytes: the most dynamic shared memory a block can have."""
+    """A GPU, or the emulation of one."""
 
     name: str
+    # CUDA compute capability.
     capability: tuple[int, int]
+    # The most dynamic shared memory that a block can have.
     shared_bytes: int
     emulated: bool
 
     def download(self, array: DeviceArray) -> Array: ...
 
     def run(self, plan: Plan) -> DeviceArray:
-        """Start all launches of the plan, in order; -> its output, complete once downloaded or synchronized."""
+        """Start all launches of the plan and return its output, complete once downloaded or synchronized."""
         ...
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:
-        """Median device time of one run of the plan."""
+        """Return the median device time of one run of the plan."""
         ...
 
     def copy_milliseconds(self, size_bytes: int, repeats: int) -> float:
-        """Median device time of a copy within the device's memory."""
+        """Return the median device time of a copy within the device's memory."""
         ...

@@ -73,7 +73,7 @@ class PluginParams(Params):
 
 class ResizeParams(Params):
     _fields_: ClassVar = _fields(
-        pointers="pixels out model_input first_x taps_x first_y taps_y",
+        pointers="pixels out first_x taps_x first_y taps_y",
         ints="height width out_height out_width taps rows",
     )
 
@@ -129,7 +129,6 @@ KERNELS: dict[str, tuple[str, type[Params]]] = {
     "resize_pixels": ("picture", ResizeParams),
     "extract_tile": ("picture", ExtractParams),
     "accumulate_tile": ("picture", AccumulateParams),
-    "pixels_from_output": ("picture", PixelsParams),
     "pixels_from_unit": ("picture", PixelsParams),
     "luma_from_unit": ("picture", PixelsParams),
     "clip_and_range": ("picture", RangeParams),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.cuda.arrays import DeviceArray, device_array
+from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
 from intsr.kernels.launches.launch import DeviceMemory, Launch, Plan, require
 from intsr.kernels.launches.parameters import (
@@ -30,15 +30,11 @@ _THREADS = 256
 _TILE_WIDTH, _TILE_HEIGHT = 64, 32
 
 
-def plan_enlarge(
-    device: DeviceMemory, pixels: Any, upscale_factor: int, resize_filter: str, model_input: DeviceArray | None = None
-) -> Plan:
-    """(H, W, 3) uint8 -> (H f, W f, 3) uint8; with `model_input` (3, H f, W f) float16 that is filled too."""
+def plan_enlarge(device: DeviceMemory, pixels: Any, upscale_factor: int, resize_filter: str) -> Plan:
+    """(H, W, 3) uint8 -> (H f, W f, 3) uint8."""
     source = require(pixels, "pixels", np.uint8, (None, None, 3))
     height, width, _ = source.shape
     out_height, out_width = height * upscale_factor, width * upscale_factor
-    if model_input is not None:
-        require(model_input, "model input", np.float16, (3, out_height, out_width))
     first_y, taps_y = resize_weights(height, upscale_factor, resize_filter)
     first_x, taps_x = resize_weights(width, upscale_factor, resize_filter)
     weights = [device.upload(array) for array in (first_x, taps_x, first_y, taps_y)]
@@ -48,7 +44,6 @@ def plan_enlarge(
     params = ResizeParams(
         pixels=source,
         out=out,
-        model_input=model_input,
         **dict(zip(("first_x", "taps_x", "first_y", "taps_y"), weights, strict=True)),
         height=height,
         width=width,
@@ -59,7 +54,7 @@ def plan_enlarge(
     )
     grid = (-(-out_width // _TILE_WIDTH), -(-out_height // _TILE_HEIGHT), 1)
     launch = Launch("resize_pixels", grid, _THREADS, params, rows * _TILE_WIDTH * 3)
-    return Plan((launch,), out, (source, model_input, *weights))
+    return Plan((launch,), out, (source, *weights))
 
 
 def plan_extract(
@@ -136,26 +131,22 @@ def plan_accumulate(
 
 
 def plan_pixels(device: DeviceMemory, planes: Any) -> Plan:
-    """(1, 3, H, W) float16 in [-1, 1] or (3, H, W) float32 in [0, 1] -> (H, W, 3) uint8, rounded half to even."""
-    half = device_array(planes, "planes").dtype == np.float16
-    shape: tuple[int | None, ...] = (1, 3, None, None) if half else (3, None, None)
-    source = require(planes, "planes", np.float16 if half else np.float32, shape)
-    height, width = source.shape[-2:]
-    out = device.empty((height, width, 3), np.uint8)
-    params = PixelsParams(planes=source, out=out, count=height * width)
-    kernel = "pixels_from_output" if half else "pixels_from_unit"
-    grid = (-(-height * width // (4 * _THREADS)), 1, 1)
-    return Plan((Launch(kernel, grid, _THREADS, params),), out, (source,))
+    """(3, H, W) float32 in [0, 1] -> (H, W, 3) uint8, rounded half to even."""
+    return _plan_levels(device, planes, "pixels_from_unit", (3,))
 
 
 def plan_luma(device: DeviceMemory, planes: Any) -> Plan:
     """(3, H, W) float32 in [0, 1] -> (H, W) uint8, Rec. 601, rounded half to even."""
+    return _plan_levels(device, planes, "luma_from_unit", ())
+
+
+def _plan_levels(device: DeviceMemory, planes: Any, kernel: str, channels: tuple[int, ...]) -> Plan:
     source = require(planes, "planes", np.float32, (3, None, None))
     _, height, width = source.shape
-    out = device.empty((height, width), np.uint8)
+    out = device.empty((height, width, *channels), np.uint8)
     params = PixelsParams(planes=source, out=out, count=height * width)
     grid = (-(-height * width // (4 * _THREADS)), 1, 1)
-    return Plan((Launch("luma_from_unit", grid, _THREADS, params),), out, (source,))
+    return Plan((Launch(kernel, grid, _THREADS, params),), out, (source,))
 
 
 def plan_clip_and_range(device: DeviceMemory, planes: Any) -> Plan:

@@ -1,4 +1,4 @@
-"""Where the CUDA sources lie, and what is compiled of them."""
+"""The places of the CUDA sources and of what is compiled of them."""
 
 from __future__ import annotations
 

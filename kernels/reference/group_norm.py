@@ -25,9 +25,9 @@ def group_norm_plugin(
     groups: int,
     epsilon: float,
     activation: bool,
-    ends: tuple[int, int] | None,
+    code_range: tuple[int, int] | None,
 ) -> Array:
-    """(N, C, H, W) -> (SiLU(GroupNorm(x)) - shift) * multiplier, as int8 codes within `ends`, else float64.
+    """(N, C, H, W) -> (SiLU(GroupNorm(x)) - shift) * multiplier, as int8 codes within `code_range`, else float64.
 
     vectors: gamma, beta, shift, multiplier, (C,). The operation of group_norm_plugin.cu and of the ONNX operators
     that stand for it. A kernel in float32 may fall on the other side of a tie, a code away.
@@ -35,4 +35,4 @@ def group_norm_plugin(
     gamma, beta, shift, multiplier = vectors
     y = group_norm(x, gamma, beta, groups, epsilon, activation)
     y = (y - shift.reshape(1, -1, 1, 1)) * multiplier.astype(np.float64).reshape(1, -1, 1, 1)
-    return y if ends is None else np.clip(np.rint(y), *ends).astype(np.int8)
+    return y if code_range is None else np.clip(np.rint(y), *code_range).astype(np.int8)

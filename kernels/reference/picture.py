@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.kernels.reference.resize import model_input_from_pixels
 
 WAVELET_LEVELS = 5
 VARIANCE_FLOOR = 1e-5
@@ -24,7 +23,9 @@ def _reflected(indices: Array, length: int) -> Array:
 def extract_tile(pixels: Array, top: int, left: int, height: int, width: int, side: int) -> Array:
     """A rectangle of (H, W, 3) uint8 -> (1, 3, side, side) float16 in [-1, 1], reflected at the bottom and right."""
     rows, columns = (_reflected(np.arange(side), length) for length in (height, width))
-    return model_input_from_pixels(pixels[top + rows[:, None], left + columns])[None]
+    part = pixels[top + rows[:, None], left + columns].transpose(2, 0, 1)
+    unit = part.astype(np.float32) / np.float32(255)
+    return (unit * np.float32(2) - np.float32(1)).astype(np.float16)[None]
 
 
 def accumulate_tile(out: Array, tile: Array, rows: Array, columns: Array, top: int, left: int) -> Array:
@@ -62,11 +63,6 @@ def clip_and_range(planes: Array) -> tuple[Array, Array]:
         largest = np.where(finite, np.fmax.reduce(planes, axis=(1, 2)), np.float32(np.inf))
     least = np.fmin.reduce(planes, axis=(1, 2))
     return np.fmin(np.fmax(planes, np.float32(0)), np.float32(1)), np.stack([least, largest], axis=1)
-
-
-def pixels_from_output(planes: Array) -> Array:
-    """(1, 3, H, W) float16 in [-1, 1], clipped -> (H, W, 3) uint8, rounded half to even."""
-    return pixels_from_unit(planes[0].astype(np.float32) * np.float32(0.5) + np.float32(0.5))
 
 
 def adain(target: Array, source: Array) -> Array:

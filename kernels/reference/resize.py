@@ -35,7 +35,7 @@ FILTERS: dict[str, tuple[Callable[[Array], Array], int]] = {"bicubic": (_bicubic
 
 
 def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> tuple[Array, Array]:
-    """For each output pixel of an axis: its first input pixel int32 (L f,), its weights int32 (L f, taps).
+    """Return, for each output pixel of an axis, its first input pixel int32 (L f,) and its weights int32 (L f, taps).
 
     Weights are in steps of 2**-22; windows that the edge cuts are filled up with zeros.
     """
@@ -65,9 +65,3 @@ def enlarge(pixels: Array, upscale_factor: int, resize_filter: str) -> Array:
     """(H, W, 3) uint8 -> (H f, W f, 3) uint8."""
     across = _along_rows(pixels.swapaxes(0, 1), *resize_weights(pixels.shape[1], upscale_factor, resize_filter))
     return _along_rows(across.swapaxes(0, 1), *resize_weights(pixels.shape[0], upscale_factor, resize_filter))
-
-
-def model_input_from_pixels(pixels: Array) -> Array:
-    """(H, W, 3) uint8 -> (3, H, W) float16 in [-1, 1]: 2 (v / 255) - 1 in float32, then rounded."""
-    unit = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-    return (unit * np.float32(2) - np.float32(1)).astype(np.float16)

@@ -171,7 +171,7 @@ rng, cuda = np.random.default_rng(0), device._cuda
 devices._FLUSH_BYTES = 1 << 20
 
 # Arrays and their streams.
-plan = picture.pixels_check(rng, 9, 7, True).plan(device)
+plan = picture.pixels_check(rng, 9, 7).plan(device)
 assert plan.output.__cuda_array_interface__["stream"] == 7
 out = np.zeros((3, 8, 8), np.float32)
 interface = device.upload(out).__cuda_array_interface__ | {"stream": 5}

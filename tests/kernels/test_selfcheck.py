@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so_and_ends_with_3(error, words, monkeypatch, cap
 @needs_compiler
 def test_a_difference_fails_the_check_and_the_command(monkeypatch, capsys):
     def broken(rng, clusters):
-        check = picture.pixels_check(rng, 9, 7, True)
+        check = picture.pixels_check(rng, 9, 7)
         yield check
         wrong = check.expected().copy()
         wrong[3, 2, 1] ^= 1
@@ -78,16 +78,16 @@ def test_a_lost_gpu_ends_the_checks_with_the_first_culprit(lost, monkeypatch, ca
             return super().run(plan)
 
     def some(rng, clusters):
-        yield picture.pixels_check(rng, 9, 7, True)
+        yield picture.pixels_check(rng, 9, 7)
         yield picture.luma_check(rng, 9, 7)
-        yield picture.pixels_check(rng, 9, 7, False)
+        yield picture.clip_check(rng, 9, 7)
 
     monkeypatch.setattr(selfcheck, "small_checks", some)
     monkeypatch.setattr(selfcheck, "open_device", lambda emulate: Faulty())
     assert selfcheck.main(["--emulate", "--json"]) == 1
     out, err = capsys.readouterr()
     checks = [(check["name"], check["context_lost"]) for check in json.loads(out)["checks"]]
-    assert checks == [("pixels from float16", False), ("luma", lost), ("pixels from float32", False)][: 3 - lost]
+    assert checks == [("pixels", False), ("luma", lost), ("clip", False)][: 3 - lost]
     assert "FAIL luma 9x7: GPU: CUDA_ERROR_ILLEGAL_ADDRESS\n" in err
     stopped = "stopped: the GPU's context is lost with luma 9x7; later checks were not run\n"
     assert (stopped in err) == lost and err.endswith(f"{3 - lost} checks, 1 failed\n")
@@ -110,9 +110,9 @@ def test_rates_follow_from_time_and_work():
             return 1.0
 
     device, rng = Timed(), np.random.default_rng(0)
-    check = picture.pixels_check(rng, 8, 8, True)
+    check = picture.pixels_check(rng, 8, 8)
     result = selfcheck.run_check(device, check, selfcheck.Peaks(1e-3, 1.0))
-    assert result.gbs == pytest.approx(8 * 8 * 3 * 3 / 2e-3 / 1e9)
+    assert result.gbs == pytest.approx(8 * 8 * 3 * 5 / 2e-3 / 1e9)
     assert result.share_of_peak == pytest.approx(result.gbs / 1e-3) and "of peak" in result.line()
     product = network.conv_check(rng, (1, 4, 4, 16), 8)
     assert product.operations == 2 * 4 * 4 * 8 * 16 * 9

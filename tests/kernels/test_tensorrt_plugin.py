@@ -1,7 +1,8 @@
 """The plugins in NVIDIA's own Python layer and in front of its own ONNX parser; no GPU is needed.
 
-`tensorrt_bindings` 11.4 has all of `tensorrt.plugin`; TensorRT's own libraries (gigabytes) are not installed: what
-they would ask of a plugin while they build is asked by a stand-in here. The parser is that of TensorRT-RTX.
+The Python layer `tensorrt.plugin` comes out of `tensorrt-cu13-bindings`, without that package's library. The library
+below it is TensorRT-RTX, which has no plugins that are compiled ahead of time: what TensorRT itself would ask of one
+while it builds is asked by a stand-in here.
 """
 
 import json
@@ -9,7 +10,6 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,14 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from intsr.errors import BuildError
 from intsr.kernels import build, tensorrt_plugin
-from intsr.kernels.devices.emulated import find_cpp_compiler
 from intsr.kernels.launches.group_norm_plugin import NAMESPACE, OPERATORS, SOURCE, VECTORS, PluginNorm, plugin_launch
 from intsr.kernels.launches.parameters import KERNELS
 from intsr.kernels.tensorrt_plugin import ptx_architecture, ptx_of_kernel
 
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="tensorrt-rtx-cu13 is not installed")
 needs_bindings = pytest.mark.skipif(
-    None in (find_spec("tensorrt_rtx_libs"), find_spec("tensorrt_bindings")),
+    None in (find_spec("tensorrt_rtx"), find_spec("tensorrt_bindings")),
     reason="tensorrt-cu13-bindings or tensorrt-rtx-cu13 is not installed",
 )
 try:
@@ -33,28 +32,28 @@ try:
 except BuildError:
     NVCC = None
 SHAPE, NORM = (1, 32, 8, 8), PluginNorm(4, 1e-5, True, -13, 50)
-# Before `tensorrt_bindings` is imported: the libraries that it asks for, by other means.
-BINDINGS = """
-import ctypes, importlib.util, json, os, sys
-from pathlib import Path
-import numpy as np
-from intsr.kernels import tensorrt_plugin
-sys.modules["tensorrt_libs"] = None
-folder = Path(importlib.util.find_spec("tensorrt_rtx_libs").submodule_search_locations[0])
-for path in sorted(folder.glob("libtensorrt_rtx.so.*")):
-    ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
-for name in sys.argv.pop(1).split(":"):
-    ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
-import tensorrt_bindings as trt
-# tensorrt.plugin imports its own library by this name.
-sys.modules["tensorrt"] = trt
-"""
 RTX = """
-import json, os, sys
+import enum, importlib, json, os, sys, types
 import numpy as np
 import tensorrt_rtx as trt
 from intsr.kernels import tensorrt_plugin
 """
+# NVIDIA's `tensorrt.plugin` over TensorRT-RTX, with what that lacks of TensorRT.
+LAYER = (
+    RTX
+    + """
+for name in ("ISymExpr", "IPluginV3QuickAOTBuild"):
+    setattr(trt, name, type(name, (), {}))
+requests = "UNKNOWN PREFER_JIT PREFER_AOT STRICT_JIT STRICT_AOT"
+trt.QuickPluginCreationRequest = enum.Enum("QuickPluginCreationRequest", requests)
+# The layer imports its own library by these names.
+bindings = types.ModuleType("tensorrt_bindings")
+bindings.__path__ = list(importlib.util.find_spec("tensorrt_bindings").submodule_search_locations)
+sys.modules.update({"tensorrt": trt, "tensorrt_bindings": bindings})
+plugin = importlib.import_module("tensorrt_bindings.plugin")
+sys.modules.update({"tensorrt.plugin": plugin, "tensorrt_rtx.plugin": plugin})
+"""
+)
 # What TensorRT's builder does with a plugin, call by call; symbolic sizes are plain numbers.
 BUILDER = """
 import tensorrt_bindings.plugin as trtp
@@ -158,17 +157,6 @@ def child(code, *arguments):
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory) -> str:
-    """The three libraries that `tensorrt_bindings` is linked to."""
-    folder, source = tmp_path_factory.mktemp("stubs"), Path(__file__).parent / "nvinfer_stub.c"
-    names = ["libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"]
-    for name in names:
-        flags = ["-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name]
-        subprocess.run([*find_cpp_compiler(), *flags, source, "-ldl"], check=True)
-    return ":".join(str(folder / name) for name in names)
-
-
-@pytest.fixture(scope="module")
 def onnx_path(tmp_path_factory):
     """x -> our node -> DequantizeLinear -> y."""
     names = [f"{name}" for name in VECTORS]
@@ -190,12 +178,11 @@ def onnx_path(tmp_path_factory):
 
 
 @needs_bindings
-@pytest.mark.kernels
 @pytest.mark.parametrize(("operator", "architecture"), zip(OPERATORS, (80, 90), strict=True))
-def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architecture, stubs):
+def test_nvidias_layer_gets_the_launches_that_were_checked(operator, architecture):
     output = OPERATORS[operator]
     kernels = ",".join(f"plugin_{a}_{output}{b}" for a in ("linear", "last") for b in ("", "_cluster"))
-    got = child(BINDINGS + BUILDER, stubs, operator, str(architecture), kernels)
+    got = child(LAYER + BUILDER, operator, str(architecture), kernels)
     assert got["names"] == ["groups", "epsilon", "activation", "lowest", "highest"]
     assert got["kind"] == ("INT8" if output == "codes" else "HALF") and tuple(got["shape"]) == SHAPE
     last = ["HWC8", "HWC16" if output == "codes" else "HWC8"]

@@ -91,42 +91,42 @@ class CudaDriver:
             if name in gpu.fail:
                 return CUresult[gpu.fail[name]], None
             result = value(*arguments)
+            if not isinstance(result, tuple):
+                result = () if result is None else (result,)
             return result if result and isinstance(result[0], CUresult) else (CUresult.CUDA_SUCCESS, *result)
 
         return call
 
     def cuInit(self, Flags):
-        return ()
+        """Nothing happens."""
 
     def cuDriverGetVersion(self):
-        return (self.version,)
+        return self.version
 
     def cuDeviceGetCount(self):
-        return (len(self._gpu.device_names),)
+        return len(self._gpu.device_names)
 
     def cuDeviceGet(self, ordinal):
-        return (ordinal,)
+        return ordinal
 
     def cuDeviceGetName(self, length, dev):
-        return (self._gpu.device_names[dev].encode().ljust(length, b"\0"),)
+        return self._gpu.device_names[dev].encode().ljust(length, b"\0")
 
     def cuDeviceGetAttribute(self, attrib, dev):
         major, minor = self._gpu.capability
         return ({75: major, 76: minor, 16: self._gpu.multiprocessors, 97: 99 << 10}[attrib],)
 
     def cuDeviceTotalMem(self, dev):
-        return (self._gpu.total_bytes,)
+        return self._gpu.total_bytes
 
     def cuDevicePrimaryCtxRetain(self, dev):
-        return (dev,)
+        return dev
 
     def cuCtxSetCurrent(self, ctx):
         self._gpu.current = ctx
-        return ()
 
     def cuCtxSynchronize(self):
         self._gpu.drain_all()
-        return ()
 
     def cuMemAlloc(self, bytesize):
         address = self._gpu.alloc(bytesize)
@@ -136,74 +136,62 @@ class CudaDriver:
         if self._gpu.capturing:
             # It would wait for the device: forbidden, and the end of the capture.
             self._gpu.spoiled |= set(self._gpu.capturing)
-            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+            return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
         del self._gpu.device[dptr]
         return ()
 
     def cuMemAllocHost(self, bytesize):
-        return (self._gpu.alloc_pinned(bytesize).ctypes.data,)
+        return self._gpu.alloc_pinned(bytesize).ctypes.data
 
     def cuMemFreeHost(self, p):
         del self._gpu.host_memory[p]
-        return ()
 
     def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream):
         self._gpu.put_copy(dstDevice, srcHost, ByteCount, "up", hStream)
-        return ()
 
     def cuMemcpyDtoHAsync(self, dstHost, srcDevice, ByteCount, hStream):
         self._gpu.put_copy(dstHost, srcDevice, ByteCount, "down", hStream)
-        return ()
 
     def cuMemcpyDtoDAsync(self, dstDevice, srcDevice, ByteCount, hStream):
         self._gpu.put_copy(dstDevice, srcDevice, ByteCount, "copy", hStream)
-        return ()
 
     def cuMemsetD8Async(self, dstDevice, uc, N, hStream):
         self._gpu.put_fill(dstDevice, uc, N, hStream)
-        return ()
 
     def cuMemGetInfo(self):
         return self._gpu.memory_info()
 
     def cuStreamCreate(self, Flags):
-        return (self._gpu.create_stream(),)
+        return self._gpu.create_stream()
 
     def cuStreamDestroy(self, hStream):
         assert not self._gpu.streams.pop(hStream), "a stream went while it had work"
-        return ()
 
     def cuStreamSynchronize(self, hStream):
         self._gpu.drain(hStream)
-        return ()
 
     def cuStreamWaitEvent(self, hStream, hEvent, Flags):
         self._gpu.wait(hStream, hEvent)
-        return ()
 
     def cuEventCreate(self, Flags):
-        return (self._gpu.create_event(),)
+        return self._gpu.create_event()
 
     def cuEventDestroy(self, hEvent):
         # What waits for it waits on.
         del self._gpu.events[hEvent]
-        return ()
 
     def cuEventRecord(self, hEvent, hStream):
         self._gpu.streams.setdefault(hStream, deque())
         self._gpu.record(hEvent, hStream)
-        return ()
 
     def cuEventSynchronize(self, hEvent):
         self._gpu.reach(self._gpu.events[hEvent])
-        return ()
 
     def cuEventElapsedTime(self, hStart, hEnd):
-        return (self._gpu.elapsed(hStart, hEnd),)
+        return self._gpu.elapsed(hStart, hEnd)
 
     def cuStreamBeginCapture(self, hStream, mode):
         self._gpu.capturing[hStream] = []
-        return ()
 
     def cuStreamEndCapture(self, hStream):
         work, graph = self._gpu.capturing.pop(hStream), self._gpu.number()
@@ -211,25 +199,22 @@ class CudaDriver:
             self._gpu.spoiled.remove(hStream)
             return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
         self._gpu.graphs[graph] = work
-        return (graph,)
+        return graph
 
     def cuGraphInstantiate(self, hGraph, flags):
         executable = self._gpu.number()
         self._gpu.graphs[executable] = list(self._gpu.graphs[hGraph])
-        return (executable,)
+        return executable
 
     def cuGraphDestroy(self, hGraph):
         del self._gpu.graphs[hGraph]
-        return ()
 
     def cuGraphExecDestroy(self, hGraphExec):
         del self._gpu.graphs[hGraphExec]
-        return ()
 
     def cuGraphLaunch(self, hGraphExec, hStream):
         for name, function in self._gpu.graphs[hGraphExec]:
             self._gpu.put(hStream, f"graph {name}", function)
-        return ()
 
     def cuModuleLoadData(self, image):
         kernels = kernels_of(image)
@@ -237,11 +222,10 @@ class CudaDriver:
             return CUresult.CUDA_ERROR_INVALID_IMAGE, None
         module = self._gpu.number()
         self._gpu.modules[module] = kernels
-        return (module,)
+        return module
 
     def cuModuleUnload(self, hmod):
         del self._gpu.modules[hmod]
-        return ()
 
     def cuModuleGetFunction(self, hmod, name):
         if name.decode() not in self._gpu.modules[hmod]:
@@ -274,7 +258,6 @@ class CudaDriver:
         params = ctypes.string_at(pointer, params_bytes(name))
         grid = (gridDimX, gridDimY, gridDimZ)
         put_launch(self._gpu, name, grid, blockDimX, sharedMemBytes, params, hStream)
-        return ()
 
 
 class PyCudaModule:
