@@ -27,7 +27,7 @@ MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
 # In the local header of a member that may be long: its sizes in 64 bits.
 _ZIP64_BYTES = 20
-# So that weights can be used where they lie in the file: what SIMD instructions like best.
+# Members are aligned so that weights can be memory-mapped and used in place by SIMD instructions.
 MEMBER_ALIGNMENT_BYTES = 64
 _ALIGNMENT_ID, _ALIGNMENT_FIELD = 0xD935, struct.Struct("<HHH")
 # Engines up to this size are read into memory, so that nobody who writes into the file disturbs those who use it.
@@ -69,7 +69,7 @@ def _alignment(start: int) -> bytes:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
+    """Read the manifest alone; no member is read or checked. Raises BundleError, UsageError (no such file)."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -93,19 +93,18 @@ def read_manifest(path: Path) -> Manifest:
 
 
 class LastingMember:
-    """A member's bytes, for as long as this object is held. view: writable, so that libraries take it, but what they
-    wrote would not reach the file.
-
-    in_place: they lie in the file: a program that changes it in place changes, or ends, those that use it
-    (`is_overwritten`); our own put a new file in its place.
-    """
+    """A member's bytes, for as long as this object is held."""
 
     def __init__(self, memory: mmap.mmap, start: int, end: int, in_place: bool) -> None:
-        self._map, self.in_place = memory, in_place
+        self._map = memory
+        # They lie in the file: a program that changes it in place changes, or ends, those that use it
+        # (`is_overwritten`); our own put a new file in its place.
+        self.in_place = in_place
+        # Writable, so that libraries take it, but what they wrote would not reach the file.
         self.view = memoryview(memory)[start:end]
 
     def drop_pages(self) -> None:
-        """As `Bundle.drop_pages`."""
+        """Have the pages no longer count as this process's memory; see `Bundle.drop_pages`."""
         if self.in_place:
             _drop_pages(self._map)
 
@@ -119,7 +118,7 @@ def _mapped_member(descriptor: int, start: int, end: int) -> LastingMember:
 
 
 def is_overwritten(path: Path, identity: Identity) -> bool:
-    """Whether somebody has written into the file since; not where another one has taken its place."""
+    """Tell whether somebody has written into the file since; not where another one has taken its place."""
     try:
         found = _identity(path.stat())
     except OSError:
@@ -213,7 +212,7 @@ class Bundle:
         return memoryview(self._map)[start:end]
 
     def lasting_member(self, name: str) -> LastingMember:
-        """The member as it outlives the bundle: in a mapping of its own, or in the copy."""
+        """Return the member so that it outlives the bundle: in a mapping of its own, or in the copy."""
         start, end = self._range(name)
         if self.is_copy:
             return LastingMember(self._map, start, end, in_place=False)
@@ -227,7 +226,7 @@ class Bundle:
         return start, end
 
     def drop_pages(self) -> None:
-        """What has been read of a mapped file no longer counts as this process's memory; it may be read again."""
+        """Have what was read of a mapped file no longer count as this process's memory; it may be read again."""
         if not self.is_copy:
             _drop_pages(self._map)
 

@@ -13,8 +13,8 @@ EXIT_INTERRUPTED = 130
 class IntsrError(Exception):
     """Base of every error that the command line shows as one line instead of a traceback.
 
-    where: the file, option or object that is at fault. got / expected: what is there and what should be.
-    fix: what the user can do, as an instruction. Every part but `where` may be empty.
+    `where` is the file, option or object that is at fault, `got` and `expected` what is there and what should be, and
+    `fix` what the user can do, as an instruction. Every part but `where` may be empty.
     """
 
     exit_code = EXIT_USAGE
@@ -26,7 +26,7 @@ class IntsrError(Exception):
 
 
 def printable(text: str) -> str:
-    """One line that does nothing to a terminal: what file names may hold besides letters is escaped."""
+    """Escape all that is no letter, as file names may hold it: the text is then one line, harmless to a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 

@@ -71,19 +71,15 @@ def test_the_good_case_works(intsr: Run, workshop: Path, tmp_path: Path) -> None
 
 
 def broken_picture(kind: str, path: Path) -> None:
-    if kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "truncated":
+    if kind == "truncated":
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif kind == "text":
-        path.write_text("this is not a picture")
-    elif kind == "huge":
+    else:
         # 20000 x 20000 grey pixels of one bit: 50 MB decoded to bits, 400 megapixels, a file of a few kilobytes.
         Image.new("1", (20000, 20000)).save(path, optimize=True)
 
 
-@pytest.mark.parametrize("kind", ["empty", "truncated", "text", "huge"])
+@pytest.mark.parametrize("kind", ["truncated", "huge"])
 def test_one_bad_picture_fails_alone(intsr: Run, bench_top: Path, kind: str) -> None:
     broken_picture(kind, bench_top / "pictures" / "bad.png")
     out = bench_top / "out"
@@ -164,10 +160,6 @@ def test_an_engine_is_not_verified_against_another_calibration(
 ) -> None:
     save_calibration(replace(tiny_calibration, method="other"), bench_top / "other")
     arguments = ("--model", tiny_folder, "--images", bench_top / "pictures", "--min-psnr", 1, "--limit", 1)
-    code, shown, _ = intsr(
-        "verify", bench_top / "tiny.engine", "--against", bench_top / "calibration", *arguments, "--json"
-    )
-    assert code == 0 and json.loads(shown)["passed"] is True
     result = intsr("verify", bench_top / "tiny.engine", "--against", bench_top / "other", *arguments)
     assert_one_line(result, 2, "digest")
 
@@ -194,29 +186,28 @@ def test_bits_that_do_not_exist(intsr: Run, bench_top: Path, tiny_folder: Path) 
     assert not (bench_top / "c").exists()
 
 
-@pytest.mark.parametrize(
-    ("source", "arguments", "words"),
-    [
-        ("onnx", ("--bits", "w4a4"), ["--bits", "export folder"]),
-        ("onnx", ("--tile", "64"), ["--tile", "export folder"]),
-        ("onnx", ("--images", "pictures"), ["--images", "export folder"]),
-        ("demo", ("--calibration", "calibration", "--parts", "unet"), ["--parts", "--calibration"]),
-        ("onnx", ("--workspace", "5"), ["--workspace", "--target cpu"]),
-        ("onnx", ("--target", "tensorrt-rtx", "--precision", "bf16"), ["--precision", "--target tensorrt-rtx"]),
-        ("onnx", ("--target", "tpu"), ["tpu", "tensorrt-rtx"]),
-    ],
+OPTIONS_WITHOUT_EFFECT = (
+    ("onnx", ("--bits", "w4a4"), ["--bits", "export folder"]),
+    ("onnx", ("--images", "pictures"), ["--images", "export folder"]),
+    ("demo", ("--calibration", "calibration", "--parts", "unet"), ["--parts", "--calibration"]),
+    ("demo", ("--bits", "fp", "--parts", "unet"), ["--parts", "--bits fp"]),
+    ("demo", ("--passionsr", "a.pth", "--parts", "unet"), ["--parts", "--passionsr"]),
+    ("onnx", ("--workspace", "5"), ["--workspace", "--target cpu"]),
+    ("onnx", ("--target", "tensorrt-rtx", "--precision", "bf16"), ["--precision", "--target tensorrt-rtx"]),
+    ("onnx", ("--target", "tpu"), ["tpu", "tensorrt-rtx"]),
 )
-def test_options_that_would_change_nothing(
-    intsr: Run, bench_top: Path, source: str, arguments: tuple[str, ...], words: list[str]
-) -> None:
-    given = [bench_top / value if (bench_top / value).exists() else value for value in (source, *arguments)]
-    assert_one_line(intsr("compile", *given, "-o", bench_top / "new" / "x.engine"), 2, *words)
-    assert not (bench_top / "new").exists()
+
+
+def test_options_that_would_change_nothing(intsr: Run, bench_top: Path) -> None:
+    for source, arguments, words in OPTIONS_WITHOUT_EFFECT:
+        given = [bench_top / value if (bench_top / value).exists() else value for value in (source, *arguments)]
+        assert_one_line(intsr("compile", *given, "-o", bench_top / "new" / "x.engine"), 2, *words)
+        assert not (bench_top / "new").exists()
 
 
 def test_a_verification_that_fails_says_so_however_quiet(intsr: Run, bench_top: Path, tiny_folder: Path) -> None:
-    arguments = ("--against", tiny_folder, "--images", bench_top / "pictures", "--min-psnr", 150, "-q", "--json")
-    result = intsr("verify", bench_top / "tiny.engine", *arguments)
+    given = ("--against", tiny_folder, "--images", bench_top / "pictures", "--limit", 1)
+    result = intsr("verify", bench_top / "tiny.engine", *given, "--min-psnr", 150, "-q", "--json")
     assert_one_line(result, 1, "tiny.engine", "at least 150")
     assert json.loads(result[1])["passed"] is False
 

@@ -118,7 +118,7 @@ def test_every_command_finds_models_in_the_same_way(intsr: Command, tmp_path: Pa
 
         # The command opens its engine first; what it then asks for the model is this.
         with pytest.raises(ModelError, match="an SDXL checkpoint"):
-            reference_for_verification(str(model), None, None, None, 16, "")
+            reference_for_verification(str(model), None, tile_px=16, calibration_digest="")
         return
     code, _, err = intsr(command, *arguments[command])
     errors = [line for line in err.splitlines() if line.startswith("intsr: error:")]

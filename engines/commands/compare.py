@@ -88,6 +88,7 @@ COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak 
 )
 @common_options
 def compare(
+    *,
     methods: str,
     bits: str,
     parts: tuple[str, ...],

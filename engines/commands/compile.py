@@ -94,6 +94,7 @@ OF_MODEL = (
 @click.option("--dry-run", is_flag=True, help="Say what would be built, and what it takes, and stop.")
 @common_options
 def compile_command(
+    *,
     source: str,
     output: Path | None,
     target: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,23 +34,13 @@ _PATH = click.Path(path_type=Path)
 @weight_options
 @common_options
 def report(
+    *,
     sources: tuple[Path, ...],
-    images: Path | None,
-    hr: Path | None,
     outputs: tuple[str, ...],
-    reference: str | None,
-    model: str | None,
-    calibration_images: Path | None,
     bench: tuple[Path, ...],
-    limit: int,
-    shown: int,
-    overlap_px: int | None,
-    precision: str,
-    threads: int | None,
     output: Path,
-    context: Path | None,
-    lora: Path | None,
     as_json: bool,
+    **rest: Any,
 ) -> None:
     """Write one self-contained HTML file about a calibration, engines, finished pictures, or all of them.
 
@@ -72,19 +63,8 @@ def report(
         calibration=calibration,
         engines=engines,
         outputs=outputs_from_options(outputs),
-        images=images,
-        hr=hr,
-        calibration_images=calibration_images,
-        model=model,
-        context=context,
-        lora=lora,
         bench=tuple(bench_from_file(path) for path in bench),
-        reference=reference,
-        limit=limit,
-        shown=shown,
-        threads=threads,
-        precision=precision,
-        overlap_px=overlap_px,
+        **rest,
     )
     check_output_file(output)
     facts = build_report(request, output, say)

@@ -31,6 +31,7 @@ from intsr.types import SYNTHETIC_NOTE
 @weight_options
 @common_options
 def verify(
+    *,
     engine: Path,
     against: str,
     model: str | None,
@@ -62,11 +63,11 @@ def verify(
         reference, spec = reference_for_verification(
             against,
             model,
-            context,
-            lora,
-            opened.tile_px,
-            manifest.calibration_digest,
-            is_weight_only(manifest.bits),
+            context=context,
+            lora=lora,
+            tile_px=opened.tile_px,
+            calibration_digest=manifest.calibration_digest,
+            weight_only=is_weight_only(manifest.bits),
         )
         inputs = list(verification_inputs(pictures, spec, opened.tile_px))
         result = run(opened, reference, progress(inputs, "verifying"))

@@ -51,30 +51,33 @@ def label(recipe: Recipe) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Folders: of calibrations, one a setting; of pictures, one a row; and for what is removed at the end."""
+    """Folders that a comparison writes into."""
 
+    # One calibration a recipe.
     calibrations: Path
+    # One folder of pictures a row.
     pictures: Path
+    # Removed at the end.
     scratch: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table. error: why there are no numbers, else None.
-
-    psnr_to_fp_db: mean over the pictures of PSNR on RGB, 8 bits as written, against those of the full-precision
-    engine; infinite where one is equal. psnr_y_loss_db: full precision's PSNR-Y less this one's. peak_bytes: of the
-    process that calibrated.
-    """
+    """One line of the table."""
 
     method: str
     bits: str
     parts: tuple[str, ...]
     scores: Scores | None = None
+    # The mean over the pictures of PSNR on RGB, 8 bits as written, against those of the full-precision engine;
+    # infinite where one is equal.
     psnr_to_fp_db: float | None = None
+    # Full precision's PSNR-Y less this one's.
     psnr_y_loss_db: float | None = None
     calibration_s: float | None = None
+    # Of the process that calibrated.
     peak_bytes: int | None = None
+    # Why there are no numbers.
     error: str | None = None
 
     def to_mapping(self) -> dict[str, Any]:

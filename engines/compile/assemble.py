@@ -58,13 +58,15 @@ def compile_engine(
     check_output_file(output)
     check_free_space(output.parent, COPIES_ON_DISK * sum(path.stat().st_size for path in export_folder.iterdir()))
     output.parent.mkdir(parents=True, exist_ok=True)
+    build = cache.build_each if cache is not None else _build_each
     built: list[_Built] = []
     with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as folder:
         for entries in zip(export.networks, *(tile.networks for tile in export.tiles), strict=True):
             on_network(entries[0].name)
             sizes = [export.tile_px, *(tile.tile_px for tile in export.tiles)]
             graphs = dict(zip(sizes, entries, strict=True))
-            built.append(_build(target, export_folder, Path(folder), graphs, options, cache))
+            builds = _builds(target, export_folder, Path(folder), graphs, options)
+            built.append(_shared(target, graphs, builds, build(target, builds)))
         members = {name: Path(folder) / name for network in built for name in network.members()}
         plans = {network.entries[0].name: network.reports[0].plan for network in built}
         if any("layers" in plan for plan in plans.values()):
@@ -86,33 +88,39 @@ class _Built:
         return [entry.member for entry in self.entries]
 
 
-def _build(
-    target: Target,
-    export_folder: Path,
-    folder: Path,
-    graphs: Mapping[int, NetworkEntry],
-    options: BuildOptions,
-    cache: PlanCache | None,
+def _build_each(target: Target, builds: Sequence[Build]) -> list[BuildReport]:
+    return build_each_in_child(target.builder, builds)
+
+
+def _builds(
+    target: Target, export_folder: Path, folder: Path, graphs: Mapping[int, NetworkEntry], options: BuildOptions
+) -> list[Build]:
+    """What is to be built of one network. graphs: tile size -> its graph of that size, the default first."""
+    builds: list[Build] = []
+    for tile_px, graph in graphs.items():
+        if not builds:
+            builds.append(Build(export_folder / graph.member, folder / f"{graph.name}.{target.suffix}", options))
+            # Where weights are shared, they are compiled when the engine is opened: one size is enough to look at.
+            options = replace(options, detailed=options.detailed and not target.sharing)
+        else:
+            member = f"{graph.name}@{tile_px}.{target.further_suffix or target.suffix}"
+            builds.append(Build(export_folder / graph.member, folder / member, options))
+    return builds
+
+
+def _shared(
+    target: Target, graphs: Mapping[int, NetworkEntry], builds: Sequence[Build], reports: list[BuildReport]
 ) -> _Built:
-    """graphs: tile size -> the network's graph of that size, the default first."""
-    first, *further = graphs
-    name, main = graphs[first].name, f"{graphs[first].name}.{target.suffix}"
-    members = [main, *(f"{name}@{tile}.{target.further_suffix or target.suffix}" for tile in further)]
-    # Where weights are shared, they are compiled when the engine is opened: one size is enough to look at.
-    further_options = replace(options, detailed=options.detailed and not target.sharing)
-    builds = [
-        Build(export_folder / graph.member, folder / member, options if member == main else further_options)
-        for member, graph in zip(members, graphs.values(), strict=True)
-    ]
-    reports = build_each_in_child(target.builder, builds) if cache is None else cache.build_each(target, builds)
+    """The finished network, whose further tile sizes share the first one's weights where the target can do that."""
+    main, *further = (build.plan_path for build in builds)
     weights_member = ""
     if further and target.sharing:
         module, _, function = target.sharing.partition(":")
-        getattr(import_module(module), function)(folder / main, [folder / member for member in members[1:]])
-        weights_member = main
+        getattr(import_module(module), function)(main, further)
+        weights_member = main.name
     entries = [
-        NetworkEntry(name, member, graph.inputs, graph.outputs, weights_member if member != main else "")
-        for member, graph in zip(members, graphs.values(), strict=True)
+        NetworkEntry(graph.name, plan.name, graph.inputs, graph.outputs, weights_member if plan != main else "")
+        for plan, graph in zip((main, *further), graphs.values(), strict=True)
     ]
     return _Built(entries, reports)
 

@@ -22,28 +22,31 @@ _LIBRARIES_BYTES = 600_000_000
 
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
-    """One network at one tile size. input, output: (N, C, H, W). macs: multiply-accumulates of convolutions and
-    linear layers. precision: in words.
-    """
+    """One network at one tile size."""
 
     name: str
     tile_px: int
+    # (N, C, H, W).
     input: Shape
     output: Shape
+    # In words.
     precision: str
     parameters: int
+    # Multiply-accumulates of convolutions and linear layers.
     macs: int
 
 
 @dataclass(frozen=True, slots=True)
 class CompilePlan:
-    """engine_bytes, peak_bytes: estimates. disk_bytes: what lies in temporary folders while it is built, at most."""
+    """What a compilation would build, and about what it would take."""
 
     model: str
     target: str
     networks: tuple[NetworkPlan, ...]
     engine_bytes: int
+    # Of memory.
     peak_bytes: int
+    # Of temporary folders, at most.
     disk_bytes: int
 
     def to_mapping(self) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class CompilePlan:
 def compile_plan(
     name: str,
     source: ModelSource,
+    *,
     target: Target,
     bits: Bits,
     parts: Sequence[str],
@@ -85,13 +89,13 @@ def compile_plan(
     files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     held = parameters if loads_model else max(network.parameters for network in first)
     return CompilePlan(
-        source.spec.name,
-        target.name,
-        tuple(networks),
-        engine_bytes,
-        _LIBRARIES_BYTES + sum(files.values()) + 4 * held,
+        model=source.spec.name,
+        target=target.name,
+        networks=tuple(networks),
+        engine_bytes=engine_bytes,
+        peak_bytes=_LIBRARIES_BYTES + sum(files.values()) + 4 * held,
         # The graphs of every tile size, the networks built of them, the engine that they are put into.
-        once_bytes * len(tiles_px) + 2 * engine_bytes,
+        disk_bytes=once_bytes * len(tiles_px) + 2 * engine_bytes,
     )
 
 

@@ -105,10 +105,10 @@ def plan_of(prepared: Prepared) -> CompilePlan:
     return compile_plan(
         request.model,
         prepared.source,
-        prepared.target,
-        bits,
-        parts,
-        prepared.tiles_px,
+        target=prepared.target,
+        bits=bits,
+        parts=parts,
+        tiles_px=prepared.tiles_px,
         loads_model=bool(request.images or request.official),
         weight_only=request.weight_only,
     )

@@ -10,7 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from intsr.calib.models.open import SRModel, load_model
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine
-from intsr.engines.verify.smooth_tiles import smooth_scores, worst_score
 from intsr.errors import MissingLibraryError, VerificationError
 from intsr.export.pipeline import export_model
 from intsr.files import atomic_path
@@ -71,10 +70,11 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
     recipe = Recipe(METHOD, Bits.parse(bits), tile_px=TILE_PX, crops=CROPS, effort=EFFORT)
     calibration = calibrate(model, pictures.calibration, recipe)
     save_calibration(calibration, output / f"calibration-{bits}")
+    say("compiling three engines: fp32 and int8 for the CPU, int8 for tensorrt-rtx")
     engines = {
-        "fp32": _compile(model, None, "cpu", output / "demo-fp32.cpu.engine", say, precision="f32"),
-        "int8": _compile(model, calibration, "cpu", output / f"demo-{bits}.cpu.engine", say),
-        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{bits}.rtx.engine", say),
+        "fp32": _compile(model, None, "cpu", output / "demo-fp32.cpu.engine", precision="f32"),
+        "int8": _compile(model, calibration, "cpu", output / f"demo-{bits}.cpu.engine"),
+        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{bits}.rtx.engine"),
     }
     bicubic = pictures.lr.resize(pictures.original.size, Image.Resampling.BICUBIC)
     _save(bicubic, output / "bicubic.png")
@@ -88,15 +88,15 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
             summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, pictures.original)
             if color_fix == "wavelet":
                 _save(picture, output / f"sr_{kind}.png")
-    say("comparing smooth and flat tiles")
-    with open_engine(engines["int8"]) as engine, open_engine(engines["fp32"]) as reference:
-        worst = worst_score(smooth_scores(engine, reference))
-    summary["worst_smooth_tile"] = asdict(worst)
     say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
     measured = _measure(engines["int8"], engines["fp32"])
     names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")
     summary |= {name: round(item.median_ms, 2) for name, item in zip(names, measured, strict=True)}
-    summary["report"] = _write_report(output, output / f"calibration-{bits}", engines, measured, say)
+    facts = _write_report(output, output / f"calibration-{bits}", engines, measured, say)
+    summary["report"] = REPORT_NAME if facts else None
+    if facts:
+        (smooth,) = facts["pictures"]["smooth_tiles"]
+        summary["worst_smooth_tile"] = min(smooth["tiles"], key=lambda tile: tile["psnr_db"])
     summary |= {
         "engine_bytes": engines["int8"].stat().st_size,
         "rtx_engine_bytes": engines["rtx"].stat().st_size,
@@ -128,8 +128,8 @@ def _write_report(
     engines: Mapping[str, Path],
     measured: Sequence[benchmark.Measurement],
     say: Say,
-) -> str | None:
-    """Write `report.html`; returns its name, or None, said in words, where what draws it is not installed."""
+) -> dict[str, Any] | None:
+    """Write `report.html`; return what it says, or None, said in words, where what draws it is not installed."""
     from intsr.engines.report.build import build_report, check_libraries
     from intsr.engines.report.measure.request import ReportRequest
 
@@ -158,8 +158,7 @@ def _write_report(
                 },
             ),
         )
-        build_report(request, output / REPORT_NAME, say)
-    return REPORT_NAME
+        return build_report(request, output / REPORT_NAME, say)
 
 
 def _save_pairs(lr: Path, hr: Path, factor: int) -> None:
@@ -209,9 +208,8 @@ def _psnr_y_db(picture: Image.Image, original: Image.Image) -> float:
 
 
 def _compile(
-    model: SRModel, calibration: Calibration | None, target: str, output: Path, say: Say, precision: str | None = None
+    model: SRModel, calibration: Calibration | None, target: str, output: Path, precision: str | None = None
 ) -> Path:
-    say(f"compiling {output.name}")
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         exported = Path(folder) / "onnx"
         first, *further = target_from_name(target).tiles

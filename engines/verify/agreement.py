@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from intsr.errors import UsageError, VerificationError
 from intsr.runtime.backends.protocol import Network
+from intsr.runtime.measure.metrics import psnr_db
 from intsr.types import NETWORKS, Bits
 
 PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
 EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
 
 F32 = NDArray[np.float32]
-
 
 # What correct engines reach on every picture, flat ones included, in dB: docs/agreement.md has the measurements.
 FULL_PRECISION_DB = {"f32": 60.0, "bf16": 36.0, "f16": 36.0}
@@ -27,7 +27,7 @@ INTEGER_DB = {8: 30.0, 7: 27.0, 6: 24.0, 5: 20.0, 4: 16.0, 3: 12.0, 2: 8.0}
 
 
 def default_bound_db(bits: str, precision: str) -> float:
-    """PSNR that every picture must reach. bits: a manifest's; precision: of what is not integer, here."""
+    """Return the PSNR that every picture must reach. bits: a manifest's; precision: of what is not integer, here."""
     from intsr.export.graphs import is_weight_only
 
     if bits == "fp" or is_weight_only(bits):
@@ -46,10 +46,12 @@ class RunsNetworks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """psnr_db: over all pictures together. max_abs_error: the largest single difference."""
+    """How far one network's outputs are from the reference's."""
 
     name: str
+    # Over all pictures together.
     psnr_db: float
+    # The largest single difference.
     max_abs_error: float
 
     def to_mapping(self) -> dict[str, Any]:
@@ -58,10 +60,13 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Every network on the reference's own input, and all three in a row; per_image_db: picture -> its PSNR in dB."""
+    """An engine compared with its reference."""
 
+    # Each on the reference's own input.
     networks: tuple[Agreement, ...]
+    # All of them in a row.
     end_to_end: Agreement
+    # Picture -> its PSNR in dB, end to end.
     per_image_db: Mapping[str, float]
 
     @property
@@ -71,7 +76,7 @@ class Verification:
 
 
 class _Errors:
-    """Running squared error, largest error, and the peak to relate them to."""
+    """Collects squared error, largest error, and the peak to relate them to."""
 
     def __init__(self, peak: float | None) -> None:
         self.squared, self.count, self.largest = 0.0, 0, 0.0
@@ -86,13 +91,19 @@ class _Errors:
         self.squared, self.count = self.squared + squared, self.count + difference.size
         self.largest = max(self.largest, float(np.abs(difference).max()))
         self._low, self._high = min(self._low, float(expected.min())), max(self._high, float(expected.max()))
-        return psnr_db(squared / difference.size, self._peak or self._high - self._low)
+        return psnr_db_from_mse(squared / difference.size, self._peak or self._high - self._low)
 
     def agreement(self, name: str) -> Agreement:
-        return Agreement(name, psnr_db(self.squared / self.count, self._peak or self._high - self._low), self.largest)
+        peak = self._peak or self._high - self._low
+        return Agreement(name, psnr_db_from_mse(self.squared / self.count, peak), self.largest)
 
 
-def psnr_db(mean_squared_error: float, peak: float) -> float:
+def capped_psnr_db(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """PSNR of two pictures with a peak of 255, at most EXACT_DB."""
+    return min(psnr_db(first.astype(np.float64), second.astype(np.float64)), EXACT_DB)
+
+
+def psnr_db_from_mse(mean_squared_error: float, peak: float) -> float:
     """20 log10(peak) - 10 log10(MSE), at most EXACT_DB."""
     if mean_squared_error == 0:
         return EXACT_DB

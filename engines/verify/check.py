@@ -21,15 +21,15 @@ PICTURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """images: a folder of low-resolution pictures, of which the first four are looked at, beside smooth ones made for
-    it. min_psnr_db: that every one of them must reach end to end, None for what correct engines reach.
-    """
+    """Compares an engine with torch on the first four pictures of a folder and on smooth ones made for it."""
 
+    # A folder of low-resolution pictures.
     images: Path
+    # What every one of them must reach end to end; None for what correct engines reach.
     min_psnr_db: float | None
 
     def pictures(self, target: Target) -> list[Path]:
-        """Before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
+        """List the pictures, before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
         if target.gpu:
             devices, why = list_devices("cuda-python")
             if len(devices) == 1:
@@ -39,7 +39,7 @@ class Check:
     def run(
         self, engine: Path, pictures: list[Path], source: ModelSource, ranges: Calibration | None, weight_only: bool
     ) -> Verification:
-        """Raises VerificationError where they differ by more, OutOfMemoryError."""
+        """Compare the engine with torch. Raises VerificationError where they differ by more, OutOfMemoryError."""
         with open_engine(engine) as opened:
             reference = reference_from_calibration(source.load(), ranges, opened.tile_px, weight_only)
             inputs = list(verification_inputs(pictures, source.spec, opened.tile_px))

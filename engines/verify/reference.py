@@ -87,13 +87,14 @@ def open_reference(
 def reference_for_verification(
     against: str,
     model_name: str | None,
-    context: Path | None,
-    lora: Path | None,
+    *,
+    context: Path | None = None,
+    lora: Path | None = None,
     tile_px: int,
     calibration_digest: str,
     weight_only: bool = False,
 ) -> tuple[TorchReference, ModelSpec]:
-    """Full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
+    """Open full precision for a model; fake-quantized for a calibration folder, whose model must then be named.
 
     calibration_digest: the engine's; another calibration's numbers would say nothing about it. weight_only: of an
     engine whose activations are floats, whatever grids the calibration has for them.

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from intsr.calib.data.made_pictures import smooth_tiles
-from intsr.runtime.measure.metrics import psnr_db
+from intsr.engines.verify.agreement import capped_psnr_db
 from intsr.runtime.upscaler import Upscaler
-
-EXACT_DB = 200.0  # of equal pictures: JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
 class SmoothScore:
-    """One made picture. psnr_db: over all its pixels, 8 bits. max_levels: the largest difference of one of them."""
+    """One made picture."""
 
     name: str
+    # Over all its pixels, 8 bits.
     psnr_db: float
+    # The largest difference of one of them, of 255.
     max_levels: int
 
 
 def smooth_scores(engine: Upscaler, reference: Upscaler) -> list[SmoothScore]:
-    """Of every one of `smooth_tiles`, a tile of the engine's, without colour fix, which would hide most of it.
+    """Upscale every one of `smooth_tiles` with both, without colour fix, which would hide most of the difference.
 
     Raises what upscaling raises.
     """
     scores = []
     for name, pixels in smooth_tiles(engine.tile_px).items():
-        got, expected = (
-            np.asarray(each.upscale(pixels, color_fix="none")).astype(np.float64) for each in (engine, reference)
-        )
-        decibels = min(psnr_db(got, expected), EXACT_DB)
-        scores.append(SmoothScore(name, round(decibels, 2), int(np.abs(got - expected).max())))
+        got, expected = (np.asarray(each.upscale(pixels, color_fix="none")) for each in (engine, reference))
+        levels = int(np.abs(got.astype(int) - expected).max())
+        scores.append(SmoothScore(name, round(capped_psnr_db(got, expected), 2), levels))
     return scores
-
-
-def worst_score(scores: Sequence[SmoothScore]) -> SmoothScore:
-    return min(scores, key=lambda score: score.psnr_db)

@@ -94,7 +94,9 @@ def test_a_weight_only_engine_agrees_with_its_calibration(
     x = np.random.default_rng(5).uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     found = []
     for floats in (True, False):
-        reference, _ = reference_for_verification(str(folder), str(tiny_folder), None, None, 16, digest, floats)
+        reference, _ = reference_for_verification(
+            str(folder), str(tiny_folder), tile_px=16, calibration_digest=digest, weight_only=floats
+        )
         result = verify(weight_only, reference, [("x", x)])
         found.append(min(network.psnr_db for network in (*result.networks, result.end_to_end)))
     # Its calibration has grids of four bits for activations, which the engine never reads.

@@ -55,26 +55,11 @@ def test_round_trip(tmp_path, bundle_path, manifest, members):
         assert bundle.sizes_bytes() == {name: len(content) for name, content in contents.items()}
 
 
-@SAME_FOLDER
-@given(contents=st.lists(st.binary(max_size=200), min_size=3, max_size=3))
-def test_round_trip_of_any_bytes(tmp_path, manifest, contents):
-    files = {}
-    for entry, content in zip(manifest.networks, contents, strict=True):
-        files[entry.member] = tmp_path / entry.member
-        files[entry.member].write_bytes(content)
-    write_bundle(tmp_path / "any.engine", manifest, files)
-    assert list(_open_whole(tmp_path / "any.engine").values()) == contents
-
-
-def test_same_members_give_the_same_bytes(tmp_path, bundle_path, manifest, members):
-    write_bundle(tmp_path / "again.engine", manifest, members)
-    assert (tmp_path / "again.engine").read_bytes() == bundle_path.read_bytes()
-
-
-def test_members_lie_uncompressed_in_the_file(bundle_path, members):
+def test_members_lie_uncompressed_in_the_file_and_it_is_the_same_each_time(tmp_path, bundle_path, manifest, members):
     whole = bundle_path.read_bytes()
     assert all(file.read_bytes() in whole for file in members.values())
-    assert zipfile.ZipFile(bundle_path).testzip() is None
+    write_bundle(tmp_path / "again.engine", manifest, members)
+    assert (tmp_path / "again.engine").read_bytes() == whole
 
 
 @SAME_FOLDER
@@ -103,7 +88,9 @@ def in_place(request, monkeypatch) -> bool:
     return request.param == "mapped"
 
 
-def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, members, in_place):
+def test_a_lasting_member_outlives_the_bundle_and_its_file(bundle_path, manifest, members, in_place):
+    members["unet.plan"].write_bytes(b"")
+    write_bundle(bundle_path, manifest, members)
     with Bundle(bundle_path) as bundle:
         lasting = {name: bundle.lasting_member(name) for name in members}
     bundle_path.unlink()
@@ -117,9 +104,7 @@ def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bund
     with Bundle(bundle_path) as opened:
         view = opened.lasting_member("unet.plan").view
         view[:] = bytes(len(view))
-        assert bundle_path.read_bytes() == before
-    with Bundle(bundle_path) as opened:
-        assert bytes(opened.member("unet.plan")) in before
+    assert bundle_path.read_bytes() == before
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -154,32 +139,11 @@ def test_a_file_is_overwritten_or_another_one_takes_its_place(bundle_path, tmp_p
     assert not bundle_module.is_overwritten(bundle_path, identity)
 
 
-def test_a_lasting_member_may_be_empty(tmp_path, manifest, members, in_place):
-    (tmp_path / "empty").write_bytes(b"")
-    write_bundle(tmp_path / "a.engine", manifest, members | {"unet.plan": tmp_path / "empty"})
-    with Bundle(tmp_path / "a.engine") as bundle:
-        assert bytes(bundle.lasting_member("unet.plan").view) == b""
-
-
 def test_a_failed_write_leaves_the_old_bundle(bundle_path, manifest, members):
     before = bundle_path.read_bytes()
     with pytest.raises(FileNotFoundError):
         write_bundle(bundle_path, manifest, members | {"unet.plan": Path("nothing")})
     assert bundle_path.read_bytes() == before
-
-
-@SAME_FOLDER
-@given(st.data())
-def test_a_flipped_byte_of_a_member_is_found(bundle_path, members, data):
-    whole = bundle_path.read_bytes()
-    content = members[data.draw(st.sampled_from(sorted(members)))].read_bytes()
-    position = whole.index(content) + data.draw(st.integers(0, len(content) - 1))
-    altered = bytearray(whole)
-    altered[position] ^= data.draw(st.integers(1, 255))
-    other = bundle_path.with_name("altered.engine")
-    other.write_bytes(altered)
-    with pytest.raises(BundleError, match="altered"):
-        Bundle(other)
 
 
 def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
@@ -188,7 +152,7 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
     good_manifest, good_members = read_manifest(bundle_path), _open_whole(bundle_path)
     # The manifest is one long stretch of text under one checksum: some of its bytes will do.
     text = range(whole.index(b"{"), whole.index(b"PK", 10))
-    positions = [position for position in range(len(whole)) if position not in text or position % 16 == 0]
+    positions = [position for position in range(len(whole)) if position not in text or position % 64 == 0]
     other = bundle_path.with_name("altered.engine")
     found = 0
     for position in positions:
@@ -206,7 +170,7 @@ def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
 def test_a_file_cut_short_anywhere_is_found(bundle_path):
     whole = bundle_path.read_bytes()
     other = bundle_path.with_name("cut.engine")
-    for size in (*range(0, len(whole), 7), len(whole) - 1):
+    for size in (*range(0, len(whole), 31), len(whole) - 1):
         other.write_bytes(whole[:size])
         with pytest.raises(BundleError) as caught:
             Bundle(other)

@@ -32,22 +32,17 @@ def _tree(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-def test_file_appears_on_success_only_and_in_new_folders(tmp_path):
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_file_appears_on_success_only_and_in_new_folders(tmp_path, old):
     path = tmp_path / "new" / "deep" / "a.bin"
+    if old is not None:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(old)
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"new")
         assert temporary.parent == path.parent
-        assert not path.exists()
+        assert (path.read_bytes() if path.exists() else None) == old
     assert _tree(path.parent) == {"a.bin": b"new"}
-
-
-def test_file_is_replaced(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(b"new")
-        assert path.read_bytes() == b"old"
-    assert _tree(tmp_path) == {"a.bin": b"new"}
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["hard links", "a drive without them"])
@@ -68,8 +63,7 @@ def test_without_overwrite_a_file_that_appears_meanwhile_stays(tmp_path, monkeyp
     assert _tree(tmp_path) == {"a.bin": b"somebody else's" if appears else b"new"}
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("old", [b"old", None])
+@pytest.mark.parametrize(("error", "old"), [(RuntimeError, b"old"), (KeyboardInterrupt, None)])
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path, error, old):
     path = tmp_path / "a.bin"
     if old is not None:
@@ -119,27 +113,13 @@ def test_below_a_file_is_one_line(tmp_path, writer):
     assert _tree(tmp_path) == {"file": b""}
 
 
-def test_a_name_that_is_too_long_is_one_line(tmp_path):
-    with pytest.raises(UsageError, match="cannot write here"), atomic_path(tmp_path / ("n" * 256)):
-        pytest.fail("the body ran")
-
-
-def test_a_folder_is_no_file_name(tmp_path):
-    with pytest.raises(UsageError, match="is a folder; expected a file name"), atomic_path(tmp_path):
-        pytest.fail("the body ran")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="permission bits do not bind root")
-def test_read_only_folder_is_one_line(tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(UsageError, match="cannot write here"):
-        check_writable_folder(tmp_path)
-    tmp_path.chmod(0o700)
-
-
-def test_checking_creates_the_folder_and_leaves_nothing_in_it(tmp_path):
-    check_writable_folder(tmp_path / "a" / "b")
-    assert _tree(tmp_path) == {"a": None, "a/b": None}
+def test_names_that_are_none_are_one_line(tmp_path):
+    for path, words in (
+        (tmp_path / ("n" * 256), "cannot write here"),
+        (tmp_path, "is a folder; expected a file name"),
+    ):
+        with pytest.raises(UsageError, match=words), atomic_path(path):
+            pytest.fail("the body ran")
 
 
 def test_an_output_is_checked_without_creating_anything(tmp_path):
@@ -156,11 +136,12 @@ def test_an_output_is_checked_without_creating_anything(tmp_path):
     assert _tree(tmp_path) == {"file": b""}
 
 
-def test_folder_appears_on_success_only(tmp_path):
-    path = tmp_path / "new" / "out"
-    with atomic_folder(path) as temporary:
+def test_a_folder_appears_on_success_only(tmp_path):
+    check_writable_folder(tmp_path / "new")
+    assert _tree(tmp_path) == {"new": None}
+    with atomic_folder(tmp_path / "new" / "out") as temporary:
         (temporary / "a").write_bytes(b"a")
-        assert not path.exists()
+        assert not (tmp_path / "new" / "out").exists()
     assert _tree(tmp_path / "new") == {"out": None, "out/a": b"a"}
 
 
@@ -178,20 +159,18 @@ def test_folder_is_replaced_as_a_whole(tmp_path):
     assert _tree(tmp_path) == {"out": None, "out/new": b"new"}
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failure_leaves_the_old_folder_and_nothing_else(tmp_path, error):
+def test_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     path = _old_folder(tmp_path)
     before = _tree(tmp_path)
-    with pytest.raises(error), atomic_folder(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as temporary:
         (temporary / "new").write_bytes(b"new")
-        raise error
+        raise KeyboardInterrupt
     assert _tree(tmp_path) == before
 
 
 def test_failure_between_the_two_renames_puts_the_old_folder_back(tmp_path, monkeypatch):
     path = _old_folder(tmp_path)
-    before = _tree(tmp_path)
-    replace = Path.replace
+    before, replace = _tree(tmp_path), Path.replace
 
     def interrupted(self, target):
         if self.suffix == ".part":
@@ -228,20 +207,14 @@ def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
         check_replaceable_folder(path, marker="manifest")
 
 
-@pytest.mark.parametrize("output", [".", "..", "../here"])
-def test_the_folder_that_one_is_in_is_never_replaced(tmp_path, monkeypatch, output):
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UsageError, match="would replace the folder you are in"), atomic_folder(Path(output)):
-        pytest.fail("the body ran")
-
-
-def test_the_home_folder_is_never_replaced(tmp_path, monkeypatch):
+def test_a_folder_that_one_is_or_lives_in_is_never_replaced(tmp_path, monkeypatch):
+    for folder in ("here", "home/me"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
-    (tmp_path / "home" / "me").mkdir(parents=True)
-    for folder in ("home", "home/me"):
-        with pytest.raises(UsageError, match="would replace"):
-            check_replaceable_folder(tmp_path / folder)
+    monkeypatch.chdir(tmp_path / "here")
+    for output in (Path(), Path(".."), Path("../here"), tmp_path / "home", tmp_path / "home" / "me"):
+        with pytest.raises(UsageError, match="would replace the folder you are in"), atomic_folder(output):
+            pytest.fail("the body ran")
     with atomic_folder(tmp_path / "home" / "me" / "out"):
         pass
     assert (tmp_path / "home" / "me" / "out").is_dir()
@@ -277,12 +250,6 @@ def test_free_space_is_that_of_the_nearest_folder(tmp_path: Path, monkeypatch: p
     assert asked == [tmp_path] and not (tmp_path / "not").exists()
     with pytest.raises(UsageError, match=r"there: 3\.00 GB free on its disk; expected about 3\.01 GB"):
         check_free_space(tmp_path / "not" / "there", 3_010_000_000)
-
-
-def test_the_real_disk_has_some_room_and_not_any(tmp_path: Path) -> None:
-    check_free_space(tmp_path, 1)
-    with pytest.raises(UsageError, match="free some"):
-        check_free_space(tmp_path, 1 << 62)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_an_rtx_engine_of_all_three_networks(rtx_engine: Path) -> None:
     assert not {"signal", "wait"} & set(report["total"]["kernels_by_kind"])
 
 
+@pytest.mark.slow
 def test_int8_takes_few_kernels_more_than_fp16(rtx_engine: Path, fp_rtx_engine: Path) -> None:
     report = inspect_engine(rtx_engine, layers=True)
     ratios = {ratio["name"]: ratio for ratio in compare_plans(report, fp_rtx_engine)}
@@ -160,6 +161,7 @@ def test_int8_takes_few_kernels_more_than_fp16(rtx_engine: Path, fp_rtx_engine: 
     assert report["total"]["quantize_kernels"] <= 0.03 * report["total"]["kernels"]
 
 
+@pytest.mark.slow
 def test_weight_only_needs_no_calibration(
     intsr: Callable[..., tuple[int, str, str]], tiny_folder: Path, rtx_engine: Path, tmp_path: Path
 ) -> None:
@@ -176,18 +178,19 @@ def test_weight_only_needs_no_calibration(
     assert "with weight-only layers 9" in output and f"total    against {rtx_engine}: kernels x " in output
 
 
+@pytest.mark.slow
 def test_a_weight_only_engine_says_so(exports: dict[str, Path], rtx_engine: Path, tmp_path: Path) -> None:
     manifest = compile_engine(exports["weight-only"], tmp_path / "w.engine", BuildOptions("tensorrt-rtx"))
     assert manifest.bits == "w8a16"
     report = inspect_engine(tmp_path / "w.engine", layers=True)
     assert report["total"]["int8_mac_share"] == 0.0 and report["total"]["int8_weight_share"] > 0.95
-    with pytest.raises(UsageError, match="lowered as weight-only"):
-        compile_engine(exports["weight-only"], tmp_path / "x.engine", BuildOptions("cpu"))
 
 
 def test_graphs_of_another_lowering_are_refused(exports: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="export again with --target tensorrt-rtx"):
         compile_engine(exports["asymmetric"], tmp_path / "x.engine", BuildOptions("tensorrt-rtx"))
+    with pytest.raises(UsageError, match="lowered as weight-only"):
+        compile_engine(exports["weight-only"], tmp_path / "x.engine", BuildOptions("cpu"))
     assert not list(tmp_path.iterdir())
 
 

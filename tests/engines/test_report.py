@@ -274,7 +274,7 @@ ERRORS = [
     (["lr/one.png"], "a picture; expected an .engine file"),
     (["missing.engine"], "no such file"),
     (["calibration", "calibration/"], "a second calibration"),
-    (["--bench", "lr/one.png"], "cannot be read"),
+    (["--bench", "lr/one.png"], "is not valid"),
     (["--bench", "empty.json"], "no list of measured engines"),
     (["--bench", "wrong.json"], "no list of measured engines"),
     (["fp.engine", "--hr", "hr"], "no pictures to compare the originals with"),
@@ -304,19 +304,15 @@ def broken(sources: Path) -> Iterator[Path]:
     yield sources
 
 
-@pytest.mark.parametrize(("arguments", "message"), ERRORS)
 def test_mistakes_are_one_line(
-    broken: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    intsr: Callable[..., tuple[int, str, str]],
-    arguments: list[str],
-    message: str,
+    broken: Path, monkeypatch: pytest.MonkeyPatch, intsr: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.chdir(broken)
-    code, stdout, stderr = intsr("report", "-q", "-o", "mistake.html", *arguments)
-    assert (code, stdout) == (2, ""), stderr
-    assert stderr.startswith("intsr: error: ") and message in stderr and stderr.count("\n") == 1
-    assert not Path("mistake.html").exists()
+    for arguments, message in ERRORS:
+        code, stdout, stderr = intsr("report", "-q", "-o", "mistake.html", *arguments)
+        assert (code, stdout) == (2, ""), stderr
+        assert stderr.startswith("intsr: error: ") and message in stderr and stderr.count("\n") == 1, stderr
+        assert not Path("mistake.html").exists()
 
 
 def test_a_model_with_its_context_elsewhere(sources: Path, tiny_folder: Path, tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from intsr.engines.report.measure.request import ReportRequest
 from intsr.engines.report.measure.variants import HR, LR, U8, Picture, PictureStore, Variant
-from intsr.engines.verify.agreement import EXACT_DB
-from intsr.runtime.measure.metrics import SSIM_WINDOW_PX, luma_from_pixels, psnr_db, ssim
+from intsr.engines.verify.agreement import capped_psnr_db
+from intsr.runtime.measure.metrics import SSIM_WINDOW_PX, luma_from_pixels, ssim
 from intsr.runtime.measure.seams import seam_score
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
 
@@ -22,40 +21,42 @@ CROPS, CROPS_A_PICTURE = 6, 3
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One picture of one variant. psnr_to_reference_db: on RGB. max_error_levels: the largest difference of any
-    component, in levels of 255. psnr_y_db, ssim_y: against the original, on luma. seam_score: None with one tile; of
-    pictures that are not made of tiles, at the borders of the last engine's.
-    ms: wall time of the one run that made the picture. calibrated_on: whether ranges were taken from it.
-    """
+    """One picture of one variant."""
 
     picture: str
     variant: str
     width_px: int
     height_px: int
     tiles: int | None = None
+    # None with one tile; of pictures that are not made of tiles, at the borders of the last engine's.
     seam_score: float | None = None
+    # On RGB.
     psnr_to_reference_db: float | None = None
+    # The largest difference of any component, of 255.
     max_error_levels: int | None = None
+    # Against the original, on luma.
     psnr_y_db: float | None = None
     ssim_y: float | None = None
+    # Wall time of the one run that made the picture.
     ms: float | None = None
+    # Whether ranges were taken from it.
     calibrated_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A square of a picture, output pixels. rms_levels: root of the mean squared difference, levels of 255."""
+    """A square of a picture, output pixels."""
 
     picture: str
     left: int
     top: int
     side_px: int
+    # The root of the mean squared difference, levels of 255.
     rms_levels: float
 
-
-def capped_psnr_db(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """PSNR with a peak of 255, at most EXACT_DB: JSON has no infinity."""
-    return min(psnr_db(first.astype(np.float64), second.astype(np.float64)), EXACT_DB)
+    def cut(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Its part of (H, W, ..) pixels."""
+        return pixels[self.top : self.top + self.side_px, self.left : self.left + self.side_px]
 
 
 def plan_of(picture: Picture, variant: Variant, overlap_px: int | None) -> TilePlan | None:
@@ -84,23 +85,26 @@ def scores_of_picture(
     variants: Sequence[Variant],
     store: PictureStore,
     reference: Variant | None,
-    request: ReportRequest,
+    *,
+    overlap_px: int | None,
     calibrated_on: bool,
 ) -> list[dict[str, Any]]:
-    """One `Score` a variant but the original, as mappings."""
+    """Score every variant but the original: a `Score` each, as mappings."""
     engine = next((variant for variant in reversed(variants) if variant.manifest), None)
     beside = Beside(
         reference,
         None if reference is None else store.get(picture, reference.name),
         store.get(picture, HR) if any(variant.kind == HR for variant in variants) else None,
-        plan_of(picture, engine, request.overlap_px) if engine else None,
+        plan_of(picture, engine, overlap_px) if engine else None,
         calibrated_on,
     )
     scored = [variant for variant in variants if variant.kind != HR]
-    return [asdict(_score(picture, variant, store.get(picture, variant.name), beside, request)) for variant in scored]
+    return [
+        asdict(_score(picture, variant, store.get(picture, variant.name), beside, overlap_px)) for variant in scored
+    ]
 
 
-def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, request: ReportRequest) -> Score:
+def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, overlap_px: int | None) -> Score:
     values: dict[str, Any] = {"calibrated_on": beside.calibrated_on}
     if beside.expected is not None and variant is not beside.reference and variant.kind != LR:
         values["psnr_to_reference_db"] = capped_psnr_db(pixels, beside.expected)
@@ -109,7 +113,7 @@ def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, reque
         luma, original = luma_from_pixels(pixels), luma_from_pixels(beside.original)
         values["psnr_y_db"] = capped_psnr_db(luma, original)
         values["ssim_y"] = ssim(luma, original) if min(luma.shape) >= SSIM_WINDOW_PX else None
-    own = plan_of(picture, variant, request.overlap_px)
+    own = plan_of(picture, variant, overlap_px)
     if own is not None:
         values |= {"tiles": len(own.tiles), "ms": picture.ms[variant.name]}
     # Pictures that no tile ever touched are scored at the same lines: what the picture itself holds there.

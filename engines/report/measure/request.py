@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, ValidationError, convert
 
 from intsr.errors import UsageError
+from intsr.json_files import read_json
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
 
 CALIBRATION_FILE = "calibration.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """calibration: a folder. engines: files, in the page's order. outputs: finished pictures, name -> folder.
+    """The command's options."""
 
-    images: low-resolution pictures. hr: their originals, of the same names. calibration_images: what the calibration
-    saw. model: what the calibration belongs to; with pictures, its layers are measured. context, lora: that model's.
-    bench: what `intsr bench --json` printed, one mapping a file. reference: name of the variant that others are
-    compared with, None for the first full-precision engine. shown: how many pictures get a slider.
-    """
-
+    # A folder.
     calibration: Path | None = None
+    # Files, in the page's order.
     engines: tuple[Path, ...] = ()
+    # Finished pictures: name -> folder.
     outputs: Mapping[str, Path] = field(default_factory=dict)
+    # Low-resolution pictures, and their originals, of the same names.
     images: Path | None = None
     hr: Path | None = None
+    # What the calibration saw.
     calibration_images: Path | None = None
+    # What the calibration belongs to; with pictures, its layers are measured.
     model: str | None = None
     context: Path | None = None
     lora: Path | None = None
+    # What `intsr bench --json` printed, one mapping a file.
     bench: tuple[Mapping[str, Any], ...] = ()
+    # The name of the variant that others are compared with; None for the first full-precision engine.
     reference: str | None = None
     limit: int = 24
+    # How many pictures get a slider.
     shown: int = 6
     layer_pictures: int = 4
     threads: int | None = None
@@ -101,22 +106,28 @@ def outputs_from_options(options: Sequence[str]) -> dict[str, Path]:
     return outputs
 
 
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """What a report needs of one engine in a benchmark's file."""
+
+    path: str
+    median_ms: float
+    stages_ms: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    engines: Annotated[list[_Measurement], Meta(min_length=1)]
+
+
 def bench_from_file(path: Path) -> dict[str, Any]:
-    """What `intsr bench --json` wrote. Raises UsageError for anything else."""
+    """Read what `intsr bench --json` wrote. Raises UsageError for anything else."""
     fix = "make one with: intsr bench ENGINE... --json > bench.json"
+    values = read_json(path, dict[str, Any], fix=fix)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(path, f"cannot be read ({error})", "what intsr bench --json prints", fix) from error
-    engines = values.get("engines") if isinstance(values, dict) else None
-    if not (isinstance(engines, list) and engines and all(map(_is_measurement, engines))):
-        raise UsageError(path, "no list of measured engines", "what intsr bench --json prints", fix)
-    return dict(values)
-
-
-def _is_measurement(value: Any) -> bool:
-    if not (isinstance(value, dict) and isinstance(value.get("path"), str)):
-        return False
-    stages = value.get("stages_ms")
-    numbers = [value.get("median_ms"), *(stages.values() if isinstance(stages, dict) else [None])]
-    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        # The rest of the file is not looked at here.
+        convert(values, _Bench)
+    except ValidationError as error:
+        got, expected = f"no list of measured engines ({error})", "what intsr bench --json prints"
+        raise UsageError(path, got, expected, fix) from error
+    return values

@@ -28,11 +28,13 @@ DEFAULT_RESIZE_FILTER = "bicubic"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kind of picture. kind: `lr`, `engine`, `outputs` or `hr`. bits: of an engine, else empty."""
+    """One kind of picture."""
 
     name: str
     label: str
+    # `lr`, `engine`, `outputs` or `hr`.
     kind: str
+    # Of an engine, else empty.
     bits: str = ""
     folder: Path | None = None
     manifest: Manifest | None = None
@@ -44,16 +46,18 @@ class Variant:
 
 @dataclass(slots=True)
 class Picture:
-    """A picture and what is known of it. name: of the file. factor: output over input. ms: variant -> wall time of
-    its one run. stages_ms: variant -> the same by stage.
-    """
+    """A picture and what is known of it."""
 
+    # Of the file.
     name: str
     path: Path | None
+    # Output over input.
     factor: int
+    # Of the output.
     width_px: int
     height_px: int
     sha256: str = ""
+    # Variant -> wall time of its one run, whole and by stage.
     ms: dict[str, float] = field(default_factory=dict)
     stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)
 

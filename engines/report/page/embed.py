@@ -103,6 +103,5 @@ def error_map_url(error: NDArray[np.float64], largest: float, colours: U8) -> st
 
 
 def block_url(pixels: NDArray[Any], block: Block) -> str:
-    """The block's pixels, exact."""
-    part = pixels[block.top : block.top + block.side_px, block.left : block.left + block.side_px]
-    return png_url(Image.fromarray(np.ascontiguousarray(part)))
+    """A PNG of the block's exact pixels."""
+    return png_url(Image.fromarray(np.ascontiguousarray(block.cut(pixels))))

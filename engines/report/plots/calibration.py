@@ -27,99 +27,92 @@ from intsr.types import NETWORKS
 Layers = Sequence[Mapping[str, Any]]
 
 
-def _label_networks(axes: Any, layers: Layers) -> None:
-    """Where in graph order each network is."""
-    for name in NETWORKS:
-        places = [index for index, layer in enumerate(layers) if layer["network"] == name]
-        if places and places[0]:
+def _finish(axes: Any, layers: Layers, title: str, ylabel: str) -> None:
+    """Label axes whose x is the layers in graph order, with lines between networks."""
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.6)
+    for places, _ in _networks(layers).values():
+        if places[0]:
             axes.axvline(places[0] - 0.5, color=LINE, linewidth=1)
     axes.set_xlim(-1, len(layers))
     axes.set_xlabel("Layer, in graph order")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=5, borderaxespad=0.2)
 
 
-def _legend(axes: Any, handles: Any = None) -> None:
-    options = {"loc": "lower right", "bbox_to_anchor": (1, 1.0), "ncols": 5, "borderaxespad": 0.2}
-    axes.legend(**options, **({} if handles is None else {"handles": handles}))
+def _networks(layers: Layers) -> dict[str, tuple[list[int], list[Mapping[str, Any]]]]:
+    """Network -> where in graph order its layers are, and these."""
+    found: dict[str, tuple[list[int], list[Mapping[str, Any]]]] = {}
+    for place, layer in enumerate(layers):
+        places, own = found.setdefault(layer["network"], ([], []))
+        places.append(place)
+        own.append(layer)
+    return found
+
+
+def _log_ticks(axes: Any, ticks: Sequence[float]) -> None:
+    axes.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+    axes.minorticks_off()
 
 
 def ranges(layers: Layers) -> str:
-    """What each integer layer's input is clipped to."""
+    """Draw what each integer layer's input is clipped to."""
     with drawing(WIDTH, 3.2) as figure:
         axes = figure.add_subplot()
-        for name in NETWORKS:
-            own = [(i, layer) for i, layer in enumerate(layers) if layer["network"] == name]
-            lows, highs = ([layer[key] for _, layer in own] for key in ("x_min", "x_max"))
-            if own:
-                places = [i for i, _ in own]
-                colour = NETWORK_COLOURS[name]
-                axes.vlines(places, lows, highs, color=colour, linewidth=2.6, label=NETWORK_LABELS[name])
-        reach = max((max(abs(layer["x_min"]), abs(layer["x_max"])) for layer in layers), default=1)
+        for name, (places, own) in _networks(layers).items():
+            lows, highs = ([layer[key] for layer in own] for key in ("x_min", "x_max"))
+            axes.vlines(places, lows, highs, color=NETWORK_COLOURS[name], linewidth=2.6, label=NETWORK_LABELS[name])
+        largest = max((max(abs(layer["x_min"]), abs(layer["x_max"])) for layer in layers), default=1)
         axes.axhline(0, color=LINE, linewidth=0.8)
         axes.set_yscale("symlog", linthresh=1)
-        ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= reach * 1.2]
-        axes.set_yticks([*(-tick for tick in ticks[::-1]), 0, *ticks], [*(f"−{t}" for t in ticks[::-1]), 0, *ticks])
-        axes.minorticks_off()
-        axes.set_ylabel("Input of the quantizer")
-        axes.set_title("Clipping range of every integer layer")
-        axes.grid(axis="y", alpha=0.6)
-        _label_networks(axes, layers)
-        _legend(axes)
+        ticks = [tick for tick in (1, 3, 10, 30, 100, 300, 1000) if tick <= largest * 1.2]
+        _log_ticks(axes, [*(-tick for tick in ticks[::-1]), 0, *ticks])
+        _finish(axes, layers, "Clipping range of every integer layer", "Input of the quantizer")
         return svg_from_figure(figure, "plot-ranges", f"Clipping ranges of {len(layers)} layers in graph order")
 
 
 def sqnr(layers: Layers) -> str:
-    """Output SQNR in graph order, the worst marked."""
+    """Draw output SQNR in graph order, the worst marked."""
+    title = "Signal over quantization noise, each layer alone (higher is better)"
+    values = [float(layer["output_sqnr_db"]) for layer in layers]
     with drawing(WIDTH, 3.2) as figure:
         axes = figure.add_subplot()
-        for name in NETWORKS:
-            own = [(i, layer["output_sqnr_db"]) for i, layer in enumerate(layers) if layer["network"] == name]
-            if own:
-                places, values = zip(*own, strict=True)
-                colour = NETWORK_COLOURS[name]
-                axes.plot(places, values, "o", markersize=4.5, color=colour, label=NETWORK_LABELS[name])
-                axes.vlines(places, min(v["output_sqnr_db"] for v in layers), values, color=colour, alpha=0.25)
-        worst = min(range(len(layers)), key=lambda i: float(layers[i]["output_sqnr_db"]))
+        for name, (places, _) in _networks(layers).items():
+            colour, own = NETWORK_COLOURS[name], [values[place] for place in places]
+            axes.plot(places, own, "o", markersize=4.5, color=colour, label=NETWORK_LABELS[name])
+            axes.vlines(places, min(values), own, color=colour, alpha=0.25)
+        worst = values.index(min(values))
         late = worst > len(layers) * 0.6
         axes.annotate(
             short_name(layers[worst]["site"]),
-            (worst, layers[worst]["output_sqnr_db"]),
+            (worst, values[worst]),
             (-7 if late else 7, -3),
             textcoords="offset points",
             ha="right" if late else "left",
             fontsize=9.5,
             color=INK,
         )
-        axes.set_ylabel("SQNR of the output, dB")
-        axes.set_title("Signal over quantization noise, each layer alone (higher is better)")
-        axes.grid(axis="y", alpha=0.6)
         axes.margins(y=0.12)
-        _label_networks(axes, layers)
-        _legend(axes)
+        _finish(axes, layers, title, "SQNR of the output, dB")
         return svg_from_figure(figure, "plot-sqnr", f"SQNR of {len(layers)} layers in graph order")
 
 
 def outliers(layers: Layers) -> str:
-    """Largest channel over median channel, of the input as it is and as LET leaves it."""
-    equalized = any(layer["let"] for layer in layers)
+    """Draw largest channel over median channel, of the input as it is and as LET leaves it."""
+    title = "Channels that stand out, by layer (1 = all channels reach alike)"
+    before, after = ([layer[key] for layer in layers] for key in ("outlier_ratio", "outlier_ratio_let"))
     with drawing(WIDTH, 3.0) as figure:
         axes = figure.add_subplot()
-        before, after = ([layer[key] for layer in layers] for key in ("outlier_ratio", "outlier_ratio_let"))
         places = range(len(layers))
-        if equalized:
+        if any(layer["let"] for layer in layers):
             axes.vlines(places, after, before, color=MUTED, alpha=0.5, linewidth=1)
             axes.plot(places, before, "o", markersize=4.5, fillstyle="none", color=WARN, label="Before LET")
             axes.plot(places, after, "o", markersize=4.5, color=ACCENT, label="After LET")
         else:
             axes.plot(places, before, "o", markersize=4.5, color=ACCENT, label="Input")
         axes.set_yscale("log")
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= max(before) * 1.5]
-        axes.set_yticks(ticks, map(str, ticks))
-        axes.minorticks_off()
-        axes.set_ylabel("Largest channel / median channel")
-        axes.set_title("Channels that stand out, by layer (1 = all channels reach alike)")
-        axes.grid(axis="y", alpha=0.6)
-        _label_networks(axes, layers)
-        _legend(axes)
+        _log_ticks(axes, [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= max(before) * 1.5])
+        _finish(axes, layers, title, "Largest channel / median channel")
         return svg_from_figure(figure, "plot-outliers", "Ratio of the largest channel to the median one, by layer")
 
 
@@ -141,10 +134,9 @@ def channels(layers: Layers) -> str:
                     axes.plot(np.arange(1, len(values) + 1), values / np.median(values), color=colour, label=label)
             axes.set_yscale("log")
             axes.set_ylim(low, high)
-            axes.set_yticks(ticks, map(str, ticks))
+            _log_ticks(axes, ticks)
             axes.set_title(short_name(layer["site"]), fontsize=9.5)
             axes.grid(axis="y", alpha=0.6)
-            axes.minorticks_off()
             if index == 0:
                 axes.legend(loc="upper right")
             if index % columns == 0:

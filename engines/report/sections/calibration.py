@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from intsr.engines.report.measure.request import ReportRequest
 from intsr.engines.report.measure.variants import Say, list_pictures, read_rgb
 from intsr.engines.report.page.embed import thumbnail_url
 from intsr.engines.report.plots import calibration as plots
+from intsr.engines.report.sections.section import Section
 from intsr.errors import ImageError
 from intsr.types import NETWORKS
 
@@ -40,15 +41,7 @@ MEASURED = (
 )
 
 
-@dataclass(slots=True)
-class CalibrationSection:
-    """facts: numbers and words, also for --json. art: drawings, for the page alone."""
-
-    facts: dict[str, Any]
-    art: dict[str, Any] = field(default_factory=dict)
-
-
-def calibration_section(request: ReportRequest, say: Say) -> CalibrationSection:
+def calibration_section(request: ReportRequest, say: Say) -> Section:
     """Of a request with a calibration. Raises CalibrationError, ModelError, ImageError."""
     assert request.calibration is not None
     inspected = inspect_calibration(request.calibration)
@@ -66,7 +59,7 @@ def calibration_section(request: ReportRequest, say: Say) -> CalibrationSection:
         "phases": _phases(curves),
         "imported": load_calibration(request.calibration).folding == PASSIONSR,
     }
-    section = CalibrationSection(facts)
+    section = Section(facts)
     _draw(section, layers, statistics, curves)
     if request.calibration_images is not None:
         section.art["thumbnails"] = _thumbnails(request.calibration_images, say)
@@ -147,7 +140,7 @@ def _phases(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, A
 
 
 def _draw(
-    section: CalibrationSection,
+    section: Section,
     layers: Sequence[dict[str, Any]],
     measured: _Measured | None,
     curves: Mapping[str, Sequence[Sequence[float]]],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from intsr.engines.report.measure.picture_scores import (
     CROPS,
@@ -34,6 +35,7 @@ from intsr.engines.report.measure.variants import (
 )
 from intsr.engines.report.page import embed as files
 from intsr.engines.report.plots.pictures import colour_bar, map_colours
+from intsr.engines.report.sections.section import Section
 from intsr.engines.verify.smooth_tiles import smooth_scores
 from intsr.files import sha256_from_path
 from intsr.runtime.engine import open_engine
@@ -42,16 +44,7 @@ from intsr.runtime.engine import open_engine
 SCALE_QUANTILE = 0.999
 
 
-@dataclass(slots=True)
-class PicturesSection:
-    """facts: numbers and words, also for --json. art: addresses of pictures and drawings, for the page alone."""
-
-    facts: dict[str, Any]
-    art: dict[str, Any] = field(default_factory=dict)
-    pictures: list[Picture] = field(default_factory=list)
-
-
-def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> PicturesSection | None:
+def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section | None:
     """None where no variant is given. Raises UsageError, ImageError and what engines raise."""
     variants = variants_of_request(request)
     if not variants:
@@ -65,7 +58,9 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Picture
     scores = [
         score
         for picture in pictures
-        for score in scores_of_picture(picture, variants, store, reference, request, picture.sha256 in hashes)
+        for score in scores_of_picture(
+            picture, variants, store, reference, overlap_px=request.overlap_px, calibrated_on=picture.sha256 in hashes
+        )
     ]
     facts: dict[str, Any] = {
         "variants": [_variant_facts(variant) for variant in variants],
@@ -79,12 +74,13 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Picture
         "smooth_tiles": _smooth_tiles(variants, reference, request, say),
         "stages_ms": {v.name: _mean_stages(pictures, v.name) for v in variants if v.kind == "engine"},
     }
-    section = PicturesSection(facts, pictures=pictures)
-    blocks, largest = _errors(section, primary, base, store) if primary and base else ({}, 0.0)
+    section = Section(facts)
+    blocks = _worst_blocks(section, pictures, (primary, base), store) if primary and base else {}
     shown = _pictures_to_show(pictures, blocks)[: request.shown]
     _show_slider(section, shown, variants, store, blocks)
     if primary and base:
-        _show_errors(section, shown, (primary, base), variants, store, largest)
+        _show_error_maps(section, shown, (primary, base), store)
+        _show_crops(section, pictures, variants, (primary, base), store)
     _show_tiles(section, shown, variants, store, request)
     return section
 
@@ -123,20 +119,19 @@ def _mean_stages(pictures: Sequence[Picture], name: str) -> dict[str, float]:
     return {stage: float(np.mean([run[stage] for run in runs])) for stage in runs[0]}
 
 
-def _errors(
-    section: PicturesSection, primary: Variant, base: Variant, store: PictureStore
-) -> tuple[dict[str, list[Block]], float]:
-    """Worst blocks by picture, and where the colour scale of the error maps ends, levels."""
+def _worst_blocks(
+    section: Section, pictures: Sequence[Picture], compared: tuple[Variant, Variant], store: PictureStore
+) -> dict[str, list[Block]]:
+    """Worst blocks by picture; the facts also get where the colour scale of the error maps ends, levels."""
     blocks, ends = {}, []
-    for picture in section.pictures:
-        error = error_levels(store.get(picture, primary.name), store.get(picture, base.name))
+    for picture in pictures:
+        error = error_of(picture, compared, store)
         blocks[picture.name] = worst_blocks(picture, error)
         ends.append(float(np.quantile(error, SCALE_QUANTILE)))
-    largest = max(1.0, *ends) if ends else 1.0
     worst = sorted((block for found in blocks.values() for block in found), key=lambda block: -block.rms_levels)
     section.facts["worst_crops"] = [asdict(block) for block in worst[:CROPS]]
-    section.facts["error_scale_levels"] = largest
-    return blocks, largest
+    section.facts["error_scale_levels"] = max(1.0, *ends) if ends else 1.0
+    return blocks
 
 
 def _pictures_to_show(pictures: Sequence[Picture], blocks: dict[str, list[Block]]) -> list[Picture]:
@@ -146,7 +141,7 @@ def _pictures_to_show(pictures: Sequence[Picture], blocks: dict[str, list[Block]
 
 
 def _show_slider(
-    section: PicturesSection,
+    section: Section,
     shown: Sequence[Picture],
     variants: Sequence[Variant],
     store: PictureStore,
@@ -171,37 +166,43 @@ def _show_slider(
     section.art["slider"] = [dict(zip((v.name for v in variants), row, strict=True)) for row in urls]
 
 
-def _show_errors(
-    section: PicturesSection,
-    shown: Sequence[Picture],
-    compared: tuple[Variant, Variant],
-    variants: Sequence[Variant],
-    store: PictureStore,
-    largest: float,
+def error_of(picture: Picture, compared: tuple[Variant, Variant], store: PictureStore) -> NDArray[np.float64]:
+    """(H, W) root mean square over R, G and B of the difference of two variants, levels of 255."""
+    one, other = (store.get(picture, variant.name) for variant in compared)
+    return error_levels(one, other)
+
+
+def _show_error_maps(
+    section: Section, shown: Sequence[Picture], compared: tuple[Variant, Variant], store: PictureStore
 ) -> None:
-    colours = map_colours()
-    pictures = {picture.name: picture for picture in section.pictures}
-    names = [(variant.name, variant.label) for variant in variants]
-
-    def error_of(picture: Picture) -> Any:
-        return error_levels(*(store.get(picture, variant.name) for variant in compared))
-
+    colours, largest = map_colours(), section.facts["error_scale_levels"]
     section.art["error_maps"] = [
-        {"picture": picture.name, "url": files.error_map_url(error_of(picture), largest, colours)}
+        {"picture": picture.name, "url": files.error_map_url(error_of(picture, compared, store), largest, colours)}
         for picture in islice(shown, len(section.facts["slider"]))
     ]
     section.art["colour_bar"] = colour_bar(largest)
+
+
+def _show_crops(
+    section: Section,
+    pictures: Sequence[Picture],
+    variants: Sequence[Variant],
+    compared: tuple[Variant, Variant],
+    store: PictureStore,
+) -> None:
+    """The worst blocks, of every variant, each with its error."""
+    colours, by_name = map_colours(), {picture.name: picture for picture in pictures}
     section.art["crops"] = []
     for values in section.facts["worst_crops"]:
-        block, picture = Block(**values), pictures[values["picture"]]
-        cells = [(label, files.block_url(store.get(picture, name), block)) for name, label in names]
-        error = error_of(picture)[block.top : block.top + block.side_px, block.left : block.left + block.side_px]
-        cells.append(("Error", files.error_map_url(error, largest, colours)))
+        block, picture = Block(**values), by_name[values["picture"]]
+        cells = [(v.label, files.block_url(store.get(picture, v.name), block)) for v in variants]
+        error = block.cut(error_of(picture, compared, store))
+        cells.append(("Error", files.error_map_url(error, section.facts["error_scale_levels"], colours)))
         section.art["crops"].append(cells)
 
 
 def _show_tiles(
-    section: PicturesSection,
+    section: Section,
     shown: Sequence[Picture],
     variants: Sequence[Variant],
     store: PictureStore,
