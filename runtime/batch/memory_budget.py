@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.memory import resident_bytes
-from intsr.runtime.color_fix import HELD_BYTES
+from intsr.runtime.color_fix.adain import HELD_BYTES
 from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.pictures.write_array import format_from_path
 from intsr.runtime.tiles.blend import BAND_BYTES, LEAST_BAND_ROWS

@@ -71,7 +71,7 @@ def ssim(first: Array, second: Array, rule: SsimRule = "pyiqa") -> float:
     Gaussian window of 11 x 11, sigma 1.5, population variances, mean over the places where the whole window lies
     inside the picture. Source: Wang et al., Image quality assessment: from error visibility to structural
     similarity, 2004, and its published Matlab code, without the downsampling of its later version; the rule "pyiqa":
-    METHODS section 8.
+    as pyiqa computes it.
     """
     if rule == "pyiqa":
         first, second = np.rint(first), np.rint(second)

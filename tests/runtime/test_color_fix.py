@@ -1,4 +1,4 @@
-"""Both colour fixes against plain torch versions of METHODS.md's definitions."""
+"""Both colour fixes against plain torch versions of their definitions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from intsr.errors import UsageError
-from intsr.runtime import color_fix
-from intsr.runtime.color_fix import WAVELET_REACH_PX, fix_colors, open_color_fix
+from intsr.runtime.color_fix import adain, fix_colors, open_color_fix, wavelet
+from intsr.runtime.color_fix.wavelet import WAVELET_REACH_PX
 from intsr.types import COLOR_FIXES
 
 torch = pytest.importorskip("torch")
@@ -80,9 +80,9 @@ def test_bands_have_the_bits_of_the_whole(
     target, source = (rng.random((3, height, 70), dtype=np.float32) for _ in range(2))
     whole = fix_colors(target.copy(), source, name)
     # Small enough that blocks are cut and rows wait on disk.
-    monkeypatch.setattr(color_fix, "_BLOCK_ROWS", 48)
-    monkeypatch.setattr(color_fix, "_BLOCK_COLUMNS", 32)
-    monkeypatch.setattr(color_fix, "HELD_BYTES", 40_000)
+    monkeypatch.setattr(wavelet, "_BLOCK_ROWS", 48)
+    monkeypatch.setattr(wavelet, "_BLOCK_COLUMNS", 32)
+    monkeypatch.setattr(adain, "HELD_BYTES", 40_000)
     fix, top, bands = open_color_fix(name, tmp_path), 0, []
     for count in heights:
         bands += list(fix.push(target[:, top : top + count].copy(), source[:, top : top + count]))
