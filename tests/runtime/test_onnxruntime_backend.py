@@ -84,22 +84,9 @@ def test_devices_that_there_are_not(device: str) -> None:
         providers_from_device(_library("CUDAExecutionProvider"), device)
 
 
-def test_a_provider_that_cannot_be_loaded_is_told(intsr: Callable[..., Any], identity_engine: Path) -> None:
+def test_a_provider_that_cannot_be_loaded_is_told() -> None:
     """ONNX Runtime itself would go on with the CPU."""
     providers = [("CUDAExecutionProvider", {}), (CPU, {})]
     with pytest.raises(EngineMismatchError, match="cannot load its CUDAExecutionProvider: a library of CUDA"):
         create_session(_library(loads=False), memoryview(b"x"), None, "e.engine", providers)
     assert create_session(_library(), memoryview(b"x"), None, "e.engine", providers) is not None
-
-
-def test_this_machines_library_says_what_is_missing(
-    intsr: Callable[..., Any], identity_engine: Path, photo_path: Path, tmp_path: Path
-) -> None:
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("onnxruntime-gpu is installed")
-    code, out, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png", "--device", "cuda")
-    assert (code, out, err.count("\n")) == (3, "", 1)
-    assert "has no CUDAExecutionProvider here; pip uninstall onnxruntime, then pip install" in err
-    assert "intsr[onnxruntime-gpu]" in err
