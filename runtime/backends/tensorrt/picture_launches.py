@@ -96,7 +96,8 @@ Ends: TypeAlias = tuple[tuple[TensorInfo, int], tuple[TensorInfo, int]]
 def plan_whole_picture(device: KernelDevice, shape: PictureShape, ends: Ends) -> PicturePlan:
     """Take the memory and plan the launches.
 
-    ends: the encoder's input and the decoder's output, (N, 3, T f, T f) float16, each with its address. Raises OutOfMemoryError, and whatever was taken then waits for `device.free`.
+    ends: the encoder's input and the decoder's output, (N, 3, T f, T f) float16, each with its address.
+    Raises OutOfMemoryError, and whatever was taken then waits for `device.free`.
     """
     size = shape.size
     pixels = device.empty((shape.tiles.height_px, shape.tiles.width_px, CHANNELS), np.uint8)
