@@ -22,10 +22,10 @@ _FREE_SOME = "close other programs, or use an engine of smaller tiles (--tile)"
 
 
 class Engine(Upscaler):
-    """An upscaler that came out of a bundle. path: the file. manifest: what it says about itself, with the opened
-    tile size as the default. options: how it was opened. in_place: its networks read from the file as they run.
+    """An upscaler that came out of a bundle.
 
-    precision: what the parts that are not integer are computed in here.
+    `path` is the file, `manifest` what it says about itself, with the opened tile size as the default, `options` how
+    it was opened, and `precision` what the parts that are not integer are computed in here.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class Engine(Upscaler):
         identity: Identity,
         in_place: bool = False,
     ) -> None:
+        """in_place: the networks read from the file as they run."""
         super().__init__(
             backend,
             manifest.tile_px,
@@ -54,11 +55,11 @@ class Engine(Upscaler):
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
-        """Sides of the tiles that the file holds networks for, low-resolution pixels, the largest first."""
+        """The sides of the tiles that the file holds networks for, low-resolution pixels, the largest first."""
         return self.manifest.tile_sizes
 
     def reopen(self, tile_px: int) -> Engine:
-        """The same file with the same options at another tile size; this engine is closed first.
+        """Open the same file with the same options at another tile size; this engine is closed first.
 
         At the size that it has already, it is returned as it is where it is open. The members' hashes are checked
         again only where the file has changed. Raises UsageError for a size that the file does not hold (this engine

@@ -14,15 +14,16 @@ _END = object()
 
 
 class TakesTurns:
-    """Base of what one thread uses at a time. where: for errors."""
+    """The base of what one thread uses at a time."""
 
     def __init__(self, where: object) -> None:
-        # Of a thread, again and again: a turn may be made of others.
+        """where: for errors."""
+        # Reentrant: a turn may be made of others.
         self._lock, self._closed, self._where = threading.RLock(), False, where
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Inside, all is this thread's; others wait. Raises what `check_usable` raises."""
+        """Keep others waiting: inside, all is this thread's. Raises what `check_usable` raises."""
         with self._lock:
             self.check_usable()
             yield
@@ -33,18 +34,20 @@ class TakesTurns:
             raise closed_error(self._where)
 
     def close(self) -> None:
-        """When the turn of whoever has one has ended; whoever is between two of his own then gets UsageError."""
+        """Close it once nobody has a turn; whoever is between two of his own then gets UsageError."""
         with self._lock:
             self._closed = True
             self._free()
 
     def _free(self) -> None:
-        """What `close` frees; a second time nothing."""
+        """Free what `close` frees; a second time does nothing."""
 
 
 def in_turns(items: Generator[T], turn: Callable[[], AbstractContextManager[None]]) -> Generator[T]:
-    """The same items, each step in a turn of its own. None is held in between: whoever takes them may take his time,
-    wait for another thread that uses the engine, or go on in another thread.
+    """Yield the same items, each step in a turn of its own.
+
+    None is held in between: whoever takes them may take his time, wait for another thread that uses the engine, or go
+    on in another thread.
     """
     try:
         while True:

@@ -17,7 +17,8 @@ from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.backends.protocol import Backend, Network
-from intsr.runtime.color_fix import ColorFix, open_color_fix
+from intsr.runtime.color_fix import open_color_fix
+from intsr.runtime.color_fix.base import ColorFix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
@@ -34,23 +35,25 @@ __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 
 @dataclass(frozen=True, slots=True)
 class UpscaleResult:
-    """image: of the type that was put in. stages_ms: wall time by stage of `STAGES`; of a GPU's networks, its own
-    time. tiles: how many ran. transfers_ms: copies to and from a GPU; None where there are none. on_device: whether
-    the picture was on a GPU from its pixels to its finished rows, and all stages are its time; else copies run beside
-    the networks.
-    """
+    """An enlarged picture, and the time that it took."""
 
+    # Of the type that was put in.
     image: Picture
+    # Wall time by stage of `STAGES`; of a GPU's networks, the GPU's own time.
     stages_ms: dict[str, float]
     total_ms: float
+    # How many ran.
     tiles: int
+    # Copies to and from a GPU; None where there are none.
     transfers_ms: float | None = None
+    # Whether the picture was on a GPU from its pixels to its finished rows, and all stages are the GPU's time; else
+    # copies run beside the networks.
     on_device: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One picture on its way, in two halves that two threads may share: `bands`, then `finish`. pixels: the input."""
+    """One picture on its way, in two halves that two threads may share: `bands`, then `finish`."""
 
     upscaler: Upscaler
     enlarger: Enlarger
@@ -74,9 +77,9 @@ class Work:
         return len(self.plan.tops) * len(self.plan.lefts)
 
     def bands(self) -> Generator[Band | FinishedBand]:
-        """What the networks make of it, blended, or finished by a device; raises what they raise.
+        """Yield what the networks make of it, blended, or finished by a device. Raises what they raise.
 
-        To be taken at once and in one thread: until its end the engine is this thread's.
+        Take them at once and in one thread: until its end the engine is this thread's.
         """
         with self.upscaler.turn():
             yield from self._bands()
@@ -96,17 +99,17 @@ class Work:
         yield from blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
 
     def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
-        """Rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
+        """Yield rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
         with closing(self.fix):
             yield from finished_rows(bands, self.pixels, self.fix, self.clock)
 
     def rows(self) -> Iterator[Array]:
-        """Both halves in this thread. The engine is its own for each band that is made, and anybody's in between."""
+        """Yield the rows, both halves in this thread: its is the engine for each band, and anybody's in between."""
         with closing(in_turns(self._bands(), self.upscaler.turn)) as bands:
             yield from self.finish(bands)
 
     def whole(self, rows: Iterable[Array]) -> Array:
-        """All rows in one array of `output_shape`."""
+        """Return all rows in one array of `output_shape`."""
         result, top = np.empty(self.output_shape, self.pixels.dtype), 0
         for part in rows:
             result[top : top + len(part)] = part
@@ -149,7 +152,7 @@ class Upscaler(TakesTurns):
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
-        """Sides of the tiles that there are networks for, pixels, the largest first."""
+        """The sides of the tiles that there are networks for, pixels, the largest first."""
         return (self.tile_px,)
 
     def count_opened_memory(self) -> None:
@@ -172,14 +175,14 @@ class Upscaler(TakesTurns):
         return self.backend.network(name)
 
     def run_pipeline(self, x: Array) -> Array:
-        """As many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
+        """Run as many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
         nominally in [-1, 1], not clamped.
         """
         with self.turn():
             return self.backend.run(x)
 
     def upscale(self, image: Picture, color_fix: str | None = None, overlap_px: int | None = None) -> Picture:
-        """The picture, `upscale_factor` times as large, of the same type and dtype.
+        """Return the picture, `upscale_factor` times as large, of the same type and dtype.
 
         image: (H, W, 3) RGB or (H, W) grey, uint8 or uint16, or a Pillow image of mode RGB, L or I;16. Any size.
         Pixels are taken as they lie there: where a photograph's EXIF says that it is turned, put it through
@@ -248,7 +251,7 @@ class Upscaler(TakesTurns):
         tile_progress: TileProgress | None = None,
         spill_folder: Path | None = None,
     ) -> Work:
-        """Everything checked, nothing computed yet. pixels: as `pixels_from_picture` gives them. spill_folder: where
+        """Check everything and compute nothing yet. pixels: as `pixels_from_picture` gives them. spill_folder: where
         `adain` keeps rows that are too many for memory. Raises UsageError.
         """
         self.check_usable()
@@ -260,7 +263,7 @@ class Upscaler(TakesTurns):
         return Work(self, enlarger, plan, color_fix, fix, StageClock(), tile_progress)
 
     def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
-        """(3, T f, T f) after (3, T f, T f), in order; as many at once as the engine takes."""
+        """Yield (3, T f, T f) for (3, T f, T f), in order; as many run at once as the engine takes."""
         pipeline = self.backend.tile_pipeline
         counts: deque[int] = deque()
         batches = _batches(inputs, self.networks[0].input.shape[0], counts)
@@ -283,7 +286,7 @@ class Upscaler(TakesTurns):
 
 
 def _batches(inputs: Iterator[Array], size: int, counts: deque[int]) -> Iterator[Array]:
-    """(size, 3, H, W) of (3, H, W); the last is filled up with zeros. counts: gets how many of each are inputs."""
+    """Yield (size, 3, H, W) of (3, H, W), the last filled up with zeros. counts: gets how many of each are inputs."""
     while batch := list(islice(inputs, size)):
         counts.append(len(batch))
         yield np.stack(batch + [np.zeros_like(batch[0])] * (size - len(batch)))

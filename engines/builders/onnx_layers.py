@@ -25,15 +25,15 @@ Step = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayer:
-    """One node of the graph. `macs` is 0 for everything but Conv, ConvTranspose, Gemm and MatMul.
-
-    attention: a MatMul beside a Softmax, not a linear layer. integer_weight: its weights are stored as integers.
-    """
+    """One node of the graph."""
 
     name: str
     op_type: str
+    # 0 for everything but Conv, ConvTranspose, Gemm and MatMul.
     macs: int = 0
+    # A MatMul beside a Softmax, not a linear layer.
     attention: bool = False
+    # Its weights are stored as integers.
     integer_weight: bool = False
 
 
@@ -136,6 +136,6 @@ def _macs(node: onnx.NodeProto, name: str, shapes: dict[str, tuple[int, ...]]) -
 
 
 def plugin_counts(model: onnx.ModelProto) -> dict[str, int]:
-    """Operator -> nodes of it, of those that need a plugin."""
+    """Return the number of nodes of each operator that needs a plugin."""
     names = [node.op_type for node in model.graph.node if node.domain == NAMESPACE]
     return {name: names.count(name) for name in dict.fromkeys(names)}

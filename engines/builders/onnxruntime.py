@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def build(
             onnx.save_model(model, graph_path, save_as_external_data=True, location=WEIGHTS_NAME)
             pack_member(ONNX_MAGIC, graph_path, graph_path.with_name(WEIGHTS_NAME), plan_path)
     del model
-    create_session(onnxruntime, memoryview(plan_path.read_bytes()), onnxruntime.SessionOptions(), plan_path)
+    with plan_path.open("rb") as file:
+        # Not closed before the last view of it goes.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    create_session(onnxruntime, memoryview(mapped), onnxruntime.SessionOptions(), plan_path)
     return BuildReport(
         seconds=watch.seconds,
         plan_bytes=plan_path.stat().st_size,

@@ -34,39 +34,31 @@ _POINTWISE_KINDS = {"kgen", "signal", "wait", "runtime_function", "reformat", "m
 _SYNCHRONIZATION_KINDS = {"signal", "wait"}
 _MULTIPLIES = re.compile(r"gemm|gemv|mha", re.IGNORECASE)
 _FLOAT32, _INT8 = "Float", "Int8"
-# What `PlanSummary.to_mapping` says beside the fields.
-DERIVED = ("kernels_by_kind", "int8_mac_share", "int8_weight_share")
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A kernel's operand. dtype as TensorRT writes it: Float, Half, BFloat16, Int8, Int32, .."""
+    """A kernel's operand."""
 
     name: str
     shape: tuple[int, ...]
+    # As TensorRT writes it: Float, Half, BFloat16, Int8, Int32, ..
     dtype: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel of a finished plan. kind: TensorRT's LayerType. onnx_layers: the ONNX nodes that it carries out."""
+    """One kernel of a finished plan."""
 
     name: str
+    # TensorRT's LayerType.
     kind: str
     inputs: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    # The ONNX nodes that it carries out.
     onnx_layers: tuple[str, ...]
     tactic: str
-
-    def __post_init__(self) -> None:
-        for part in ("inputs", "constants", "outputs"):
-            tensors = (t if isinstance(t, Tensor) else Tensor(*t) for t in getattr(self, part))
-            object.__setattr__(self, part, tuple(tensors))
-        object.__setattr__(self, "onnx_layers", tuple(self.onnx_layers))
 
     def to_mapping(self) -> dict[str, Any]:
         """JSON-able; tensors as [name, shape, dtype], since a large plan has thousands."""
@@ -90,47 +82,40 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class FloatLayer:
-    """A conv or linear layer that does not run on int8.
-
-    precision: dtype of its kernel's input. kernel is empty, and precision `unknown`, where no kernel names the layer.
-    """
+    """A conv or linear layer that does not run on int8."""
 
     name: str
+    # Of its kernel's input; `unknown` where no kernel names the layer.
     precision: str
     macs: int
+    # Empty where no kernel names the layer.
     kernel: str
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSummary:
-    """What a finished plan does.
-
-    macs: multiply-accumulates of all conv and linear layers of the ONNX graph; int8_macs: those that run on int8
-    inputs and int8 weights; int8_weight_macs: those whose weights are stored in int8, whatever they run on;
-    unmatched_macs: those of layers that no kernel names, counted as not int8.
-    attention_macs: of attention's own MatMuls, in none of the others. fp32_gemms: GEMM and attention kernels with a
-    float32 input. quantize_kernels: kernels that do nothing but quantize or dequantize; reformat_kernels: kernels
-    that carry out no ONNX layer at all (copies, casts, layout changes).
-    """
+    """What a finished plan does. macs are multiply-accumulates of conv and linear layers of the ONNX graph."""
 
     kernels: tuple[Kernel, ...]
+    # Of all layers.
     macs: int
+    # Of those that run on int8 inputs and int8 weights.
     int8_macs: int
+    # Of those whose weights are stored in int8, whatever they run on.
     int8_weight_macs: int
+    # Of those that no kernel names, counted as not int8.
     unmatched_macs: int
+    # Of attention's own MatMuls, in none of the others.
     attention_macs: int
+    # GEMM and attention kernels with a float32 input.
     fp32_gemms: int
+    # Kernels that do nothing but quantize or dequantize.
     quantize_kernels: int
+    # Kernels that carry out no ONNX layer at all: copies, casts, layout changes.
     reformat_kernels: int
     activation_bytes: int
     weight_bytes: int
     float_layers: tuple[FloatLayer, ...]
-
-    def __post_init__(self) -> None:
-        kernels = (k if isinstance(k, Kernel) else Kernel(**k) for k in self.kernels)
-        object.__setattr__(self, "kernels", tuple(kernels))
-        layers = (layer if isinstance(layer, FloatLayer) else FloatLayer(**layer) for layer in self.float_layers)
-        object.__setattr__(self, "float_layers", tuple(layers))
 
     @property
     def int8_mac_share(self) -> float:
@@ -152,14 +137,9 @@ class PlanSummary:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["kernels"] = len(self.kernels)
         values["float_layers"] = [asdict(layer) for layer in self.float_layers]
-        derived = {name: getattr(self, name) for name in DERIVED}
-        return {**values, **derived, "layers": [kernel.to_mapping() for kernel in self.kernels]}
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> PlanSummary:
-        """Read what `to_mapping` gave. Raises TypeError for unknown keys."""
-        rest = {k: v for k, v in values.items() if k not in ("kernels", "layers", *DERIVED)}
-        return cls(**rest, kernels=values.get("layers", ()))
+        derived = ("kernels_by_kind", "int8_mac_share", "int8_weight_share")
+        values |= {name: getattr(self, name) for name in derived}
+        return {**values, "layers": [kernel.to_mapping() for kernel in self.kernels]}
 
 
 def kernel_from_line(line: str) -> Kernel | None:

@@ -14,21 +14,19 @@ HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How one network is built.
+    """How one network is built."""
 
-    target: name of the target. workspace_bytes: limit of scratch memory while a kernel runs, None for the library's
-    own. hardware_compatibility: which other GPUs a `tensorrt` plan must run on; anything but `none` costs speed.
-    compute_capabilities: for example (86, 89), the only GPUs a `tensorrt-rtx` plan is for; empty for all.
-    timing_cache: of `tensorrt`, read before and rewritten after the build; it saves time and does not make builds
-    reproducible.
-    detailed: keep the finished plan's kernels in the report.
-    """
-
+    # Name of the target.
     target: str
+    # Limit of scratch memory while a kernel runs; None for the library's own.
     workspace_bytes: int | None = None
+    # Which other GPUs a `tensorrt` plan must run on; anything but `none` costs speed.
     hardware_compatibility: str = "none"
+    # For example (86, 89): the only GPUs that a `tensorrt-rtx` plan is for; empty for all.
     compute_capabilities: tuple[int, ...] = ()
+    # Of `tensorrt`, read before and rewritten after the build. It saves time and does not make builds reproducible.
     timing_cache: Path | None = None
+    # Keep the finished plan's kernels in the report.
     detailed: bool = True
 
     def __post_init__(self) -> None:
@@ -51,20 +49,19 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build took and gave.
+    """What a build took and gave."""
 
-    seconds: of the build alone, without starting the child. plan_bytes: size of the plan. peak_bytes: the child's
-    peak resident memory, which the worker fills in. library, library_version: what built it. gpu_architecture: GPUs
-    that the plan runs on, for example `sm80+`; empty for CPUs. plan: summary of the finished plan
-    (`PlanSummary.to_mapping`), empty where the target has none or it was not asked for.
-    """
-
+    # Of the build alone, without starting the child.
     seconds: float
     plan_bytes: int
+    # The child's peak resident memory, which the worker fills in.
     peak_bytes: int
+    # What built it.
     library: str
     library_version: str
+    # GPUs that the plan runs on, for example `sm80+`; empty for CPUs.
     gpu_architecture: str = ""
+    # The finished plan (`PlanSummary.to_mapping`); empty where the target has none or it was not asked for.
     plan: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

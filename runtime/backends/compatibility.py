@@ -12,7 +12,7 @@ from intsr.targets import TARGET_NAMES, TARGETS, Target
 
 
 def release_from_version(version: str) -> tuple[int, ...]:
-    """The leading dotted numbers: `2026.4.1-22982-abc` -> (2026, 4, 1)."""
+    """Return the leading dotted numbers: `2026.4.1-22982-abc` -> (2026, 4, 1)."""
     match = re.match(r"\d+(\.\d+)*", version)
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
@@ -30,7 +30,7 @@ def installed_version(target: Target) -> str | None:
 
 
 def check_runs_here(manifest: Manifest, where: object) -> None:
-    """Raises EngineMismatchError: what was built, what is here, and the command that fixes it."""
+    """Raise EngineMismatchError where the engine does not run here: what it is, what is here, and what fixes it."""
     gpu = f" for {manifest.gpu_architecture}" if manifest.gpu_architecture else ""
     built = f"built for target {manifest.target} with {manifest.library} {manifest.library_version}{gpu}"
     again = f"make an engine that runs here with: intsr compile MODEL --target {manifest.target}"

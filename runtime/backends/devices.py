@@ -13,14 +13,16 @@ from intsr.errors import EngineMismatchError
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """name: as `--device` takes it. description: for people."""
+    """What networks may run on."""
 
+    # As `--device` takes it.
     name: str
+    # For people.
     description: str
 
 
 def list_devices(cuda_backend: str) -> tuple[list[Device], str]:
-    """The CPU and every GPU; and why there is no GPU, "" where there is one."""
+    """Return the CPU and every GPU; and why there is no GPU, "" where there is one."""
     devices = [Device("cpu", f"{cpu_model()}, {os.cpu_count()} threads")]
     try:
         found = driver.list_devices(cuda_backend, "GPU", "gpu")
@@ -31,7 +33,7 @@ def list_devices(cuda_backend: str) -> tuple[list[Device], str]:
 
 
 def cpu_model() -> str:
-    """The processor's name as the system tells it; "" where it does not."""
+    """Return the processor's name as the system tells it; "" where it does not."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -81,7 +81,7 @@ class Network(Protocol):
     def output(self) -> TensorInfo: ...
 
     def run(self, x: Array) -> Array:
-        """x: `input.shape`, any float dtype -> `output.shape`, `output.dtype`; the caller owns the result."""
+        """Run it: `input.shape`, any float dtype -> `output.shape`, `output.dtype`; the caller owns the result."""
         ...
 
     def close(self) -> None: ...
@@ -91,7 +91,10 @@ class TilePipeline(Protocol):
     """All networks of an engine over many tiles, copies beside kernels."""
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
-        """Encoder inputs -> decoder outputs, in order. record: told milliseconds by network and of `transfers`."""
+        """Yield the outputs of the last network for inputs of the first, in order.
+
+        record: told milliseconds by network and of `transfers`.
+        """
         ...
 
 
@@ -106,7 +109,7 @@ class PicturePipeline(Protocol):
         clock: StageClock,
         tile_progress: TileProgress | None = None,
     ) -> Generator[FinishedBand] | None:
-        """The finished output, from top to bottom; None where this picture has to go through host memory."""
+        """Return the finished output, from top to bottom; None where this picture has to go through host memory."""
         ...
 
 
@@ -169,20 +172,21 @@ class Backend:
 
 
 def checked_input(x: Array, info: TensorInfo) -> Array:
-    """`x` contiguous and in the dtype that the network takes. Raises ValueError for another shape."""
+    """Return `x` contiguous and in the dtype that the network takes. Raises ValueError for another shape."""
     if x.shape != info.shape:
         raise ValueError(f"input {info.name} has shape {x.shape}, expected {info.shape}")
     return np.ascontiguousarray(x, dtype=info.dtype)
 
 
 def closed_error(where: object) -> UsageError:
-    """To be raised by what is used after its `close`."""
+    """Return the error that is raised by what is used after its `close`."""
     return UsageError(where, "the engine is closed", fix="open it again")
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether that is what an exception of Python's or of a library means. Some have words for it alone, and threads
-    that cannot be started for want of it are temporarily unavailable.
+    """Return whether that is what an exception of Python's or of a library means.
+
+    Some have words for it alone, and threads that cannot be started for want of memory are temporarily unavailable.
     """
     no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or no_memory or bool(_NO_MEMORY.search(str(error)))

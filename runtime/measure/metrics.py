@@ -37,16 +37,18 @@ _MOST_NAMES_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one picture, or the mean of many. psnr_y_db is infinite for identical pictures; ssim_y is at most 1."""
+    """The scores of one picture, or the mean of many."""
 
     name: str
+    # Infinite for identical pictures.
     psnr_y_db: float
+    # At most 1.
     ssim_y: float
     perceptual: Mapping[str, float] = field(default_factory=dict)
 
 
 def luma_from_pixels(pixels: Array) -> Array:
-    """(H, W, 3) RGB or (H, W) grey float64 in [0, 255] -> (H, W) float64 in [16, 235], unrounded.
+    """Return luma of (H, W, 3) RGB or (H, W) grey float64 in [0, 255]: (H, W) float64 in [16, 235], unrounded.
 
     A grey level counts as three equal components.
     """
@@ -72,7 +74,7 @@ def ssim(first: Array, second: Array, rule: SsimRule = "pyiqa") -> float:
     Gaussian window of 11 x 11, sigma 1.5, population variances, mean over the places where the whole window lies
     inside the picture. Source: Wang et al., Image quality assessment: from error visibility to structural
     similarity, 2004, and its published Matlab code, without the downsampling of its later version; the rule "pyiqa":
-    METHODS section 8.
+    as pyiqa computes it.
     """
     if rule == "pyiqa":
         first, second = np.rint(first), np.rint(second)
@@ -132,8 +134,9 @@ def mean_scores(scores: Sequence[Scores]) -> Scores:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Pictures of two folders that share a name: (super-resolved, original), sorted; and the names in one alone."""
+    """Pictures of two folders that share a name, and the names that only one of them has."""
 
+    # (super-resolved, original), sorted.
     pairs: tuple[tuple[Path, Path], ...]
     only_sr: tuple[str, ...]
     only_hr: tuple[str, ...]

@@ -27,29 +27,29 @@ _FLOOR = 0.1 / 255
 
 @dataclass(frozen=True, slots=True)
 class SeamLine:
-    """One border: between output rows (`row`) or columns (`column`) position_px - 1 and position_px.
+    """One border of tiles."""
 
-    across, control: mean absolute steps there and beside it, as a part of full scale. score: their ratio.
-    """
-
+    # `row` or `column`; it lies between output rows, or columns, position_px - 1 and position_px.
     axis: str
     position_px: int
+    # Mean absolute steps there and beside it, as a part of full scale.
     across: float
     control: float
 
     @property
     def score(self) -> float:
+        """The ratio of the steps."""
         return (self.across + _FLOOR) / (self.control + _FLOOR)
 
 
 def border_positions(starts: Sequence[int], tile_px: int, length_px: int, upscale_factor: int) -> tuple[int, ...]:
-    """Where tiles of one axis start or end inside the picture, output pixels, ascending."""
+    """Return where tiles of one axis start or end inside the picture, output pixels, ascending."""
     ends = [start + tile_px for start in starts]
     return tuple(sorted({place * upscale_factor for place in (*starts, *ends) if 0 < place < length_px}))
 
 
 def seam_lines(image: Array, plan: TilePlan, upscale_factor: int) -> tuple[SeamLine, ...]:
-    """Every tile border of a picture, rows first. image: as for `seam_score`. Raises UsageError."""
+    """Measure every tile border of a picture, rows first. image: as for `seam_score`. Raises UsageError."""
     expected = (plan.height_px * upscale_factor, plan.width_px * upscale_factor)
     if image.shape[:2] != expected or image.ndim not in (2, 3):
         got = f"a picture of shape {image.shape}"
@@ -63,7 +63,7 @@ def seam_lines(image: Array, plan: TilePlan, upscale_factor: int) -> tuple[SeamL
 
 
 def seam_score(image: Array, plan: TilePlan, upscale_factor: int) -> float:
-    """1.0 where no tile border shows, more the more they do; 1.0 for a picture of one tile, which has none.
+    """Return 1.0 where no tile border shows, more the more they do; 1.0 for a picture of one tile, which has none.
 
     image: the output, (H f, W f) or (H f, W f, C), unsigned integers, or floats in [0, 1]. plan: of the input. The
     steps of all borders are pooled before they are divided. Raises UsageError where the sizes do not belong together.
@@ -91,6 +91,6 @@ def _lines_of_axis(image: Array, axis: int, positions: Sequence[int], peak: floa
 
 
 def _step(image: Array, axis: int, position: int) -> float:
-    """Mean absolute difference of the lines on both sides of `position`, in the picture's own unit."""
+    """Return the mean absolute difference of the lines on both sides of `position`, in the picture's own unit."""
     first, second = (image.take(place, axis).astype(np.float64) for place in (position - 1, position))
     return float(np.abs(second - first).mean())

@@ -11,7 +11,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import VerificationError
-from intsr.runtime.color_fix import ColorFix
+from intsr.runtime.color_fix.base import ColorFix
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
 from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
 from intsr.runtime.tiles.stage_clock import StageClock
@@ -32,18 +32,19 @@ LEAST_BAND_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Rows of the output. unit: (3, h, W f) float32, nominally in [0, 1]. enlarged: the same rows of the enlarged
-    input, as `Enlarger.rows` gives them.
-    """
+    """Rows of the output, as the networks made them."""
 
+    # (3, h, W f) float32, nominally in [0, 1].
     unit: Array
+    # The same rows of the enlarged input, as `Enlarger.rows` gives them.
     enlarged: Array
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedBand:
-    """Rows of the output as they are to be, (h, W f, 3) or (h, W f) uint8: a device has checked and fixed them."""
+    """Rows of the output as they are to be: a device has checked and fixed them."""
 
+    # (h, W f, 3) or (h, W f) uint8.
     rows: Array
 
 
@@ -54,7 +55,7 @@ def blended_bands(
     clock: StageClock,
     tile_progress: TileProgress | None = None,
 ) -> Generator[Band]:
-    """All rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
     factor = enlarger.upscale_factor
     height_px, width_px = enlarger.size
     side_px = plan.tile_px * factor
@@ -81,7 +82,7 @@ def blended_bands(
 
 
 def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: dict[int, Array]) -> Iterator[Array]:
-    """Every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
+    """Yield every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
     factor, tiles = enlarger.upscale_factor, iter(plan.tiles)
     for row, top in enumerate(plan.tops):
         with clock.stage("resize"):
@@ -106,7 +107,7 @@ def _add_tile(
 
 
 def _parts(unit: Array, enlarged: Array) -> Iterator[Band]:
-    """Copies: the canvas goes on."""
+    """Yield copies: the canvas goes on."""
     count = max(BAND_BYTES // (unit.shape[2] * unit.shape[0] * unit.itemsize), LEAST_BAND_ROWS)
     for top in range(0, unit.shape[1], count):
         yield Band(unit[:, top : top + count].copy(), enlarged[top : top + count])
@@ -115,7 +116,7 @@ def _parts(unit: Array, enlarged: Array) -> Iterator[Band]:
 def finished_rows(
     bands: Iterable[Band | FinishedBand], pixels: Array, fix: ColorFix, clock: StageClock
 ) -> Iterator[Array]:
-    """Checked, colour-fixed and rounded: (h, W f, 3) or (h, W f) as `pixels`, the input, is, in its dtype.
+    """Check, fix the colours of and round bands: yields (h, W f, 3) or (h, W f) as `pixels`, the input, in its dtype.
 
     Raises VerificationError for an output that is no picture: NaN, infinite, or flat although the input is not; the
     last of these at the end.
@@ -140,7 +141,7 @@ def finished_rows(
 
 
 class OutputCheck:
-    """Raises VerificationError for what no picture file should be made of."""
+    """A check that raises VerificationError for what no picture file should be made of."""
 
     def __init__(self) -> None:
         self._high, self._low = np.full(3, -np.inf, np.float32), np.full(3, np.inf, np.float32)
@@ -150,7 +151,7 @@ class OutputCheck:
         self.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
 
     def add_range(self, low: Array, high: Array) -> None:
-        """The least and the largest value by channel; one of them not finite where any value is not."""
+        """Take the least and the largest value by channel; one of them is not finite where any value is not."""
         if not (np.isfinite(high).all() and np.isfinite(low).all()):
             self._fail("NaN or infinite values")
         self._high, self._low = np.maximum(self._high, high), np.minimum(self._low, low)

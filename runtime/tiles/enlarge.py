@@ -25,21 +25,21 @@ _CONTEXT_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Enlarger:
-    """The enlarged picture, made band by band. pixels: (H, W), (H, W, 3) or any number of channels, uint8 or uint16.
-    resize_filter: of `FILTERS`.
-    """
+    """An enlarged picture, made band by band."""
 
+    # (H, W), (H, W, 3) or any number of channels, uint8 or uint16.
     pixels: Array
     upscale_factor: int
+    # Of `FILTERS`.
     resize_filter: str
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the whole, in pixels."""
+        """The height and width of the whole, in pixels."""
         return self.pixels.shape[0] * self.upscale_factor, self.pixels.shape[1] * self.upscale_factor
 
     def rows(self, top: int, bottom: int) -> Array:
-        """Output rows [top, bottom): (h, W f) or (h, W f, C), uint8, or float32 in [0, 1] for 16-bit pixels."""
+        """Return output rows [top, bottom): (h, W f) or (h, W f, C), uint8, or float32 in [0, 1] for 16 bits."""
         factor, height = self.upscale_factor, self.pixels.shape[0]
         first = max(top // factor - _CONTEXT_ROWS, 0)
         last = min(-(-bottom // factor) + _CONTEXT_ROWS, height)
@@ -68,18 +68,21 @@ class Enlarger:
 
 
 def enlarge(pixels: Array, upscale_factor: int, resize_filter: str) -> Array:
-    """pixels: (H, W, 3) or (H, W), uint8 or uint16 -> (H f, W f, 3) or (H f, W f), uint8 or float32 in [0, 1]."""
+    """Enlarge a whole picture.
+
+    (H, W, 3) or (H, W), uint8 or uint16 -> (H f, W f, 3) or (H f, W f), uint8 or float32 in [0, 1].
+    """
     return Enlarger(pixels, upscale_factor, resize_filter).rows(0, pixels.shape[0] * upscale_factor)
 
 
 def unit_part(enlarged: Array, top: int, left: int, height: int, width: int) -> Array:
-    """A rectangle of what `enlarge` gave -> (3, height, width) float32 in [0, 1]; grey three times."""
+    """Return a rectangle of what `enlarge` gave as (3, height, width) float32 in [0, 1]; grey three times."""
     part = _unit(enlarged[top : top + height, left : left + width])
     return part.transpose(2, 0, 1) if part.ndim == 3 else np.broadcast_to(part, (CHANNELS, height, width))
 
 
 def unit_channels(enlarged: Array) -> Iterator[Array]:
-    """Three times (H, W) float32 in [0, 1], one after the other: all at once are as large as the output."""
+    """Yield (H, W) float32 in [0, 1] three times: all channels at once would be as large as the output."""
     for channel in range(CHANNELS):
         yield _unit(enlarged[..., channel] if enlarged.ndim == 3 else enlarged)
 

@@ -18,18 +18,17 @@ TRANSFERS = "transfers"
 
 @dataclass(slots=True)
 class StageClock:
-    """stages_ms: by `STAGES`. transfers_ms: copies to and from a GPU; None where there are none. on_device:
-    whether the picture was on a GPU from its pixels to its finished rows; else copies run beside the networks.
+    """The clock of one picture. Stages may run in several threads, each stage in one."""
 
-    Stages may run in several threads, each stage in one.
-    """
-
+    # By `STAGES`.
     stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    # Copies to and from a GPU; None where there are none.
     transfers_ms: float | None = None
+    # Whether the picture was on a GPU from its pixels to its finished rows; else copies run beside the networks.
     on_device: bool = False
 
     def add(self, name: str, ms: float) -> None:
-        """What a device measured itself: of a stage, or of `transfers`."""
+        """Add what was measured elsewhere: of a stage, or of `transfers`."""
         if name == TRANSFERS:
             self.transfers_ms = (self.transfers_ms or 0.0) + ms
         else:
@@ -42,7 +41,7 @@ class StageClock:
         self.add(name, (time.perf_counter() - start) * 1e3)
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
-        """The items; making them counts for the stage, what is done with them does not."""
+        """Yield the items; making them counts for the stage, what is done with them does not."""
         iterator = iter(items)
         while True:
             with self.stage(name):

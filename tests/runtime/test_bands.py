@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intsr.errors import VerificationError
-from intsr.runtime import color_fix
 from intsr.runtime.backends.protocol import Backend
+from intsr.runtime.color_fix import adain
 from intsr.runtime.tiles import blend as bands
 from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.upscaler import Upscaler
@@ -58,7 +58,7 @@ def test_how_wide_bands_are_cut_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     whole = {fix: _upscaler(_shifted).upscale(pixels, fix) for fix in COLOR_FIXES}
     monkeypatch.setattr(bands, "BAND_BYTES", 0)
     monkeypatch.setattr(bands, "LEAST_BAND_ROWS", 3)
-    monkeypatch.setattr(color_fix, "HELD_BYTES", 0)
+    monkeypatch.setattr(adain, "HELD_BYTES", 0)
     for fix in COLOR_FIXES:
         rows = list(_upscaler(_shifted).upscale_rows(pixels, fix))
         assert len(rows) > 100
@@ -67,7 +67,7 @@ def test_how_wide_bands_are_cut_changes_nothing(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("fix", COLOR_FIXES)
 def test_memory_does_not_grow_with_the_height(fix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(color_fix, "HELD_BYTES", 1 << 20)
+    monkeypatch.setattr(adain, "HELD_BYTES", 1 << 20)
     peaks = []
     for height in (200, 1600):
         pixels = np.random.default_rng(3).integers(0, 256, (height, 200, 3)).astype(np.uint8)

@@ -87,12 +87,18 @@ def small() -> np.ndarray:
     return random_pixels(20, 38)
 
 
-@pytest.mark.parametrize("color_fix", FIXES)
-@pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize(
-    ("height", "width", "overlap_px"),
+    ("height", "width", "overlap_px", "grey", "color_fix"),
     # One tile and all of it; one that is padded; a single pixel; many tiles, one beside and one on the other.
-    [(16, 16, 4), (5, 3, 4), (1, 1, 0), (39, 53, 4), (37, 16, 0)],
+    [
+        (16, 16, 4, True, "wavelet"),
+        (5, 3, 4, False, "wavelet"),
+        (1, 1, 0, True, "adain"),
+        (39, 53, 4, False, "adain"),
+        (39, 53, 4, False, "wavelet"),
+        (39, 53, 4, True, "none"),
+        (37, 16, 0, False, "none"),
+    ],
 )
 def test_the_device_gives_what_the_host_gives(
     opened: OpenEngine, height: int, width: int, overlap_px: int, grey: bool, color_fix: str
@@ -108,8 +114,7 @@ def test_the_device_gives_what_the_host_gives(
 @pytest.mark.parametrize(
     ("backend", "target", "resize_filter"),
     [
-        ("cuda-python", "tensorrt", "lanczos"),
-        ("cuda-python", "tensorrt-rtx", "bicubic"),
+        ("cuda-python", "tensorrt-rtx", "lanczos"),
         ("pycuda", "tensorrt", "bicubic"),
     ],
 )
@@ -239,8 +244,7 @@ def _bytes_of_pictures(machine, engine: Engine) -> int:
     return sum(len(machine.gpu.device[address]) for address in device._addresses)
 
 
-@pytest.mark.parametrize("color_fix", FIXES)
-@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize(("color_fix", "grey"), [("none", True), ("wavelet", False), ("adain", False)])
 def test_memory_is_known_beforehand(opened: OpenEngine, machine, color_fix: str, grey: bool) -> None:
     engine, pixels = opened(), random_pixels(90, 70, grey)
     pipeline = engine.backend.picture_pipeline  # type: ignore[attr-defined]
@@ -251,7 +255,7 @@ def test_memory_is_known_beforehand(opened: OpenEngine, machine, color_fix: str,
     assert pixels.shape[:2] == (90, 70)
 
 
-@pytest.mark.parametrize("spare", range(0, 125_000, 30_000))
+@pytest.mark.parametrize("spare", (0, 60_000, 120_000))
 def test_memory_that_is_gone_all_the_same_is_no_failure(
     opened: OpenEngine, machine, monkeypatch: pytest.MonkeyPatch, small: np.ndarray, spare: int
 ) -> None:
@@ -304,8 +308,6 @@ def _with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:
     [
         ("none", _with_one(np.nan), "NaN or infinite"),
         ("wavelet", _with_one(-np.inf), "NaN or infinite"),
-        ("adain", _with_one(np.inf), "NaN or infinite"),
-        ("none", lambda image: np.full_like(image, np.nan), "NaN or infinite"),
         # With the input's colours put on it, it would no longer look flat.
         ("wavelet", lambda image: np.full_like(image, 0.25), "one flat colour"),
         ("none", lambda image: np.full_like(image, -3), "one flat colour"),

@@ -71,7 +71,7 @@ def test_a_gpu_engine_names_the_extra_that_runs_it(
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("here", ["10.12.0.36", "10.13.1", "11.0.0"])
+@pytest.mark.parametrize("here", ["10.13.1", "11.0.0"])
 def test_a_plan_runs_on_its_own_version_alone(make_engine, here: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compatibility, "find_spec", lambda name: object())
     monkeypatch.setattr(compatibility.metadata, "version", lambda name: here)
@@ -95,30 +95,21 @@ def _with_manifest(engine: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
-def test_a_newer_library_is_asked_for(make_engine, target: str) -> None:
-    with pytest.raises(EngineMismatchError, match=r"2099\.1.*here is.*pip install -U.*intsr compile MODEL"):
-        open_engine(_with_manifest(make_engine(target), library_version="2099.1.0-abc"))
+def test_a_newer_library_is_asked_for(make_engine, target: str, tmp_path: Path) -> None:
+    changed = _with_manifest(make_engine(target), library_version="2099.1.0-abc")
+    # With two faults, the version is what is reported: nothing is read before its check.
+    for path in (changed, _flip_byte_of_a_member(changed, tmp_path / "both.engine")):
+        with pytest.raises(EngineMismatchError, match=r"2099\.1.*here is.*pip install -U.*intsr compile MODEL"):
+            open_engine(path)
 
 
 def test_an_older_librarys_engine_opens(make_engine) -> None:
     open_engine(_with_manifest(make_engine("cpu"), library_version="2026.4.0")).close()
 
 
-def test_nothing_is_read_before_the_version_is_checked(make_engine, tmp_path: Path) -> None:
-    """With both faults, the version is what is reported: its check comes first."""
-    changed = _with_manifest(make_engine("cpu"), library_version="2099.1.0")
-    with pytest.raises(EngineMismatchError):
-        open_engine(_flip_byte_of_a_member(changed, tmp_path / "both.engine"))
-
-
 def test_unknown_target(identity_engine: Path) -> None:
     with pytest.raises(EngineMismatchError, match="built for target abacus"):
         open_engine(_with_manifest(identity_engine, target="abacus"))
-
-
-def test_unknown_schema(identity_engine: Path) -> None:
-    with pytest.raises(BundleError, match="schema version 99"):
-        open_engine(_with_manifest(identity_engine, schema_version=99))
 
 
 def test_library_not_installed(identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,14 +260,8 @@ def _raises(error: Exception) -> Callable[..., object]:
     ("target", "where", "error"),
     [
         ("cpu", "openvino.Core.compile_model", RuntimeError("Exception from src/plugin.cpp:1:\nstd::bad_alloc")),
-        ("cpu", "openvino.Core.read_model", RuntimeError("Failed to allocate 83886080 bytes of memory")),
-        ("cpu", "openvino.Core.get_property", RuntimeError("plugin.so: failed to map segment from shared object")),
-        ("cpu", "openvino.Core.compile_model", RuntimeError("Resource temporarily unavailable")),
-        (
-            "cpu",
-            "intsr.runtime.backends.openvino.backend.open_backend",
-            ImportError("failed to map segment from shared"),
-        ),
+        ("cpu", "openvino.Core.read_model", RuntimeError("Resource temporarily unavailable")),
+        ("cpu", "openvino.Core.get_property", ImportError("plugin.so: failed to map segment from shared object")),
         ("onnxruntime", "onnxruntime.InferenceSession", RuntimeError("Failed to allocate memory for buffer")),
         ("onnxruntime", "intsr.runtime.engine.Bundle", OSError(errno.ENOMEM, "Cannot allocate memory")),
         ("onnxruntime", "intsr.runtime.engine.Bundle", MemoryError()),

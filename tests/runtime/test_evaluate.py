@@ -1,8 +1,6 @@
 """`intsr evaluate`: what it prints, and its errors as the shell sees them."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -77,7 +75,7 @@ def test_table_has_a_row_a_picture_and_the_mean(folders):
 
 
 @pytest.mark.parametrize("case", ["missing", "size", "broken", "folder", "metric"])
-def test_user_errors_are_one_line_and_exit_2(folders, case):
+def test_user_errors_are_one_line_and_exit_2(intsr, folders, case):
     sr, hr = folders
     arguments = [str(sr), str(hr)]
     if case == "missing":
@@ -90,13 +88,6 @@ def test_user_errors_are_one_line_and_exit_2(folders, case):
         arguments[0] = str(sr / "nothing")
     else:
         arguments += ["--metrics", "fid"]
-    run = subprocess.run(
-        [sys.executable, "-m", "intsr", "evaluate", *arguments, "--json"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 2
-    assert run.stdout == ""
-    assert run.stderr.startswith("intsr: error: ")
-    assert run.stderr.count("\n") == 1
-    assert {"missing": "b", "size": "a.png", "broken": "a.png", "folder": "nothing", "metric": "fid"}[
-        case
-    ] in run.stderr
+    code, out, err = intsr("evaluate", *arguments, "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("intsr: error: ")
+    assert {"missing": "b", "size": "a.png", "broken": "a.png", "folder": "nothing", "metric": "fid"}[case] in err

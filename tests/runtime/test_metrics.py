@@ -67,12 +67,6 @@ def test_psnr_of_known_differences():
     assert psnr_db(zeros, zeros) == math.inf
 
 
-@pytest.mark.parametrize("rule", ["pyiqa", "wang"])
-def test_ssim_of_constants_is_its_luminance_term(rule):
-    got = ssim(np.full((16, 20), 100.0), np.full((16, 20), 120.0), rule)
-    assert got == pytest.approx((2 * 100 * 120 + 6.5025) / (100**2 + 120**2 + 6.5025), abs=1e-12)
-
-
 def _ssim_by_loops(first, second, rule):
     """SSIM window by window, from its definition: weighted means of squared differences from the mean."""
     if rule == "pyiqa":
@@ -101,50 +95,7 @@ def test_ssim_is_the_formula_itself_in_every_window(shape, rule):
         assert ssim(first, 255 - first, rule) == pytest.approx(_ssim_by_loops(first, 255 - first, rule), abs=1e-12)
 
 
-# The weight of a window's middle, and of the pixel beside it.
-MIDDLE = 0.07076224  # 1 / (sum of exp(-k^2 / 4.5), k = -5 .. 5)^2 = 1 / 14.1318
-BESIDE = MIDDLE * 0.80073740  # exp(-1 / 4.5)
-
-
-def _ssim_of_spots(weight, base_1, spot_1, base_2, spot_2):
-    """A window of two flat pictures with one other pixel each, of this weight: luminance term, structure term."""
-    mean_1, mean_2 = base_1 + weight * (spot_1 - base_1), base_2 + weight * (spot_2 - base_2)
-    rise_1, rise_2, spread = spot_1 - base_1, spot_2 - base_2, weight * (1 - weight)
-    luminance = (2 * mean_1 * mean_2 + 6.5025) / (mean_1**2 + mean_2**2 + 6.5025)
-    return luminance, (2 * rise_1 * rise_2 * spread + 58.5225) / ((rise_1**2 + rise_2**2) * spread + 58.5225)
-
-
-def test_both_rules_by_hand_on_a_bright_spot_for_a_dark_one(tmp_path):
-    """Two windows: the spots in the first one's middle, where structure is negative, and one beside, where it isn't.
-
-    Luma of the bases is 101.8824 and 101.6350, both 102 when rounded; of the spots 124.2118 and 79.5529, 124 and 80.
-    """
-    sr, hr = np.full((11, 12, 3), 100, np.uint8), np.full((11, 12, 3), (101, 99, 100), np.uint8)
-    sr[5, 5], hr[5, 5] = 126, 74
-    paths = _save(tmp_path / "sr.png", sr), _save(tmp_path / "hr.png", hr)
-
-    (light_1, structure_1), (light_2, structure_2) = (_ssim_of_spots(w, 102, 124, 102, 80) for w in (MIDDLE, BESIDE))
-    assert (structure_1, structure_2) == (pytest.approx(-0.04198, abs=1e-5), pytest.approx(0.06150, abs=1e-5))
-    by_pyiqa = score_pair(*paths)
-    assert by_pyiqa.ssim_y == pytest.approx((light_1 * 0 + light_2 * structure_2) / 2, abs=1e-7)
-    assert by_pyiqa.ssim_y == pytest.approx(0.03074, abs=1e-5)
-
-    greys = [16 + 219 / 255 * level for level in (100, 126, 74)]
-    exact = (greys[0], greys[1], greys[0] + (65.481 - 128.553) / 255, greys[2])
-    (light_1, structure_1), (light_2, structure_2) = (_ssim_of_spots(w, *exact) for w in (MIDDLE, BESIDE))
-    assert structure_1 < 0 < structure_2
-    by_wang = score_pair(*paths, ssim_rule="wang")
-    assert by_wang.ssim_y == pytest.approx((light_1 * structure_1 + light_2 * structure_2) / 2, abs=1e-7)
-    assert by_wang.ssim_y == pytest.approx(0.00050, abs=1e-5)
-
-    # Rounded, 131 of the 132 pixels would be equal, and the last 44 levels apart.
-    mean_square = (131 * (63.072 / 255) ** 2 + (exact[1] - exact[3]) ** 2) / 132
-    for scores in (by_pyiqa, by_wang):
-        assert scores.psnr_y_db == pytest.approx(10 * math.log10(65025 / mean_square), abs=1e-9)
-    assert by_wang.psnr_y_db != pytest.approx(10 * math.log10(65025 * 132 / 44**2), abs=0.01)
-
-
-@pytest.mark.parametrize("deviation", [1.0, 12.0, 60.0])
+@pytest.mark.parametrize("deviation", [1.0, 60.0])
 def test_wangs_rule_agrees_with_scikit_image(deviation):
     sr, hr = _noisy_pair(deviation)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
@@ -174,6 +125,9 @@ def test_pair_scores_what_the_files_hold(tmp_path):
     sr, hr = (luma_from_pixels(picture.astype(float)) for picture in (degraded, original))
     assert scores.name == "a"
     assert (scores.psnr_y_db, scores.ssim_y) == pytest.approx((psnr_db(sr, hr), ssim(sr, hr)), abs=1e-9)
+    # PSNR takes luma unrounded by either rule.
+    by_wang = score_pair(tmp_path / "sr" / "a.png", tmp_path / "hr" / "a.png", ssim_rule="wang")
+    assert (by_wang.psnr_y_db, by_wang.ssim_y) == pytest.approx((scores.psnr_y_db, ssim(sr, hr, "wang")), abs=1e-9)
 
 
 def test_border_is_cut_off_both_pictures(tmp_path):
@@ -268,9 +222,6 @@ def test_many_missing_names_stay_one_line(tmp_path):
 def test_folders_that_cannot_be_paired(tmp_path, sr_names, hr_names, message):
     with pytest.raises(UsageError, match=message):
         pair_folders(*_folders(tmp_path, sr_names, hr_names), allow_missing=True)
-
-
-def test_missing_folder(tmp_path):
     with pytest.raises(UsageError, match="no such folder"):
         pair_folders(tmp_path / "nothing", tmp_path)
 

@@ -136,6 +136,7 @@ WAYS: dict[str, Callable[[Machine], str]] = {
     "altered": _flipped_byte,
     "overwritten": _overwritten,
     "engine-memory": _no_memory_to_open,
+    "no-provider": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", "--device", "cuda"),
     "dash": lambda m: m.intsr("compile", "demo", "--bits", "fp", "-o", "-")[2],
     "newer": lambda m: m.upscale(m.photo, "-o", m.folder / "out.png", engine=m.make_engine(schema_version=99)),
     "no-ranges": lambda m: m.intsr("compile", "demo", "-o", m.folder / "a.engine")[2],

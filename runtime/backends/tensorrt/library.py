@@ -23,7 +23,7 @@ class RuntimeLog:
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_MESSAGES))
 
     def error(self, where: object, what: str) -> IntsrError:
-        """Of a call that answered None or False, in TensorRT's own words."""
+        """Return the error of a call that answered None or False, in TensorRT's own words."""
         text = self.errors[0] if self.errors else "TensorRT gave no reason"
         everything = " ".join(self.errors).lower()
         self.errors.clear()
@@ -35,10 +35,13 @@ class RuntimeLog:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """trt: TensorRT's Python API. logger: what its objects log to; kept as long as any of them. log: what it kept."""
+    """A loaded TensorRT."""
 
+    # Its Python API.
     trt: Any
+    # What its objects log to; kept as long as any of them.
     logger: Any
+    # What the logger kept.
     log: RuntimeLog
 
 

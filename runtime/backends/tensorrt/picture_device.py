@@ -1,6 +1,6 @@
 """Memory, launches and times for whole pictures on the device of an open engine, as `intsr.kernels` asks for them.
 
-This and its neighbours `device_picture*` are the only modules of the runtime that import `intsr.kernels`, of which
+This and its neighbours `picture_*` are the only modules of the runtime that import `intsr.kernels`, of which
 they use the part that needs no more than NumPy; they are imported when an engine for a GPU is opened, not before.
 """
 

@@ -29,17 +29,18 @@ _MOST_ROWS = 65535 * 8
 
 @dataclass(frozen=True, slots=True)
 class PictureShape:
-    """All that a picture's launches depend on. grey: one channel in and out."""
+    """All that a picture's launches depend on."""
 
     tiles: TilePlan
     upscale_factor: int
     resize_filter: str
     color_fix: str
+    # One channel in and out.
     grey: bool
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the output, pixels."""
+        """The height and width of the output, pixels."""
         return self.tiles.height_px * self.upscale_factor, self.tiles.width_px * self.upscale_factor
 
     @property
@@ -48,7 +49,7 @@ class PictureShape:
 
     @property
     def strip_rows(self) -> int:
-        """Rows of the output that come down at once: in floats they would be a band of the host's."""
+        """How many rows of the output come down at once: in floats they would be a band of the host's."""
         height, width = self.size
         return min(max(BAND_BYTES // (_FLOAT_BYTES * width), LEAST_BAND_ROWS), height)
 
@@ -56,7 +57,7 @@ class PictureShape:
         return self.size[0] <= _MOST_ROWS
 
     def device_bytes(self) -> int:
-        """What its buffers take, beside the engine's own; rather more than less."""
+        """Return what its buffers take, beside the engine's own; rather more than less."""
         pixels, enlarged = self.tiles.height_px * self.tiles.width_px, math.prod(self.size)
         # First pixel and up to six weights for each row and column, twice; blend weights of every tile of an axis.
         tables = 4 * 16 * sum(self.size)
@@ -69,20 +70,24 @@ class PictureShape:
 
 @dataclass(frozen=True, slots=True)
 class PicturePlan:
-    """In the order of use. pixels: (H, W, 3) uint8, to be uploaded. canvas: (3, H f, W f) float32, to be cleared.
-    extract, accumulate: by tile, to the encoder's input and from the decoder's output. check: see
-    `plan_clip_and_range`. output: (H f, W f, 3) or (H f, W f) uint8. strip: page-locked, for some rows of that.
-    """
+    """Launches and buffers of a picture, in the order of use."""
 
     shape: PictureShape
+    # (H, W, 3) uint8, to be uploaded.
     pixels: DeviceArray
     enlarge: Plan
+    # (3, H f, W f) float32, to be cleared.
     canvas: DeviceArray
+    # By tile, to the first network's input.
     extract: tuple[Plan, ...]
+    # By tile, from the last network's output.
     accumulate: tuple[Plan, ...]
+    # See `plan_clip_and_range`.
     check: Plan
     color_fix: Plan | None
+    # (H f, W f, 3) or (H f, W f) uint8.
     output: Plan
+    # Page-locked, for some rows of that.
     strip: Array
 
 
@@ -90,9 +95,10 @@ Ends: TypeAlias = tuple[tuple[TensorInfo, int], tuple[TensorInfo, int]]
 
 
 def plan_whole_picture(device: KernelDevice, shape: PictureShape, ends: Ends) -> PicturePlan:
-    """ends: the encoder's input and the decoder's output, (N, 3, T f, T f) float16, each with its address.
+    """Take the memory and plan the launches.
 
-    Takes the memory; raises OutOfMemoryError, and whatever was taken then waits for `device.free`.
+    ends: the encoder's input and the decoder's output, (N, 3, T f, T f) float16, each with its address.
+    Raises OutOfMemoryError, and whatever was taken then waits for `device.free`.
     """
     size = shape.size
     pixels = device.empty((shape.tiles.height_px, shape.tiles.width_px, CHANNELS), np.uint8)
@@ -141,7 +147,7 @@ def _weights_on_device(
 
 
 def _tile_of(info: TensorInfo, address: int, index: int) -> DeviceArray:
-    """Where the index-th tile of a picture is in a network's tensor."""
+    """Return where the index-th tile of a picture is in a network's tensor."""
     shape, dtype = (1, *info.shape[1:]), np.dtype(info.dtype)
     place = index % info.shape[0]
     return DeviceArray(address + place * math.prod(shape) * dtype.itemsize, shape, dtype)

@@ -62,7 +62,7 @@ def _problem(stages: Sequence[Stage]) -> str:
 
 
 class DevicePicture:
-    """`networks.PicturePipeline`: one picture at a time. Its buffers are kept for the next one of the same size."""
+    """The `PicturePipeline` of TensorRT: one picture at a time. Buffers are kept for the next of the same size."""
 
     def __init__(
         self, session: Session, device: KernelDevice, stages: Sequence[Stage], addresses: Sequence[tuple[int, int]]
@@ -87,7 +87,7 @@ class DevicePicture:
         clock: StageClock,
         tile_progress: TileProgress | None = None,
     ) -> Generator[FinishedBand] | None:
-        """See `networks.PicturePipeline`. Iterate at once: the device is given to the picture by the first step.
+        """Run a picture as `PicturePipeline` says. Iterate at once: the first step gives it the device.
 
         Raises EngineMismatchError, OutOfMemoryError, VerificationError; nothing of the picture is on the device then.
         """

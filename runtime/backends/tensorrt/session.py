@@ -26,13 +26,13 @@ def size_bytes_from_info(info: TensorInfo) -> int:
 
 
 class Session:
-    """Owner of the device's memory, streams, events, graphs and TensorRT's objects. Takes over `cuda`.
+    """The owner of the device's memory, streams, events, graphs and TensorRT's objects.
 
-    compute: the stream that networks run in, one after the other. copies: the stream of uploads and downloads.
-    where: the engine's path, for errors.
+    `compute` is the stream that networks run in, one after the other, `copies` that of uploads and downloads.
     """
 
     def __init__(self, cuda: Cuda, library: Library, where: object) -> None:
+        """Take over `cuda`. where: the engine's path, for errors."""
         self.cuda, self.library, self.where = cuda, library, where
         self._owned = ExitStack()
         self._owned.callback(cuda.close)
@@ -54,12 +54,12 @@ class Session:
         return thing
 
     def alloc(self, size_bytes: int) -> int:
-        """Device memory until `close`: its address."""
+        """Take device memory until `close`. Returns its address."""
         # An empty arena is possible; CUDA answers an allocation of nothing with a null address.
         return int(self._owning(self.cuda.alloc(max(size_bytes, 1)), self.cuda.free))
 
     def alloc_pinned(self, info: TensorInfo) -> Array:
-        """A page-locked host array for the tensor, until `close`."""
+        """Return a page-locked host array for the tensor, until `close`."""
         memory: Array = self._owning(self.cuda.alloc_pinned(size_bytes_from_info(info)), self.cuda.free_pinned)
         return memory.view(info.dtype).reshape(info.shape)
 
@@ -67,7 +67,7 @@ class Session:
         return self._owning(self.cuda.create_event(), self.cuda.destroy_event)
 
     def on_close(self, function: Callable[[], None]) -> None:
-        """Before what was there earlier is freed."""
+        """Have it called on `close`, before what was there earlier is freed."""
         self._owned.callback(function)
 
     @property
@@ -75,13 +75,13 @@ class Session:
         return not self._closed
 
     def enter(self) -> None:
-        """Before anything runs: in this thread, on this device. Raises UsageError after `close`."""
+        """Make the device this thread's; to be called before anything runs. Raises UsageError after `close`."""
         if self._closed:
             raise closed_error(self.where)
         self.cuda.make_current()
 
     def wait_for_others(self, streams: Iterable[int | None]) -> None:
-        """What other libraries put into `streams` so far comes before what networks do from here on.
+        """Have what other libraries put into `streams` so far come before what networks do from here on.
 
         None: nothing is to be waited for. UNKNOWN_STREAM: the host waits for the whole device.
         """
@@ -94,7 +94,7 @@ class Session:
                 self.cuda.wait_for_foreign(self.compute, stream)
 
     def used_bytes(self) -> int:
-        """Device memory taken since the session was opened, by this and by any other process."""
+        """Return the device memory taken since the session was opened, by this and by any other process."""
         return max(self._free_bytes - self.cuda.memory_info()[0], 0)
 
     def drain(self) -> None:
@@ -116,7 +116,7 @@ class Session:
 
 
 class Stage:
-    """One network's execution context, its memory the session's shared arena. kernels: where they are kept, if so."""
+    """One network's execution context, its memory the session's shared arena."""
 
     def __init__(
         self, session: Session, entry: NetworkEntry, context: Any, profile: bool, kernels: KernelCache | None = None

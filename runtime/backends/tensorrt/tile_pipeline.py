@@ -26,12 +26,15 @@ _MARKS = ("upload", "uploaded", "start", "encoder", "unet", "decoder", "download
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Buffers of one tile on its way, on the host (page-locked) and on the device. events: by `_MARKS`."""
+    """Buffers of one tile on its way."""
 
+    # Page-locked.
     host_input: Array
     host_output: Array
+    # On the device.
     input_address: int
     output_address: int
+    # By `_MARKS`.
     events: dict[str, Any]
 
 
@@ -69,11 +72,11 @@ class Pipeline:
         )
 
     def _ends(self, slot: Slot) -> tuple[list[int], list[int]]:
-        """Input and output addresses of the networks for a slot."""
+        """Return input and output addresses of the networks for a slot."""
         return [slot.input_address, *self._between], [*self._between, slot.output_address]
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
-        """See `networks.TilePipeline`. Each batch is read when the one before it is being computed.
+        """Run tiles as `TilePipeline` says. Each batch is read when the one before it is being computed.
 
         Between two steps other pictures may be begun and ended. Raises EngineMismatchError, OutOfMemoryError; nothing
         of this picture is on the device then.
