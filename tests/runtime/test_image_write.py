@@ -15,8 +15,9 @@ from PIL import Image
 
 from intsr.errors import ImageError, UsageError
 from intsr.runtime.batch.naming import OUTPUT_FORMATS
+from intsr.runtime.pictures import formats
 from intsr.runtime.pictures import writer as picture_writer
-from intsr.runtime.pictures.formats import tiff
+from intsr.runtime.pictures.formats import registry, tiff
 from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, format_from_path
 from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
 from intsr.runtime.pictures.picture import ImageMetadata
@@ -202,11 +203,21 @@ def test_what_can_be_written_passes() -> None:
 
 
 def test_formats_are_what_the_folder_has() -> None:
-    assert [item.name for item in FORMATS] == ["PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP"]
+    assert [item.name for item in FORMATS] == ["PNG", "JPEG", "WebP", "AVIF", "TIFF", "BMP"]
     assert PICTURE_SUFFIXES == (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
     assert OUTPUT_FORMATS == ("same", "png", "jpg", "webp", "avif", "tif", "bmp")
     assert not set(UNREAD_SUFFIXES) & set(PICTURE_SUFFIXES)
     assert format_from_path(Path("A.JPeG")).name == "JPEG"
+
+
+def test_another_format_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.py").write_text(
+        "from intsr.runtime.pictures.formats.base import PictureFormat\n"
+        "class Other(PictureFormat):\n    name, suffixes = 'Other', ('.other',)\n"
+        "FORMAT = Other()\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    assert [item.name for item in registry._found()] == [*(item.name for item in FORMATS), "Other"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
