@@ -18,7 +18,7 @@ from intsr.errors import OutOfMemoryError, UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.color_fix import HELD_BYTES
+from intsr.runtime.color_fix.adain import HELD_BYTES
 from intsr.runtime.pictures.formats.registry import format_from_path
 from intsr.runtime.tiles.blend import BAND_BYTES, LEAST_BAND_ROWS
 

@@ -14,7 +14,6 @@ import click
 
 from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
-from intsr.runtime.batch.naming import DEFAULT_TEMPLATE, OUTPUT_FORMATS, SAME_FORMAT
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 # Not asked whether it is readable: one that is not must not stop the others.
 _PATH = click.Path(path_type=Path, readable=False)
-_AUTO, _USUAL_BACKEND = "auto", "cuda-python"
+_AUTO, _USUAL_BACKEND, _SAME_FORMAT = "auto", "cuda-python", "same"
 # Of so many tiles a picture takes long enough to be announced.
 _MANY_TILES = 64
 
@@ -44,6 +43,19 @@ class _Times(click.ParamType[float]):
             return float(number)
         except ValueError:
             self.fail(f"{value!r} is not a number of times, for example 2 or 2x", param, ctx)
+
+
+class _OutputFormat(click.Choice[str]):
+    """The formats that there are. They are asked for with the libraries that they need, and so only when needed."""
+
+    def __init__(self) -> None:
+        self.case_sensitive = True
+
+    @property
+    def choices(self) -> Sequence[str]:  # type: ignore[override]
+        from intsr.runtime.batch.naming import OUTPUT_FORMATS
+
+        return OUTPUT_FORMATS
 
 
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -106,8 +118,8 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(OUTPUT_FORMATS),
-    default=SAME_FORMAT,
+    type=_OutputFormat(),
+    default=_SAME_FORMAT,
     help="Of outputs in a folder, and of stdout, which is PNG without it.",
 )
 @click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
@@ -186,7 +198,7 @@ def upscale(
     given = {
         "--name": template is not None,
         "--suffix": bool(name_suffix),
-        "--format": output_format != SAME_FORMAT and pipes.target is None,
+        "--format": output_format != _SAME_FORMAT and pipes.target is None,
         "-r": recursive,
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
@@ -228,7 +240,7 @@ def _template(template: str | None, suffix: str) -> str:
     if template is not None:
         return template
     escaped = suffix.replace("{", "{{").replace("}", "}}")
-    return DEFAULT_TEMPLATE.replace("{ext}", f"{escaped}{{ext}}")
+    return f"{{stem}}{escaped}{{ext}}"
 
 
 def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int | None) -> None:

@@ -62,7 +62,7 @@ class PictureFile(io.BufferedReader):
 def opened(file: PictureFile, name: str) -> Iterator[Image.Image]:
     """Pillow's image of a format, not decoded yet."""
     file.seek(0)
-    with Image.open(file, formats=[name]) as image:
+    with Image.open(file, formats=[name.upper()]) as image:
         yield image
 
 

@@ -5,6 +5,7 @@ Rows go to a temporary file without a name, which is then mapped: libvips resize
 
 from __future__ import annotations
 
+import mmap
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
-from intsr.files import atomic_path
+from intsr.files import atomic_path, check_free_space
 from intsr.runtime.pictures.formats.base import PictureFormat
 from intsr.runtime.pictures.formats.registry import FORMATS, HEAD_BYTES, format_from_path
 from intsr.runtime.pictures.metadata.exif import exif_for_size
@@ -93,14 +94,19 @@ class PictureWriter:
 def _problem_of_saving(picture: _Picture, file: IO[bytes], temporary: Path) -> str:
     """What libvips said, or nothing. As text: an exception would keep this frame, and with it the mapped file."""
     try:
-        image = _image_from_rows(picture, np.memmap(file, picture.dtype, "r", shape=picture.shape))
+        rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        image = _image_from_rows(picture, rows)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            # Rows that have been read need not stay in memory: they are in the file, should they be asked for again.
+            image.set_progress(True)
+            image.signal_connect("eval", lambda image, progress: rows.madvise(mmap.MADV_DONTNEED))
         picture.format.save(image, temporary, picture.metadata, picture.quality)
     except vips().Error as error:
         return problem_from_vips(error)
     return ""
 
 
-def _image_from_rows(picture: _Picture, rows: Array) -> Any:
+def _image_from_rows(picture: _Picture, rows: mmap.mmap) -> Any:
     """A libvips image of the file's size, with the metadata in its fields."""
     height, width, channels = picture.shape
     library, deep = vips(), picture.bits == 16
@@ -197,7 +203,7 @@ def open_writer(
     On the disk of `path`, the rows take their size until the file is there. WebP, AVIF and BMP hold the picture in
     memory while they encode it (`PictureFormat.encoder_bytes`). Raises ImageError where the format cannot hold the
     picture, where rows are missing and where the file cannot be written; UsageError, OutputExistsError as
-    `atomic_path`. After any exception `path` is as it was.
+    `atomic_path`, UsageError also where the disk has no room for the rows. After any exception `path` is as it was.
     """
     target, kind = format_from_path(path), np.dtype(dtype)
     size, all_channels = resize_to or (width_px, height_px), channels + has_alpha
@@ -207,6 +213,8 @@ def open_writer(
     kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, *size))
     quality = target.default_quality if quality is None or target.default_quality is None else quality
     picture = _Picture(path, target, (height_px, width_px, all_channels), size, kind, kept, quality)
+    # Before anything is computed for it.
+    check_free_space(path.parent, height_px * width_px * all_channels * kind.itemsize)
     with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:
         writer = PictureWriter(picture, file)
         yield writer

@@ -106,18 +106,15 @@ def overlapped(
         while held:
             job, coming = held.popleft()
             if coming is None:
-                while finishing:
-                    yield _ended(finishing.popleft())
+                yield from _ended(finishing)
                 coming = reader.submit(prepare, job)
-            hold_one([*(earlier for earlier, _ in finishing), job])
+            hold_one([*(other for other, _ in finishing), job])
             finishing.append((job, _computed(coming, compute, finish, finisher)))
             # It holds what was prepared, longer than the finishing does.
             del coming
             # What is being finished goes on beside the next; what was before it is done or waited for.
-            while len(finishing) > 1:
-                yield _ended(finishing.popleft())
-        while finishing:
-            yield _ended(finishing.popleft())
+            yield from _ended(finishing, most=1)
+        yield from _ended(finishing)
 
 
 def _computed(
@@ -164,12 +161,20 @@ def _handed_over(
     return future
 
 
-def _ended(finishing: tuple[J, Future[R] | Exception]) -> tuple[J, R | Exception]:
-    """Wait for what is being finished."""
-    job, result = finishing
+def _ended(finishing: deque[tuple[J, Future[R] | Exception]], most: int = 0) -> Iterator[tuple[J, R | Exception]]:
+    """Those that are being finished, waited for one after the other until so many are left."""
+    while len(finishing) > most:
+        job, result = finishing.popleft()
+        outcome = _outcome(result)
+        # Nothing of it is held while the caller looks at what came of it.
+        del result
+        yield job, outcome
+
+
+def _outcome(result: Future[R] | Exception) -> R | Exception:
     if isinstance(result, Exception):
-        return job, result
+        return result
     try:
-        return job, result.result()
+        return result.result()
     except Exception as error:
-        return job, error
+        return error

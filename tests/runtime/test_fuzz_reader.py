@@ -1,4 +1,4 @@
-"""Hundreds of broken pictures through the reader: one error each, no crash, no hang, no gigabytes.
+"""Many broken pictures through the reader: one error each, no crash, no hang, no gigabytes.
 
 `python tests/support/fuzz_pictures.py --count 2000 --seed N` does the same for as many as one likes.
 """
@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-COUNT, SEED = 300, 20
+SEED = 20
 
 
 def test_the_whole_pictures_are_read(fuzz_pictures: ModuleType, tmp_path: Path) -> None:
@@ -20,17 +20,18 @@ def test_the_whole_pictures_are_read(fuzz_pictures: ModuleType, tmp_path: Path) 
     for number, data in enumerate(fuzz_pictures.originals()):
         path = tmp_path / f"{number}.png"
         path.write_bytes(data)
-        info, loaded = read_header(path), read_image(path)
-        assert loaded.pixels.shape[:2] == (info.height_px, info.width_px), (number, info)
-        assert loaded.pixels.dtype.itemsize * 8 == info.bits, (number, info)
-        assert loaded.pixels.ndim == (2 if info.channels == 1 else 3), (number, info)
-        assert loaded.alpha is None or info.has_alpha, (number, info)
+        header, loaded = read_header(path), read_image(path)
+        assert loaded.pixels.shape[:2] == (header.height_px, header.width_px), (number, header)
+        assert loaded.pixels.dtype.itemsize * 8 == header.bits, (number, header)
+        assert loaded.pixels.ndim == (2 if header.channels == 1 else 3), (number, header)
+        assert loaded.alpha is None or header.has_alpha, (number, header)
 
 
-@pytest.mark.timeout(120)
-def test_broken_pictures_are_refused_or_read(fuzz_pictures: ModuleType) -> None:
-    outcomes = list(fuzz_pictures.outcomes(SEED, COUNT))
-    assert [outcome.number for outcome in outcomes] == list(range(COUNT))
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_broken_pictures_are_refused_or_read(fuzz_pictures: ModuleType, count: int) -> None:
+    outcomes = list(fuzz_pictures.outcomes(SEED, count))
+    assert [outcome.number for outcome in outcomes] == list(range(count))
     bad = [outcome for outcome in outcomes if outcome.kind not in ("read", "refused")]
     assert bad == [], f"seed {SEED}"
     kinds = {outcome.kind for outcome in outcomes}

@@ -95,10 +95,8 @@ def test_transparency_with_a_wrong_checksum_is_left_out_and_said(tmp_path: Path,
 JPEGS = [
     {},
     {"progressive": True},
-    {"quality": 95, "subsampling": 0},
     {"restart_marker_rows": 1},
     {"mode": "L"},
-    {"mode": "L", "progressive": True},
     {"mode": "CMYK"},
 ]
 
@@ -112,37 +110,34 @@ def _jpeg(photo: np.ndarray, mode: str = "RGB", **settings: object) -> bytes:
 
 
 @pytest.mark.parametrize("settings", JPEGS)
-@pytest.mark.parametrize("left", [b"", b"\xff"])
-def test_a_jpeg_without_its_end_mark_is_read(
-    tmp_path: Path, photo: np.ndarray, settings: dict[str, object], left: bytes
-) -> None:
+def test_a_jpeg_without_its_end_mark_is_read(tmp_path: Path, photo: np.ndarray, settings: dict[str, object]) -> None:
     data, path = _jpeg(photo, **settings), tmp_path / "a.jpg"
     path.write_bytes(data)
     whole = read_image(path)
-    path.write_bytes(data[:-2] + left)
-    loaded = read_image(path)
-    np.testing.assert_array_equal(loaded.pixels, whole.pixels)
-    assert loaded.notes == (*whole.notes, "the end mark of the JPEG is missing; the picture is whole")
-    assert read_header(path) == read_header(path)
+    for left in (b"", b"\xff"):
+        path.write_bytes(data[:-2] + left)
+        loaded = read_image(path)
+        np.testing.assert_array_equal(loaded.pixels, whole.pixels)
+        assert loaded.notes == (*whole.notes, "the end mark of the JPEG is missing; the picture is whole")
 
 
 @pytest.mark.parametrize("settings", JPEGS)
-@pytest.mark.parametrize("missing", [4, 8, 20, 200, 600])
 def test_a_jpeg_that_lacks_some_of_its_picture_is_an_error(
-    tmp_path: Path, photo: np.ndarray, settings: dict[str, object], missing: int
+    tmp_path: Path, photo: np.ndarray, settings: dict[str, object]
 ) -> None:
     path, data = tmp_path / "a.jpg", _jpeg(photo, **settings)
     path.write_bytes(data)
     whole = read_image(path).pixels
-    path.write_bytes(data[:-missing])
-    try:
-        loaded = read_image(path)
-    except ImageError as error:
-        assert "truncated" in str(error)
-    else:
-        # The last blocks reach beyond the picture, and their ends may say nothing.
-        assert missing <= 8
-        np.testing.assert_array_equal(loaded.pixels, whole)
+    for missing in (4, 8, 20, 600):
+        path.write_bytes(data[:-missing])
+        try:
+            loaded = read_image(path)
+        except ImageError as error:
+            assert "truncated" in str(error)
+        else:
+            # The last blocks reach beyond the picture, and their ends may say nothing.
+            assert missing <= 8
+            np.testing.assert_array_equal(loaded.pixels, whole)
 
 
 def test_a_progressive_jpeg_without_its_last_scans_is_an_error(tmp_path: Path, photo: np.ndarray) -> None:

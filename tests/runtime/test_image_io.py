@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -176,55 +175,23 @@ def _broken_files(folder: Path, photo: np.ndarray) -> dict[str, Path]:
     return paths
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "missing",
-        "folder",
-        "empty",
-        "text",
-        "truncated",
-        "header only",
-        "truncated jpeg",
-        "bad checksum",
-        "gif",
-    ],
-)
-def test_broken_files(tmp_path: Path, photo: np.ndarray, kind: str) -> None:
-    path = _broken_files(tmp_path, photo)[kind]
-    with pytest.raises(ImageError) as caught:
-        read_image(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_broken_files(tmp_path: Path, photo: np.ndarray) -> None:
+    for path in _broken_files(tmp_path, photo).values():
+        with pytest.raises(ImageError) as caught:
+            read_image(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_header, read_image])
-def test_pillows_pixel_limit_is_kept(
-    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, read: object
-) -> None:
+def test_pillows_pixel_limit_is_kept(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _save(tmp_path / "a.png", Image.fromarray(photo))
     pixels = photo.shape[0] * photo.shape[1]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", -(-pixels // 2))  # where Pillow only warns
-    read(path)  # type: ignore[operator]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2)
-    with pytest.raises(ImageError, match=f"at most {pixels // 2 * 2} pixels"):
-        read(path)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("read", [read_header, read_image])
-def test_the_limit_holds_for_16_bit_tiff_too(
-    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, fuzz_pictures: ModuleType, read: object
-) -> None:
-    (tmp_path / "a.tif").write_bytes(fuzz_pictures.deep_tiff(photo, 3, False))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.shape[0] * photo.shape[1] // 2)
-    with pytest.raises(ImageError, match="more pixels than the limit"):
-        read(tmp_path / "a.tif")  # type: ignore[operator]
-
-
-def test_32_bit_pictures_are_refused(tmp_path: Path) -> None:
-    path = _save(tmp_path / "a.tif", Image.fromarray(np.zeros((4, 4), np.float32)))
-    with pytest.raises(ImageError, match="a TIFF of 32-bit floating-point numbers"):
-        read_image(path)
+    for read in (read_header, read_image):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", -(-pixels // 2))  # where Pillow only warns
+        read(path)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2)
+        with pytest.raises(ImageError, match=f"at most {pixels // 2 * 2} pixels"):
+            read(path)
 
 
 _FILES_OPENED = """

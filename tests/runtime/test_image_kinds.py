@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,25 +20,23 @@ from intsr.runtime.pictures.reader import read_header, read_image
 from intsr.runtime.pictures.vips import vips
 from intsr.runtime.pictures.writer import write_image
 
-ORIENTATION, ARTIST = 0x0112, 0x013B
-
 
 def _save(path: Path, image: Image.Image, **settings: object) -> Path:
     image.save(path, **settings)  # type: ignore[arg-type]
     return path
 
 
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def _png16(path: Path, values: np.ndarray, transparent: tuple[int, ...] = ()) -> Path:
     """(H, W, 1 to 4) uint16. transparent: a colour that is, as PNG has it without an alpha channel."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0))
-    header += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
-    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0))
+    header += _chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    body = _chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + body + _chunk(b"IEND", b""))
     return path
 
 
@@ -70,37 +67,6 @@ def test_16_bit_transparent_colour(tmp_path: Path, channels: int) -> None:
     assert loaded.alpha is not None
     np.testing.assert_array_equal(loaded.alpha, expected)
     np.testing.assert_array_equal(loaded.pixels, values[..., 0] if channels == 1 else values)
-
-
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("big", [False, True])
-@pytest.mark.parametrize("channels", [2, 3, 4])
-def test_16_bit_tiff_keeps_every_bit(
-    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType, channels: int, big: bool, order: str
-) -> None:
-    path = tmp_path / "deep.tif"
-    path.write_bytes(fuzz_pictures.deep_tiff(photo, channels, big, order))
-    loaded, info = read_image(path), read_header(path)
-    values = np.rot90(np.dstack([photo, photo[..., :1]])[..., :channels].astype(np.uint16) * 257, -1)
-    assert (info.height_px, info.width_px) == values.shape[:2]
-    assert (info.bits, info.channels, info.has_alpha) == (16, 1 if channels == 2 else 3, channels != 3)
-    np.testing.assert_array_equal(loaded.pixels, values[..., 0] if channels == 2 else values[..., :3])
-    if channels != 3:
-        np.testing.assert_array_equal(loaded.alpha, values[..., -1])
-    assert loaded.notes == ()
-
-
-def test_premultiplied_16_bit_colours_are_divided(
-    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType
-) -> None:
-    data = bytearray(fuzz_pictures.deep_tiff(photo, 4, False))
-    at = data.rindex(struct.pack("<HHII", 338, 3, 1, 2))
-    data[at : at + 12] = struct.pack("<HHII", 338, 3, 1, 1)
-    (tmp_path / "a.tif").write_bytes(data)
-    loaded = read_image(tmp_path / "a.tif")
-    stored = np.rot90(np.dstack([photo, photo[..., :1]]).astype(np.float64) * 257, -1)
-    expected = np.minimum(stored[..., :3] / np.maximum(stored[..., 3:], 1) * 65535, 65535)
-    assert np.abs(loaded.pixels - expected).max() <= 1
 
 
 def test_cmyk_by_its_profile_or_by_rule_of_thumb(tmp_path: Path, photo: np.ndarray) -> None:
@@ -172,37 +138,16 @@ def test_avif_of_more_bits_is_noted(tmp_path: Path, photo: np.ndarray) -> None:
     assert "10 or 12 bits a channel became 8" in read_image(tmp_path / "a.avif").notes[0]
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_16_bit_grey_with_white_as_0_is_no_negative(
-    tmp_path: Path, photo: np.ndarray, fuzz_pictures: ModuleType, channels: int, order: str
-) -> None:
-    data = bytearray(fuzz_pictures.deep_tiff(photo, channels, False, order))
-    head = struct.pack(order + "HHI", 262, 3, 1)
-    at = data.rindex(head) + len(head)
-    data[at : at + 2] = bytes(2)
-    (tmp_path / "a.tif").write_bytes(data)
-    loaded, info = read_image(tmp_path / "a.tif"), read_header(tmp_path / "a.tif")
-    stored = np.rot90(photo.astype(np.uint16) * 257, -1)
-    np.testing.assert_array_equal(loaded.pixels, 65535 - stored[..., 0])
-    assert (info.bits, info.channels, info.has_alpha) == (16, 1, channels == 2)
-    if channels == 2:
-        np.testing.assert_array_equal(loaded.alpha, stored[..., 1])
-
-
 @pytest.mark.parametrize("name", [b"scan[1]", b"caf\xe9", "café ☕".encode()])
-@pytest.mark.parametrize("suffix", [b".png", b".tif", b".jpg", b".webp", b".avif", b".bmp"])
-def test_any_name_of_a_file(tmp_path: Path, name: bytes, suffix: bytes) -> None:
-    path = tmp_path / os.fsdecode(name + suffix)
+def test_any_name_of_a_file(tmp_path: Path, name: bytes) -> None:
     values = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    deep = suffix in (b".png", b".tif")
-    pixels = values.astype(np.uint16) * 257 if deep else values
-    write_image(path, pixels, None, ImageMetadata())
-    loaded = read_image(path)
-    assert loaded.pixels.shape == pixels.shape
-    if deep:
-        np.testing.assert_array_equal(loaded.pixels, pixels)
-    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    for suffix in (b".png", b".tif", b".jpg", b".webp", b".avif", b".bmp"):
+        path = tmp_path / os.fsdecode(name + suffix)
+        pixels = values.astype(np.uint16) * 257 if suffix in (b".png", b".tif") else values
+        write_image(path, pixels, None, ImageMetadata())
+        assert read_image(path).pixels.shape == pixels.shape
+        assert [item.name for item in tmp_path.iterdir()] == [path.name]
+        path.unlink()
 
 
 @pytest.mark.parametrize("read", [read_header, read_image])
@@ -233,29 +178,19 @@ def test_packed_12_bit_grey_reaches_from_black_to_white(tmp_path: Path) -> None:
     assert (loaded.pixels.dtype, loaded.notes, read_header(tmp_path / "a.tif").bits) == (np.uint16, (), 16)
 
 
-@pytest.mark.parametrize("level", [0, 1, 3])
-@pytest.mark.parametrize(("bits", "noise"), [(1, 0), (2, 0), (4, 0), (8, 0), (2, 0x0100), (4, 0x0100), (8, 0x0100)])
+@pytest.mark.parametrize(("bits", "level", "noise"), [(1, 1, 0), (2, 3, 0x0100), (4, 1, 0), (8, 3, 0x0100)])
 def test_transparent_level_of_grey_of_few_bits(tmp_path: Path, bits: int, level: int, noise: int) -> None:
     """noise: in the bits that do not count."""
-    level, most = min(level, 2**bits - 1), 2**bits - 1
+    most = 2**bits - 1
     values = np.arange(32) % (most + 1)
     row = np.packbits(np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 2, bits, 0, 0, 0, 0)) + chunk(
-        b"tRNS", struct.pack(">H", level + noise)
-    )
-    body = chunk(b"IDAT", zlib.compress((b"\0" + row) * 2)) + chunk(b"IEND", b"")
-    path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
-    loaded = read_image(path)
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 2, bits, 0, 0, 0, 0))
+    head += _chunk(b"tRNS", struct.pack(">H", level + noise))
+    body = _chunk(b"IDAT", zlib.compress((b"\0" + row) * 2)) + _chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + body)
+    loaded = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(loaded.pixels, np.tile(values * 255 // most, (2, 1)))
     np.testing.assert_array_equal(loaded.alpha, np.tile(np.where(values == level, 0, 255), (2, 1)))
-    if not noise:
-        other = np.frombuffer(vips().Image.new_from_file(str(path)).write_to_memory(), np.uint8).reshape(2, 32, -1)
-        np.testing.assert_array_equal(np.dstack([loaded.pixels, loaded.alpha]), other)
 
 
 @pytest.mark.parametrize("alpha", [0, 1])
@@ -279,20 +214,18 @@ def test_empty_transparency_of_a_bmp_is_none(tmp_path: Path, photo: np.ndarray, 
         assert loaded.notes == ("its transparency is 0 everywhere, and was taken for none",)
 
 
-@pytest.mark.parametrize("read", [read_header, read_image])
-@pytest.mark.parametrize(
-    ("start", "kind"),
-    [
-        (b"GIF89a\1\0\1\0\0\0\0", "a GIF"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL"),
-        (b"8BPS\0\1", "a Photoshop"),
-    ],
-)
-def test_a_picture_of_another_kind_is_called_by_its_name(
-    tmp_path: Path, start: bytes, kind: str, read: Callable[[Path], object]
-) -> None:
-    (tmp_path / "a.png").write_bytes(start + bytes(100))
-    with pytest.raises(ImageError, match=f"{kind} file, which is not read; expected .* convert it to PNG or JPEG"):
-        read(tmp_path / "a.png")
+def test_a_picture_of_another_kind_is_called_by_its_name(tmp_path: Path) -> None:
+    kinds = {
+        b"GIF89a\1\0\1\0\0\0\0": "a GIF",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "a HEIC",
+        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic": "a HEIC",
+        b"\0\0\0\x0cJXL \r\n\x87\n": "a JPEG XL",
+        b"8BPS\0\1": "a Photoshop",
+        b"\0\0\0\x18ftypcrx ": "a camera raw",
+        b"FUJIFILMCCD-RAW ": "a camera raw",
+    }
+    for start, kind in kinds.items():
+        (tmp_path / "a.png").write_bytes(start + bytes(100))
+        for read in (read_header, read_image):
+            with pytest.raises(ImageError, match=f"{kind} file, which is not read; expected .* convert it to PNG"):
+                read(tmp_path / "a.png")

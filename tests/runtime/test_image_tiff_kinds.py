@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -50,28 +49,31 @@ def _same_as_info(path: Path) -> Any:
     return loaded
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+KINDS = [
+    ("minisblack", 1, ()),
+    ("miniswhite", 1, ()),
+    ("miniswhite", 1, (2,)),
+    ("minisblack", 1, (0,)),
+    ("rgb", 3, ()),
+    ("rgb", 3, (2,)),
+    ("rgb", 3, (0,)),
+    ("rgb", 3, (0, 2)),
+    ("rgb", 3, (0, 0, 0, 0)),
+    ("separated", 4, ()),
+    ("separated", 4, (0, 2)),
+]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(
-    ("photometric", "colours", "extra"),
-    [
-        ("minisblack", 1, ()),
-        ("miniswhite", 1, ()),
-        ("minisblack", 1, (2,)),
-        ("miniswhite", 1, (2,)),
-        ("minisblack", 1, (0,)),
-        ("rgb", 3, ()),
-        ("rgb", 3, (2,)),
-        ("rgb", 3, (0,)),
-        ("rgb", 3, (0, 0)),
-        ("rgb", 3, (0, 2)),
-        ("rgb", 3, (0, 0, 0, 0)),
-        ("separated", 4, ()),
-        ("separated", 4, (2,)),
-        ("separated", 4, (0, 2)),
-    ],
-)
+@pytest.mark.parametrize(("photometric", "colours", "extra"), KINDS)
 def test_each_channel_is_what_the_header_says(
+    tmp_path: Path, photo: np.ndarray, dtype: type, photometric: str, colours: int, extra: tuple[int, ...]
+) -> None:
+    for layout in LAYOUTS if extra == (2,) else LAYOUTS[-1:]:
+        _check_kind(tmp_path, photo, layout, dtype, photometric, colours, extra)
+
+
+def _check_kind(
     tmp_path: Path,
     photo: np.ndarray,
     layout: dict[str, Any],
@@ -147,26 +149,20 @@ def test_colours_multiplied_by_their_alpha_are_divided(
     assert np.abs(loaded.pixels - np.squeeze(expected, 2 if colours == 1 else ())).max() <= 1
 
 
-@pytest.mark.parametrize("read", [read_header, read_image])
 @pytest.mark.parametrize(
     ("dtype", "shape", "settings", "name"),
     [
-        (np.int8, (), {"photometric": "minisblack"}, "8-bit signed whole numbers"),
         (np.int16, (), {"photometric": "minisblack"}, "16-bit signed whole numbers"),
-        (np.int16, (3,), {"photometric": "rgb"}, "16-bit signed whole numbers"),
         (np.float16, (), {"photometric": "minisblack"}, "16-bit floating-point numbers"),
-        (np.float16, (3,), {"photometric": "rgb"}, "16-bit floating-point numbers"),
         (np.float32, (3,), {"photometric": "rgb"}, "32-bit floating-point numbers"),
         (np.float64, (), {"photometric": "miniswhite"}, "64-bit floating-point numbers"),
         (np.complex64, (), {"photometric": "minisblack"}, "64-bit complex numbers"),
         (np.uint32, (), {"photometric": "minisblack"}, "32-bit grey"),
         (np.uint32, (3,), {"photometric": "rgb"}, "32-bit RGB"),
         (np.uint8, (3,), {"photometric": "cielab"}, "in CIELab"),
-        (np.uint16, (3,), {"photometric": "cielab"}, "in CIELab"),
         (np.uint8, (3,), {"photometric": 9}, "in ICCLab"),
         (np.uint8, (3,), {"photometric": "minisblack", "planarconfig": "contig"}, "3 channels that are called grey"),
         (np.uint16, (3,), {"photometric": "minisblack", "planarconfig": "contig"}, "3 channels that are called grey"),
-        (np.uint16, (4,), {"photometric": "minisblack", "planarconfig": "contig"}, "4 channels that are called grey"),
     ],
 )
 def test_what_is_not_read_is_refused_by_its_name(
@@ -176,12 +172,11 @@ def test_what_is_not_read_is_refused_by_its_name(
     shape: tuple[int, ...],
     settings: dict[str, Any],
     name: str,
-    read: Callable[[Path], object],
 ) -> None:
     values = _channels(photo, *(shape or (1,))).astype(dtype)
     path = _write(tmp_path / "a.tif", values if shape else values[..., 0], **settings)
     with pytest.raises(ImageError, match=name) as caught:
-        read(path)
+        read_header(path)
     assert str(caught.value).startswith(f"{path}: a TIFF ")
     assert "\n" not in str(caught.value)
 
@@ -198,12 +193,9 @@ def test_grey_of_16_bits_with_no_word_on_other_channels_is_refused(tmp_path: Pat
             read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_header, read_image])
 @pytest.mark.parametrize("photometric", [CFA, LINEAR_RAW])
 @pytest.mark.parametrize("inside", [True, False])
-def test_camera_raw_is_refused_by_its_name(
-    tmp_path: Path, photo: np.ndarray, photometric: int, inside: bool, read: Callable[[Path], object]
-) -> None:
+def test_camera_raw_is_refused_by_its_name(tmp_path: Path, photo: np.ndarray, photometric: int, inside: bool) -> None:
     """Its first directory is a preview; what the sensor saw lies inside of it, or behind."""
     sensor = _channels(photo, 3, np.uint16)
     sensor = sensor[..., 0] if photometric == CFA else sensor
@@ -213,7 +205,7 @@ def test_camera_raw_is_refused_by_its_name(
         writer.write(sensor, photometric=photometric, metadata=None, subfiletype=0, planarconfig=None)
     (tmp_path / "a.dng").rename(tmp_path / "a.tif")
     with pytest.raises(ImageError, match=r"camera raw: .*; develop it first in a raw converter") as caught:
-        read(tmp_path / "a.tif")
+        read_header(tmp_path / "a.tif")
     assert "\n" not in str(caught.value)
 
 
@@ -232,14 +224,7 @@ def test_raw_of_a_camera_without_marks_is_refused(tmp_path: Path, photo: np.ndar
         read_image(path)
 
 
-@pytest.mark.parametrize("start", [b"IIRO", b"IIU\0", b"FUJIFILMCCD-RAW ", b"\0\0\0\x18ftypcrx "])
-def test_camera_raw_that_is_no_tiff(tmp_path: Path, start: bytes) -> None:
-    (tmp_path / "a.tif").write_bytes(start + bytes(100))
-    with pytest.raises(ImageError, match="a camera raw file"):
-        read_image(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("layout", [{}, {"byteorder": ">"}, {"bigtiff": True}])
+@pytest.mark.parametrize("layout", [{"byteorder": ">"}, {"bigtiff": True}])
 @pytest.mark.parametrize("kind", ["rgb", "rgb16", "palette", "inside", "inside palette", "inside unmarked"])
 def test_a_preview_is_not_taken_for_the_picture(
     tmp_path: Path, photo: np.ndarray, layout: dict[str, Any], kind: str
@@ -357,16 +342,15 @@ def test_the_memory_of_every_kind_is_asked_for(
     read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_header, read_image])
 def test_the_limit_of_pixels_holds_for_a_picture_behind_its_preview(
-    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
         writer.write(photo[::4, ::4], photometric="rgb", metadata=None, **PREVIEW)
         writer.write(photo, photometric="rgb", metadata=None)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.shape[0] * photo.shape[1] // 2)
     with pytest.raises(ImageError, match="more pixels than the limit"):
-        read(tmp_path / "a.tif")
+        read_header(tmp_path / "a.tif")
 
 
 def test_a_picture_without_colours_named_is_refused(tmp_path: Path, photo: np.ndarray) -> None:

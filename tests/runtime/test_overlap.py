@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Any
 
 import pytest
 
@@ -99,34 +98,18 @@ def test_the_three_run_beside_one_another() -> None:
     assert list(overlapped([0, 1], prepare, compute, finish)) == [(0, 0), (1, 1)]
 
 
-def test_large_jobs_are_not_read_ahead() -> None:
-    reads: list[int] = []
-
-    def prepare(job: int) -> int:
-        reads.append(job)
-        return job
-
-    def compute(job: int) -> Generator[int]:
-        time.sleep(0.02)
-        assert reads[-1] == job
-        yield job
-
-    results = list(overlapped([0, 1, 2], prepare, compute, _total, ahead=lambda job, under_way: False))
-    assert results == [(0, 0), (1, 1), (2, 2)]
-
-
 def test_what_is_under_way_is_told() -> None:
     asked: list[tuple[int, tuple[int, ...]]] = []
 
-    def ahead(job: int, under_way: Sequence[int]) -> bool:
+    def may_overlap(job: int, under_way: Sequence[int]) -> bool:
         asked.append((job, tuple(under_way)))
         return True
 
-    list(overlapped([0, 1, 2, 3], lambda job: job, _count, _total, ahead=ahead))
-    assert asked == [(0, ()), (1, (0,)), (2, (0, 1)), (3, (1, 2))]
+    list(overlapped([0, 1, 2, 3], lambda job: job, _count, _total, may_overlap))
+    assert asked == [(1, (0,)), (2, (0, 1)), (3, (1, 2))]
 
 
-def test_a_job_without_room_beside_waits_for_the_one_before() -> None:
+def test_a_job_without_room_waits_for_the_ones_before() -> None:
     """And of that nothing is left by then."""
     held: list[weakref.ref[Held]] = []
     finished: list[int] = []
@@ -153,8 +136,8 @@ def test_a_job_without_room_beside_waits_for_the_one_before() -> None:
         finished.append(prepared.job)
         return total
 
-    options: dict[str, Any] = {"ahead": lambda job, under_way: False, "beside": lambda job, finishing: False}
-    assert list(overlapped([0, 1, 2], prepare, compute, finish, **options)) == [(0, 0), (1, 1), (2, 2)]
+    made = overlapped([0, 1, 2], prepare, compute, finish, lambda job, under_way: False)
+    assert list(made) == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_slow_taker_holds_the_giver_up() -> None:

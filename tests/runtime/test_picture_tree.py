@@ -106,6 +106,7 @@ def test_pictures_in_each_others_way_do_not_stop_the_others(
     assert set(_digests(output)) == {"b.png"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_started_again(
     identity_engine: Path, tree: tuple[Path, dict[str, Any], list[str]], tmp_path: Path
 ) -> None:

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from intsr.runtime.backends.protocol import Backend
-from intsr.runtime.batch import files as upscale_file
+from intsr.runtime.batch import files as batch_files
+from intsr.runtime.batch.files import with_header
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.memory import BatchMemory, picture_parts
+from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.batch.run import Batch
-from intsr.runtime.pictures.reader import ImageInfo
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
 
@@ -134,9 +134,7 @@ def test_each_picture_gets_its_own(jobs: list[Job], photo: np.ndarray) -> None:
     """A choice that does not depend on the pictures before it, so that a resumed batch gives the same files."""
     Image.fromarray(np.tile(photo, (8, 14, 1))).save(jobs[1].source)
     engine = FakeEngine()
-    height, width = photo.shape[:2]
-    info = ImageInfo(width, height, "RGB", False, bits=8, channels=3)
-    small = picture_parts(engine, info, (2 * width, 2 * height), jobs[0].output).total
+    small = MemoryBudget(engine, FileOptions()).picture_bytes(with_header(jobs[0]))  # type: ignore[arg-type]
     FakeEngine.opened.clear()
     reports = _reports(engine, jobs, engine.resident_bytes_at(64) + small + MIB)
     assert [report.tile_px for report in reports] == [64, 32, 64]
@@ -154,7 +152,7 @@ def _most_at_once(
     """How many pictures were held when each was read."""
     held: list[weakref.ref[np.ndarray]] = []
     counts: list[int] = []
-    read = upscale_file.read_image
+    read = batch_files.read_image
 
     def counted(*arguments: Any) -> Any:
         counts.append(sum(one() is not None for one in held))
@@ -162,7 +160,7 @@ def _most_at_once(
         held.append(weakref.ref(loaded.pixels))
         return loaded
 
-    monkeypatch.setattr(upscale_file, "read_image", counted)
+    monkeypatch.setattr(batch_files, "read_image", counted)
     reports = _reports(engine, jobs, memory_bytes, auto=False)
     assert [report.status for report in reports] == ["ok"] * len(jobs)
     return counts
@@ -173,26 +171,7 @@ def test_the_limit_is_for_all_pictures_of_a_batch(
 ) -> None:
     engine = FakeEngine(16)
     for job in jobs:
-        Image.fromarray(np.tile(photo, (10, 10, 1))).save(job.source)
-    info = ImageInfo(710, 530, "RGB", False, bits=8, channels=3)
-    one = picture_parts(engine, info, (1420, 1060), jobs[0].output).total
+        Image.fromarray(np.tile(photo, (3, 3, 1))).save(job.source)
+    one = MemoryBudget(engine, FileOptions()).picture_bytes(with_header(jobs[0]))  # type: ignore[arg-type]
     alone = engine.resident_bytes_at(16) + one
     assert _most_at_once(engine, jobs, alone + MIB // 2, monkeypatch) == [0, 0, 0]
-
-
-def test_what_is_finished_counts_too(jobs: list[Job]) -> None:
-    engine, sizes = FakeEngine(16), ImageInfo(71, 53, "RGB", False, bits=8, channels=3)
-    parts = picture_parts(engine, sizes, (142, 106), jobs[0].output)
-    first, second, third = jobs
-
-    def memory(extra_bytes: int) -> BatchMemory:
-        limit = engine.resident_bytes_at(16) + extra_bytes
-        return BatchMemory(engine, FileOptions(memory_bytes=limit))
-
-    beside = parts.total + parts.pixels + parts.finishing
-    assert memory(beside).beside(second, first) and not memory(beside - 1).beside(second, first)
-    assert memory(beside).ahead(second, [first]) and not memory(beside - 1).ahead(second, [first])
-    three = beside + parts.pixels
-    assert memory(three).ahead(third, [first, second]) and not memory(three - 1).ahead(third, [first, second])
-    first.source.write_bytes(b"no picture")
-    assert memory(parts.total).beside(second, first), "what cannot be read takes nothing"

@@ -142,19 +142,25 @@ def test_a_file_that_is_really_called_so(
     assert Path("out.png").is_file()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("synth", "--arch", "sd21", "-o", "-"),
-        ("extract", "ENGINE", "-o", "-"),
-        ("bench", "ENGINE", "--alone", "--csv", "-"),
-        ("bench", "ENGINE", "--alone", "--markdown", "-"),
-        ("export", "demo", "-o", "-"),
-        ("compile", "demo", "--bits", "fp", "-o", "-"),
-        ("calibrate", "demo", "--images", "PHOTOS", "-o", "-"),
-        ("demo", "-o", "-"),
-    ],
-)
+# What imports torch takes long.
+_OTHERS = [
+    ("extract", "ENGINE", "-o", "-"),
+    ("bench", "ENGINE", "--alone", "--csv", "-"),
+    *(
+        pytest.param(arguments, marks=pytest.mark.slow)
+        for arguments in (
+            ("synth", "--arch", "sd21", "-o", "-"),
+            ("bench", "ENGINE", "--alone", "--markdown", "-"),
+            ("export", "demo", "-o", "-"),
+            ("compile", "demo", "--bits", "fp", "-o", "-"),
+            ("calibrate", "demo", "--images", "PHOTOS", "-o", "-"),
+            ("demo", "-o", "-"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("arguments", _OTHERS)
 def test_no_other_command_writes_a_file_or_folder_of_that_name(
     intsr: Run, identity_engine: Path, photo_path: Path, elsewhere: Path, arguments: tuple[str, ...]
 ) -> None:

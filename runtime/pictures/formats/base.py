@@ -18,7 +18,7 @@ from intsr.runtime.pictures.vips import vips
 class PictureFormat:
     """A format of picture files: how it is recognised, read, written and checked, and what it can hold."""
 
-    # Pillow's name, which people know too.
+    # For people, and in capitals Pillow's.
     name: ClassVar[str]
     # The first is the usual one.
     suffixes: ClassVar[tuple[str, ...]]

@@ -13,7 +13,6 @@ from intsr.runtime.pictures.formats.unread import other_kind
 
 # What a format is recognised by.
 HEAD_BYTES = 32
-EXPECTED = "a PNG, JPEG, WebP, TIFF, BMP or AVIF picture"
 
 
 def _found() -> tuple[PictureFormat, ...]:
@@ -23,6 +22,8 @@ def _found() -> tuple[PictureFormat, ...]:
 
 
 FORMATS = _found()
+*_FIRST, _LAST = (item.name for item in FORMATS)
+EXPECTED = f"a {', '.join(_FIRST)} or {_LAST} picture"
 # Suffixes that a folder is searched for; a file that is named itself is tried whatever it is called.
 PICTURE_SUFFIXES = tuple(suffix for item in FORMATS for suffix in item.suffixes)
 

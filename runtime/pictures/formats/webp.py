@@ -10,7 +10,7 @@ from intsr.runtime.pictures.picture import ImageMetadata
 
 
 class _WebP(PictureFormat):
-    name = "WEBP"
+    name = "WebP"
     suffixes = (".webp",)
     place = 2
     holds_alpha = True
