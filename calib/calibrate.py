@@ -17,8 +17,9 @@ from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.walk import Effort, learn
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
 from intsr.calib.methods.plans import PLANS, plan_of_method
-from intsr.calib.models.families.sites import integer_sites, network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
 from intsr.calib.observe.let_scales import observe_let
 from intsr.errors import UsageError

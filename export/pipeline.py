@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from intsr.calib.calibration.types import PASSIONSR, Calibration
-from intsr.calib.models.families.sites import part_of_network
+from intsr.calib.models.families.sd21 import part_of_network
 from intsr.calib.models.open import ModelSource, SRModel
 from intsr.export.fold.fold import FoldedNetwork, fold_network
 from intsr.export.fold.passionsr import fold_passionsr_network

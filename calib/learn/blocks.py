@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from intsr.calib.models.families.sd21 import BLOCK_CLASSES
+
 Output = Callable[[Any], torch.Tensor]
 
 
@@ -54,16 +56,9 @@ def first_output(output: Any) -> torch.Tensor:
 def units_by_name(network: nn.Module, sites: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Unit -> its quantized layers: residual and transformer blocks, samplers, attention, and every quantized layer
     outside of those by itself. Units without a quantized layer are left out."""
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.downsampling import Downsample2D
-    from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-    from diffusers.models.upsampling import Upsample2D
-
-    kinds = (ResnetBlock2D, Transformer2DModel, Attention, Downsample2D, Upsample2D)
     blocks: list[str] = []
     for name, module in network.named_modules():
-        if isinstance(module, kinds) and not any(name.startswith(f"{outer}.") for outer in blocks):
+        if type(module).__name__ in BLOCK_CLASSES and not any(name.startswith(f"{outer}.") for outer in blocks):
             blocks.append(name)
     members: dict[str, tuple[str, ...]] = {}
     for site in sites:

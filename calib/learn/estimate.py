@@ -26,7 +26,7 @@ from intsr.calib.learn.stage import prepare, rates_of, set_dynamic
 from intsr.calib.learn.train import Phase, train
 from intsr.calib.learn.walk import probe_chunks
 from intsr.calib.methods.plans import Plan, plan_of_method
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
 from intsr.memory import peak_resident_bytes, restart_peak

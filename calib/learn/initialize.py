@@ -22,7 +22,7 @@ from intsr.calib.learn.clip_search import (
     search_weight_range,
 )
 from intsr.calib.learn.quantized_layer import InputGrid, QuantizedLayer
-from intsr.calib.models.families.sites import reads_bare_stream
+from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.observe.let_scales import let_scale_from_maxima
 from intsr.errors import CalibrationError
 from intsr.kernels.layer_algebra import over_inputs, row_range

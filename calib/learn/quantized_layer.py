@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.calib.calibration.types import SiteQuantizer
-from intsr.calib.models.families.sites import bits_of_site, concat_boundaries, input_groups, integer_sites
+from intsr.calib.models.families.sd21 import bits_of_site, concat_boundaries, input_groups, may_shift
 from intsr.calib.models.modules import copy_sharing_weights, put_modules
+from intsr.calib.models.sites import integer_sites
 from intsr.kernels.layer_algebra import (
     fake_quantize_weight,
     over_outputs,
@@ -256,16 +257,6 @@ class QuantizedLayer(nn.Module):
 
 def _array(tensor: torch.Tensor, dtype: type[np.generic] = np.float32) -> Any:
     return tensor.detach().cpu().numpy().astype(dtype)
-
-
-# The residual stream and norms' outputs: everything whose input no activation function made.
-ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2")
-
-
-def may_shift(site: str) -> bool:
-    """Whether d may leave 0: not behind SiLU, where it would cost a padded copy and gains nothing, and not behind
-    attention or GEGLU, where s folds into rows but d cannot."""
-    return not site.endswith(ACTIVATED)
 
 
 def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symmetric: bool, seam: int) -> GridSpec:

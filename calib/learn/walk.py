@@ -21,7 +21,7 @@ from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, 
 from intsr.calib.learn.stage import conclude, hard, prepare, rates_of, recomputed, rounding_penalty, set_dynamic
 from intsr.calib.learn.train import Phase, Report, learned_state, restore_state, train
 from intsr.calib.methods.plans import Plan, Stage
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError

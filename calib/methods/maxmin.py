@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intsr.calib.calibration.types import SiteQuantizer
-from intsr.calib.models.families.sites import bits_of_site
+from intsr.calib.models.families.sd21 import bits_of_site
 from intsr.calib.observe.hooks import observe_ends
 from intsr.types import Bits
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from intsr.calib.calibration.types import Clipped, SiteQuantizer
 from intsr.calib.data.pictures import calibration_inputs, guard_batch, guard_side_px
-from intsr.calib.models.families.sites import integer_sites
+from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.hooks import run_observed
 from intsr.kernels.layer_algebra import channel_axis, transform
 from intsr.kernels.quantizer import QuantParams

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from intsr.calib.models.families.sites import reads_bare_stream, sites_of_model
+from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import sites_of_model
 from intsr.errors import CalibrationError
 from intsr.types import NETWORKS
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration.types import SiteQuantizer
-from intsr.calib.models.families.sites import bits_of_site, input_groups, sites_of_model
+from intsr.calib.models.families.sd21 import bits_of_site, input_groups
+from intsr.calib.models.sites import sites_of_model
 from intsr.calib.observe.hooks import ChannelEnds, observe_ends
 from intsr.types import Bits
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.errors import CalibrationError
 
 if TYPE_CHECKING:

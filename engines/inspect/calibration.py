@@ -19,24 +19,17 @@ from typing import Any
 
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration, Clipped, SiteQuantizer
-from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS, is_constant
+from intsr.calib.models.families.sd21 import (
+    LATENT_INPUTS,
+    LATENT_OUTPUTS,
+    LATENT_SITES,
+    MIN_INTEGER_CHANNELS,
+    PICTURE_SITES,
+    is_constant,
+)
 from intsr.export.fold.let_sites import explicit_sites
 
 RUNS = ("integer", "float", "constant", "unknown")
-PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
-# Layers beside the latents -> the fewest channels they have in an engine, as a multiple of the latents'. Engines keep
-# half of quant_conv, the mean's.
-LATENT_SITES = {
-    "vae.encoder.conv_out": 2,
-    "vae.quant_conv": 1,
-    "unet.conv_in": 1,
-    "unet.conv_out": 1,
-    "vae.post_quant_conv": 1,
-    "vae.decoder.conv_in": 1,
-}
-# Channels of input and of output of those layers, in the same multiples, where that is what they are.
-LATENT_INPUTS = {"vae.quant_conv": 2, "unet.conv_in": 1, "vae.post_quant_conv": 1, "vae.decoder.conv_in": 1}
-LATENT_OUTPUTS = {"vae.encoder.conv_out": 2, "vae.quant_conv": 2, "unet.conv_out": 1, "vae.post_quant_conv": 1}
 
 
 def inspect_calibration(folder: Path) -> dict[str, Any]:

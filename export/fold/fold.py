@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intsr.calib.models.families.sites import part_of_network, runs_in_integers
+from intsr.calib.models.families.sd21 import HALVED_SITE, POST_QUANT_CONV, part_of_network
 from intsr.calib.models.modules import layers_of
+from intsr.calib.models.sites import runs_in_integers
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
 from intsr.kernels.layer_algebra import scaled_weight
@@ -23,10 +24,6 @@ from intsr.types import ModelSpec
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration, SiteQuantizer
     from intsr.export.fold.specialize import SpecializedNetwork
-
-# Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
-POST_QUANT_CONV = "vae.post_quant_conv"
-QUANT_CONV = "vae.quant_conv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +149,7 @@ def _quantized_weight(
     if quantizer.let_scale is not None:
         plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
-    full = len(plain) if site != QUANT_CONV else 2 * len(plain)
+    full = len(plain) if site != HALVED_SITE else 2 * len(plain)
     if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
         got = f"learned weights of shape {learned.shape}"
         raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")

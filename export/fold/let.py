@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from intsr.export.fold.specialize import ConstantContextAttention
+from intsr.calib.models.families.sd21 import let_maker, let_readers, let_sink
+from intsr.export.fold.let_sites import explicit_sites
 from intsr.kernels.layer_algebra import scaled_weight, shifted_bias
 from intsr.kernels.quantizer import round_scale
 
@@ -66,67 +67,32 @@ def fuse_let(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
         if let.d.any():
             layer.bias = nn.Parameter(shifted_bias(layer.bias, layer.weight, let.d), requires_grad=False)
         layer.weight = nn.Parameter(scaled_weight(layer.weight, let.s), requires_grad=False)
-    free: set[str] = set()
+    explicit = explicit_sites({site: (let.s.numpy(), let.d.numpy()) for site, let in lets.items()})
     row_factors: dict[str, torch.Tensor] = {}
-    for name, owner in fused.named_modules():
-        prefix = f"{name}." if name else ""
-        free.update(_fuse_owner(owner, prefix, lets, row_factors))
-    return FusedNetwork(fused, frozenset(set(lets) - free), row_factors)
+    done: set[str] = set()
+    for site in lets:
+        if site in explicit or site in done:
+            continue
+        let, name = lets[site], let_maker(site)
+        maker: Any = fused.get_submodule(name)
+        match let_sink(site).into:
+            case "norm":
+                done.update(let_readers(site))
+                maker.weight = nn.Parameter(maker.weight / let.s, requires_grad=False)
+                maker.bias = nn.Parameter((maker.bias - let.d) / let.s, requires_grad=False)
+            case "value":
+                maker.value = maker.value / let.s.reshape(1, maker.heads, 1, -1)
+            case "rows":
+                row_factors[name] = _divide_rows(maker, let.s)
+    return FusedNetwork(fused, explicit, row_factors)
 
 
-def _fuse_owner(owner: Any, prefix: str, lets: Mapping[str, Let], row_factors: dict[str, torch.Tensor]) -> list[str]:
-    """Fuse what one module contains; returns the sites that are free now."""
-    from diffusers.models.attention import BasicTransformerBlock
-    from diffusers.models.attention_processor import Attention
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    done: list[str] = []
-    if isinstance(owner, BasicTransformerBlock):
-        qkv = ["attn1.to_q", "attn1.to_k", "attn1.to_v"]
-        done += _fuse_norm(owner.norm1, prefix, qkv, lets)
-        done += _fuse_norm(owner.norm2, prefix, ["attn2.to_q"], lets)
-        done += _fuse_norm(owner.norm3, prefix, ["ff.net.0.proj"], lets)
-        done += _fuse_rows(owner.ff.net[0].proj, f"{prefix}ff.net.0.proj", f"{prefix}ff.net.2", lets, row_factors)
-    elif isinstance(owner, Transformer2DModel):
-        done += _fuse_norm(owner.norm, prefix, ["proj_in"], lets)
-    elif isinstance(owner, ConstantContextAttention):
-        let = lets.get(f"{prefix}to_out.0")
-        if let is not None and not let.d.any():
-            owner.value = owner.value / let.s.reshape(1, owner.heads, 1, -1)
-            done.append(f"{prefix}to_out.0")
-    elif isinstance(owner, Attention):
-        if owner.group_norm is not None:
-            done += _fuse_norm(owner.group_norm, prefix, ["to_q", "to_k", "to_v"], lets)
-        done += _fuse_rows(owner.to_v, f"{prefix}to_v", f"{prefix}to_out.0", lets, row_factors)
-    return done
-
-
-def _fuse_norm(norm: Any, prefix: str, consumers: list[str], lets: Mapping[str, Let]) -> list[str]:
-    """gamma / s and (beta - d) / s, where all consumers share s and d."""
-    sites = [prefix + consumer for consumer in consumers]
-    if not all(site in lets for site in sites):
-        return []
-    first = lets[sites[0]]
-    held = first.held_s
-    if not all(torch.equal(lets[site].held_s, held) and torch.equal(lets[site].d, first.d) for site in sites):
-        return []
-    norm.weight = nn.Parameter(norm.weight / first.s, requires_grad=False)
-    norm.bias = nn.Parameter((norm.bias - first.d) / first.s, requires_grad=False)
-    return sites
-
-
-def _fuse_rows(
-    producer: Any, producer_site: str, site: str, lets: Mapping[str, Let], row_factors: dict[str, torch.Tensor]
-) -> list[str]:
-    """The producer's first rows, one a channel of the site's input, divided by s. A shift cannot follow."""
-    let = lets.get(site)
-    if let is None or let.d.any():
-        return []
+def _divide_rows(producer: Any, s: torch.Tensor) -> torch.Tensor:
+    """Divide the producer's first rows, one a channel of s, and return every row's factor."""
     factors = torch.ones(producer.weight.shape[0], dtype=torch.float64)
-    factors[: len(let.s)] = 1 / let.s.double()
+    factors[: len(s)] = 1 / s.double()
     own = factors.to(producer.weight.dtype)
     producer.weight = nn.Parameter(producer.weight * own[:, None], requires_grad=False)
     if producer.bias is not None:
         producer.bias = nn.Parameter(producer.bias * own, requires_grad=False)
-    row_factors[producer_site] = factors
-    return [site]
+    return factors

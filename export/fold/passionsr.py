@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from intsr.calib.models.families.sites import is_constant, part_of_network, sites_of_model
+from intsr.calib.models.families.sd21 import POST_QUANT_CONV, is_constant, part_of_network
 from intsr.calib.models.modules import layers_of, put_modules
+from intsr.calib.models.sites import sites_of_model
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, quantize_scalar_range, quantized_bias
 from intsr.calib.passionsr.types import ATTENTION_ROLES, PassionSRQuantizers
 from intsr.errors import CalibrationError, ExportError
-from intsr.export.fold.fold import POST_QUANT_CONV, FoldedLayer, FoldedNetwork
+from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
 from intsr.export.fold.specialize import ConstantContextAttention, specialize
 from intsr.export.fold.split_layers import SplitLayer, exact_grid, folded_pieces, on_grid, split_weight
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
-from intsr.calib.models.families.sites import bits_of_site, sites_of_model
+from intsr.calib.models.families.sd21 import bits_of_site
+from intsr.calib.models.sites import sites_of_model
 from intsr.types import Bits
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.models.families.sites import input_groups
+from intsr.calib.models.families.sd21 import input_groups
 from intsr.calib.models.open import SRModel
 from intsr.calib.observe.let_scales import let_scale_from_maxima, observe_let
 from intsr.errors import CalibrationError

@@ -14,7 +14,7 @@ from intsr.calib.learn.blocks import Seen
 from intsr.calib.learn.initialize import Start, set_ranges
 from intsr.calib.learn.quantized_layer import quantized_layers
 from intsr.calib.methods.maxmin import observe_maxmin
-from intsr.calib.models.families.sites import reads_bare_stream
+from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.models.open import SRModel
 from intsr.calib.observe.clipped import ClippedObserver, clipped_shares
 from intsr.types import Bits

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from intsr.calib.methods.maxmin import observe_maxmin
-from intsr.calib.models.families.sites import EIGHT_BIT_SITES, reads_bare_stream, sites_of_model
+from intsr.calib.models.families.sd21 import EIGHT_BIT_SITES, reads_bare_stream
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import sites_of_model
 from intsr.errors import CalibrationError
 from intsr.types import Bits
 

@@ -16,7 +16,8 @@ from passionsr import sd21_on_meta
 from safetensors.torch import save_file
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
-from intsr.calib.models.families.sites import bits_of_site, sites_of_model
+from intsr.calib.models.families.sd21 import bits_of_site
+from intsr.calib.models.sites import sites_of_model
 from intsr.calib.passionsr.checkpoint import PREFIX, bits_of_ldm_name, expected_shapes, read_passionsr
 from intsr.calib.passionsr.import_checkpoint import import_passionsr
 from intsr.calib.passionsr.names import ldm_names

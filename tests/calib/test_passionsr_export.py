@@ -15,7 +15,7 @@ from folding import fold
 from PIL import Image
 from torch import nn
 
-from intsr.calib.models.families.sites import is_constant, network_of_site
+from intsr.calib.models.families.sd21 import is_constant, network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_model
 from intsr.calib.passionsr.import_checkpoint import import_passionsr

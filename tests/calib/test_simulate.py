@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.calib.learn.quantized_layer import GridSpec, InputGrid, QuantizedLayer, quantized_layers, with_layers
-from intsr.calib.models.families.sites import concat_boundaries, integer_sites
+from intsr.calib.models.families.sd21 import concat_boundaries
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites
 from intsr.kernels.quantizer import fake_quantize_torch
 from intsr.types import Bits
 

@@ -6,8 +6,9 @@ import torch
 from intsr.calib.learn.block_data import CACHES, Recomputed, cached
 from intsr.calib.learn.blocks import layer_inputs, record_input, record_output, units_of_network
 from intsr.calib.learn.walk import probe_chunks
-from intsr.calib.models.families.sites import concat_boundaries, integer_sites, network_of_site
+from intsr.calib.models.families.sd21 import concat_boundaries, network_of_site
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites
 
 SHAPES = {"encoder": (1, 3, 32, 32), "unet": (1, 4, 16, 16), "decoder": (1, 4, 16, 16)}
 

@@ -14,8 +14,9 @@ from folding import fold
 from intsr.calib.calibration.files import save_calibration
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.learn.quantized_layer import quantized_layers
-from intsr.calib.models.families.sites import is_constant, sites_of_model
+from intsr.calib.models.families.sd21 import is_constant
 from intsr.calib.models.open import SRModel
+from intsr.calib.models.sites import sites_of_model
 from intsr.engines.commands.inspect import inspect
 from intsr.engines.inspect.calibration import inspect_calibration, runs_of_sites
 from intsr.errors import CalibrationError
@@ -150,5 +151,5 @@ def test_latents_widths_from_one_layer(tiny_model: SRModel, latent_channels: int
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
-    with pytest.raises(CalibrationError, match="expected a calibration folder"):
+    with pytest.raises(CalibrationError, match="make one with"):
         inspect_calibration(tmp_path)

@@ -8,7 +8,7 @@ import torch
 from folding import Folded, Modules, fold
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
+from intsr.calib.models.families.sd21 import MIN_INTEGER_CHANNELS
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
@@ -72,7 +72,7 @@ def test_post_quant_conv_range_follows_the_folded_factor(
     tiny_model: SRModel, tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Specialization scales that layer's input by f: so its grid must scale too. Forced integer here to see it."""
-    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
     folded = fold(tiny_model, tiny_calibration)
     grid = folded["decoder"].layers["vae.post_quant_conv"].activation
     site = tiny_calibration.sites["vae.post_quant_conv"]

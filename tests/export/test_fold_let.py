@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.models.families.sites import MIN_INTEGER_CHANNELS
 from intsr.calib.models.modules import copy_sharing_weights, layers_of
 from intsr.export.fold.let import FusedNetwork, Let, fuse_let
 from intsr.types import NETWORKS
@@ -233,22 +232,3 @@ def test_each_target_refuses_what_it_cannot_take(
         before, after = (m.get_submodule(taker).state_dict() for m in (module, result.module))
         own = [key for key in before if "." not in key]
         assert own and all(torch.equal(before[key], after[key]) for key in own)
-
-
-def test_a_convolution_behind_the_norm_of_a_transformer() -> None:
-    """SD 1's form: proj_in is a 1x1 convolution."""
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
-    torch.manual_seed(0)
-    owner = Transformer2DModel(2, 8, 16, norm_num_groups=4, cross_attention_dim=6).double().requires_grad_(False)
-    assert isinstance(owner.proj_in, nn.Conv2d)
-    lets = shared_lets(owner, ["proj_in"], True)
-    result = fuse_let(owner, lets)
-    assert result.explicit == frozenset()
-    x, context = torch.randn(1, 16, 5, 4).double(), torch.randn(1, 3, 6).double()
-    expected, got = (m(x, encoder_hidden_states=context).sample for m in (owner, result.module))
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
-
-
-def test_the_threshold_for_integers_is_the_documented_one() -> None:
-    assert MIN_INTEGER_CHANNELS == 16

@@ -15,10 +15,11 @@ from learned import calibration_of, exact_model, move_off_midpoints, network_inp
 from torch import nn
 
 from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
-from intsr.calib.models.families.sites import integer_sites, network_of_site, runs_in_integers
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites, runs_in_integers
 from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.specialize import specialize
@@ -105,7 +106,7 @@ def test_layers_of_few_channels(
     tiny_model: SRModel, let: str, weights: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """conv_in, conv_out and both quant_convs in integers, as with latents of 16 channels."""
-    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
     model, bits = exact_model(tiny_model), Bits(6, 7)
     layers = random_layers(model, bits, let, weights=weights)
     assert {"unet.conv_out", "vae.quant_conv", "vae.post_quant_conv"} <= set(layers)
@@ -116,7 +117,7 @@ def test_layers_of_few_channels(
 
 def test_the_latents_factor_goes_through_a_let(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """post_quant_conv's s and d are of latents that specialization multiplies by f. Its weights are not learned."""
-    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
     model, bits, site = exact_model(tiny_model), Bits(8, 8), "vae.post_quant_conv"
     layers = random_layers(model, bits, "channel")
     reach = layers[site].scaled_weight().flatten(1).abs().amax(1)

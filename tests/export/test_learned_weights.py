@@ -73,7 +73,7 @@ def check_exactly(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits,
 @pytest.fixture
 def few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer runs in integers."""
-    monkeypatch.setattr("intsr.calib.models.families.sites.MIN_INTEGER_CHANNELS", 1)
+    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
 
 
 @pytest.mark.usefixtures("few_channels")

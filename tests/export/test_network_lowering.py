@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.data.pictures import calibration_batches
 from intsr.calib.methods.maxmin import observe_maxmin
-from intsr.calib.models.families.sites import input_groups
+from intsr.calib.models.families.sd21 import input_groups
 from intsr.calib.models.families.supported import ACTIVATIONS
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel, load_model

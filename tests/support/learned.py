@@ -17,7 +17,7 @@ from torch import nn
 
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.types import Bits

@@ -5,23 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import BLOCK_ENDS, RESNET_LAYERS, STAGES, network_of_site
 from intsr.types import NETWORKS
-
-# Parts of a network, of a block, and of a residual block, as diffusers runs them.
-_STAGES = (
-    "post_quant_conv",
-    "conv_in",
-    "time_embedding",
-    "down_blocks",
-    "mid_block",
-    "up_blocks",
-    "conv_norm_out",
-    "conv_out",
-    "quant_conv",
-)
-_BLOCK_END = ("downsamplers", "upsamplers")
-_RESNET = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
 
 
 def graph_order(sites: Iterable[str]) -> list[str]:
@@ -32,16 +17,24 @@ def graph_order(sites: Iterable[str]) -> list[str]:
 def _rank(site: str) -> tuple[int, ...]:
     network = NETWORKS.index(network_of_site(site))
     names = site.split(".")
-    stage = next((_STAGES.index(name) for name in names if name in _STAGES), len(_STAGES))
+    stage = next((STAGES.index(name) for name in names if name in STAGES), len(STAGES))
     numbers = [int(text) for text in re.findall(r"\.(\d+)(?=\.|$)", site)]
     in_mid = "mid_block" in names
     block = 0 if in_mid or not numbers else numbers[0]
-    if any(name in _BLOCK_END for name in names):
+    if any(name in BLOCK_ENDS for name in names):
         return (network, stage, block, 1, 0, 0, 0)
     index = next((int(names[i + 1]) for i, name in enumerate(names) if name in ("resnets", "attentions")), 0)
     attention = int("attentions" in names)
     # A middle block runs resnet 0, attention 0, resnet 1; others resnet and attention by turns: the same ranks.
-    return (network, stage, block, 0, index, attention, _RESNET.index(names[-1]) if names[-1] in _RESNET else 0)
+    return (
+        network,
+        stage,
+        block,
+        0,
+        index,
+        attention,
+        RESNET_LAYERS.index(names[-1]) if names[-1] in RESNET_LAYERS else 0,
+    )
 
 
 def short_name(site: str) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.data.pictures import tiles_from_picture
-from intsr.calib.models.families.sites import integer_sites
+from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import outside_counts
 from intsr.calib.observe.fake_quant import calibrated_layer, let_weight
 from intsr.calib.observe.hooks import run_observed

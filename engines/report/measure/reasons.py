@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-# As `inspect_calibration` and `calib.sites` have them, which need the compiler's libraries; a test compares them.
-PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
-MIN_INTEGER_CHANNELS = 16
-# Layers beside the picture and the latents: the only ones that have so few channels in the models known.
-_NARROW_NAMES = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
+from intsr.calib.models.families.sd21 import MIN_INTEGER_CHANNELS, NARROW_NAMES, PICTURE_SITES
+
 REASONS = {
     "constant": "Not in the engine: the fixed timestep and prompt make it a constant.",
     "picture": "Full precision: it reads or writes the picture itself, three channels.",
@@ -28,4 +25,4 @@ def reason_of_engine_layer(name: str) -> str:
     """Of a layer that an integer engine's plan has in floating point."""
     if name in PICTURE_SITES:
         return REASONS["picture"]
-    return REASONS["float" if name.rpartition(".")[2] in _NARROW_NAMES else "builder"]
+    return REASONS["float" if name.rpartition(".")[2] in NARROW_NAMES else "builder"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PASSIONSR
-from intsr.calib.models.families.sites import network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.engines.inspect.calibration import inspect_calibration
 from intsr.engines.report.measure.layer_order import graph_order, short_name
 from intsr.engines.report.measure.reasons import reason_of_site

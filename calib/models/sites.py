@@ -1,0 +1,36 @@
+"""The layers of a model by site, and which of them engines run on integers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from intsr.calib.models.families.sd21 import HALVED_SITE, MIN_INTEGER_CHANNELS, is_constant
+from intsr.calib.models.modules import layers_of
+
+if TYPE_CHECKING:
+    from intsr.calib.models.open import SRModel
+
+
+def sites_of_model(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return every Conv2d and Linear of the parts (`unet`, `vae`) by site name, in module order."""
+    return {f"{part}.{name}": layer for part in parts for name, layer in layers_of(getattr(model, part)).items()}
+
+
+def runs_in_integers(layer: nn.Conv2d | nn.Linear, site: str = "") -> bool:
+    """Tell whether engines run this layer, once calibrated, on integers.
+
+    site: for a layer that is not specialized yet.
+    """
+    rows, columns = layer.weight.shape[:2]
+    return min(rows // 2 if site == HALVED_SITE else rows, columns) >= MIN_INTEGER_CHANNELS
+
+
+def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Return the sites of `sites_of_model` that engines run on integers: what training is about."""
+    return {
+        site: layer
+        for site, layer in sites_of_model(model, parts).items()
+        if runs_in_integers(layer, site) and not is_constant(site)
+    }
