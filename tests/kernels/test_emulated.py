@@ -177,7 +177,7 @@ out = np.zeros((3, 8, 8), np.float32)
 interface = device.upload(out).__cuda_array_interface__ | {"stream": 5}
 foreign = type("Foreign", (), {"__cuda_array_interface__": interface})
 tile = device.upload(np.zeros((1, 3, 8, 8), np.float16))
-accumulated = plan_accumulate(device, foreign, tile, out[0, 0], out[0, 0], 0, 0)
+accumulated = plan_accumulate(device, foreign, tile, *[device.upload(out[0, 0])] * 2, 0, 0)
 assert accumulated.output.stream == 5 and device.run(accumulated).stream == 7
 
 # What is timed: caches emptied, then the graph alone.
