@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
 from intsr.kernels.launches.launch import DeviceMemory, Launch, Plan, require
@@ -96,14 +95,14 @@ def plan_accumulate(
     device: DeviceMemory,
     out: Any,
     tile: Any,
-    rows: Array | DeviceArray,
-    columns: Array | DeviceArray,
+    rows: DeviceArray,
+    columns: DeviceArray,
     top: int,
     left: int,
 ) -> Plan:
     """Adds a tile (1, 3, side, side) float16, weighted, onto (3, H, W) float32 in place.
 
-    rows, columns: (height,) and (width,) float32; uploaded unless they are on the device.
+    rows, columns: (height,) and (width,) float32.
     """
     picture = require(out, "picture", np.float32, (3, None, None))
     source = require(tile, "tile", np.float16, (1, 3, None, None))
@@ -111,12 +110,11 @@ def plan_accumulate(
     height, width, side = rows.shape[0], columns.shape[0], source.shape[3]
     if max(height, width) > side or top + height > picture_height or left + width > picture_width:
         raise UsageError("tile", f"{height}x{width} at ({top}, {left})", f"inside {picture.shape[1:]} and {side} px")
-    weights = [values if isinstance(values, DeviceArray) else device.upload(values) for values in (rows, columns)]
     params = AccumulateParams(
         tile=source,
         out=picture,
-        rows=weights[0],
-        columns=weights[1],
+        rows=rows,
+        columns=columns,
         picture_height=picture_height,
         picture_width=picture_width,
         top=top,
@@ -127,7 +125,7 @@ def plan_accumulate(
         vector=int(picture_width % 4 == 0 and left % 4 == 0 and side % 4 == 0),
     )
     grid = (-(-width // (4 * _THREADS)), height, 3)
-    return Plan((Launch("accumulate_tile", grid, _THREADS, params),), picture, (source, *weights))
+    return Plan((Launch("accumulate_tile", grid, _THREADS, params),), picture, (source, rows, columns))
 
 
 def plan_pixels(device: DeviceMemory, planes: Any) -> Plan:

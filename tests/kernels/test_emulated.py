@@ -148,9 +148,10 @@ def test_reading_for_the_caches_leaves_nothing_out():
 
 STUB = Path(__file__).parent / "stub_driver.c"
 SCRIPT = """
-import sys
+import inspect, re, sys
 from pathlib import Path
 import numpy as np
+from intsr.cuda import driver
 from intsr.cuda.driver import list_devices
 from intsr.errors import IntsrError
 from intsr.kernels import selfcheck
@@ -159,6 +160,8 @@ from intsr.kernels.devices import cuda as devices
 from intsr.kernels.launches.picture import plan_accumulate
 from intsr.kernels.launches.parameters import PixelsParams
 
+tried, checked = set(), driver._checked
+driver._checked = lambda library, where, name, *rest: tried.add(name) or checked(library, where, name, *rest)
 image = Path(sys.argv[1])
 image.write_bytes(bytes.fromhex("50ed55ba") * 4)
 devices.fatbin_path = lambda source: image
@@ -177,7 +180,7 @@ out = np.zeros((3, 8, 8), np.float32)
 interface = device.upload(out).__cuda_array_interface__ | {"stream": 5}
 foreign = type("Foreign", (), {"__cuda_array_interface__": interface})
 tile = device.upload(np.zeros((1, 3, 8, 8), np.float16))
-accumulated = plan_accumulate(device, foreign, tile, out[0, 0], out[0, 0], 0, 0)
+accumulated = plan_accumulate(device, foreign, tile, *[device.upload(out[0, 0])] * 2, 0, 0)
 assert accumulated.output.stream == 5 and device.run(accumulated).stream == 7
 
 # What is timed: caches emptied, then the graph alone.
@@ -224,6 +227,7 @@ for wrong in (
     except IntsrError as error:
         print(type(error).__name__, error)
 cuda.unload_module(module), cuda.destroy_stream(stream)
+assert set(re.findall(r'"(cu[A-Z]\\w+)"', inspect.getsource(driver))) == tried
 """
 
 

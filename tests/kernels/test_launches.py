@@ -81,7 +81,7 @@ def test_tiles_outside_the_picture_are_refused():
         with pytest.raises(UsageError, match="tile"):
             plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), *place)
     out, tile = DEVICE.empty((3, 20, 20), np.float32), DEVICE.empty((1, 3, 16, 16), np.float16)
-    weights = np.ones(16, np.float32)
+    weights = DEVICE.upload(np.ones(16, np.float32))
     with pytest.raises(UsageError, match="inside"):
         plan_picture.plan_accumulate(DEVICE, out, tile, weights, weights, 5, 0)
 
