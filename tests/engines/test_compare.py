@@ -23,9 +23,9 @@ from intsr.engines.commands import compare as commands
 from intsr.engines.compare import child
 from intsr.engines.compare import run as library
 from intsr.engines.compare.child import CalibrationTask
-from intsr.engines.compare.types import Comparison, Places, Row, label, recipes_from_options
+from intsr.engines.compare.types import Comparison, Row, label, recipes_from_options
 from intsr.errors import CalibrationError, ImageError, UsageError
-from intsr.runtime.measure.metrics import PerceptualScorer, Scores, psnr_db, score_pair
+from intsr.runtime.measure.metrics import Scores, psnr_db, score_pair
 from intsr.runtime.pictures.rgb8 import read_pixels
 
 METHODS = ("maxmin", "maxmin+let")
@@ -244,9 +244,7 @@ def test_a_calibration_that_fails_costs_its_row_alone(job: Comparison, tmp_path:
     failure = made[bad]
     assert isinstance(made[good], Path) and isinstance(failure, CalibrationError)
     assert any(line.startswith("failed: calibrating lbq: crashed (SIGSEGV)") for line in lines)
-    scorer, places = PerceptualScorer(()), Places(tmp_path, tmp_path, tmp_path)
-    row = library._row(None, bad, failure, Scores("mean", 30.0, 0.9), job, places, scorer)  # type: ignore[arg-type]
-    values = row.to_mapping()
+    values = library._failed(bad, failure).to_mapping()
     assert "crashed" in values["error"] and values["psnr_y_db"] is None and values["peak_bytes"] is None
 
 
