@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builds import built_in_this_process
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -80,7 +81,7 @@ def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
         # One child is enough to see that children work: another one spends its time on importing torch.
         in_child(task) if len(calibrated) == 1 else task.run()
 
-    with pytest.MonkeyPatch.context() as patch:
+    with built_in_this_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "calibrate_in_child", watched)
         first = run(*given)
         assert not (folder / "compare.json").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import openvino
 import pytest
+from builds import built_in_this_process
 from safetensors.torch import load_file, save_file
 
 from intsr.calib.data.made_pictures import flat, gradient, noisy, page
@@ -56,7 +57,8 @@ def inputs_of(model: SRModel) -> Iterator[tuple[str, np.ndarray]]:
 
 def full_precision_engine(model: SRModel, folder: Path, tile_px: int = TILE_PX) -> Path:
     export_model(model, None, lowering_from_name("cpu"), tile_px, folder / "onnx")
-    compile_engine(folder / "onnx", folder / "fp.engine", BuildOptions("cpu", detailed=False))
+    with built_in_this_process():
+        compile_engine(folder / "onnx", folder / "fp.engine", BuildOptions("cpu", detailed=False))
     return folder / "fp.engine"
 
 
@@ -104,6 +106,8 @@ def test_a_random_model_with_large_biases(tiny_folder: Path, tmp_path: Path) -> 
 
 class Shifted:
     """An engine that is right but for one picture, whose level it moves."""
+
+    network_names = TorchReference.network_names
 
     def __init__(self, reference: TorchReference, at: np.ndarray) -> None:
         self.reference, self.at = reference, at
