@@ -12,12 +12,12 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-import intsr
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration import JSON_NAME, Calibration, load_calibration
 from intsr.calib.data.pictures import list_pictures
@@ -161,7 +161,7 @@ def _task(job: Comparison, recipe: Recipe, output: Path) -> CalibrationTask:
 def _calibration_name(recipe: Recipe, model_digest: str, pictures: Sequence[str]) -> str:
     # Where inputs are kept changes how a result is reached, not the result.
     decisive = replace(recipe, effort=replace(recipe.effort, cache="ram", recompute=False))
-    facts = [intsr.__version__, repr(decisive), model_digest, *pictures]
+    facts = [version("intsr"), repr(decisive), model_digest, *pictures]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_HASH_CHARACTERS]
     return f"{recipe.method}-{recipe.bits}-{'-'.join(recipe.parts)}-{digest}"
 
