@@ -50,7 +50,7 @@ def check_writable_folder(folder: Path) -> None:
 
 
 def check_writable_place(folder: Path) -> None:
-    """As `check_writable_folder`, and nothing is created: the nearest folder that is there must be writable."""
+    """Check as `check_writable_folder` and create nothing: the nearest folder that is there must be writable."""
     nearest = folder
     try:
         while not nearest.exists() and nearest != nearest.parent:
@@ -61,7 +61,7 @@ def check_writable_place(folder: Path) -> None:
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Before long work: raises UsageError where the disk below `folder`, there or not yet, has no room for it."""
+    """Raise UsageError where the disk below `folder`, which need not exist yet, has no room for `needed_bytes`."""
     nearest = folder.absolute()
     try:
         while not nearest.is_dir() and nearest != nearest.parent:
@@ -75,7 +75,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
 
 
 def check_output_file(path: Path) -> None:
-    """Before long work, what `atomic_path` would find after it. Creates nothing. Raises UsageError."""
+    """Find before long work what `atomic_path` would find after it. Creates nothing. Raises UsageError."""
     _check_no_folder(path)
     check_writable_place(path.parent)
 
@@ -224,7 +224,7 @@ def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Itera
 
 
 def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "") -> None:
-    """Raises UsageError where `path` exists and must not be replaced by a new folder of that name.
+    """Raise UsageError where `path` exists and must not be replaced by a new folder of that name.
 
     That is: a file; a folder, unless `overwrite`; with a `marker`, a folder that holds other things but no such
     file, or folders beside it (none that is written here has any); and always a folder that the user works in or

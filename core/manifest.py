@@ -119,7 +119,7 @@ class Manifest:
 
     @property
     def all_tiles(self) -> tuple[TileEntry, ...]:
-        """Every tile size with its networks, the default first."""
+        """List every tile size with its networks, the default first."""
         return (TileEntry(self.tile_px, self.overlap_px, self.networks), *self.tiles)
 
     @property

@@ -43,13 +43,13 @@ def resident_bytes() -> int:
 
 
 def free_bytes() -> int | None:
-    """What this process can still have: of the machine's memory, and of the group's it was put into."""
+    """Return what this process can still have, of the machine's memory and of its control group's."""
     found = [value for value in (available_bytes(), _group_bytes()) if value is not None]
     return min(found, default=None)
 
 
 def _group_bytes() -> int | None:
-    """Left in the control groups that this process is in, as containers have; None without a limit.
+    """Return what is left in the control groups that this process is in; None without a limit.
 
     A group's limit is for all groups below it too. Source: Linux, admin-guide/cgroup-v1/memory and cgroup-v2.
     """
@@ -77,7 +77,7 @@ def _own_groups() -> Iterator[tuple[Path, tuple[str, str]]]:
 
 
 def _left_bytes(group: Path, names: tuple[str, str]) -> int | None:
-    """None without a limit, or where there is no such group."""
+    """Return what is left in one group; None without a limit, or where there is no such group."""
     try:
         limit_bytes, used_bytes = (int((group / name).read_text()) for name in names)
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def _left_bytes(group: Path, names: tuple[str, str]) -> int | None:
 
 
 def _reclaimable_bytes(group: Path) -> int:
-    """Of the group's usage, cached files: the kernel drops them when memory is wanted."""
+    """Return how much of the group's usage is cached files, which the kernel drops when memory is wanted."""
     try:
         values = dict(line.split()[:2] for line in (group / "memory.stat").read_text().splitlines())
         # Version 1 counts groups below apart, and its usage has them in.

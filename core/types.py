@@ -23,7 +23,7 @@ Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
 
 
 def is_kind(value: Any, *kinds: type) -> bool:
-    """Whether what JSON gave is of one of these types. To Python true is an int; here it is not."""
+    """Tell whether what JSON gave is of one of these types. To Python true is an int; here it is not."""
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 
@@ -41,7 +41,7 @@ class Bits:
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Raises UsageError for anything but `fp` and wXaY with X and Y from 2 to 8."""
+        """Read `fp` or wXaY with X and Y from 2 to 8. Raises UsageError."""
         if text == "fp":
             return cls(None, None)
         match = re.fullmatch(r"w([0-9])a([0-9])", text)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from builds import built_in_this_process
 from PIL import Image
 
 from intsr.calib.calibration.files import save_calibration
@@ -37,7 +38,8 @@ def workshop(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factor
     folder = tmp_path_factory.mktemp("workshop")
     save_calibration(tiny_calibration, folder / "calibration")
     export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], TILE_PX, folder / "onnx")
-    compile_engine(folder / "onnx", folder / "tiny.engine", BuildOptions("cpu"))
+    with built_in_this_process():
+        compile_engine(folder / "onnx", folder / "tiny.engine", BuildOptions("cpu"))
     (folder / "pictures").mkdir()
     for name in ("a.png", "b.png"):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (24, 20, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What every command says: JSON on stdout, words and progress on stderr, as -q and -v ask for."""
+"""Output of every command: JSON on stdout, words and progress on stderr, as -q and -v ask for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def common_options(function: F) -> F:
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees stderr; it may be closed."""
+    """Tell whether somebody sees stderr; it may be closed."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -68,7 +68,7 @@ def say(message: str) -> None:
 
 
 def say_notes(notes: Iterable[str]) -> None:
-    """What somebody should know of what they gave, a line each."""
+    """Say what somebody should know of what they gave, a line each."""
     for note in notes:
         say(f"note: {note}")
 
@@ -80,7 +80,7 @@ def detail(message: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """One JSON value on one line of stdout."""
+    """Write one JSON value on one line of stdout."""
     text = json.dumps(value, allow_nan=False)
     if _bar is not None and sys.stdout is not None and sys.stdout.isatty():
         # The same screen, which the bar would be in the way of.

@@ -132,7 +132,7 @@ def compile_command(
 
         request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
         if dry_run:
-            _show_plan(request, as_json)
+            _show_estimate(request, as_json)
             return
     if dry_run:
         raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
@@ -185,15 +185,15 @@ def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verific
     return report
 
 
-def _show_plan(request: CompileRequest, as_json: bool) -> None:
-    from intsr.engines.compile.estimate import lines_of_plan
-    from intsr.engines.compile.request import plan_of, prepare
+def _show_estimate(request: CompileRequest, as_json: bool) -> None:
+    from intsr.engines.compile.estimate import lines_of_estimate
+    from intsr.engines.compile.request import estimate_of, prepare
 
-    plan = plan_of(prepare(request))
+    estimate = estimate_of(prepare(request))
     if as_json:
-        emit_json(plan.to_mapping())
+        emit_json(estimate.to_mapping())
     else:
-        click.echo("\n".join(lines_of_plan(plan)))
+        click.echo("\n".join(lines_of_estimate(estimate)))
 
 
 def _check_options(target: str, is_export: bool, of_model: Mapping[str, Any]) -> None:

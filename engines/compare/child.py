@@ -49,8 +49,10 @@ class CalibrationTask:
             remove_work(work)
         pictures = usable_pictures(list_pictures(self.images), self.limit, lambda error: print(f"skipped: {error}"))
         model = load_model(self.model, self.context, self.lora)
-        save_calibration(calibrate(model, pictures, self.recipe, work=work), self.output)
+        calibration = calibrate(model, pictures, self.recipe, work=work)
+        save_calibration(calibration, self.output)
         remove_work(work)
+        print(f"{len(calibration.sites)} layers, {len(pictures)} pictures, {calibration.seconds:.1f} s")
 
 
 def calibrate_in_child(task: CalibrationTask) -> None:

@@ -12,12 +12,12 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-import intsr
 from intsr.arrays import Array
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
@@ -77,18 +77,24 @@ def run_comparison(
     say("full precision: compiling and upscaling")
     _upscale_all(model, None, job, fp, places.scratch)
     exact = _scores(fp, job.pairs, scorer)
-    first = Row(BICUBIC, "fp", (), bicubic_scores, _mean_psnr_db(bicubic, fp, job.pairs))
     rows = [
-        replace(first, psnr_y_loss_db=exact.psnr_y_db - bicubic_scores.psnr_y_db),
-        Row(FULL_PRECISION, "fp", (), exact, math.inf, 0.0),
+        Row(BICUBIC, "fp", (), bicubic_scores, _mean_psnr_db(bicubic, fp, job.pairs)),
+        Row(FULL_PRECISION, "fp", (), exact, math.inf),
     ]
     for recipe in watch(job.recipes, "comparing"):
-        row = _row(model, recipe, calibrations[recipe], exact, job, places, scorer)
-        # Why a calibration failed was said when it did.
-        if not isinstance(calibrations[recipe], IntsrError):
-            say(_line(recipe, row))
-        rows.append(row)
-    return tuple(rows)
+        calibrated = calibrations[recipe]
+        if isinstance(calibrated, IntsrError):
+            # Why it failed was said when it did.
+            rows.append(_failed(recipe, calibrated))
+            continue
+        try:
+            rows.append(_row(job, places, scorer, model, calibrated))
+        except IntsrError as error:
+            rows.append(_failed(recipe, error))
+        say(_line(recipe, rows[-1]))
+    return tuple(
+        replace(row, psnr_y_loss_db=exact.psnr_y_db - row.scores.psnr_y_db) if row.scores else row for row in rows
+    )
 
 
 def _line(recipe: Recipe, row: Row) -> str:
@@ -157,38 +163,29 @@ def _task(job: Comparison, recipe: Recipe, output: Path) -> CalibrationTask:
 def _calibration_name(recipe: Recipe, model_digest: str, pictures: Sequence[str]) -> str:
     # Where inputs are kept changes how a result is reached, not the result.
     decisive = replace(recipe, effort=replace(recipe.effort, cache="ram", recompute=False))
-    facts = [intsr.__version__, repr(decisive), model_digest, *pictures]
+    facts = [version("intsr"), repr(decisive), model_digest, *pictures]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_HASH_CHARACTERS]
     return f"{recipe.method}-{recipe.bits}-{'-'.join(recipe.parts)}-{digest}"
 
 
-def _row(
-    model: SRModel,
-    recipe: Recipe,
-    calibrated: Calibrated,
-    exact: Scores,
-    job: Comparison,
-    places: Places,
-    scorer: PerceptualScorer,
-) -> Row:
-    row = Row(recipe.method, str(recipe.bits), recipe.parts)
-    try:
-        if isinstance(calibrated, IntsrError):
-            raise calibrated
-        calibration = load_calibration(calibrated)
-        pictures = places.pictures / calibrated.name
-        _upscale_all(model, calibration, job, pictures, places.scratch)
-        scores = _scores(pictures, job.pairs, scorer)
-    except IntsrError as error:
-        return replace(row, error=str(error))
-    return replace(
-        row,
-        scores=scores,
+def _row(job: Comparison, places: Places, scorer: PerceptualScorer, model: SRModel, calibrated: Path) -> Row:
+    """Compile with a calibration, upscale, and score; what it loses to full precision is left open."""
+    calibration = load_calibration(calibrated)
+    pictures = places.pictures / calibrated.name
+    _upscale_all(model, calibration, job, pictures, places.scratch)
+    return Row(
+        calibration.method,
+        str(calibration.bits),
+        calibration.parts,
+        scores=_scores(pictures, job.pairs, scorer),
         psnr_to_fp_db=_mean_psnr_db(pictures, places.pictures / FULL_PRECISION, job.pairs),
-        psnr_y_loss_db=exact.psnr_y_db - scores.psnr_y_db,
         calibration_s=calibration.seconds,
         peak_bytes=calibration.peak_bytes,
     )
+
+
+def _failed(recipe: Recipe, error: IntsrError) -> Row:
+    return Row(recipe.method, str(recipe.bits), recipe.parts, error=str(error))
 
 
 def _upscale_all(

@@ -95,7 +95,7 @@ def _build_each(target: Target, builds: Sequence[Build]) -> list[BuildReport]:
 def _builds(
     target: Target, export_folder: Path, folder: Path, graphs: Mapping[int, NetworkEntry], options: BuildOptions
 ) -> list[Build]:
-    """What is to be built of one network. graphs: tile size -> its graph of that size, the default first."""
+    """List what is to be built of one network. graphs: tile size -> its graph of that size, the default first."""
     builds: list[Build] = []
     for tile_px, graph in graphs.items():
         if not builds:

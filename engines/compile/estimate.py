@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from intsr.calib.models.cost import NetworkCost, architecture_from_name, costs_from_architecture
 from intsr.calib.models.weight_files import files_of
 from intsr.targets import Target
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import ModelSource
@@ -21,7 +21,7 @@ _LIBRARIES_BYTES = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPlan:
+class NetworkEstimate:
     """One network at one tile size."""
 
     name: str
@@ -37,12 +37,12 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class CompilePlan:
+class CompileEstimate:
     """What a compilation would build, and about what it would take."""
 
     model: str
     target: str
-    networks: tuple[NetworkPlan, ...]
+    networks: tuple[NetworkEstimate, ...]
     engine_bytes: int
     # Of memory.
     peak_bytes: int
@@ -53,7 +53,7 @@ class CompilePlan:
         return asdict(self)
 
 
-def compile_plan(
+def estimate_compilation(
     name: str,
     source: ModelSource,
     *,
@@ -63,7 +63,7 @@ def compile_plan(
     tiles_px: Sequence[int],
     loads_model: bool = False,
     weight_only: bool = False,
-) -> CompilePlan:
+) -> CompileEstimate:
     """name: as the command was given it. bits: of quantized `parts`. loads_model: whether the whole model is loaded
     first, to calibrate or to check a checkpoint against it. weight_only: activations stay float.
 
@@ -72,7 +72,7 @@ def compile_plan(
     """
     architecture = architecture_from_name(name, None)
     factor = source.spec.upscale_factor
-    networks: list[NetworkPlan] = []
+    networks: list[NetworkEstimate] = []
     for tile_px in tiles_px:
         costs = _by_network(costs_from_architecture(architecture, tile_px * factor))
         for network, (given, made) in _shapes(architecture.vae, tile_px * factor).items():
@@ -80,15 +80,15 @@ def compile_plan(
             precision = (
                 _precision(target, bits, weight_only) if part in parts and bits.quantized else target.precision_words
             )
-            networks.append(NetworkPlan(network, tile_px, given, made, precision, cost.parameters, cost.macs))
-    first = networks[: len(NETWORKS)]
+            networks.append(NetworkEstimate(network, tile_px, given, made, precision, cost.parameters, cost.macs))
+    first = [network for network in networks if network.tile_px == tiles_px[0]]
     quantized = [network for network in first if network.precision != target.precision_words]
     parameters, integers = (sum(network.parameters for network in group) for group in (first, quantized))
     once_bytes = integers + (parameters - integers) * target.float_bytes
     engine_bytes = target.extra_bytes + once_bytes * (1 if target.sharing else len(tiles_px))
     files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     held = parameters if loads_model else max(network.parameters for network in first)
-    return CompilePlan(
+    return CompileEstimate(
         model=source.spec.name,
         target=target.name,
         networks=tuple(networks),
@@ -114,15 +114,15 @@ def _precision(target: Target, bits: Bits, weight_only: bool) -> str:
     return f"{integers} in int8, the rest {target.precision_words}"
 
 
-def lines_of_plan(plan: CompilePlan) -> list[str]:
+def lines_of_estimate(estimate: CompileEstimate) -> list[str]:
     """A table for people."""
     lines = [f"{'network':<8} {'tile':>4}  {'input':<14} {'output':<14} {'parameters':>12} {'GMAC':>8}  precision"]
-    for network in plan.networks:
+    for network in estimate.networks:
         given, made = ("x".join(map(str, shape)) for shape in (network.input, network.output))
         counts = f"{network.parameters:>12,} {network.macs / 1e9:>8.1f}"
         lines.append(f"{network.name:<8} {network.tile_px:>4}  {given:<14} {made:<14} {counts}  {network.precision}")
-    lines.append(f"engine: about {_amount(plan.engine_bytes)}, target {plan.target}")
-    needs = f"{_amount(plan.peak_bytes)} of memory, {_amount(plan.disk_bytes)} on the disk for a while"
+    lines.append(f"engine: about {_amount(estimate.engine_bytes)}, target {estimate.target}")
+    needs = f"{_amount(estimate.peak_bytes)} of memory, {_amount(estimate.disk_bytes)} on the disk for a while"
     return [*lines, f"compiling needs about {needs}"]
 
 

@@ -17,7 +17,7 @@ from intsr.calib.methods.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
 from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
 from intsr.cli.console import progress, say, say_notes
-from intsr.engines.compile.estimate import CompilePlan, compile_plan
+from intsr.engines.compile.estimate import CompileEstimate, estimate_compilation
 from intsr.engines.verify.agreement import Verification
 from intsr.engines.verify.check import Check
 from intsr.errors import UsageError
@@ -68,7 +68,7 @@ class Prepared:
 
 
 def prepare(request: CompileRequest) -> Prepared:
-    """Everything that can be wrong before long work. Raises UsageError, ModelError, MissingLibraryError."""
+    """Find the model, and all that can be wrong before long work. Raises UsageError, ModelError."""
     given = [request.calibration, request.images, request.official, not Bits.parse(request.bits).quantized]
     sources = sum(map(bool, given))
     if sources != 1 and not (request.weight_only and sources == 0):
@@ -83,7 +83,7 @@ def prepare(request: CompileRequest) -> Prepared:
 
 
 def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec) -> tuple[int, ...]:
-    """What was asked for, else the target's own as far as the networks take them. Raises UsageError."""
+    """Return the sizes asked for, else the target's own as far as the networks take them. Raises UsageError."""
     first, *further = given or target.tiles
     if given is None:
         step = tile_step(spec.upscale_factor, spec.size_multiple_px)
@@ -93,8 +93,8 @@ def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec
     return (first, *further)
 
 
-def plan_of(prepared: Prepared) -> CompilePlan:
-    """See `compile_plan`. Raises CalibrationError, ModelError, UsageError."""
+def estimate_of(prepared: Prepared) -> CompileEstimate:
+    """See `estimate_compilation`. Raises CalibrationError, ModelError, UsageError."""
     request = prepared.request
     bits, parts = Bits.parse(request.bits), parse_parts(request.parts)
     if request.calibration is not None:
@@ -102,7 +102,7 @@ def plan_of(prepared: Prepared) -> CompilePlan:
         bits, parts = ranges.bits, ranges.parts
     elif request.official:
         parts = ("unet", "vae")[: len(request.official)]
-    return compile_plan(
+    return estimate_compilation(
         request.model,
         prepared.source,
         target=prepared.target,

@@ -112,7 +112,7 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
 
 
 def _measure(int8: Path, fp32: Path) -> list[benchmark.Measurement]:
-    """Of both and of torch: a 128x128 picture end to end, the same threads, in turn."""
+    """Time both engines and torch on a 128x128 picture end to end, with the same threads, in turn."""
     threads = benchmark.default_threads()
     with ExitStack() as opened:
         entries = [benchmark.entry_from_engine(path, threads, "auto") for path in (int8, fp32)]

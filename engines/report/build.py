@@ -61,7 +61,7 @@ def build_report(request: ReportRequest, output: Path, say: Say) -> dict[str, An
 
 
 def check_libraries() -> None:
-    """Raises MissingLibraryError naming the extra."""
+    """Raise MissingLibraryError, which names the extra, where a library is not installed."""
     for library in LIBRARIES:
         require(library, WHAT)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from intsr.errors import UsageError, VerificationError
 from intsr.runtime.backends.protocol import Network
 from intsr.runtime.measure.metrics import psnr_db
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
 EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
@@ -39,9 +39,12 @@ def default_bound_db(bits: str, precision: str) -> float:
 class RunsNetworks(Protocol):
     """What is compared: an engine, or the torch reference."""
 
-    def network(self, name: str) -> Network:
-        """`encoder`, `unet` or `decoder`."""
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """Names in the order in which the networks run; the last one makes the picture."""
         ...
+
+    def network(self, name: str) -> Network: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +121,12 @@ def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple
     where the two are not of one model.
     """
     _check_shapes(engine, reference)
-    errors = {name: _Errors(PICTURE_PEAK if name == "decoder" else None) for name in NETWORKS}
+    names = reference.network_names
+    errors = {name: _Errors(PICTURE_PEAK if name == names[-1] else None) for name in names}
     total, per_image = _Errors(PICTURE_PEAK), {}
     for label, x in inputs:
         given, value = x, x
-        for name in NETWORKS:
+        for name in names:
             expected = _output(reference, name, given)
             got = _output(engine, name, given)
             errors[name].add(got, expected)
@@ -132,12 +136,12 @@ def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple
     if not per_image:
         raise VerificationError("--images", "no picture", "at least one")
     return Verification(
-        tuple(errors[name].agreement(name) for name in NETWORKS), total.agreement("end_to_end"), per_image
+        tuple(errors[name].agreement(name) for name in names), total.agreement("end_to_end"), per_image
     )
 
 
 def check_agreement(result: Verification, bound_db: float, where: object, fix: str) -> None:
-    """Raises VerificationError where a picture is below the bound."""
+    """Raise VerificationError where a picture is below the bound."""
     below = [f"{value:.2f} dB on {name}" for name, value in result.per_image_db.items() if value < bound_db]
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
@@ -147,7 +151,10 @@ def check_agreement(result: Verification, bound_db: float, where: object, fix: s
 
 
 def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:
-    for name in NETWORKS:
+    if engine.network_names != reference.network_names:
+        there, wanted = (", ".join(each.network_names) for each in (engine, reference))
+        raise UsageError("--against", f"the engine has networks {there}", f"the model's {wanted}")
+    for name in reference.network_names:
         got, expected = ((n.input.shape, n.output.shape) for n in (engine.network(name), reference.network(name)))
         if got != expected:
             fix = "compare it with the model that it was made from"
@@ -156,4 +163,4 @@ def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:
 
 def _output(networks: RunsNetworks, name: str, x: F32) -> F32:
     y = networks.network(name).run(x).astype(np.float32)
-    return y.clip(-1, 1) if name == "decoder" else y
+    return y.clip(-1, 1) if name == networks.network_names[-1] else y

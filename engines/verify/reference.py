@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 
 
 class TorchNetwork:
-    """One module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
+    """Runs one module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
 
     def __init__(self, module: nn.Module, value_in: TensorInfo, value_out: TensorInfo) -> None:
         self.module, self.input, self.output = module.eval(), value_in, value_out
@@ -41,13 +41,15 @@ class TorchNetwork:
 
 
 class TorchReference:
-    """Three modules by name, for `intsr.engines.verify.agreement`."""
+    """Modules by name, for `intsr.engines.verify.agreement`."""
+
+    network_names = NETWORKS
 
     def __init__(self, networks: tuple[TorchNetwork, ...]) -> None:
-        self._networks = networks
+        self._networks = dict(zip(self.network_names, networks, strict=True))
 
     def network(self, name: str) -> TorchNetwork:
-        return self._networks[NETWORKS.index(name)]
+        return self._networks[name]
 
 
 def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
@@ -118,7 +120,7 @@ def reference_for_verification(
 def reference_from_calibration(
     model: SRModel, calibration: Calibration | None, tile_px: int, weight_only: bool = False
 ) -> TorchReference:
-    """What an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
+    """Open what an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
     # The engine's own folding, seen from torch.
     from intsr.export.fold.fake_quant import fake_quantized
     from intsr.export.pipeline import fold_networks

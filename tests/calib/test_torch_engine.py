@@ -27,7 +27,7 @@ from intsr.engines.verify.reference import open_reference, reference_for_verific
 from intsr.export.graphs import OnnxExport, is_weight_only
 from intsr.export.pipeline import export_model
 from intsr.targets.lowering import LOWERINGS
-from intsr.types import Bits
+from intsr.types import NETWORKS, Bits
 
 
 class GraphNetwork:
@@ -49,7 +49,7 @@ class GraphNetwork:
 class Graphs:
     """An export in the place of an opened engine."""
 
-    tile_px, precision = 16, "f32"
+    tile_px, precision, network_names = 16, "f32", NETWORKS
 
     def __init__(self, export: OnnxExport, folder: Path) -> None:
         self._networks = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}

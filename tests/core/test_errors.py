@@ -1,6 +1,5 @@
 """Errors are one line whatever they are made of, and each has its exit code."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,23 +24,11 @@ def test_parts_in_order_and_only_those_given():
     assert IntsrError("a.png", "b", "c", "d").where == "a.png"
 
 
-@pytest.mark.parametrize(
-    ("name", "exit_code"),
-    [
-        ("UsageError", 2),
-        ("ImageError", 2),
-        ("ModelError", 2),
-        ("CalibrationError", 2),
-        ("ExportError", 2),
-        ("BundleError", 2),
-        ("BuildError", 1),
-        ("VerificationError", 1),
-        ("EngineMismatchError", 3),
-        ("OutOfMemoryError", 4),
-    ],
-)
-def test_exit_codes(name, exit_code):
-    assert getattr(errors, name)("where").exit_code == exit_code
+def test_exit_codes():
+    codes = {"BuildError": 1, "VerificationError": 1, "EngineMismatchError": 3, "OutOfMemoryError": 4}
+    codes |= dict.fromkeys(("UsageError", "ImageError", "ModelError", "CalibrationError", "ExportError"), 2)
+    codes |= {"BundleError": 2}
+    assert {name: getattr(errors, name)("where").exit_code for name in codes} == codes
 
 
 def test_missing_library_names_the_extra():

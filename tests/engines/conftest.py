@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from intsr.calib.calibration import Calibration
 from intsr.engines.builders.child import build_in_child
 from intsr.engines.builders.types import BuildOptions, BuildReport
 
@@ -50,3 +51,19 @@ def resblock_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport
 def attention_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport, Path]:
     """Int8 linears around fp16 self- and cross-attention, built once."""
     return build_rtx(graphs.attention_block())
+
+
+@pytest.fixture(scope="session")
+def sources(tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What reports are made of; see `write_sources`."""
+    from report_pages import write_sources
+
+    return write_sources(tmp_path_factory.mktemp("report"), tiny_calibration)
+
+
+@pytest.fixture(scope="session")
+def made(sources: Path, tiny_folder: Path) -> Any:
+    """A `report_pages.Made` of everything at once."""
+    from report_pages import make_report
+
+    return make_report(sources, tiny_folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builds import built_in_this_process
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -23,9 +24,9 @@ from intsr.engines.commands import compare as commands
 from intsr.engines.compare import child
 from intsr.engines.compare import run as library
 from intsr.engines.compare.child import CalibrationTask
-from intsr.engines.compare.types import Comparison, Places, Row, label, recipes_from_options
+from intsr.engines.compare.types import Comparison, Row, label, recipes_from_options
 from intsr.errors import CalibrationError, ImageError, UsageError
-from intsr.runtime.measure.metrics import PerceptualScorer, Scores, psnr_db, score_pair
+from intsr.runtime.measure.metrics import Scores, psnr_db, score_pair
 from intsr.runtime.pictures.rgb8 import read_pixels
 
 METHODS = ("maxmin", "maxmin+let")
@@ -80,7 +81,7 @@ def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
         # One child is enough to see that children work: another one spends its time on importing torch.
         in_child(task) if len(calibrated) == 1 else task.run()
 
-    with pytest.MonkeyPatch.context() as patch:
+    with built_in_this_process(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "calibrate_in_child", watched)
         first = run(*given)
         assert not (folder / "compare.json").exists()
@@ -244,9 +245,7 @@ def test_a_calibration_that_fails_costs_its_row_alone(job: Comparison, tmp_path:
     failure = made[bad]
     assert isinstance(made[good], Path) and isinstance(failure, CalibrationError)
     assert any(line.startswith("failed: calibrating lbq: crashed (SIGSEGV)") for line in lines)
-    scorer, places = PerceptualScorer(()), Places(tmp_path, tmp_path, tmp_path)
-    row = library._row(None, bad, failure, Scores("mean", 30.0, 0.9), job, places, scorer)  # type: ignore[arg-type]
-    values = row.to_mapping()
+    values = library._failed(bad, failure).to_mapping()
     assert "crashed" in values["error"] and values["psnr_y_db"] is None and values["peak_bytes"] is None
 
 

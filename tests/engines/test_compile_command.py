@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from builds import built_in_this_process
 from PIL import Image
 
 from intsr.bundle import read_manifest
@@ -34,6 +35,12 @@ def export(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory:
     folder = tmp_path_factory.mktemp("export") / "onnx"
     export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric-cpu"], TILE_PX, folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_children() -> Iterator[None]:
+    with built_in_this_process():
+        yield
 
 
 @pytest.fixture

@@ -8,20 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import report_pages as pages
-from click.testing import CliRunner, Result
 from PIL import Image
+from report_pages import CURVES, Made, invoke
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
-from intsr.calib.calibration.types import Calibration, Clipped
+from intsr.calib.calibration.types import Clipped
 from intsr.calib.data.made_pictures import smooth_tiles
-from intsr.engines.commands.report import report
 from intsr.errors import IntsrError, UsageError
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.metrics import psnr_db, score_pair
@@ -30,53 +29,6 @@ from intsr.runtime.tiles.grid import plan_tiles
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
-
-CURVES = {
-    "encoder: vae.encoder.conv_out: let": [[0, 2.0, 2.0], [5, 1.0, 1.5]],
-    "unet: all": [[0, 1.0, 1.0], [10, 0.5, 0.8]],
-}
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(report, [str(argument) for argument in arguments])
-
-
-@dataclass(frozen=True)
-class Made:
-    folder: Path
-    text: str
-    page: Any
-    facts: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def sources(tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """calibration/, fp.engine, int.engine, lr/, hr/, bench.json."""
-    folder = tmp_path_factory.mktemp("report")
-    save_calibration(replace(tiny_calibration, curves=CURVES), folder / "calibration")
-    plans = {"plans": {"unet": pages.plan(0.9, "unet.conv_in", "unet.mid_block.resnets.0.conv1")}}
-    pages.write_engine(folder / "fp.engine", model="tiny")
-    hostile = {"bits": "w8a8", "method": "maxmin", "model": "tiny", "build": plans, "synthetic": True}
-    pages.write_engine(folder / f"{pages.HOSTILE_ENGINE}.engine", 0.97, 0.01, **hostile)
-    pages.write_pictures(folder / "lr", folder / "hr", {"one.png": (14, 12), pages.HOSTILE: (40, 37)})
-    stages = {"resize": 1.0, "encoder": 10.0, "unet": 20.0, "decoder": 30.0, "blend": 1.0, "color_fix": 2.0}
-    engine = {"median_ms": 64.0, "p99_ms": 70.0, "stages_ms": stages, "opened_bytes": 3 << 20, "bits": "fp"}
-    values = [{"path": "elsewhere/fp.engine", **engine}, {"path": "demo", "target": "torch", **engine}]
-    (folder / "bench.json").write_text(json.dumps({"engines": values, "warnings": ["int8 loses"]}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(sources: Path, tiny_folder: Path) -> Made:
-    """A report of everything at once."""
-    result = invoke(
-        *(sources / "calibration", sources / f"{pages.HOSTILE_ENGINE}.engine", sources / "fp.engine"),
-        *("--images", sources / "lr", "--hr", sources / "hr", "--calibration-images", sources / "lr"),
-        *("--model", tiny_folder, "--bench", sources / "bench.json", "-o", sources / "all.html", "--json", "-q"),
-    )
-    assert result.exit_code == 0, result.output
-    text = (sources / "all.html").read_text(encoding="utf-8")
-    return Made(sources, text, pages.Page(text), json.loads(result.stdout))
 
 
 def section_ids(page: Any) -> list[str]:

@@ -8,17 +8,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import report_pages as pages
-from click.testing import CliRunner
-
-from intsr.calib.calibration.files import save_calibration
-from intsr.calib.calibration.types import Calibration
-from intsr.engines.commands.report import report
 
 pytest.importorskip("matplotlib", reason="the report extra is not installed")
 pytest.importorskip("jinja2", reason="the report extra is not installed")
@@ -165,23 +159,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def page(
-    tiny_calibration: Calibration, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser
-) -> Path:
-    folder = tmp_path_factory.mktemp("page")
-    curves = {"unet: all": [[0, 1.0, 1.0], [10, 0.5, 0.8]]}
-    save_calibration(replace(tiny_calibration, curves=curves), folder / "calibration")
-    build = {"plans": {"unet": pages.plan(0.9, "unet.conv_in")}}
-    pages.write_engine(folder / "fp.engine", model="tiny")
-    long_name = f"{pages.HOSTILE_ENGINE}-{'long' * 20}"
-    pages.write_engine(folder / f"{long_name}.engine", 0.97, bits="w8a8", build=build, synthetic=True)
-    pages.write_pictures(folder / "lr", folder / "hr", {"one.png": (30, 22), pages.HOSTILE: (40, 37)})
-    arguments = [folder / "calibration", folder / f"{long_name}.engine", folder / "fp.engine"]
-    arguments += ["--images", folder / "lr", "--hr", folder / "hr", "--calibration-images", folder / "lr"]
-    arguments += ["--model", tiny_folder, "-o", folder / "report.html", "-q"]
-    result = CliRunner().invoke(report, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
-    return folder / "report.html"
+def page(made: pages.Made) -> Path:
+    return made.folder / "all.html"
 
 
 def test_nothing_is_asked_for_and_nothing_fails(browser: Browser, page: Path) -> None:

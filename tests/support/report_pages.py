@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from intsr.bundle import write_bundle
+from intsr.calib.calibration import Calibration, save_calibration
+from intsr.engines.commands.report import report
 
 HOSTILE = "\"><script>alert(1)<script> & 'x'.png"
-HOSTILE_ENGINE = "<b onclick=alert(2)>$x$"
+# Long, too: it must not make a page wider than its window.
+HOSTILE_ENGINE = f"<b onclick=alert(2)>$x$-{'long' * 20}"
 VOID = {"meta", "link", "img", "input", "br", "wbr", "hr", "path", "rect", "line", "use"}
 
 
@@ -128,3 +133,48 @@ def value_of(cell: Element) -> float | None:
     """The exact number of a cell."""
     text = cell.attributes["data-value"]
     return float(text) if text else None
+
+
+CURVES = {
+    "encoder: vae.encoder.conv_out: let": [[0, 2.0, 2.0], [5, 1.0, 1.5]],
+    "unet: all": [[0, 1.0, 1.0], [10, 0.5, 0.8]],
+}
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(report, [str(argument) for argument in arguments])
+
+
+@dataclass(frozen=True)
+class Made:
+    folder: Path
+    text: str
+    page: Any
+    facts: dict[str, Any]
+
+
+def write_sources(folder: Path, calibration: Calibration) -> Path:
+    """Write calibration/, fp.engine, an integer engine, lr/, hr/, bench.json."""
+    save_calibration(replace(calibration, curves=CURVES), folder / "calibration")
+    plans = {"plans": {"unet": plan(0.9, "unet.conv_in", "unet.mid_block.resnets.0.conv1")}}
+    write_engine(folder / "fp.engine", model="tiny")
+    hostile = {"bits": "w8a8", "method": "maxmin", "model": "tiny", "build": plans, "synthetic": True}
+    write_engine(folder / f"{HOSTILE_ENGINE}.engine", 0.97, 0.01, **hostile)
+    write_pictures(folder / "lr", folder / "hr", {"one.png": (14, 12), HOSTILE: (40, 37)})
+    stages = {"resize": 1.0, "encoder": 10.0, "unet": 20.0, "decoder": 30.0, "blend": 1.0, "color_fix": 2.0}
+    engine = {"median_ms": 64.0, "p99_ms": 70.0, "stages_ms": stages, "opened_bytes": 3 << 20, "bits": "fp"}
+    values = [{"path": "elsewhere/fp.engine", **engine}, {"path": "demo", "target": "torch", **engine}]
+    (folder / "bench.json").write_text(json.dumps({"engines": values, "warnings": ["int8 loses"]}))
+    return folder
+
+
+def make_report(sources: Path, model: Path) -> Made:
+    """Report on everything at once, into all.html."""
+    result = invoke(
+        *(sources / "calibration", sources / f"{HOSTILE_ENGINE}.engine", sources / "fp.engine"),
+        *("--images", sources / "lr", "--hr", sources / "hr", "--calibration-images", sources / "lr"),
+        *("--model", model, "--bench", sources / "bench.json", "-o", sources / "all.html", "--json", "-q"),
+    )
+    assert result.exit_code == 0, result.output
+    text = (sources / "all.html").read_text(encoding="utf-8")
+    return Made(sources, text, Page(text), json.loads(result.stdout))

@@ -59,7 +59,7 @@ class Block:
         return pixels[self.top : self.top + self.side_px, self.left : self.left + self.side_px]
 
 
-def plan_of(picture: Picture, variant: Variant, overlap_px: int | None) -> TilePlan | None:
+def tiling_of(picture: Picture, variant: Variant, overlap_px: int | None) -> TilePlan | None:
     """The tiles that an engine makes of the picture."""
     manifest = variant.manifest
     if manifest is None:
@@ -95,7 +95,7 @@ def scores_of_picture(
         reference,
         None if reference is None else store.get(picture, reference.name),
         store.get(picture, HR) if any(variant.kind == HR for variant in variants) else None,
-        plan_of(picture, engine, overlap_px) if engine else None,
+        tiling_of(picture, engine, overlap_px) if engine else None,
         calibrated_on,
     )
     scored = [variant for variant in variants if variant.kind != HR]
@@ -113,7 +113,7 @@ def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, overl
         luma, original = luma_from_pixels(pixels), luma_from_pixels(beside.original)
         values["psnr_y_db"] = capped_psnr_db(luma, original)
         values["ssim_y"] = ssim(luma, original) if min(luma.shape) >= SSIM_WINDOW_PX else None
-    own = plan_of(picture, variant, overlap_px)
+    own = tiling_of(picture, variant, overlap_px)
     if own is not None:
         values |= {"tiles": len(own.tiles), "ms": picture.ms[variant.name]}
     # Pictures that no tile ever touched are scored at the same lines: what the picture itself holds there.
@@ -124,7 +124,7 @@ def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, overl
 
 
 def mean_scores(scores: Sequence[dict[str, Any]], variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One mapping a variant: the mean of what there is, None where nothing is. seam_score: the largest.
+    """Return a mapping for each variant: the mean of what there is, None where nothing is; of seams the largest.
 
     Pictures that ranges were taken from flatter: they are left out (`left_out`: how many) where there are others.
     """

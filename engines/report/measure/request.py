@@ -70,7 +70,7 @@ class ReportRequest:
 
     @property
     def layer_images(self) -> Path | None:
-        """What layers are measured on: the calibration's own pictures where they are given."""
+        """Where the pictures are that layers are measured on: the calibration's own where they are given."""
         return self.calibration_images or self.images
 
 

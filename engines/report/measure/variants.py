@@ -106,7 +106,7 @@ def _is_reference(variant: Variant, name: str | None) -> bool:
 
 
 def reference_of(variants: Sequence[Variant], name: str | None) -> Variant | None:
-    """What others are compared with: by name, else the first full-precision engine."""
+    """Find what others are compared with: by name, else the first full-precision engine."""
     return next((variant for variant in variants if _is_reference(variant, name)), None)
 
 
@@ -127,7 +127,7 @@ def _with_own_names(variants: Sequence[Variant]) -> list[Variant]:
 
 
 class PictureStore:
-    """Every picture of every variant, in files of exact pixels below `scratch`: one at a time is in memory."""
+    """Keeps every picture of every variant in files of exact pixels below `scratch`: one at a time is in memory."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
@@ -169,7 +169,7 @@ def make_pictures(
 
 
 def _sources(request: ReportRequest, variants: Sequence[Variant]) -> Iterator[tuple[Path, int]]:
-    """Every picture's file and factor; without --images, the first folder of --outputs names them."""
+    """Yield every picture's file and factor; without --images, the first folder of --outputs names them."""
     manifests = [variant.manifest for variant in variants if variant.manifest]
     folder = request.images or next(iter(request.outputs.values()))
     for path in list_pictures(folder)[: request.limit]:

@@ -25,7 +25,7 @@ THUMBNAIL_SIDE_PX = 192
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What of a picture is shown, output pixels."""
+    """The part of a picture that is shown, in output pixels."""
 
     left: int
     top: int

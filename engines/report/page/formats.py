@@ -29,7 +29,7 @@ def mebibytes(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Of 1, as a percentage; what is not 0 never reads as 0."""
+    """Write a share of 1 as a percentage; what is not 0 never reads as 0."""
     if value is None:
         return NONE
     return "< 0.01 %" if 0 < value < 1e-4 else f"{value * 100:.2f} %"

@@ -42,7 +42,7 @@ MEASURED = (
 
 
 def calibration_section(request: ReportRequest, say: Say) -> Section:
-    """Of a request with a calibration. Raises CalibrationError, ModelError, ImageError."""
+    """Collect the section of a request with a calibration. Raises CalibrationError, ModelError, ImageError."""
     assert request.calibration is not None
     inspected = inspect_calibration(request.calibration)
     statistics = _measured(request, say)
@@ -126,7 +126,7 @@ def _by_network(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _phases(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """Every phase of training: its name `network: block: kind`, steps, and its best held-out loss over the first."""
+    """List every phase of training, `network: block: kind`: its steps, and its best held-out loss over the first."""
     phases = []
     for name, points in curves.items():
         network, _, rest = name.partition(": ")

@@ -66,7 +66,10 @@ class EngineRow:
 
 
 def engine_section(request: ReportRequest, pictures: Mapping[str, Any] | None) -> Section | None:
-    """None without engines and measurements. pictures: facts of the pictures' section. Raises BundleError."""
+    """Collect the section, None without engines and measurements. pictures: the other section's facts.
+
+    Raises BundleError.
+    """
     measured = {str(entry["path"]): entry for bench in request.bench for entry in bench["engines"]}
     reports = {path: inspect_engine(path, layers=True) for path in request.engines}
     found = [_row(path, report, _measurement_of(path, measured), pictures) for path, report in reports.items()]
@@ -102,7 +105,7 @@ def engine_section(request: ReportRequest, pictures: Mapping[str, Any] | None) -
 
 
 def _environment(bench: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the page says of where it was measured; None where no file tells."""
+    """Return what the page says of the machine; None where no benchmark's file tells."""
     found: Any = next((item["environment"] for item in bench if isinstance(item.get("environment"), dict)), None)
     if found is None:
         return None
@@ -147,7 +150,7 @@ def _measured_row(entry: Mapping[str, Any]) -> EngineRow:
 
 
 def _networks(path: Path, report: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    """What the builder made of each network, where it said so."""
+    """List what the builder made of each network, where it said so."""
     return [
         {
             "engine": path.name,

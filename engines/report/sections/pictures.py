@@ -16,8 +16,8 @@ from intsr.engines.report.measure.picture_scores import (
     Block,
     error_levels,
     mean_scores,
-    plan_of,
     scores_of_picture,
+    tiling_of,
     worst_blocks,
 )
 from intsr.engines.report.measure.request import ReportRequest
@@ -45,7 +45,7 @@ SCALE_QUANTILE = 0.999
 
 
 def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section | None:
-    """None where no variant is given. Raises UsageError, ImageError and what engines raise."""
+    """Collect the section; None where no variant is given. Raises UsageError, ImageError and what engines raise."""
     variants = variants_of_request(request)
     if not variants:
         return None
@@ -88,7 +88,7 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section
 def _smooth_tiles(
     variants: Sequence[Variant], reference: Variant | None, request: ReportRequest, say: Say
 ) -> list[dict[str, Any]]:
-    """Every other engine against the full-precision one: name -> scores; none where there is no such pair."""
+    """Compare every other engine with the full-precision one; empty where there is no such pair."""
     others = [v for v in variants if v.kind == "engine" and v is not reference]
     if reference is None or reference.kind != "engine" or not others:
         return []
@@ -212,7 +212,7 @@ def _show_tiles(
     engines = [variant for variant in variants if variant.manifest]
     section.art["tiles"] = []
     for picture in shown:
-        plan = plan_of(picture, engines[-1], request.overlap_px) if engines else None
+        plan = tiling_of(picture, engines[-1], request.overlap_px) if engines else None
         if plan is None or len(plan.tiles) < 2:
             continue
         rows = [row for row in section.facts["scores"] if row["picture"] == picture.name and row["seam_score"]]
