@@ -33,6 +33,7 @@ class Engine(Upscaler):
         path: Path,
         manifest: Manifest,
         backend: Backend,
+        *,
         options: SessionOptions,
         identity: Identity,
         in_place: bool = False,
@@ -43,10 +44,10 @@ class Engine(Upscaler):
             manifest.tile_px,
             manifest.overlap_px,
             manifest.upscale_factor,
-            manifest.resize_filter,
-            manifest.color_fix,
-            manifest.synthetic,
-            path,
+            resize_filter=manifest.resize_filter,
+            color_fix=manifest.color_fix,
+            synthetic=manifest.synthetic,
+            where=path,
         )
         self.path, self.manifest, self.options = path, manifest, options
         self.precision = backend.precision
@@ -88,6 +89,7 @@ def open_engine(
     path: str | PathLike[str],
     threads: int | None = None,
     precision: str = "auto",
+    *,
     device: str | None = None,
     cuda_backend: str = "cuda-python",
     profile: bool = False,
@@ -125,8 +127,14 @@ def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> En
     with Bundle(path, options.tile_px, checked, options.copy) as bundle:
         backend = open_backend(bundle, options)
         try:
-            in_place = bundle.is_used_in_place
-            engine = Engine(path, bundle.manifest, backend, options, bundle.identity, in_place)
+            engine = Engine(
+                path,
+                bundle.manifest,
+                backend,
+                options=options,
+                identity=bundle.identity,
+                in_place=bundle.is_used_in_place,
+            )
         except BaseException:
             backend.close()
             raise

@@ -134,6 +134,7 @@ class Upscaler(TakesTurns):
         tile_px: int,
         overlap_px: int,
         upscale_factor: int,
+        *,
         resize_filter: str,
         color_fix: str,
         synthetic: bool = False,

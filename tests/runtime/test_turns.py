@@ -43,7 +43,9 @@ class SharedBuffer:
 
 
 def _shared_buffers() -> Upscaler:
-    return Upscaler(Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, "bicubic", "none")
+    return Upscaler(
+        Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, resize_filter="bicubic", color_fix="none"
+    )
 
 
 @pytest.fixture(params=["shared buffers", "onnxruntime", "cpu, two threads", "simulated GPU"])
