@@ -74,9 +74,7 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return fake
 
 
-@pytest.mark.parametrize(
-    ("architecture", "ptx"), [("sm80", 80), ("sm89", 80), ("sm90", 90), ("sm120", 90), ("sm80+", 80)]
-)
+@pytest.mark.parametrize(("architecture", "ptx"), [("sm89", 80), ("sm90", 90), ("sm80+", 80)])
 def test_plugins_are_registered_for_the_plans_gpu_before_parsing(
     exported: Path, tmp_path: Path, tensorrt: FakeTensorRT, architecture: str, ptx: int
 ) -> None:

@@ -81,6 +81,12 @@ def random_pixels(height: int, width: int, grey: bool = False) -> np.ndarray:
 
 
 @pytest.fixture
+def photo(photo: np.ndarray) -> np.ndarray:
+    """(30, 42, 3): twelve tiles."""
+    return np.ascontiguousarray(photo[:30, :42])
+
+
+@pytest.fixture
 def small() -> np.ndarray:
     """Six tiles."""
     return random_pixels(20, 38)
@@ -122,7 +128,7 @@ def test_a_photograph_with_every_backend(
 ) -> None:
     engine = opened(target, backend=backend, resize_filter=resize_filter)
     result = engine.upscale_with_timings(Image.fromarray(photo), "wavelet")
-    assert result.on_device and result.tiles == 30
+    assert result.on_device and result.tiles == 12
     agree(np.asarray(result.image), np.asarray(on_host(engine, photo, color_fix="wavelet").image), "wavelet")
 
 
@@ -130,7 +136,7 @@ def test_batches_the_last_filled_up(opened: OpenEngine, machine, photo: np.ndarr
     engine = opened(batch=4)
     result = engine.upscale_with_timings(photo)
     assert result.on_device
-    assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
+    assert sum(name.endswith("decoder") for name in machine.gpu.log) == 3
     agree(np.asarray(result.image), np.asarray(on_host(engine, photo).image), "none")
 
 
@@ -181,7 +187,7 @@ def test_one_copy_up_and_one_down(opened: OpenEngine, machine, photo: np.ndarray
     log = machine.gpu.log[before:]
     # Down: the extremes, and the picture.
     assert (log.count("up"), log.count("down"), log.count("clear")) == (1, 2, 1)
-    assert [log.count(name) for name in ("resize_pixels", "extract_tile", "accumulate_tile")] == [1, 30, 30]
+    assert [log.count(name) for name in ("resize_pixels", "extract_tile", "accumulate_tile")] == [1, 12, 12]
     assert machine.gpu.calls["cudaMalloc"] == allocated, "the buffers of one size are made once"
 
 
@@ -189,8 +195,8 @@ def test_stages_are_timed_by_the_device(opened: OpenEngine, photo: np.ndarray) -
     result = opened().upscale_with_timings(photo, "adain")
     assert set(result.stages_ms) == set(STAGES)
     # A step of the simulation takes one millisecond; recording an event is one, too.
-    assert result.stages_ms["resize"] >= 31 and result.stages_ms["unet"] >= 30
-    assert result.stages_ms["blend"] >= 33 and result.stages_ms["color_fix"] >= 3
+    assert result.stages_ms["resize"] >= 13 and result.stages_ms["unet"] >= 12
+    assert result.stages_ms["blend"] >= 15 and result.stages_ms["color_fix"] >= 3
     assert result.transfers_ms is not None and result.transfers_ms >= 3
 
 
@@ -211,7 +217,7 @@ def test_progress_is_shown_by_tile(opened: OpenEngine, photo: np.ndarray) -> Non
             seen.append(tile)
             yield tile
 
-    assert opened().upscale_with_timings(photo, tile_progress=watched).tiles == len(seen) == 30
+    assert opened().upscale_with_timings(photo, tile_progress=watched).tiles == len(seen) == 12
 
 
 # What has to go through host memory
@@ -229,7 +235,7 @@ def test_a_picture_too_large_for_the_device_goes_through_the_host(
     small = random_pixels(16, 16)
     assert engine.upscale_with_timings(small, "wavelet").on_device
     held = sum(map(len, machine.gpu.device.values()))
-    needed = PictureShape(plan_tiles(53, 71, 16, 4), 2, "bicubic", "wavelet", False).device_bytes()
+    needed = PictureShape(plan_tiles(30, 42, 16, 4), 2, "bicubic", "wavelet", False).device_bytes()
     engine_bytes = held - _bytes_of_pictures(machine, engine)
     for missing, on_device in ((1, False), (0, True)):
         machine.gpu.total_bytes = engine_bytes + needed + device_picture._SPARE_BYTES - missing
@@ -355,16 +361,15 @@ def test_buffers_of_another_size_replace_the_old_ones(opened: OpenEngine, machin
 
 
 @pytest.mark.parametrize(
-    ("name", "status"),
+    ("name", "status", "again"),
     [
-        ("cudaMemcpyAsync", "cudaErrorLaunchFailure"),
-        ("cudaMemsetAsync", "cudaErrorLaunchFailure"),
-        ("cudaEventSynchronize", "cudaErrorLaunchFailure"),
-        ("cudaGraphLaunch", "cudaErrorLaunchFailure"),
-        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("cudaMemcpyAsync", "cudaErrorLaunchFailure", True),
+        ("cudaMemsetAsync", "cudaErrorLaunchFailure", False),
+        ("cudaEventSynchronize", "cudaErrorLaunchFailure", False),
+        ("cudaGraphLaunch", "cudaErrorLaunchFailure", True),
+        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED", False),
     ],
 )
-@pytest.mark.parametrize("again", [False, True])
 def test_cuda_fails_while_running(
     opened: OpenEngine, machine, small: np.ndarray, name: str, status: str, again: bool
 ) -> None:

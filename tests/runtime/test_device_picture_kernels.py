@@ -129,7 +129,7 @@ sys.modules["intsr.kernels"] = None
 import intsr.runtime
 names = [m.name for m in pkgutil.walk_packages(intsr.runtime.__path__, "intsr.runtime.")]
 for name in names:
-    if ".device_picture" not in name:
+    if ".tensorrt.picture_" not in name:
         importlib.import_module(name)
 print(len(names))
 """

@@ -48,7 +48,14 @@ def _shared_buffers() -> Upscaler:
     )
 
 
-@pytest.fixture(params=["shared buffers", "onnxruntime", "cpu, two threads", "simulated GPU"])
+@pytest.fixture(
+    params=[
+        "shared buffers",
+        "onnxruntime",
+        "cpu, two threads",
+        pytest.param("simulated GPU", marks=pytest.mark.slow),
+    ]
+)
 def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Path]) -> Iterator[Upscaler]:
     if request.param == "shared buffers":
         opened: Upscaler = _shared_buffers()
