@@ -361,15 +361,16 @@ def test_buffers_of_another_size_replace_the_old_ones(opened: OpenEngine, machin
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "again"),
+    ("name", "status"),
     [
-        ("cudaMemcpyAsync", "cudaErrorLaunchFailure", True),
-        ("cudaMemsetAsync", "cudaErrorLaunchFailure", False),
-        ("cudaEventSynchronize", "cudaErrorLaunchFailure", False),
-        ("cudaGraphLaunch", "cudaErrorLaunchFailure", True),
-        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED", False),
+        ("cudaMemcpyAsync", "cudaErrorLaunchFailure"),
+        ("cudaMemsetAsync", "cudaErrorLaunchFailure"),
+        ("cudaEventSynchronize", "cudaErrorLaunchFailure"),
+        ("cudaGraphLaunch", "cudaErrorLaunchFailure"),
+        ("cuLaunchKernel", "CUDA_ERROR_LAUNCH_FAILED"),
     ],
 )
+@pytest.mark.parametrize("again", [False, True])
 def test_cuda_fails_while_running(
     opened: OpenEngine, machine, small: np.ndarray, name: str, status: str, again: bool
 ) -> None:
