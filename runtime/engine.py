@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
-from intsr.runtime.backends.compatibility import check_runs_here
+from intsr.runtime.backends.compatibility import check_runs_here, expected_inference_bytes
 from intsr.runtime.backends.open import open_backend
 from intsr.runtime.backends.protocol import Backend, SessionOptions, ran_out_of_memory
 from intsr.runtime.upscaler import Upscaler
@@ -50,7 +50,7 @@ class Engine(Upscaler):
             where=path,
         )
         self.path, self.manifest, self.options = path, manifest, options
-        self.precision = backend.precision
+        self.precision, self.expected_bytes = backend.precision, expected_inference_bytes(manifest)
         # Absolute: the program may go elsewhere before it asks for `reopen`.
         self._place, self._identity, self._in_place = path.absolute(), identity, in_place
 
