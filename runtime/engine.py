@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
-from intsr.runtime.backends.compatibility import check_runs_here
+from intsr.runtime.backends.compatibility import check_runs_here, expected_inference_bytes
 from intsr.runtime.backends.open import open_backend
 from intsr.runtime.backends.protocol import Backend, SessionOptions, ran_out_of_memory
 from intsr.runtime.upscaler import Upscaler
@@ -33,6 +33,7 @@ class Engine(Upscaler):
         path: Path,
         manifest: Manifest,
         backend: Backend,
+        *,
         options: SessionOptions,
         identity: Identity,
         in_place: bool = False,
@@ -43,13 +44,13 @@ class Engine(Upscaler):
             manifest.tile_px,
             manifest.overlap_px,
             manifest.upscale_factor,
-            manifest.resize_filter,
-            manifest.color_fix,
-            manifest.synthetic,
-            path,
+            resize_filter=manifest.resize_filter,
+            color_fix=manifest.color_fix,
+            synthetic=manifest.synthetic,
+            where=path,
         )
         self.path, self.manifest, self.options = path, manifest, options
-        self.precision = backend.precision
+        self.precision, self.expected_bytes = backend.precision, expected_inference_bytes(manifest)
         # Absolute: the program may go elsewhere before it asks for `reopen`.
         self._place, self._identity, self._in_place = path.absolute(), identity, in_place
 
@@ -88,6 +89,7 @@ def open_engine(
     path: str | PathLike[str],
     threads: int | None = None,
     precision: str = "auto",
+    *,
     device: str | None = None,
     cuda_backend: str = "cuda-python",
     profile: bool = False,
@@ -125,8 +127,14 @@ def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> En
     with Bundle(path, options.tile_px, checked, options.copy) as bundle:
         backend = open_backend(bundle, options)
         try:
-            in_place = bundle.is_used_in_place
-            engine = Engine(path, bundle.manifest, backend, options, bundle.identity, in_place)
+            engine = Engine(
+                path,
+                bundle.manifest,
+                backend,
+                options=options,
+                identity=bundle.identity,
+                in_place=bundle.is_used_in_place,
+            )
         except BaseException:
             backend.close()
             raise

@@ -134,6 +134,7 @@ class Upscaler(TakesTurns):
         tile_px: int,
         overlap_px: int,
         upscale_factor: int,
+        *,
         resize_filter: str,
         color_fix: str,
         synthetic: bool = False,
@@ -148,6 +149,8 @@ class Upscaler(TakesTurns):
         for name, info in ((f"{backend.names[0]} input", first), (f"{backend.names[-1]} output", last)):
             if info.shape != (first.shape[0], 3, side_px, side_px):
                 raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
+        # What an inference is expected to take before one has run, bytes; 0 where nobody knows.
+        self.expected_bytes = 0
         self.count_opened_memory()
 
     @property
@@ -160,10 +163,13 @@ class Upscaler(TakesTurns):
         self._opened_bytes = resident_bytes()
 
     def resident_bytes_at(self, tile_px: int) -> int:
-        """Return what this process takes with the engine at work on such tiles, and no picture; before the first tile
-        has run (`warm_up`), what the open engine takes.
+        """Return what this process takes with the engine at work on such tiles, and no picture.
+
+        What an inference takes is measured in the first; before that it is `expected_bytes`.
         """
-        return self._opened_bytes + round((self.backend.activation_bytes or 0) * (tile_px / self.tile_px) ** 2)
+        measured = self.backend.activation_bytes
+        at_work = self.expected_bytes if measured is None else measured
+        return self._opened_bytes + round(at_work * (tile_px / self.tile_px) ** 2)
 
     def warm_up(self) -> None:
         """Run one tile, where none has run: libraries take much of their memory in the first."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
+
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.onnx_layers import layers_from_onnx
 from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.memory import resident_bytes
 from intsr.onnx_files import read_onnx
 from intsr.optional import require
+from intsr.runtime.backends.compatibility import INFERENCE_BYTES
 from intsr.runtime.backends.openvino.backend import cpu_description, resolve_precision
 from intsr.runtime.backends.openvino.int8 import integer_settings
 from intsr.runtime.backends.packed import IR_MAGIC, pack_member
@@ -81,6 +86,7 @@ def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str
     precision = resolve_precision("auto", quantized, capabilities, "inspect", cpu_description())
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **integer_settings(quantized)}
     compiled = core.compile_model(model, "CPU", settings)
+    per_element = _inference_bytes_per_element(compiled)
     kinds: Counter[str] = Counter()
     float_layers, fp32_gemms, int8_macs = [], 0, 0
     activation_bytes = weight_bytes = 0
@@ -113,9 +119,22 @@ def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str
         "fp32_gemms": fp32_gemms,
         "activation_bytes": activation_bytes,
         "weight_bytes": weight_bytes,
+        INFERENCE_BYTES: per_element,
         "macs": sum(macs.values()),
         "float_layers": float_layers,
     }
+
+
+def _inference_bytes_per_element(compiled: Any) -> float:
+    """Return the bytes that this process grows by in a first inference, for each element of the input.
+
+    Tiles of another size take as much an element, about.
+    """
+    shape = tuple(compiled.input(0).shape)
+    before = resident_bytes()
+    request = compiled.create_infer_request()
+    request.infer({0: np.zeros(shape, np.float32)})
+    return max(resident_bytes() - before, 0) / math.prod(shape)
 
 
 def _output_bytes(operation: Any) -> int:

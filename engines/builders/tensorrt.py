@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from intsr.engines.builders.tensorrt_common import Library, build_plan
+from intsr.engines.builders.tensorrt_common import BuilderLibrary, build_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError
 from intsr.optional import require
@@ -25,7 +25,7 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     module = require("tensorrt", TARGET)
     capability = _compute_capability(_driver())
     architecture = architecture_from_capability(capability, options.hardware_compatibility)
-    library = Library(module, TARGET, str(module.__version__), architecture)
+    library = BuilderLibrary(module, TARGET, str(module.__version__), architecture)
     return build_plan(library, onnx_path, plan_path, options)
 
 

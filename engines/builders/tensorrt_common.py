@@ -33,20 +33,25 @@ _WHAT = "building for TensorRT"
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
-    """A loaded TensorRT. module: its Python API. name: the target. gpu_architecture: what its plans will run on."""
+class BuilderLibrary:
+    """A TensorRT that is loaded to build with."""
 
+    # Its Python API.
     module: Any
+    # The target.
     name: str
     version: str
+    # What its plans will run on.
     gpu_architecture: str
 
 
 @dataclass(slots=True)
 class BuilderLog:
-    """Everything the builder said. messages: in order. failures: those that are errors."""
+    """Everything the builder said."""
 
+    # In order.
     messages: list[str]
+    # Those that are errors.
     failures: list[str]
 
 
@@ -68,7 +73,7 @@ def make_logger(trt: ModuleType) -> tuple[Any, BuilderLog]:
     return Logger(), log
 
 
-def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
+def build_plan(library: BuilderLibrary, onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
     """Build `onnx_path` into `plan_path`; nothing is written unless it succeeds. `peak_bytes` is left 0.
 
     Raises BuildError with every parser error in one line, ExportError for what is no ONNX file of ours.
@@ -109,7 +114,7 @@ def build_plan(library: Library, onnx_path: Path, plan_path: Path, options: Buil
     )
 
 
-def _register_plugins(library: Library) -> None:
+def _register_plugins(library: BuilderLibrary) -> None:
     """Before the parser looks for them. PTX for the GPU that the plan is for."""
     from intsr.kernels.tensorrt_plugin import ptx_architecture, register_plugins
 
@@ -151,7 +156,7 @@ def _parser_errors(parser: Any) -> str:
     return "; ".join(errors)
 
 
-def _serialized_plan(library: Library, parsed: tuple[Any, Any, Any], options: BuildOptions) -> Any:
+def _serialized_plan(library: BuilderLibrary, parsed: tuple[Any, Any, Any], options: BuildOptions) -> Any:
     """Return the plan as a buffer. parsed: builder, network and parser. Raises PolygraphyException."""
     is_rtx = library.name == "tensorrt-rtx"
     # Polygraphy reads this when its loaders are imported: a process builds for one of the two.

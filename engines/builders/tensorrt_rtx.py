@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from intsr.engines.builders.tensorrt_common import Library, build_plan
+from intsr.engines.builders.tensorrt_common import BuilderLibrary, build_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import BuildError
 from intsr.optional import require
@@ -29,6 +29,6 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     module = require("tensorrt_rtx", f"target {TARGET}")
     capabilities = options.compute_capabilities
     architecture = ",".join(f"sm{c}" for c in capabilities) if capabilities else DEFAULT_ARCHITECTURE
-    library = Library(module, TARGET, str(module.__version__), architecture)
+    library = BuilderLibrary(module, TARGET, str(module.__version__), architecture)
     # RTX has no compatibility levels: `none` and `ampere+` both mean what it always does.
     return build_plan(library, onnx_path, plan_path, replace(options, hardware_compatibility="none"))

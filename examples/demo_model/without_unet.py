@@ -41,8 +41,9 @@ def main(engine: Path, lr: Path, hr: Path, color_fix: str) -> None:
     scores: dict[str, list[float]] = {"bicubic": [], "engine": [], "without its UNet": []}
     with open_engine(engine) as opened:
         networks = opened.network("encoder"), Identity(opened.network("unet")), opened.network("decoder")
-        rest = (opened.tile_px, opened.overlap_px, opened.upscale_factor, opened.resize_filter, opened.color_fix)
-        bare = Upscaler(Backend(networks), *rest)
+        sizes = opened.tile_px, opened.overlap_px, opened.upscale_factor
+        options = {"resize_filter": opened.resize_filter, "color_fix": opened.color_fix}
+        bare = Upscaler(Backend(networks), *sizes, **options)
         for path in sorted(lr.glob("*.png")):
             small, original = Image.open(path), np.asarray(Image.open(hr / path.name))
             made = (

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from importlib import metadata
 from importlib.util import find_spec
+from math import prod
 
 from intsr.errors import EngineMismatchError
 from intsr.manifest import Manifest
 from intsr.targets import TARGET_NAMES, TARGETS, Target
+
+# In a network's plan in the manifest: bytes that its first inference took when it was built, for each element of its
+# input.
+INFERENCE_BYTES = "inference_bytes_per_element"
 
 
 def release_from_version(version: str) -> tuple[int, ...]:
@@ -27,6 +32,15 @@ def installed_version(target: Target) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def expected_inference_bytes(manifest: Manifest) -> int:
+    """Return what running the engine takes beside its weights, as measured when it was built; 0 where nobody did."""
+    plans = manifest.build.get("plans", {})
+    return sum(
+        round(plans.get(entry.name, {}).get(INFERENCE_BYTES, 0.0) * prod(entry.input.shape))
+        for entry in manifest.networks
+    )
 
 
 def check_runs_here(manifest: Manifest, where: object) -> None:

@@ -211,7 +211,9 @@ def upscale(
     check_outputs(jobs, skip_existing, overwrite)
     remove_stale_parts(job.output for job in jobs if not job.problem)
     backend = cuda_backend or _USUAL_BACKEND
-    opened = open_engine(engine, threads, precision, device, backend, tile_px=tile_px, copy=copy_engine)
+    opened = open_engine(
+        engine, threads, precision, device=device, cuda_backend=backend, tile_px=tile_px, copy=copy_engine
+    )
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1

@@ -134,7 +134,7 @@ def entry_from_engine(
     # Else the first engine of a library would be charged with it.
     load_library(manifest.target)
     before = resident_bytes()
-    engine = open_engine(path, threads, precision, device, cuda_backend)
+    engine = open_engine(path, threads, precision, device=device, cuda_backend=cuda_backend)
     engine.warm_up()
     return Entry(
         path=str(path),

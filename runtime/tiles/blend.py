@@ -60,8 +60,8 @@ def blended_bands(
     height_px, width_px = enlarger.size
     side_px = plan.tile_px * factor
     tops = [top * factor for top in plan.tops]
-    row_weights = blend_weights(tuple(tops), side_px, height_px)
-    column_weights = blend_weights(tuple(left * factor for left in plan.lefts), side_px, width_px)
+    lefts = tuple(left * factor for left in plan.lefts)
+    weights = blend_weights(tuple(tops), side_px, height_px), blend_weights(lefts, side_px, width_px)
     enlarged_rows: dict[int, Array] = {}
     inputs = _tile_inputs(enlarger, plan, clock, enlarged_rows)
     canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
@@ -70,7 +70,7 @@ def blended_bands(
         for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
             image = next(images)
             with clock.stage("blend"):
-                _add_tile(canvas, image, tile, factor, row_weights, column_weights)
+                _add_tile(canvas, image, tile, factor, weights)
             if tile.column + 1 < len(plan.lefts):
                 continue
             end = tops[tile.row + 1] if tile.row + 1 < len(tops) else height_px
@@ -97,12 +97,13 @@ def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: di
 
 
 def _add_tile(
-    canvas: Array, image: Array, tile: Tile, factor: int, rows: Sequence[Array], columns: Sequence[Array]
+    canvas: Array, image: Array, tile: Tile, factor: int, weights: tuple[Sequence[Array], Sequence[Array]]
 ) -> None:
+    """weights: by row and by column of tiles."""
     left, height, width = (value * factor for value in (tile.left, tile.height, tile.width))
     unit = image[:, :height, :width].astype(np.float32) * np.float32(0.5) + np.float32(0.5)
-    unit *= rows[tile.row][:, None]
-    unit *= columns[tile.column]
+    unit *= weights[0][tile.row][:, None]
+    unit *= weights[1][tile.column]
     canvas[:, :height, left : left + width] += unit
 
 

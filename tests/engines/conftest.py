@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from intsr.calib.calibration import Calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.engines.builders.child import build_in_child
 from intsr.engines.builders.types import BuildOptions, BuildReport
 

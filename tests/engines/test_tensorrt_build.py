@@ -14,7 +14,7 @@ from intsr.engines.builders.child import build_in_child
 from intsr.engines.builders.tensorrt import architecture_from_capability
 from intsr.engines.builders.tensorrt import build as build_tensorrt
 from intsr.engines.builders.tensorrt_common import (
-    Library,
+    BuilderLibrary,
     _network_flags,
     _parser_errors,
     config_settings,
@@ -143,7 +143,7 @@ def test_a_timing_cache_is_read_and_rewritten(
     monkeypatch.setattr(tensorrt_common, "require", lambda name, what: fake)
     if old is not None:
         path.write_bytes(old)
-    library = Library(TRT, "tensorrt", "11.0", "sm89")
+    library = BuilderLibrary(TRT, "tensorrt", "11.0", "sm89")
     parsed = (object(), object(), object())
     options = BuildOptions("tensorrt", timing_cache=path)
     assert tensorrt_common._serialized_plan(library, parsed, options) == b"plan"

@@ -16,7 +16,7 @@ from intsr.calib.models.open import SRModel
 from intsr.engines.builders import tensorrt_common, tensorrt_rtx
 from intsr.engines.builders.child import Build
 from intsr.engines.builders.onnx_layers import plugin_counts
-from intsr.engines.builders.tensorrt_common import Library, build_plan
+from intsr.engines.builders.tensorrt_common import BuilderLibrary, build_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.engines.compile import assemble as compiler
 from intsr.engines.compile.assemble import compile_engine
@@ -74,13 +74,11 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return fake
 
 
-@pytest.mark.parametrize(
-    ("architecture", "ptx"), [("sm80", 80), ("sm89", 80), ("sm90", 90), ("sm120", 90), ("sm80+", 80)]
-)
+@pytest.mark.parametrize(("architecture", "ptx"), [("sm89", 80), ("sm90", 90), ("sm80+", 80)])
 def test_plugins_are_registered_for_the_plans_gpu_before_parsing(
     exported: Path, tmp_path: Path, tensorrt: FakeTensorRT, architecture: str, ptx: int
 ) -> None:
-    library = Library(tensorrt, "tensorrt", tensorrt.__version__, architecture)
+    library = BuilderLibrary(tensorrt, "tensorrt", tensorrt.__version__, architecture)
     report = build_plan(library, exported / "unet.onnx", tmp_path / "p", BuildOptions("tensorrt", detailed=False))
     assert tensorrt.calls == ["register", "parse"] and tensorrt.architecture == ptx
     assert tensorrt.parsed["group_norm_silu_quantize"] > 0
@@ -90,7 +88,7 @@ def test_plugins_are_registered_for_the_plans_gpu_before_parsing(
 
 def test_plain_graphs_register_nothing(tmp_path: Path, graphs: Any, tensorrt: FakeTensorRT) -> None:
     path = graphs.resblock(16, 8).save(tmp_path / "network.onnx")
-    library = Library(tensorrt, "tensorrt", tensorrt.__version__, "sm89")
+    library = BuilderLibrary(tensorrt, "tensorrt", tensorrt.__version__, "sm89")
     report = build_plan(library, path, tmp_path / "p", BuildOptions("tensorrt", detailed=False))
     assert tensorrt.calls == ["parse"] and report.plan == {}
 
@@ -98,7 +96,7 @@ def test_plain_graphs_register_nothing(tmp_path: Path, graphs: Any, tensorrt: Fa
 def test_the_manifest_says_which_plugins_a_plan_has(
     exported: Path, tmp_path: Path, tensorrt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = Library(tensorrt, "tensorrt", tensorrt.__version__, "sm90")
+    library = BuilderLibrary(tensorrt, "tensorrt", tensorrt.__version__, "sm90")
 
     def build(module: str, builds: list[Build]) -> list[BuildReport]:
         return [build_plan(library, each.onnx_path, each.plan_path, each.options) for each in builds]

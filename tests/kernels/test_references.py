@@ -76,7 +76,9 @@ def test_the_whole_device_path_equals_the_upscaler_s(name):
     side = tile_px * factor
     tiles = [rng.normal(0, 0.6, (1, 3, side, side)).astype(np.float16) for _ in plan.tiles]
     networks = _Noise(side), _Noise(side), _Noise(side, tiles)
-    expected = Upscaler(Backend(networks), tile_px, overlap_px, factor, "lanczos", name).upscale(pixels)
+    expected = Upscaler(
+        Backend(networks), tile_px, overlap_px, factor, resize_filter="lanczos", color_fix=name
+    ).upscale(pixels)
 
     enlarged = reference_resize.enlarge(pixels, factor, "lanczos")
     rows = tiling.blend_weights(tuple(top * factor for top in plan.tops), side, 84)

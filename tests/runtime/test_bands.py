@@ -35,7 +35,7 @@ class FunctionNetwork:
 def _upscaler(function: Any = lambda x: x) -> Upscaler:
     """Tiles of 32 pixels, twice as large."""
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(function))
-    return Upscaler(Backend(networks), 32, 8, 2, "bicubic", "none")
+    return Upscaler(Backend(networks), 32, 8, 2, resize_filter="bicubic", color_fix="none")
 
 
 def _shifted(x: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ class Identity:
 def _upscaler(activation_bytes: int = 0) -> Upscaler:
     backend = Backend((Identity(), Identity(), Identity()))
     backend.activation_bytes = activation_bytes
-    return Upscaler(backend, 32, 8, 4, "bicubic", "wavelet")
+    return Upscaler(backend, 32, 8, 4, resize_filter="bicubic", color_fix="wavelet")
 
 
 def _job(width: int, height: int, bits: int = 8, output: str = "out.png") -> Job:

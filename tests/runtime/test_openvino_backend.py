@@ -150,3 +150,20 @@ def test_other_bytes_are_no_xml(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_module, "MAX_XML_BYTES", 999)
     with pytest.raises(BundleError, match="at most 999 bytes"):
         unpack_xml(memoryview(packed), "member")
+
+
+def test_what_an_inference_takes_is_known_beforehand_and_then_measured(make_engine) -> None:
+    plans = {name: {"inference_bytes_per_element": 1000} for name in ("encoder", "unet", "decoder")}
+    with open_engine(make_engine("cpu", build={"plans": plans}), threads=1) as engine:
+        opened, expected = engine.resident_bytes_at(0), 3 * 1000 * 3 * 32 * 32
+        assert engine.resident_bytes_at(16) - opened == expected
+        # Of tiles of half the side, a quarter.
+        assert engine.resident_bytes_at(8) - opened == expected // 4
+        assert engine.backend.activation_bytes is None
+        engine.warm_up()
+        measured = engine.backend.activation_bytes
+        assert measured is not None and engine.resident_bytes_at(16) - opened == measured
+        engine.warm_up()
+        assert engine.backend.activation_bytes == measured, "once"
+    with open_engine(make_engine("cpu")) as engine:
+        assert engine.expected_bytes == 0

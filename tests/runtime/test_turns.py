@@ -43,10 +43,19 @@ class SharedBuffer:
 
 
 def _shared_buffers() -> Upscaler:
-    return Upscaler(Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, "bicubic", "none")
+    return Upscaler(
+        Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, resize_filter="bicubic", color_fix="none"
+    )
 
 
-@pytest.fixture(params=["shared buffers", "onnxruntime", "cpu, two threads", "simulated GPU"])
+@pytest.fixture(
+    params=[
+        "shared buffers",
+        "onnxruntime",
+        "cpu, two threads",
+        pytest.param("simulated GPU", marks=pytest.mark.slow),
+    ]
+)
 def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Path]) -> Iterator[Upscaler]:
     if request.param == "shared buffers":
         opened: Upscaler = _shared_buffers()

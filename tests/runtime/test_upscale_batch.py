@@ -48,7 +48,7 @@ class FakeEngine(Upscaler):
         networks = [Network(tile_px, tile_px in breaks) for _ in range(3)]
         backend = Backend(networks)
         backend.activation_bytes = 3 * tile_px * tile_px * 40_000
-        super().__init__(backend, tile_px, 8, 2, "bicubic", "none")  # type: ignore[arg-type]
+        super().__init__(backend, tile_px, 8, 2, resize_filter="bicubic", color_fix="none")  # type: ignore[arg-type]
         # What the test process itself holds is not what is tested.
         self._opened_bytes = 100 * MIB
 

@@ -70,7 +70,7 @@ def test_networks_that_take_several_tiles(photo: np.ndarray, batch: int) -> None
     networks = tuple(FunctionNetwork() for _ in range(3))
     for network in networks:
         network.input = network.output = TensorInfo("x", (batch, 3, 32, 32), "float32")
-    output = Upscaler(Backend(networks), 16, 4, FACTOR, "bicubic", "none").upscale(photo)  # type: ignore[arg-type]
+    output = Upscaler(Backend(networks), 16, 4, FACTOR, resize_filter="bicubic", color_fix="none").upscale(photo)  # type: ignore[arg-type]
     np.testing.assert_array_equal(output, _bicubic(photo))
     assert {x.shape[0] for x in networks[2].seen} == {batch}
     assert len(networks[2].seen) == -(-30 // batch)
@@ -172,7 +172,7 @@ def test_networks_of_another_tile_size_are_refused() -> None:
 
 def test_a_half_precision_network_gets_its_dtype(photo: np.ndarray) -> None:
     networks = (FunctionNetwork(), FunctionNetwork(), FunctionNetwork(dtype="float16"))
-    output = Upscaler(Backend(networks), 16, 4, FACTOR, "bicubic", "none").upscale(photo)
+    output = Upscaler(Backend(networks), 16, 4, FACTOR, resize_filter="bicubic", color_fix="none").upscale(photo)
     assert np.abs(output.astype(int) - _bicubic(photo)).max() <= 1
 
 

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from intsr.bundle import write_bundle
-from intsr.calib.calibration import Calibration, save_calibration
+from intsr.calib.calibration.files import save_calibration
+from intsr.calib.calibration.types import Calibration
 from intsr.engines.commands.report import report
 
 HOSTILE = "\"><script>alert(1)<script> & 'x'.png"

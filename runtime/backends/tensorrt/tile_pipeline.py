@@ -20,8 +20,8 @@ from intsr.errors import EngineMismatchError
 from intsr.runtime.backends.tensorrt.session import Session, Stage, size_bytes_from_info
 
 SLOTS = 2
-# In the order that they are passed; the networks' own are the ends of their runs.
-_MARKS = ("upload", "uploaded", "start", "encoder", "unet", "decoder", "download", "downloaded")
+# Beside the networks' own, which are the ends of their runs.
+_MARKS = ("upload", "uploaded", "start", "download", "downloaded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Slot:
     # On the device.
     input_address: int
     output_address: int
-    # By `_MARKS`.
+    # By `_MARKS` and by network.
     events: dict[str, Any]
 
 
 class Pipeline:
-    """Encoder, UNet and decoder after one another, what they hand on never leaving the device.
+    """The networks after one another, what they hand on never leaving the device.
 
     addresses: of each network's input and output buffers, for other uses: those at the ends are in no slot.
     """
@@ -68,7 +68,7 @@ class Pipeline:
             session.alloc_pinned(last),
             session.alloc(size_bytes_from_info(first)),
             session.alloc(size_bytes_from_info(last)),
-            {mark: session.create_event() for mark in _MARKS},
+            {mark: session.create_event() for mark in (*_MARKS, *(stage.name for stage in self._stages))},
         )
 
     def _ends(self, slot: Slot) -> tuple[list[int], list[int]]:
@@ -120,12 +120,13 @@ class Pipeline:
 
     def _finish(self, slot: Slot, record: Callable[[str, float], None]) -> Array:
         cuda, events, copies = self._session.cuda, slot.events, self._session.copies
-        cuda.wait(copies, events["decoder"])
+        names = [stage.name for stage in self._stages]
+        cuda.wait(copies, events[names[-1]])
         cuda.record(events["download"], copies)
         cuda.download(slot.host_output, slot.output_address, copies)
         cuda.record(events["downloaded"], copies)
         cuda.synchronize_event(events["downloaded"])
-        for start, end in (("start", "encoder"), ("encoder", "unet"), ("unet", "decoder")):
+        for start, end in pairwise(["start", *names]):
             record(end, cuda.elapsed_ms(events[start], events[end]))
         for start, end in (("upload", "uploaded"), ("download", "downloaded")):
             record("transfers", cuda.elapsed_ms(events[start], events[end]))
