@@ -60,9 +60,14 @@ class PictureFile(io.BufferedReader):
 
 @contextmanager
 def opened(file: PictureFile, name: str) -> Iterator[Image.Image]:
-    """Pillow's image of a format, not decoded yet."""
+    """Pillow's image of a format, not decoded yet.
+
+    By its own reader: Image.open would apply its limit of pixels to what has been written here, too.
+    """
+    Image.init()
+    factory, _ = Image.OPEN[name.upper()]
     file.seek(0)
-    with Image.open(file, formats=[name.upper()]) as image:
+    with factory(file, "") as image:
         yield image
 
 
@@ -87,7 +92,7 @@ def header_by_pillow(
         notes += picture_format.notes_of_image(image)
         has_alpha = image.mode in ALPHA_MODES or "transparency" in image.info
         (width_px, height_px) = image.size
-        if has_late_metadata:
+        if has_late_metadata and not has_too_many_pixels(*image.size):
             image.load()
         orientation, more = orientation_of_image(image)
     if orientation >= 5:
@@ -136,6 +141,11 @@ def decoded_by_pillow(
         # The profile was of the inks.
         metadata = replace(metadata, icc_profile=b"")
     return LoadedImage(pixels, alpha, metadata, notes)
+
+
+def has_too_many_pixels(width_px: int, height_px: int) -> bool:
+    """Pillow's limit for files of strangers, at which it refuses."""
+    return Image.MAX_IMAGE_PIXELS is not None and width_px * height_px > 2 * Image.MAX_IMAGE_PIXELS
 
 
 def check_mode(path: Path, image: Image.Image) -> None:

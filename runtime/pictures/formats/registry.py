@@ -35,12 +35,7 @@ def format_from_head(path: Path, head: bytes) -> PictureFormat:
         return found
     if kind := other_kind(head):
         raise ImageError(path, f"{kind} file, which is not read", EXPECTED, "convert it to PNG or JPEG first")
-    raise not_a_picture(path)
-
-
-def not_a_picture(path: Path) -> ImageError:
-    """The error for a file that is no picture at all."""
-    return ImageError(path, "not a picture, whatever its name says", EXPECTED)
+    raise ImageError(path, "not a picture, whatever its name says", EXPECTED)
 
 
 def format_from_path(path: Path) -> PictureFormat:

@@ -61,8 +61,6 @@ class _Tiff(PictureFormat):
 
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         page, notes = picture_page(path, file)
-        if Image.MAX_IMAGE_PIXELS is not None and page.area > 2 * Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError
         ifd = read_ifd(file, PIXEL_TAGS, page.ifd.offset, strict=True)
         kind = kind_of_tiff(path, ifd)
         orientation = _orientation(_tags(file, page))

@@ -29,9 +29,9 @@ _INNER = frozenset(range(65536)) - {0x9214, 0xA214, 0xA005}
 # BigTIFF's LONG8, and IFD, as what EXIF has.
 _LONG = 4
 _PLAIN_KINDS = {13: _LONG, 16: _LONG}
-# Of a TIFF's directory, what describes the picture and not its file: description, make, model, software, date,
-# artist, host, ratings, copyright, Windows' title to subject.
-_DESCRIBING = (270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
+# Of a TIFF's directory, what describes the picture and not its file: description, make, model, resolution,
+# software, date, artist, host, ratings, copyright, Windows' title to subject.
+_DESCRIBING = frozenset({270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)})
 _ROOTS = {False: b"II*\0\x08\0\0\0", True: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"}
 # What Pillow raises on broken directories.
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError, ArithmeticError, struct.error)
