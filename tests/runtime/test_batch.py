@@ -63,32 +63,32 @@ def _planned(folder: Path, inputs: str, output: str, recursive: bool, naming: Na
 
 # What it shows | files that are there | inputs | -o | -r, and how outputs are called | what becomes which.
 PLANS = r"""
-one file to one file       |                        | a.jpg            | b.png |        | a.jpg > b.png
-one file to a folder       |                        | a.jpg            | out   | x4     | a.jpg > out/a_x4.jpg
-a folder like a picture    | o.png/x                | a.jpg            | o.png |        | a.jpg > o.png/a.jpg
-a folder with a dot        |                        | a.jpg            | v1.2  |        | a.jpg > v1.2/a.jpg
-a folder                   | in/b.PNG in/s/a.png    | in               | out   |        | in/b.PNG > out/b.PNG
-its tree, not hidden ones  | in/s/a.jpg in/.h/c.png | in               | out   | -r png | in/s/a.jpg > out/s/a.png
-outputs inside inputs      | a.png out/a.png        | .                | out   | -r     | a.png > out/a.png
-outputs in a pattern       | s/b.png out/s/b.png    | **/*.png         | out   |        | s/b.png > out/s/b.png
-a pattern in outputs       | a.png out/a.png        | out/*.png        | out   | x4     | out/a.png > out/a_x4.png
-inputs inside outputs      | raw/a.png              | raw              | .     | -r     | raw/a.png > a.png
-an output around a pattern | raw/a.png              | raw/*.png        | .     |        | raw/a.png > a.png
-named, so an input         | a.png a_x4.png         | a.png a_x4.png   | .     | x4     | a.png: is itself an input
-like an output elsewhere   | in/a_x4.png            | in               | out   | x4     | in/a_x4.png > out/a_x4_x4.png
-what is named twice        | in/a.png               | in/a.png in in/* | out   |        | in/a.png > out/a.png
-an input as the output     | a.png                  | a.png            | .     |        | a.png: is itself an input
-as a file                  | a.png                  | a.png            | a.png |        | a.png: is itself an input
-several need a folder      | a.png                  | a.png b.png      | o.png |        | -o: o.png is a file
-as a folder does           | in/a.png               | in               | o.png |        | -o: o.png is a file
-an empty folder            | in/notes.txt           | in               | out   | -r     | in: no pictures
-what is not written        |                        | a.jpg            | a.GIF |        | -o: a.GIF; expected a folder
-a mistyped suffix          | a.jpg                  | a.jpg            | b.pgn |        | -o: b.pgn; expected a name
-a pattern                  | b.jpg c.txt            | ?.*              | out   |        | b.jpg > out/b.jpg
-a pattern of any depth     | s/t/a.png              | **/*.png         | out   |        | s/t/a.png > out/s/t/a.png
-a pattern without matches  | a.png                  | *.webp           | out   |        | *.webp: no pictures
-a name like a pattern      | a[1].png a1.png        | a[1].png         | b.png |        | a[1].png > b.png
-a name that is none        | in/b\c.png             | in               | out   |        | in/b\c.png: is not made
+one file to one file      |                        | a.jpg            | b.png |        | a.jpg > b.png
+one file to a folder      |                        | a.jpg            | out   | x4     | a.jpg > out/a_x4.jpg
+a folder like a picture   | o.png/x                | a.jpg            | o.png |        | a.jpg > o.png/a.jpg
+a folder with a dot       |                        | a.jpg            | v1.2  |        | a.jpg > v1.2/a.jpg
+a folder                  | in/b.PNG in/s/a.png    | in               | out   |        | in/b.PNG > out/b.PNG
+its tree, not hidden ones | in/s/a.jpg in/.h/c.png | in               | out   | -r png | in/s/a.jpg > out/s/a.png
+outputs inside inputs     | a.png out/a.png        | .                | out   | -r     | a.png > out/a.png
+outputs in a pattern      | s/b.png out/s/b.png    | **/*.png         | out   |        | s/b.png > out/s/b.png
+a pattern in outputs      | a.png out/a.png        | out/*.png        | out   | x4     | out/a.png > out/a_x4.png
+inputs inside outputs     | raw/a.png              | raw              | .     | -r     | raw/a.png > a.png
+outputs around a pattern  | raw/a.png              | raw/*.png        | .     |        | raw/a.png > a.png
+named, so an input        | a.png a_x4.png         | a.png a_x4.png   | .     | x4     | a.png: is itself an input
+like an output elsewhere  | in/a_x4.png            | in               | out   | x4     | in/a_x4.png > out/a_x4_x4.png
+what is named twice       | in/a.png               | in/a.png in in/* | out   |        | in/a.png > out/a.png
+an input as output        | a.png                  | a.png            | .     |        | a.png: is itself an input
+as a file                 | a.png                  | a.png            | a.png |        | a.png: is itself an input
+several need a folder     | a.png                  | a.png b.png      | o.png |        | -o: o.png is a file
+as a folder does          | in/a.png               | in               | o.png |        | -o: o.png is a file
+an empty folder           | in/notes.txt           | in               | out   | -r     | in: no pictures
+what is not written       |                        | a.jpg            | a.GIF |        | -o: a.GIF; expected a folder
+a mistyped suffix         | a.jpg                  | a.jpg            | b.pgn |        | -o: b.pgn; expected a name
+a pattern                 | b.jpg c.txt            | ?.*              | out   |        | b.jpg > out/b.jpg
+a pattern of any depth    | s/t/a.png              | **/*.png         | out   |        | s/t/a.png > out/s/t/a.png
+a pattern without matches | a.png                  | *.webp           | out   |        | *.webp: no pictures
+a name like a pattern     | a[1].png a1.png        | a[1].png         | b.png |        | a[1].png > b.png
+a name that is none       | in/b\c.png             | in               | out   |        | in/b\c.png: is not made
 """
 
 
