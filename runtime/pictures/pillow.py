@@ -60,7 +60,7 @@ class PictureFile(io.BufferedReader):
 
 @contextmanager
 def opened(file: PictureFile, name: str) -> Iterator[Image.Image]:
-    """Pillow's image of a format, not decoded yet.
+    """Open a file of a format by Pillow; nothing is decoded yet.
 
     By its own reader: Image.open would apply its limit of pixels to what has been written here, too.
     """
@@ -79,13 +79,16 @@ def header_by_pillow(
     has_late_metadata: bool = False,
     details: Any = None,
 ) -> PictureHeader:
-    """Of any format but TIFF. has_late_metadata: what stands behind the pixels, Pillow finds only as it decodes."""
+    """Read the header of any format but TIFF.
+
+    has_late_metadata: there are chunks behind the pixels, which Pillow finds only as it decodes.
+    """
     with opened(file, picture_format.name) as image:
         stored, frames = stored_modes(image), getattr(image, "n_frames", 1)
         grey_16 = image.mode in GREY_16_MODES
-        is_deep = grey_16 or (image.format == "PNG" and ";16" in stored)
+        is_16_bit = grey_16 or (image.format == "PNG" and ";16" in stored)
         is_grey = grey_16 or image.mode in GREY_MODES or "LA;16" in stored
-        if ";16" in stored and not is_deep:
+        if ";16" in stored and not is_16_bit:
             notes += ("16 bits a channel became 8: this kind of picture is read in no other way",)
         if frames > 1 and image.format != "MPO":
             notes += (f"only the first of {frames} frames was read",)
@@ -102,7 +105,7 @@ def header_by_pillow(
         picture_format,
         width_px,
         height_px,
-        16 if is_deep else 8,
+        16 if is_16_bit else 8,
         1 if is_grey else 3,
         has_alpha,
         orientation,
@@ -115,7 +118,10 @@ def header_by_pillow(
 def decoded_by_pillow(
     header: PictureHeader, patches: Mapping[int, bytes] | None = None, tail: bytes = b""
 ) -> LoadedImage:
-    """As stored, not upright yet. patches, tail: see `PictureFile`. Raises what Pillow does on broken data."""
+    """Decode a picture as it is stored, not upright yet.
+
+    patches, tail: see `PictureFile`. Raises ImageError, and what Pillow does on broken data.
+    """
     notes = header.notes
     with PictureFile(header.path, patches, tail) as file:
         with opened(file, header.format.name) as image:
@@ -144,7 +150,7 @@ def decoded_by_pillow(
 
 
 def has_too_many_pixels(width_px: int, height_px: int) -> bool:
-    """Pillow's limit for files of strangers, at which it refuses."""
+    """Tell whether a picture is above Pillow's limit for files of strangers."""
     return Image.MAX_IMAGE_PIXELS is not None and width_px * height_px > 2 * Image.MAX_IMAGE_PIXELS
 
 
@@ -156,17 +162,17 @@ def check_mode(path: Path, image: Image.Image) -> None:
 
 
 def stored_modes(image: Image.Image) -> str:
-    """Pillow's names of what the file holds. Only before load() does it tell."""
+    """Return Pillow's names of what the file holds. Call it before load()."""
     return " ".join(str(tile[3]) for tile in image.tile)
 
 
 def peak_16(image: Image.Image) -> int:
-    """White in a mode of 16 bits: Pillow leaves packed 12-bit values as they are. Before load()."""
+    """Return white in a mode of 16 bits: Pillow leaves packed 12-bit values as they are. Call it before load()."""
     return 4095 if "I;12" in stored_modes(image) else PEAK_16
 
 
 def _scale_transparent_level(image: Image.Image) -> None:
-    """Of a PNG in grey of few bits, the transparent level, as it is among the decoded ones. Before load().
+    """Scale the transparent level of a PNG in grey of few bits as its pixels will be. Call it before load().
 
     Pillow stretches 2 and 4 bits to 8, but not what is said of them. Source: PNG Specification, Third Edition,
     11.3.1.1: only the low bits count.

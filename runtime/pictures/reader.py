@@ -63,7 +63,7 @@ def read_image(picture: Path | PictureHeader) -> LoadedImage:
 
 @contextmanager
 def _broken_as_image_error(path: Path) -> Iterator[None]:
-    """Every failure inside becomes an ImageError that names the file."""
+    """Turn every failure inside into an ImageError that names the file."""
     try:
         if not path.exists():
             raise ImageError(path, "no such file")
@@ -92,7 +92,7 @@ def _check_memory(header: PictureHeader) -> None:
 
 
 def _with_fitting_profile(loaded: LoadedImage) -> LoadedImage:
-    """Without a profile of colours that the pixels do not have, or one that no writer would take."""
+    """Drop a profile of colours that the pixels do not have, or one that no writer would take."""
     profile = loaded.metadata.icc_profile
     note = note_of_other_profile(profile, loaded.pixels.ndim == 2) or note_of_broken_profile(profile)
     if not note:

@@ -37,8 +37,8 @@ class _Avif(PictureFormat):
         head = file.read(_MOST_HEAD_BYTES)
         # The third byte of `av1C`: tier, high_bitdepth, ... Source: AV1 in ISOBMFF, 2.3.
         at = head.find(b"av1C")
-        is_deep = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
-        notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_deep else ()
+        is_above_8_bits = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
+        notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_above_8_bits else ()
         return header_by_pillow(self, path, file, notes)
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:

@@ -29,7 +29,7 @@ PICTURE_SUFFIXES = tuple(suffix for item in FORMATS for suffix in item.suffixes)
 
 
 def format_from_head(path: Path, head: bytes) -> PictureFormat:
-    """By the first bytes of a file, `HEAD_BYTES` of them. Raises ImageError."""
+    """Find the format of a file by its first `HEAD_BYTES` bytes. Raises ImageError."""
     found = next((item for item in FORMATS if item.recognizes(head)), None)
     if found is not None:
         return found
@@ -39,7 +39,7 @@ def format_from_head(path: Path, head: bytes) -> PictureFormat:
 
 
 def format_from_path(path: Path) -> PictureFormat:
-    """By the suffix, in any case. Raises ImageError."""
+    """Find the format by the suffix, in any case. Raises ImageError."""
     suffix = path.suffix.lower()
     found = next((item for item in FORMATS if suffix in item.suffixes), None)
     if found is None:

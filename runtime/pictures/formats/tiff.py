@@ -114,7 +114,7 @@ class _Tiff(PictureFormat):
 
 
 def _tags(file: PictureFile, page: Page) -> Tags:
-    """What the directory of a picture behind others does not say, the first one does."""
+    """Read the picture's directory, and what it does not say from the first one, which may be its preview's."""
     return tags_from_directory(file) | tags_from_directory(file, page.ifd.offset)
 
 
@@ -134,7 +134,7 @@ def _dpi(tags: Tags, turned: bool) -> tuple[float, float] | None:
 
 
 def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
-    """For each pixel, a strip or a row of tiles, which may be the whole picture; twice where rows are put together.
+    """Return what a strip or a row of tiles takes for each pixel of the picture, which it may be the whole of.
 
     strip_height: as a part of the picture's.
     """
