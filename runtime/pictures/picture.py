@@ -29,7 +29,7 @@ class ImageMetadata:
     others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PictureHeader:
     """What a file says before it is decoded. It is read once, and decoding goes on from here."""
 

@@ -75,6 +75,7 @@ def header_by_pillow(
     picture_format: PictureFormat,
     path: Path,
     file: PictureFile,
+    *,
     notes: tuple[str, ...] = (),
     has_late_metadata: bool = False,
     details: Any = None,
@@ -101,17 +102,17 @@ def header_by_pillow(
     if orientation >= 5:
         width_px, height_px = height_px, width_px
     return PictureHeader(
-        path,
-        picture_format,
-        width_px,
-        height_px,
-        16 if is_16_bit else 8,
-        1 if is_grey else 3,
-        has_alpha,
-        orientation,
-        picture_format.decoder_bytes,
-        (*notes, *more),
-        details,
+        path=path,
+        format=picture_format,
+        width_px=width_px,
+        height_px=height_px,
+        bits=16 if is_16_bit else 8,
+        channels=1 if is_grey else 3,
+        has_alpha=has_alpha,
+        orientation=orientation,
+        decoder_bytes=picture_format.decoder_bytes,
+        notes=(*notes, *more),
+        details=details,
     )
 
 

@@ -39,7 +39,7 @@ _MM_AN_INCH = 25.4
 _ROWS = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Picture:
     """What is going to be written."""
 
@@ -217,7 +217,15 @@ def open_writer(
     kept = target.kept(metadata)[0]
     kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, *size))
     quality = target.default_quality if quality is None or target.default_quality is None else quality
-    picture = _Picture(path, target, (height_px, width_px, all_channels), size, kind, kept, quality)
+    picture = _Picture(
+        path=path,
+        format=target,
+        shape=(height_px, width_px, all_channels),
+        size=size,
+        dtype=kind,
+        metadata=kept,
+        quality=quality,
+    )
     # Before anything is computed for it.
     check_free_space(path.parent, height_px * width_px * all_channels * kind.itemsize)
     with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:

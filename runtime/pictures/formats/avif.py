@@ -39,7 +39,7 @@ class _Avif(PictureFormat):
         at = head.find(b"av1C")
         is_above_8_bits = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
         notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_above_8_bits else ()
-        return header_by_pillow(self, path, file, notes)
+        return header_by_pillow(self, path, file, notes=notes)
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         if not features.check("avif"):

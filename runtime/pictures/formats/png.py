@@ -25,7 +25,14 @@ class _Png(PictureFormat):
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         scan = scan_png(file)
         file.patches = scan.patches
-        return header_by_pillow(self, path, file, scan.notes, scan.has_late_metadata, scan.patches)
+        return header_by_pillow(
+            self,
+            path,
+            file,
+            notes=scan.notes,
+            has_late_metadata=scan.has_late_metadata,
+            details=scan.patches,
+        )
 
     def decode(self, header: PictureHeader) -> LoadedImage:
         return decoded_by_pillow(header, patches=header.details)

@@ -67,17 +67,17 @@ class _Tiff(PictureFormat):
         width_px, height_px = page.size if orientation < 5 else page.size[::-1]
         rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
         return PictureHeader(
-            path,
-            self,
-            width_px,
-            height_px,
-            kind.read_bits,
-            kind.read_channels,
-            kind.alpha is not None,
-            orientation,
-            _decoder_bytes(kind, rows / page.size[1]),
-            (*notes, *kind.notes),
-            _Details(page, kind),
+            path=path,
+            format=self,
+            width_px=width_px,
+            height_px=height_px,
+            bits=kind.read_bits,
+            channels=kind.read_channels,
+            has_alpha=kind.alpha is not None,
+            orientation=orientation,
+            decoder_bytes=_decoder_bytes(kind, rows / page.size[1]),
+            notes=(*notes, *kind.notes),
+            details=_Details(page, kind),
         )
 
     def decode(self, header: PictureHeader) -> LoadedImage:
