@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -23,9 +23,6 @@ from intsr.runtime.pictures.arrays import (
 from intsr.runtime.pictures.depth16 import Samples, read_samples
 from intsr.runtime.pictures.metadata.read import metadata_of_image, orientation_of_image
 from intsr.runtime.pictures.picture import LoadedImage, PictureHeader
-
-if TYPE_CHECKING:
-    from intsr.runtime.pictures.formats.base import PictureFormat
 
 _SMALL_BYTES = 1 << 20
 # The highest of the levels in a PNG, by Pillow's name of what it holds.
@@ -72,28 +69,30 @@ def opened(file: PictureFile, name: str) -> Iterator[Image.Image]:
 
 
 def header_by_pillow(
-    picture_format: PictureFormat,
+    name: str,
     path: Path,
     file: PictureFile,
     *,
-    notes: tuple[str, ...] = (),
+    decoder_bytes: int,
+    notes: Callable[[Image.Image], tuple[str, ...]],
     has_late_metadata: bool = False,
     details: Any = None,
 ) -> PictureHeader:
     """Read the header of any format but TIFF.
 
+    name: the format's. decoder_bytes, details: see `PictureHeader`. notes: what is to be said of the opened image.
     has_late_metadata: there are chunks behind the pixels, which Pillow finds only as it decodes.
     """
-    with opened(file, picture_format.name) as image:
+    with opened(file, name) as image:
+        found = notes(image)
         stored, frames = stored_modes(image), getattr(image, "n_frames", 1)
         grey_16 = image.mode in GREY_16_MODES
         is_16_bit = grey_16 or (image.format == "PNG" and ";16" in stored)
         is_grey = grey_16 or image.mode in GREY_MODES or "LA;16" in stored
         if ";16" in stored and not is_16_bit:
-            notes += ("16 bits a channel became 8: this kind of picture is read in no other way",)
+            found += ("16 bits a channel became 8: this kind of picture is read in no other way",)
         if frames > 1 and image.format != "MPO":
-            notes += (f"only the first of {frames} frames was read",)
-        notes += picture_format.notes_of_image(image)
+            found += (f"only the first of {frames} frames was read",)
         has_alpha = image.mode in ALPHA_MODES or "transparency" in image.info
         (width_px, height_px) = image.size
         if has_late_metadata and not has_too_many_pixels(*image.size):
@@ -103,15 +102,15 @@ def header_by_pillow(
         width_px, height_px = height_px, width_px
     return PictureHeader(
         path=path,
-        format=picture_format,
+        format=name,
         width_px=width_px,
         height_px=height_px,
         bits=16 if is_16_bit else 8,
         channels=1 if is_grey else 3,
         has_alpha=has_alpha,
         orientation=orientation,
-        decoder_bytes=picture_format.decoder_bytes,
-        notes=(*notes, *more),
+        decoder_bytes=decoder_bytes,
+        notes=(*found, *more),
         details=details,
     )
 
@@ -125,7 +124,7 @@ def decoded_by_pillow(
     """
     notes = header.notes
     with PictureFile(header.path, patches, tail) as file:
-        with opened(file, header.format.name) as image:
+        with opened(file, header.format) as image:
             check_mode(header.path, image)
             _scale_transparent_level(image)
             # 16-bit grey is Pillow's own; in colour, or with transparency, it would lose half of the bits.

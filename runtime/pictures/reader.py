@@ -14,7 +14,7 @@ from PIL import Image
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
 from intsr.runtime.pictures.arrays import note_of_broken_profile, note_of_other_profile, turned
-from intsr.runtime.pictures.formats.registry import EXPECTED, HEAD_BYTES, format_from_head
+from intsr.runtime.pictures.formats.registry import EXPECTED, HEAD_BYTES, format_from_head, format_from_name
 from intsr.runtime.pictures.picture import LoadedImage, PictureHeader
 from intsr.runtime.pictures.pillow import PictureFile, has_too_many_pixels
 
@@ -54,7 +54,7 @@ def read_image(picture: Path | PictureHeader) -> LoadedImage:
     header = picture if isinstance(picture, PictureHeader) else read_header(picture)
     with _broken_as_image_error(header.path):
         _check_memory(header)
-        loaded = _with_fitting_profile(header.format.decode(header))
+        loaded = _with_fitting_profile(format_from_name(header.format).decode(header))
     if header.orientation == 1:
         return loaded
     alpha = None if loaded.alpha is None else turned(loaded.alpha, header.orientation)

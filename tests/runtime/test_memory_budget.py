@@ -16,7 +16,6 @@ from intsr.errors import OutOfMemoryError, UsageError
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text
 from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.pictures.formats.registry import format_from_path
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
@@ -43,7 +42,7 @@ def _job(width: int, height: int, bits: int = 8, output: str = "out.png") -> Job
     source = Path("in.png")
     header = PictureHeader(
         path=source,
-        format=format_from_path(source),
+        format="PNG",
         width_px=width,
         height_px=height,
         bits=bits,

@@ -47,7 +47,12 @@ class PictureFormat:
 
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         """Read the header of a file that was recognised. Raises ImageError, and what broken data raises."""
-        return header_by_pillow(self, path, file)
+        return self.header_by_pillow(path, file)
+
+    def header_by_pillow(self, path: Path, file: PictureFile, **more: Any) -> PictureHeader:
+        """Read the header of what Pillow opens. more: see there."""
+        own: dict[str, Any] = {"notes": self.notes_of_image, "decoder_bytes": self.decoder_bytes}
+        return header_by_pillow(self.name, path, file, **own | more)
 
     def notes_of_image(self, image: Image.Image) -> tuple[str, ...]:
         """Tell what of an opened image will be lost, for people."""

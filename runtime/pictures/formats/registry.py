@@ -38,6 +38,11 @@ def format_from_head(path: Path, head: bytes) -> PictureFormat:
     raise ImageError(path, "not a picture, whatever its name says", EXPECTED)
 
 
+def format_from_name(name: str) -> PictureFormat:
+    """Find the format of a header."""
+    return next(item for item in FORMATS if item.name == name)
+
+
 def format_from_path(path: Path) -> PictureFormat:
     """Find the format by the suffix, in any case. Raises ImageError."""
     suffix = path.suffix.lower()

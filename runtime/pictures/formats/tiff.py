@@ -68,7 +68,7 @@ class _Tiff(PictureFormat):
         rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
         return PictureHeader(
             path=path,
-            format=self,
+            format=self.name,
             width_px=width_px,
             height_px=height_px,
             bits=kind.read_bits,
