@@ -70,7 +70,7 @@ def upscale_files(
     tile_progress: TileProgress | None = None,
     skip: Callable[[Job], bool] = lambda job: False,
 ) -> Iterator[FileReport]:
-    """A report a job, in order. What is wrong with one picture becomes its report, not an exception.
+    """Yield a report a job, in order. What is wrong with one picture becomes its report, not an exception.
 
     skip: true for a job whose output is there already; asked of all before the first begins, and again when a job's
     turn has come: another process may have been at work.
@@ -99,7 +99,9 @@ def upscale_files(
 def upscale_file(
     upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None = None
 ) -> FileReport:
-    """Raises ImageError, UsageError, OutOfMemoryError, VerificationError, OSError; then the output is as it was."""
+    """Make one file. Raises ImageError, UsageError, OutOfMemoryError, VerificationError, OSError; then the output is
+    as it was.
+    """
     ((_, result),) = _made(upscaler, [job], options, lambda job: _read(upscaler, job, options, tile_progress))
     if isinstance(result, Exception):
         raise result
@@ -107,7 +109,7 @@ def upscale_file(
 
 
 def with_header(job: Job) -> Job:
-    """The job with its source's header, read once; as it is where that cannot be read: its turn will say why."""
+    """Read the header of the job's source, once; where that cannot be done, the job's turn will say why."""
     if job.header is not None or job.problem:
         return job
     try:
@@ -184,7 +186,7 @@ def _write(
 
 
 def _with_alpha(bands: Iterator[Array], alpha: Array | None, upscale_factor: int) -> Iterator[Array]:
-    """Rows (h, W) or (h, W, 3) -> with the alpha, enlarged apart from the colours, as one more channel."""
+    """Add the alpha, enlarged apart from the colours, as one more channel to rows (h, W) or (h, W, 3)."""
     if alpha is None:
         yield from bands
         return

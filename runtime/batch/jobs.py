@@ -29,12 +29,12 @@ class Shard:
     count: int = 1
 
     def part(self, jobs: Sequence[Job]) -> list[Job]:
-        """Every count-th job: neighbours in a folder are often of one size."""
+        """Return every count-th job: neighbours in a folder are often of one size."""
         return list(jobs[self.index - 1 :: self.count])
 
 
 def shard_from_text(text: str) -> Shard:
-    """`2/5`. Raises UsageError."""
+    """Read `2/5`. Raises UsageError."""
     found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
     shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
     if not 1 <= shard.index <= shard.count:
@@ -109,7 +109,7 @@ _SKIPPED = "not read"
 
 
 def _is_for_a_file(target: Destination, one_file: bool) -> bool:
-    """Whether `-o` names a file and no folder. Raises UsageError where it can be neither."""
+    """Tell whether `-o` names a file and no folder. Raises UsageError where it can be neither."""
     output, suffix = target.output, target.output.suffix.lower()
     try:
         if target.must_be_folder or output.is_dir():
@@ -168,7 +168,7 @@ def _job(source: Path, folder: Path, naming: Naming) -> Job:
 
 
 def _with_problems(jobs: Sequence[Job], named: Sequence[Path], resuming: bool, notes: list[str]) -> list[Job]:
-    """Without what is named twice; every job of a collision gets it as its problem: which one is meant, who knows."""
+    """Drop what is named twice; every job of a collision gets it as its problem: which one is meant, who knows."""
     whole = [(job, place_of(job.source), place_of(job.output)) for job in jobs]
     earlier = _earlier_outputs(whole, {place_of(path) for path in named}, resuming)
     if earlier:
@@ -191,8 +191,8 @@ def _with_problems(jobs: Sequence[Job], named: Sequence[Path], resuming: bool, n
 
 
 def _earlier_outputs(ways: Sequence[tuple[Job, str, str]], named: set[str], resuming: bool) -> dict[str, Path]:
-    """By their place, sources that are another job's output: a call that resumes another, or repeats it, finds the
-    outputs of that where they lie beside inputs. What is named is meant.
+    """Find, by their place, sources that are another job's output: a call that resumes another, or repeats it, meets
+    the outputs of that where they lie beside inputs. What is named is meant.
 
     ways: jobs with the places of source and output. Where the stem is the input's own (a.png of a.jpg), it may well
     be a picture of its own, which --overwrite must not destroy.
@@ -206,7 +206,7 @@ def _earlier_outputs(ways: Sequence[tuple[Job, str, str]], named: set[str], resu
 
 
 def _why_unwritable(output: Path, resuming: bool) -> str:
-    """What the system has against this name, "" for nothing. Creates nothing."""
+    """Tell what the system has against this name, "" for nothing. Creates nothing."""
     if is_folder(output):
         return "is a folder"
     # None of pathlib's: those raise for a name that is too long.

@@ -44,14 +44,14 @@ class MemoryBudget:
         self._upscaler, self._options = upscaler, options
 
     def allowed_bytes(self) -> int | None:
-        """For the whole process, what it has already included; None where nobody says."""
+        """Return what the whole process may have, with what it has already; None where nobody says."""
         if self._options.memory_bytes is not None:
             return self._options.memory_bytes
         free = memory.free_bytes()
         return None if free is None else free + resident_bytes()
 
     def picture_bytes(self, job: Job, tile_px: int | None = None) -> int:
-        """At most what a picture takes beside the engine. tile_px: None for the tile that is open.
+        """Return at most what a picture takes beside the engine. tile_px: None for the tile that is open.
 
         Raises ImageError where the format of the output is none.
         """
@@ -69,18 +69,18 @@ class MemoryBudget:
         return header.decode_bytes + _TILE_ROWS * rows * row_bytes + _BANDS * band + encoder + waiting
 
     def fits(self, jobs: Sequence[Job], tile_px: int | None = None) -> bool:
-        """Whether these pictures may be in memory at once, at one tile."""
+        """Tell whether these pictures may be in memory at once, at one tile."""
         tile_px = tile_px or self._upscaler.tile_px
         needed = self._upscaler.resident_bytes_at(tile_px) + sum(self.picture_bytes(job, tile_px) for job in jobs)
         allowed = self.allowed_bytes()
         return allowed is None or needed <= allowed
 
     def fitting_tile(self, job: Job, tile_sizes: Sequence[int]) -> int | None:
-        """The first of these tiles at which the picture fits; None where there is none."""
+        """Return the first of these tiles at which the picture fits; None where there is none."""
         return next((tile_px for tile_px in tile_sizes if self.fits([job], tile_px)), None)
 
     def may_overlap(self, job: Job, under_way: Sequence[Job]) -> bool:
-        """Whether a picture may be read while others are computed and written."""
+        """Tell whether a picture may be read while others are computed and written."""
         headers = [one.header for one in (job, *under_way) if one.header is not None]
         are_small = all(header.width_px * header.height_px <= _MOST_OVERLAPPING_PX for header in headers)
         return are_small and self.fits([job, *under_way])
@@ -106,7 +106,7 @@ class MemoryBudget:
 
 
 def bytes_from_text(text: str) -> int:
-    """`4G`, `1500M`, `2GiB`, `3.5GB`, or bytes; G is 2**30, GB 10**9. Raises UsageError."""
+    """Read `4G`, `1500M`, `2GiB`, `3.5GB`, or bytes; G is 2**30, GB 10**9. Raises UsageError."""
     found = _SIZE.fullmatch(text.strip().upper())
     exponent = " KMGT".index(found["unit"] or " ") if found else 0
     result = int(float(found["number"]) * (1000 if found["suffix"] == "B" else 1024) ** exponent) if found else 0

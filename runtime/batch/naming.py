@@ -32,7 +32,7 @@ class Naming:
         self.name(Path("a.png"))
 
     def name(self, source: Path) -> str:
-        """The output's name for an input."""
+        """Return the output's name for an input. Raises UsageError."""
         same = source.suffix if source.suffix.lower() in PICTURE_SUFFIXES else ".png"
         suffix = same if self.output_format == SAME_FORMAT else f".{self.output_format}"
         values = {"stem": source.stem, "ext": suffix, "scale": f"{self.scale:g}", "engine": self.engine}
@@ -46,7 +46,7 @@ class Naming:
 
 
 def _template_parts(template: str) -> list[tuple[str, str | None]]:
-    """Text and the field behind it. Raises UsageError for anything but plain known fields."""
+    """Split a template into text and the fields behind it. Raises UsageError for anything but plain known fields."""
     fields = " ".join(f"{{{name}}}" for name in TEMPLATE_FIELDS)
     try:
         parts = list(Formatter().parse(template))

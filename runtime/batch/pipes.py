@@ -35,7 +35,7 @@ class Pipes:
     target: Path | None = None
 
     def named(self, text: str) -> str:
-        """A text for people, who know of no such files."""
+        """Name stdin and stdout in a text for people, who know of no such files."""
         for path, name in ((self.source, "stdin"), (self.target, "stdout")):
             text = text if path is None else text.replace(str(path), name)
         return text
@@ -97,5 +97,5 @@ def _save_stdin(path: Path) -> None:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """Or closed: nothing will come from there, or arrive."""
+    """Tell whether a stream is a terminal, or closed: nothing will come from there, or arrive."""
     return stream is None or stream.isatty()

@@ -39,7 +39,7 @@ class Batch:
         tile_progress: TileProgress | None = None,
         skip: Callable[[Job], bool] = lambda job: False,
     ) -> Iterator[FileReport]:
-        """One a job, in order; see `upscale_files`."""
+        """Yield one a job, in order; see `upscale_files`."""
         whole = (job if skip(job) else with_header(job) for job in jobs) if len(self._tile_sizes) > 1 else jobs
         for fitting, group in groupby(whole, self._fitting_tile):
             tile_px = fitting or self._tile_sizes[0]
@@ -70,7 +70,7 @@ class Batch:
             yield job, replace(report, notes=(*report.notes, note)) if shrunk else report
 
     def _fitting_tile(self, job: Job) -> int | None:
-        """The largest that fits, None where none does; without a header the largest, as its turn will tell."""
+        """Return the largest tile that fits, None where none does; without a header the largest."""
         if job.header is None:
             return self._tile_sizes[0]
         try:

@@ -28,7 +28,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def place_of(path: Path) -> str:
-    """One text for one file, there or not. Unlike Path.resolve(), a link to itself is no error."""
+    """Return one text for one file, there or not. Unlike Path.resolve(), a link to itself is no error."""
     # Windows sees one file in a.png and A.png.
     return os.path.normcase(os.path.realpath(path))
 
@@ -45,7 +45,7 @@ class Search:
     other: set[Path] = field(default_factory=set)
 
     def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-        """What shells do with a pattern, for those that leave it to the program. Only pictures match."""
+        """Yield what shells make of a pattern, for those that leave it to the program. Only pictures match."""
         if not parts:
             yield from [folder] if self._is_picture(folder) else []
         elif self.skipped and place_of(folder) == self.skipped:
@@ -76,7 +76,7 @@ class Search:
         return not self.skipped or Path(self.skipped) not in Path(place_of(path)).parents
 
     def _folders(self, top: Path) -> Iterator[Path]:
-        """Itself and all below, but no hidden ones, and none behind links: those may lead in circles."""
+        """Yield the folder and all below, but no hidden ones, and none behind links: those may lead in circles."""
         for folder, names, _ in self._walk(top):
             yield Path(folder)
             inner = [name for name in names if not name.startswith(".")]
@@ -91,7 +91,7 @@ class Search:
 
 
 def once(found: Iterable[Path]) -> list[Path]:
-    """Links to folders may lead to one picture on several ways: the one without them, else the shortest, stays."""
+    """Keep one way to each picture: the one without links to folders, else the shortest."""
     ways = [(os.path.realpath(path.parent), path) for path in found]
     ways.sort(key=lambda way: (way[0] != os.path.abspath(way[1].parent), len(way[1].parts), way[1]))  # noqa: PTH100
     kept: dict[tuple[str, str], Path] = {}

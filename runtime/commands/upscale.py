@@ -32,7 +32,7 @@ _MANY_TILES = 64
 
 
 class _Times(click.ParamType[float]):
-    """`2.5`, `2x` or `x2`."""
+    """A number of times, as in `2.5`, `2x` or `x2`."""
 
     name = "times"
 
@@ -257,7 +257,7 @@ def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int |
 def _tiles_of(
     job: Job, options: FileOptions, factor: int, pipes: Pipes
 ) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
-    """Shows how far one picture has got."""
+    """Return a function that shows how far one picture has got."""
 
     def shown(tiles: Sequence[Tile]) -> Iterable[Tile]:
         if len(tiles) >= _MANY_TILES and not on_terminal():

@@ -21,7 +21,7 @@ PEAK_16 = 65535
 def arrays_from_image(
     image: Image.Image, has_alpha: bool, peak: int = PEAK_16
 ) -> tuple[Array, Array | None, tuple[str, ...]]:
-    """A decoded image -> (H, W, 3) or (H, W), uint8 or uint16; the alpha (H, W), None where opaque; notes.
+    """Turn a decoded image into (H, W, 3) or (H, W), uint8 or uint16; the alpha (H, W), None where opaque; and notes.
 
     image: in one of the modes above. Of a palette, the colours. peak: white in a mode of 16 bits; it becomes 65535.
     """
@@ -46,7 +46,7 @@ def is_opaque(alpha: Array) -> bool:
 
 
 def turned(pixels: Array, orientation: int) -> Array:
-    """(H, W) or (H, W, C) as stored -> upright, contiguous. orientation: of EXIF, 1 to 8."""
+    """Turn (H, W) or (H, W, C) as stored upright, contiguous. orientation: EXIF's, 1 to 8."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     # What remains is a mirroring of rows, of columns, of both.
@@ -60,7 +60,7 @@ def turned(pixels: Array, orientation: int) -> Array:
 def _rows_from_mode(
     image: Image.Image, has_alpha: bool, peak: int
 ) -> tuple[Callable[[Image.Image], Array], tuple[str, ...]]:
-    """A function: rows as an image -> (h, W, C)."""
+    """Return a function from rows as an image to (h, W, C), and notes."""
     if image.mode in GREY_16_MODES:
         return lambda rows: _full_scale(np.asarray(rows).astype(np.uint16)[..., None], peak), ()
     if image.mode == "CMYK" and not has_alpha:
@@ -80,7 +80,7 @@ def _full_scale(values: Array, peak: int) -> Array:
 
 
 def rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image], str]:
-    """How inks become light, and a note that says how."""
+    """Return a function from inks to light, and a note that says how it does it."""
     note = "CMYK became RGB by rule of thumb: its ICC profile is broken" if profile else ""
     note = note or "CMYK became RGB by rule of thumb: it has no ICC profile"
     if not profile:
@@ -102,7 +102,7 @@ def rgb_from_cmyk(profile: bytes) -> tuple[Callable[[Image.Image], Image.Image],
 
 
 def note_of_other_profile(profile: bytes, grey: bool) -> str:
-    """A note where an ICC profile says nothing about such pixels; else nothing. Source: ICC.1:2022, 7.2."""
+    """Return a note where an ICC profile says nothing of such pixels; else nothing. Source: ICC.1:2022, 7.2."""
     of, fitting = profile[16:20], (b"GRAY", b"RGB ") if grey else (b"RGB ",)
     if profile[36:40] != b"acsp" or of in fitting:
         return ""
@@ -111,7 +111,7 @@ def note_of_other_profile(profile: bytes, grey: bool) -> str:
 
 
 def note_of_broken_profile(profile: bytes) -> str:
-    """A note where an ICC profile is not whole, or no reader of profiles takes it; else nothing."""
+    """Return a note where an ICC profile is not whole, or no reader of profiles takes it; else nothing."""
     if not profile:
         return ""
     broken = int.from_bytes(profile[:4], "big") != len(profile)

@@ -73,7 +73,7 @@ def scan_png(file: BinaryIO) -> PngScan:
 
 
 def tail_of_jpeg(path: Path) -> bytes:
-    """What a JPEG that ends early lacks, if its picture is whole; else nothing. Raises OSError."""
+    """Return what a JPEG that ends early lacks, if its picture is whole; else nothing. Raises OSError."""
     data = path.read_bytes()
     # The first half of a mark, or of what stands for a byte of 255.
     stuffing = b"\0" if data.endswith(b"\xff") else b""
@@ -87,14 +87,14 @@ def tail_of_jpeg(path: Path) -> bytes:
 
 
 def _decoded(path: Path, tail: bytes) -> int:
-    """A checksum of the pixels of the file with this tail."""
+    """Return a checksum of the pixels of the file with this tail."""
     with PictureFile(path, tail=tail) as file, opened(file, "JPEG") as image:
         image.load()
         return zlib.crc32(Image.Image.tobytes(image))
 
 
 def _scans_are_all_there(data: bytes) -> bool:
-    """Whether the scans of a JPEG give every bit of every coefficient of every component."""
+    """Tell whether the scans of a JPEG give every bit of every coefficient of every component."""
     at, lowest = 2, dict[tuple[int, int], int]()
     components: list[int] = []
     while found := _MARKER.search(data, at):

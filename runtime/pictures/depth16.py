@@ -36,7 +36,7 @@ class Samples:
 
 
 def read_samples(file: BinaryIO, samples: Samples) -> tuple[Array, Array | None]:
-    """(H, W, 3) or (H, W), uint16, or uint8 of 8 bits and of inks, and the alpha (H, W), None where opaque.
+    """Read (H, W, 3) or (H, W), uint16, or uint8 of 8 bits and of inks, and the alpha (H, W), None where opaque.
 
     Not turned upright. Colours that were multiplied by their alpha come as they were before. Raises OSError.
     """
@@ -50,7 +50,7 @@ def read_samples(file: BinaryIO, samples: Samples) -> tuple[Array, Array | None]
 
 
 def _problem_of_filling(pixels: Array, alpha: Array | None, file: BinaryIO, samples: Samples) -> str:
-    """What is wrong with the file, or nothing. As text: an exception would keep this frame, and the file open."""
+    """Fill the arrays, and return what is wrong with the file. As text: an exception would keep this frame."""
     library, (width, height) = vips(), samples.size
     least_bands = samples.colours if samples.alpha is None else max(samples.colours, samples.alpha + 1)
     settings = {} if samples.page is None else {"page": samples.page}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from intsr.arrays import Array
-
-if TYPE_CHECKING:
-    from intsr.runtime.pictures.formats.base import PictureFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +26,13 @@ class ImageMetadata:
     others: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PictureHeader:
     """What a file says before it is decoded. It is read once, and decoding goes on from here."""
 
     path: Path
-    format: PictureFormat
+    # The name of its `PictureFormat`.
+    format: str
     # Of the upright picture.
     width_px: int
     height_px: int

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -23,9 +23,6 @@ from intsr.runtime.pictures.arrays import (
 from intsr.runtime.pictures.depth16 import Samples, read_samples
 from intsr.runtime.pictures.metadata.read import metadata_of_image, orientation_of_image
 from intsr.runtime.pictures.picture import LoadedImage, PictureHeader
-
-if TYPE_CHECKING:
-    from intsr.runtime.pictures.formats.base import PictureFormat
 
 _SMALL_BYTES = 1 << 20
 # The highest of the levels in a PNG, by Pillow's name of what it holds.
@@ -60,60 +57,74 @@ class PictureFile(io.BufferedReader):
 
 @contextmanager
 def opened(file: PictureFile, name: str) -> Iterator[Image.Image]:
-    """Pillow's image of a format, not decoded yet."""
+    """Open a file of a format by Pillow; nothing is decoded yet.
+
+    By its own reader: Image.open would apply its limit of pixels to what has been written here, too.
+    """
+    Image.init()
+    factory, _ = Image.OPEN[name.upper()]
     file.seek(0)
-    with Image.open(file, formats=[name.upper()]) as image:
+    with factory(file, "") as image:
         yield image
 
 
 def header_by_pillow(
-    picture_format: PictureFormat,
+    name: str,
     path: Path,
     file: PictureFile,
-    notes: tuple[str, ...] = (),
+    *,
+    decoder_bytes: int,
+    notes: Callable[[Image.Image], tuple[str, ...]],
     has_late_metadata: bool = False,
     details: Any = None,
 ) -> PictureHeader:
-    """Of any format but TIFF. has_late_metadata: what stands behind the pixels, Pillow finds only as it decodes."""
-    with opened(file, picture_format.name) as image:
+    """Read the header of any format but TIFF.
+
+    name: the format's. decoder_bytes, details: see `PictureHeader`. notes: what is to be said of the opened image.
+    has_late_metadata: there are chunks behind the pixels, which Pillow finds only as it decodes.
+    """
+    with opened(file, name) as image:
+        found = notes(image)
         stored, frames = stored_modes(image), getattr(image, "n_frames", 1)
         grey_16 = image.mode in GREY_16_MODES
-        is_deep = grey_16 or (image.format == "PNG" and ";16" in stored)
+        is_16_bit = grey_16 or (image.format == "PNG" and ";16" in stored)
         is_grey = grey_16 or image.mode in GREY_MODES or "LA;16" in stored
-        if ";16" in stored and not is_deep:
-            notes += ("16 bits a channel became 8: this kind of picture is read in no other way",)
+        if ";16" in stored and not is_16_bit:
+            found += ("16 bits a channel became 8: this kind of picture is read in no other way",)
         if frames > 1 and image.format != "MPO":
-            notes += (f"only the first of {frames} frames was read",)
-        notes += picture_format.notes_of_image(image)
+            found += (f"only the first of {frames} frames was read",)
         has_alpha = image.mode in ALPHA_MODES or "transparency" in image.info
         (width_px, height_px) = image.size
-        if has_late_metadata:
+        if has_late_metadata and not has_too_many_pixels(*image.size):
             image.load()
         orientation, more = orientation_of_image(image)
     if orientation >= 5:
         width_px, height_px = height_px, width_px
     return PictureHeader(
-        path,
-        picture_format,
-        width_px,
-        height_px,
-        16 if is_deep else 8,
-        1 if is_grey else 3,
-        has_alpha,
-        orientation,
-        picture_format.decoder_bytes,
-        (*notes, *more),
-        details,
+        path=path,
+        format=name,
+        width_px=width_px,
+        height_px=height_px,
+        bits=16 if is_16_bit else 8,
+        channels=1 if is_grey else 3,
+        has_alpha=has_alpha,
+        orientation=orientation,
+        decoder_bytes=decoder_bytes,
+        notes=(*found, *more),
+        details=details,
     )
 
 
 def decoded_by_pillow(
     header: PictureHeader, patches: Mapping[int, bytes] | None = None, tail: bytes = b""
 ) -> LoadedImage:
-    """As stored, not upright yet. patches, tail: see `PictureFile`. Raises what Pillow does on broken data."""
+    """Decode a picture as it is stored, not upright yet.
+
+    patches, tail: see `PictureFile`. Raises ImageError, and what Pillow does on broken data.
+    """
     notes = header.notes
     with PictureFile(header.path, patches, tail) as file:
-        with opened(file, header.format.name) as image:
+        with opened(file, header.format) as image:
             check_mode(header.path, image)
             _scale_transparent_level(image)
             # 16-bit grey is Pillow's own; in colour, or with transparency, it would lose half of the bits.
@@ -138,6 +149,11 @@ def decoded_by_pillow(
     return LoadedImage(pixels, alpha, metadata, notes)
 
 
+def has_too_many_pixels(width_px: int, height_px: int) -> bool:
+    """Tell whether a picture is above Pillow's limit for files of strangers."""
+    return Image.MAX_IMAGE_PIXELS is not None and width_px * height_px > 2 * Image.MAX_IMAGE_PIXELS
+
+
 def check_mode(path: Path, image: Image.Image) -> None:
     """Raises ImageError for pixels that have no meaning as grey or colour."""
     if image.mode not in GREY_MODES + GREY_16_MODES + COLOUR_MODES:
@@ -146,17 +162,17 @@ def check_mode(path: Path, image: Image.Image) -> None:
 
 
 def stored_modes(image: Image.Image) -> str:
-    """Pillow's names of what the file holds. Only before load() does it tell."""
+    """Return Pillow's names of what the file holds. Call it before load()."""
     return " ".join(str(tile[3]) for tile in image.tile)
 
 
 def peak_16(image: Image.Image) -> int:
-    """White in a mode of 16 bits: Pillow leaves packed 12-bit values as they are. Before load()."""
+    """Return white in a mode of 16 bits: Pillow leaves packed 12-bit values as they are. Call it before load()."""
     return 4095 if "I;12" in stored_modes(image) else PEAK_16
 
 
 def _scale_transparent_level(image: Image.Image) -> None:
-    """Of a PNG in grey of few bits, the transparent level, as it is among the decoded ones. Before load().
+    """Scale the transparent level of a PNG in grey of few bits as its pixels will be. Call it before load().
 
     Pillow stretches 2 and 4 bits to 8, but not what is said of them. Source: PNG Specification, Third Edition,
     11.3.1.1: only the low bits count.

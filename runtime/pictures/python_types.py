@@ -20,7 +20,7 @@ _DLPACK = "__dlpack__"
 
 
 def pixels_from_picture(image: Picture) -> Array:
-    """(H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
+    """Return (H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
     pixels = _pixels_from_pillow(image) if _is_pillow(image) else _array_from(image)
     colour_axes = pixels.shape[2:]
     if pixels.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in pixels.shape:
@@ -51,7 +51,7 @@ def _pixels_from_pillow(image: Any) -> Array:
 
 
 def _array_from(image: Any) -> Array:
-    """What lies in this machine's memory is not copied. Raises ImageError."""
+    """Return the array of a picture; what lies in this machine's memory is not copied. Raises ImageError."""
     if isinstance(image, np.ndarray):
         return image
     protocol = next((name for name in (*_NUMPYS_OWN, _DLPACK) if hasattr(type(image), name)), None)
@@ -68,7 +68,7 @@ def _array_from(image: Any) -> Array:
 
 
 def _description(image: Any) -> str:
-    """`a Tensor of torch.float32, shape (3, 8, 8), on cuda:0, which requires gradients`, as far as it says so."""
+    """Return `a Tensor of torch.float32, shape (3, 8, 8), on cuda:0, which requires gradients`, as far as it says."""
     facts = [f"a {type(image).__name__}"]
     for name, word in (("dtype", "of"), ("shape", "shape"), ("device", "on")):
         if (value := getattr(image, name, None)) is not None:
@@ -79,7 +79,7 @@ def _description(image: Any) -> str:
 
 
 def copy_of(image: Picture) -> Picture:
-    """One that its owner cannot change any more; what is no whole picture as it is."""
+    """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
     try:
         return image.copy() if _is_pillow(image) else np.array(_array_from(image))
     except Exception:
@@ -88,7 +88,7 @@ def copy_of(image: Picture) -> Picture:
 
 
 def picture_like(image: Picture, pixels: Array) -> Picture:
-    """`pixels` as a Pillow image where `image` is one."""
+    """Return `pixels` as a Pillow image where `image` is one."""
     if not _is_pillow(image):
         return pixels
     from PIL import Image

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from intsr import memory
 from intsr.errors import ImageError, OutOfMemoryError
 from intsr.runtime.pictures.arrays import note_of_broken_profile, note_of_other_profile, turned
-from intsr.runtime.pictures.formats.registry import EXPECTED, HEAD_BYTES, format_from_head, not_a_picture
+from intsr.runtime.pictures.formats.registry import EXPECTED, HEAD_BYTES, format_from_head, format_from_name
 from intsr.runtime.pictures.picture import LoadedImage, PictureHeader
-from intsr.runtime.pictures.pillow import PictureFile
+from intsr.runtime.pictures.pillow import PictureFile, has_too_many_pixels
 
 # What Pillow's decoders raise on broken data.
 _BROKEN = (
@@ -40,7 +40,10 @@ def read_header(path: Path) -> PictureHeader:
     with _broken_as_image_error(path), PictureFile(path) as file:
         head = file.read(HEAD_BYTES)
         file.seek(0)
-        return format_from_head(path, head).read_header(path, file)
+        header = format_from_head(path, head).read_header(path, file)
+        if has_too_many_pixels(header.width_px, header.height_px):
+            raise Image.DecompressionBombError
+    return header
 
 
 def read_image(picture: Path | PictureHeader) -> LoadedImage:
@@ -51,7 +54,7 @@ def read_image(picture: Path | PictureHeader) -> LoadedImage:
     header = picture if isinstance(picture, PictureHeader) else read_header(picture)
     with _broken_as_image_error(header.path):
         _check_memory(header)
-        loaded = _with_fitting_profile(header.format.decode(header))
+        loaded = _with_fitting_profile(format_from_name(header.format).decode(header))
     if header.orientation == 1:
         return loaded
     alpha = None if loaded.alpha is None else turned(loaded.alpha, header.orientation)
@@ -60,7 +63,7 @@ def read_image(picture: Path | PictureHeader) -> LoadedImage:
 
 @contextmanager
 def _broken_as_image_error(path: Path) -> Iterator[None]:
-    """Every failure inside becomes an ImageError that names the file."""
+    """Turn every failure inside into an ImageError that names the file."""
     try:
         if not path.exists():
             raise ImageError(path, "no such file")
@@ -70,12 +73,9 @@ def _broken_as_image_error(path: Path) -> Iterator[None]:
         if path.stat().st_size == 0:
             raise ImageError(path, "file is empty", EXPECTED)
         with warnings.catch_warnings():
-            # Pillow warns above half of its limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of much that is no concern of whoever has the picture.
             warnings.filterwarnings("ignore", category=UserWarning)
             yield
-    except UnidentifiedImageError as error:
-        raise not_a_picture(path) from error
     except Image.DecompressionBombError as error:
         limit = f"at most {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels"
         raise ImageError(path, "more pixels than the limit", limit, "cut it into parts first") from error
@@ -92,7 +92,7 @@ def _check_memory(header: PictureHeader) -> None:
 
 
 def _with_fitting_profile(loaded: LoadedImage) -> LoadedImage:
-    """Without a profile of colours that the pixels do not have, or one that no writer would take."""
+    """Drop a profile of colours that the pixels do not have, or one that no writer would take."""
     profile = loaded.metadata.icc_profile
     note = note_of_other_profile(profile, loaded.pixels.ndim == 2) or note_of_broken_profile(profile)
     if not note:

@@ -15,7 +15,7 @@ _LEVELS_OF_16_BITS = 257.0
 
 
 def read_pixels(path: Path) -> Array:
-    """(H, W, 3) RGB or (H, W) grey, float64 in [0, 255]; 16-bit components keep their fractions.
+    """Read (H, W, 3) RGB or (H, W) grey, float64 in [0, 255]; 16-bit components keep their fractions.
 
     Upright, and without an alpha channel that is opaque. Raises ImageError for what `read_image` refuses, and for
     real transparency, which has no colour of its own to measure.

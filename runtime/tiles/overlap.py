@@ -24,7 +24,7 @@ _POLL_S = 0.1
 
 
 class AbandonedError(Exception):
-    """In the finishing thread: no more will come, as computing has failed."""
+    """Raised in the finishing thread: no more will come, as computing has failed."""
 
 
 class Handoff(Generic[B]):
@@ -41,7 +41,7 @@ class Handoff(Generic[B]):
             self._room.put(None)
 
     def put(self, item: B) -> bool:
-        """Waits for room. False where the taker wants no more."""
+        """Wait for room, and give an item. False where the taker wants no more."""
         while not self._left:
             try:
                 self._room.get(timeout=_POLL_S)
@@ -52,11 +52,11 @@ class Handoff(Generic[B]):
         return False
 
     def end(self, failed: bool = False) -> None:
-        """No more will come. failed: the taker must not take what it has for the whole."""
+        """Tell the taker that no more will come. failed: it must not take what it has for the whole."""
         self._items.put(failed)
 
     def leave(self) -> None:
-        """By the taker: it wants no more."""
+        """Tell the giver that the taker wants no more."""
         self._left = True
 
     def __iter__(self) -> Iterator[B]:
@@ -79,7 +79,7 @@ def overlapped(
     finish: Callable[[P, Iterable[B]], R],
     may_overlap: Callable[[J, Sequence[J]], bool] = lambda job, under_way: True,
 ) -> Iterator[tuple[J, R | Exception]]:
-    """Each job, in order, with what `finish` returned or the exception that ended it.
+    """Yield each job, in order, with what `finish` returned or the exception that ended it.
 
         prepare   1 2 3 4
         compute     1 2 3 4
@@ -162,7 +162,7 @@ def _handed_over(
 
 
 def _ended(finishing: deque[tuple[J, Future[R] | Exception]], most: int = 0) -> Iterator[tuple[J, R | Exception]]:
-    """Those that are being finished, waited for one after the other until so many are left."""
+    """Wait for those that are being finished, one after the other, until so many are left."""
     while len(finishing) > most:
         job, result = finishing.popleft()
         outcome = _outcome(result)

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intsr.errors import EXIT_SOME_FAILED, EXIT_USAGE, UsageError
-from intsr.runtime.batch.jobs import Destination, Job, Naming, check_outputs, plan_jobs, shard_from_text
+from intsr.runtime.batch.jobs import Destination, Job, check_outputs, plan_jobs, shard_from_text
+from intsr.runtime.batch.naming import Naming
 
 Run = Callable[..., tuple[int, str, str]]
-_X4 = Naming("{stem}_x4{ext}")
+_X4, _PNG = Naming("{stem}_x4{ext}"), Naming(output_format="png")
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
@@ -44,44 +45,68 @@ def _names(jobs: list[Job], output: Path) -> list[str]:
     return [job.output.relative_to(output).as_posix() for job in jobs]
 
 
-def test_one_file_to_one_file(tmp_path: Path) -> None:
-    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.png", False, Naming())
-    assert job == Job(tmp_path / "a.jpg", tmp_path / "b.png")
+def _planned(folder: Path, inputs: str, output: str, recursive: bool, naming: Naming) -> list[str]:
+    """`a.png > out/a.png` a job, or `a.png: problem`, or the error of all, without the folder."""
+
+    def short(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    try:
+        jobs = plan_jobs([folder / item for item in inputs.split()], folder / output, recursive, naming)
+    except UsageError as error:
+        return [str(error).replace(f"{folder}/", "").replace(str(folder), ".")]
+    return [
+        f"{short(job.source)}: {job.problem}" if job.problem else f"{short(job.source)} > {short(job.output)}"
+        for job in jobs
+    ]
 
 
-def test_one_file_to_a_folder(tmp_path: Path) -> None:
-    jobs = plan_jobs([tmp_path / "a.jpg"], tmp_path / "out", False, Naming("{stem}_x4{ext}"))
-    assert _names(jobs, tmp_path / "out") == ["a_x4.jpg"]
+# What it shows | files that are there | inputs | -o | -r, and how outputs are called | what becomes which.
+PLANS = r"""
+one file to one file      |                        | a.jpg            | b.png |        | a.jpg > b.png
+one file to a folder      |                        | a.jpg            | out   | x4     | a.jpg > out/a_x4.jpg
+a folder like a picture   | o.png/x                | a.jpg            | o.png |        | a.jpg > o.png/a.jpg
+a folder with a dot       |                        | a.jpg            | v1.2  |        | a.jpg > v1.2/a.jpg
+a folder                  | in/b.PNG in/s/a.png    | in               | out   |        | in/b.PNG > out/b.PNG
+its tree, not hidden ones | in/s/a.jpg in/.h/c.png | in               | out   | -r png | in/s/a.jpg > out/s/a.png
+outputs inside inputs     | a.png out/a.png        | .                | out   | -r     | a.png > out/a.png
+outputs in a pattern      | s/b.png out/s/b.png    | **/*.png         | out   |        | s/b.png > out/s/b.png
+a pattern in outputs      | a.png out/a.png        | out/*.png        | out   | x4     | out/a.png > out/a_x4.png
+inputs inside outputs     | raw/a.png              | raw              | .     | -r     | raw/a.png > a.png
+outputs around a pattern  | raw/a.png              | raw/*.png        | .     |        | raw/a.png > a.png
+named, so an input        | a.png a_x4.png         | a.png a_x4.png   | .     | x4     | a.png: is itself an input
+like an output elsewhere  | in/a_x4.png            | in               | out   | x4     | in/a_x4.png > out/a_x4_x4.png
+what is named twice       | in/a.png               | in/a.png in in/* | out   |        | in/a.png > out/a.png
+an input as output        | a.png                  | a.png            | .     |        | a.png: is itself an input
+as a file                 | a.png                  | a.png            | a.png |        | a.png: is itself an input
+several need a folder     | a.png                  | a.png b.png      | o.png |        | -o: o.png is a file
+as a folder does          | in/a.png               | in               | o.png |        | -o: o.png is a file
+an empty folder           | in/notes.txt           | in               | out   | -r     | in: no pictures
+what is not written       |                        | a.jpg            | a.GIF |        | -o: a.GIF; expected a folder
+a mistyped suffix         | a.jpg                  | a.jpg            | b.pgn |        | -o: b.pgn; expected a name
+a pattern                 | b.jpg c.txt            | ?.*              | out   |        | b.jpg > out/b.jpg
+a pattern of any depth    | s/t/a.png              | **/*.png         | out   |        | s/t/a.png > out/s/t/a.png
+a pattern without matches | a.png                  | *.webp           | out   |        | *.webp: no pictures
+a name like a pattern     | a[1].png a1.png        | a[1].png         | b.png |        | a[1].png > b.png
+a name that is none       | in/b\c.png             | in               | out   |        | in/b\c.png: is not made
+"""
 
 
-def test_a_folder_whose_name_looks_like_a_picture(tmp_path: Path) -> None:
-    (tmp_path / "out.png").mkdir()
-    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "out.png", False, Naming())
-    assert job.output == tmp_path / "out.png" / "a.jpg"
+@pytest.mark.parametrize("case", PLANS.strip().splitlines(), ids=lambda case: case.split("|")[0].strip())
+def test_which_file_becomes_which(tmp_path: Path, case: str) -> None:
+    """Of the first job; errors and problems by their beginnings."""
+    _, files, inputs, output, how, expected = (part.strip() for part in case.split("|"))
+    _touch(*(tmp_path / file for file in files.split()))
+    naming = next((found for name, found in (("x4", _X4), ("png", _PNG)) if name in how), Naming())
+    assert _planned(tmp_path, inputs, output, "-r" in how, naming)[0].startswith(expected)
 
 
-def test_a_picture_that_cannot_be_written_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"a\.GIF; expected a folder, or a name with \.png"):
-        plan_jobs([tmp_path / "a.jpg"], tmp_path / "a.GIF", False, Naming())
-    (job,) = plan_jobs([tmp_path / "a.jpg"], tmp_path / "v1.2", False, Naming())
-    assert job.output == tmp_path / "v1.2" / "a.jpg"
-
-
-def test_folders_are_mirrored(tmp_path: Path) -> None:
-    _touch(
-        tmp_path / "in/b.PNG", tmp_path / "in/sub/a.webp", tmp_path / "in/notes.txt", tmp_path / "in/.hidden/c.png"
-    )
-    output = tmp_path / "out"
-    assert _names(plan_jobs([tmp_path / "in"], output, False, Naming()), output) == ["b.PNG"]
-    assert _names(plan_jobs([tmp_path / "in"], output, True, Naming()), output) == ["b.PNG", "sub/a.webp"]
-    in_png = plan_jobs([tmp_path / "in"], output, True, Naming(output_format="png"))
-    assert _names(in_png, output) == ["b.png", "sub/a.png"]
-
-
-def test_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png", tmp_path / "out/a.png")
-    jobs = plan_jobs([tmp_path], tmp_path / "out", True, Naming())
-    assert [job.source for job in jobs] == [tmp_path / "a.png"]
+def test_collisions_are_problems_of_their_own(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in/a.jpg", tmp_path / "in/b.png")
+    problems = {job.source.name: job.problem for job in plan_jobs([tmp_path / "in"], tmp_path / "out", False, _PNG)}
+    assert set(problems) == {"a.png", "a.jpg", "b.png"} and not problems["b.png"]
+    for name in ("a.png", "a.jpg"):
+        assert "a.jpg and " in problems[name] and problems[name].endswith("a.png would both be written here")
 
 
 @pytest.mark.parametrize("item", ["", "*.png", "**/*.png"])
@@ -96,25 +121,15 @@ def test_outputs_beside_inputs_are_no_inputs_of_the_next_call(tmp_path: Path, it
     assert plan_jobs([tmp_path / item], tmp_path, True, _X4) == first
 
 
-def test_what_is_named_is_never_taken_for_an_earlier_output(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png", tmp_path / "a_x4.png")
-    for first in (tmp_path, tmp_path / "*.png", tmp_path / "a.png"):
-        jobs = plan_jobs([first, tmp_path / "a_x4.png"], tmp_path, False, _X4)
-        assert [(job.source.name, job.problem) for job in jobs] == [
-            ("a.png", "is itself an input"),
-            ("a_x4.png", ""),
-        ]
-
-
 def test_an_original_is_never_taken_for_an_earlier_output_by_its_name_alone(tmp_path: Path) -> None:
     _touch(tmp_path / "a.jpg", tmp_path / "a.png", tmp_path / "b.jpg")
-    naming, notes = Naming(output_format="png"), list[str]()
+    notes = list[str]()
     for item in (tmp_path, tmp_path / "*"):
-        jobs = plan_jobs([item], tmp_path, False, naming, notes.append)
+        jobs = plan_jobs([item], tmp_path, False, _PNG, notes.append)
         problems = {job.source.name: job.problem for job in jobs}
         assert problems == {"a.jpg": "is itself an input", "a.png": "is itself an input", "b.jpg": ""}
     assert notes == []
-    jobs = plan_jobs([tmp_path], Destination(tmp_path, resuming=True), False, naming, notes.append)
+    jobs = plan_jobs([tmp_path], Destination(tmp_path, resuming=True), False, _PNG, notes.append)
     assert [job.source.name for job in jobs] == ["a.jpg", "b.jpg"]
     assert notes == [f"{tmp_path / 'a.png'}: an earlier call's output for another input, so no input"]
 
@@ -147,20 +162,6 @@ def test_inputs_that_give_nothing_are_named(tmp_path: Path) -> None:
         plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming())
 
 
-def test_a_mistyped_suffix_is_no_folder(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.jpg")
-    with pytest.raises(UsageError, match=r"b\.pgn; expected a name with \.png .*; write .*b\.pgn/ for a folder"):
-        plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.pgn", False, Naming())
-    slash = Destination(tmp_path / "b.pgn", must_be_folder=True)
-    assert plan_jobs([tmp_path / "a.jpg"], slash, False, Naming()) == [
-        Job(tmp_path / "a.jpg", tmp_path / "b.pgn/a.jpg")
-    ]
-    (tmp_path / "b.pgn").mkdir()
-    assert plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.pgn", False, Naming())
-    picture = Destination(tmp_path / "b.png", must_be_folder=True)
-    assert plan_jobs([tmp_path / "a.jpg"], picture, False, Naming())[0].output == tmp_path / "b.png/a.jpg"
-
-
 def test_outputs_that_are_there_and_no_files(tmp_path: Path) -> None:
     _touch(tmp_path / "in/a.png", tmp_path / "in/b.png", tmp_path / "in/c.png")
     output = tmp_path / "out"
@@ -173,27 +174,6 @@ def test_outputs_that_are_there_and_no_files(tmp_path: Path) -> None:
     check_outputs(jobs, False, True)
     with pytest.raises(UsageError, match=r"b\.png: already exists; give"):
         check_outputs(jobs, False, False)
-
-
-def test_a_picture_that_looks_like_an_output_is_none_elsewhere(tmp_path: Path) -> None:
-    _touch(tmp_path / "in/a.png", tmp_path / "in/a_x4.png")
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, _X4)
-    assert _names(jobs, tmp_path / "out") == ["a_x4.png", "a_x4_x4.png"]
-
-
-def test_the_output_folder_inside_a_pattern_is_skipped(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png", tmp_path / "sub/b.png", tmp_path / "out/a.png", tmp_path / "out/sub/b.png")
-    jobs = plan_jobs([tmp_path / "**/*.png"], tmp_path / "out", False, Naming())
-    assert [job.source for job in jobs] == [tmp_path / "a.png", tmp_path / "sub/b.png"]
-    assert jobs[1].output == tmp_path / "out/sub/b.png"
-    inside = plan_jobs([tmp_path / "out/*.png"], tmp_path / "out", False, _X4)
-    assert [job.source for job in inside] == [tmp_path / "out/a.png"]
-
-
-def test_inputs_may_lie_inside_the_output_folder(tmp_path: Path) -> None:
-    _touch(tmp_path / "raw/a.png")
-    for item in (tmp_path / "raw", tmp_path / "raw" / "*.png"):
-        assert plan_jobs([item], tmp_path, True, Naming()) == [Job(tmp_path / "raw/a.png", tmp_path / "a.png")]
 
 
 @pytest.mark.parametrize("item", ["in", "in/**/*.png"])
@@ -257,53 +237,10 @@ def test_a_path_that_no_system_takes_stops_nothing_else(tmp_path: Path) -> None:
         plan_jobs([tmp_path / ("*" * 300 + ".webp")], tmp_path / "out", False, Naming())
 
 
-def test_a_name_that_no_output_can_have_stops_nothing_else(tmp_path: Path) -> None:
-    _touch(tmp_path / "in/a.png", tmp_path / "in" / "b\\c.png")
-    good, bad = plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming())
-    assert (good.problem, "a file name, no folder" in bad.problem) == ("", True)
-
-
-def test_collisions_are_problems_of_their_own(tmp_path: Path) -> None:
-    _touch(tmp_path / "in/a.png", tmp_path / "in/a.jpg", tmp_path / "other/a.png", tmp_path / "in/b.png")
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming(output_format="png"))
-    problems = {job.source.name: job.problem for job in jobs}
-    assert set(problems) == {"a.png", "a.jpg", "b.png"} and not problems["b.png"]
-    for name in ("a.png", "a.jpg"):
-        assert "a.jpg and " in problems[name] and problems[name].endswith("a.png would both be written here")
-    with pytest.raises(UsageError, match="would both be written here"):
-        plan_jobs([tmp_path / "in/a.png", tmp_path / "other/a.png"], tmp_path / "out", False, Naming())
-
-
-def test_what_is_named_twice_is_done_once(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png", tmp_path / "b.png")
-    jobs = plan_jobs([tmp_path / "a.png", tmp_path, tmp_path / "*.png"], tmp_path / "out", False, Naming())
-    assert _names(jobs, tmp_path / "out") == ["a.png", "b.png"] and not any(job.problem for job in jobs)
-
-
 def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
     (job,) = plan_jobs([tmp_path], tmp_path / "out", False, Naming())
     assert job.source == tmp_path / "a.png"
-
-
-def test_an_input_is_never_an_output(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png")
-    for output in (tmp_path, tmp_path / "a.png"):
-        with pytest.raises(UsageError, match="is itself an input"):
-            plan_jobs([tmp_path / "a.png"], output, False, Naming())
-    assert plan_jobs([tmp_path / "a.png"], tmp_path, False, Naming("{stem}_x4{ext}"))
-
-
-def test_several_pictures_need_a_folder(tmp_path: Path) -> None:
-    _touch(tmp_path / "in/a.png")
-    for inputs in ([tmp_path / "a.png", tmp_path / "b.png"], [tmp_path / "in"]):
-        with pytest.raises(UsageError, match="a folder for several pictures"):
-            plan_jobs(inputs, tmp_path / "out.png", False, Naming())
-
-
-def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no pictures"):
-        plan_jobs([tmp_path], tmp_path / "out", True, Naming())
 
 
 def test_existing_outputs(tmp_path: Path) -> None:
@@ -321,17 +258,6 @@ def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
     _touch(tmp_path / "file")
     with pytest.raises(UsageError, match="cannot write here"):
         check_outputs([Job(tmp_path / "a.png", tmp_path / "file" / "a.png")], False, False)
-
-
-def test_patterns_are_for_those_whose_shell_leaves_them(tmp_path: Path) -> None:
-    _touch(tmp_path / "a.png", tmp_path / "b.jpg", tmp_path / "c.txt", tmp_path / "sub/deep/a.png")
-    output = tmp_path / "out"
-    assert _names(plan_jobs([tmp_path / "*.png"], output, False, Naming()), output) == ["a.png"]
-    assert _names(plan_jobs([tmp_path / "?.*"], output, False, Naming()), output) == ["a.png", "b.jpg"]
-    everywhere = plan_jobs([tmp_path / "**" / "*.png"], output, False, Naming())
-    assert _names(everywhere, output) == ["a.png", "sub/deep/a.png"]
-    with pytest.raises(UsageError, match="no pictures"):
-        plan_jobs([tmp_path / "*.webp"], output, False, Naming())
 
 
 def test_patterns_follow_no_links_in_circles(tmp_path: Path) -> None:
@@ -372,10 +298,12 @@ def test_patterns_match_what_shells_match(tmp_path_factory: pytest.TempPathFacto
     assert made == expected
 
 
-def test_a_file_that_is_really_called_so_is_no_pattern(tmp_path: Path) -> None:
-    _touch(tmp_path / "a[1].png", tmp_path / "a1.png")
-    (job,) = plan_jobs([tmp_path / "a[1].png"], tmp_path / "b.png", False, Naming())
-    assert job == Job(tmp_path / "a[1].png", tmp_path / "b.png")
+def test_a_slash_at_the_end_makes_a_folder(tmp_path: Path) -> None:
+    for name in ("b.pgn", "b.png"):
+        slash = Destination(tmp_path / name, must_be_folder=True)
+        assert plan_jobs([tmp_path / "a.jpg"], slash, False, Naming())[0].output == tmp_path / name / "a.jpg"
+    (tmp_path / "b.pgn").mkdir()
+    assert plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.pgn", False, Naming())
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,14 @@ def test_a_disk_without_room_is_known_before_the_rows_come(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_limit_of_pixels_is_for_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for suffix in ALL:
+        _write(tmp_path / f"a{suffix}", _rows(20, 30, 3), 20)
+        with pytest.raises(ImageError, match="more pixels than the limit"):
+            read_image(tmp_path / f"a{suffix}")
+
+
 def test_the_number_of_rows_is_checked(tmp_path: Path) -> None:
     for height, message in ((9, "9 rows; expected 10"), (11, "11 rows; expected 10")):
         opened = open_writer(tmp_path / "a.png", 7, 10, 3, np.uint8)

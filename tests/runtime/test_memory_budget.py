@@ -17,7 +17,6 @@ from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text
 from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.pictures.formats.registry import format_from_path
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.upscaler import Upscaler
 from intsr.types import TensorInfo
@@ -41,8 +40,17 @@ def _upscaler(activation_bytes: int = 0) -> Upscaler:
 
 
 def _job(width: int, height: int, bits: int = 8, output: str = "out.png") -> Job:
-    header = PictureHeader(Path("in.png"), format_from_path(Path("in.png")), width, height, bits, 3, False)
-    return Job(header.path, Path(output), header=header)
+    source = Path("in.png")
+    header = PictureHeader(
+        path=source,
+        format="PNG",
+        width_px=width,
+        height_px=height,
+        bits=bits,
+        channels=3,
+        has_alpha=False,
+    )
+    return Job(source, Path(output), header=header)
 
 
 def _needed(width: int, height: int, bits: int = 8, output: str = "out.png") -> int:

@@ -139,37 +139,14 @@ def deep_png(components: np.ndarray, kind: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
 
 
-def deep_tiff(photo: np.ndarray, channels: int, big: bool, order: str = "<") -> bytes:
-    """photo: (H, W, 3) uint8. Uncompressed 16-bit values in one strip. channels: transparency counted."""
-    height, width = photo.shape[:2]
-    values = np.dstack([photo, photo[..., :1]])[..., :channels].astype(order + "u2") * 257
-    pixels = values.astype(order + "u2").tobytes()
-    start = (16 if big else 8) + len(pixels)
-    number, wide, entry = ("Q", "Q", 20) if big else ("H", "I", 12)
-    tags: list[tuple[int, int, tuple[int, ...]]] = [
-        (256, 4, (width,)),
-        (257, 4, (height,)),
-        (258, 3, (16,) * channels),
-        (259, 3, (1,)),
-        (262, 3, (1 if channels == 2 else 2,)),
-        (273, 4, (16 if big else 8,)),
-        (274, 3, (6,)),
-        (277, 3, (channels,)),
-        (278, 4, (height,)),
-        (279, 4, (len(pixels),)),
-    ]
-    tags += [(338, 3, (2,))] if channels % 2 == 0 else []
-    behind = start + struct.calcsize(order + number) + entry * len(tags) + struct.calcsize(order + wide)
-    head, tail = struct.pack(order + number, len(tags)), b""
-    for tag, kind, items in tags:
-        data = struct.pack(f"{order}{len(items)}{'H' if kind == 3 else 'I'}", *items)
-        room = struct.calcsize(order + wide)
-        if len(data) > room:
-            data, tail = struct.pack(order + wide, behind + len(tail)), tail + data
-        head += struct.pack(order + "HH" + wide, tag, kind, len(items)) + data.ljust(room, b"\0")
-    mark = b"II" if order == "<" else b"MM"
-    first = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, start) if big else (42, start)))
-    return mark + first + pixels + head + struct.pack(order + wide, 0) + tail
+def deep_tiff(photo: np.ndarray, channels: int, big: bool) -> bytes:
+    """16-bit values in one strip, turned by their orientation. photo: (H, W, 3) uint8. channels: with alpha."""
+    values = np.dstack([photo, photo[..., :1]])[..., :channels].astype(np.uint16) * 257
+    settings = {"extrasamples": (2,)} if channels % 2 == 0 else {}
+    kind, turned = "minisblack" if channels == 2 else "rgb", [(274, "H", 1, 6, True)]
+    file = io.BytesIO()
+    tifffile.imwrite(file, values, bigtiff=big, photometric=kind, planarconfig="contig", extratags=turned, **settings)
+    return file.getvalue()
 
 
 def mutant(seed: int, number: int, wholes: list[bytes]) -> bytes:

@@ -10,7 +10,7 @@ from PIL import features
 from intsr.errors import ImageError
 from intsr.runtime.pictures.formats.base import PictureFormat, save_by_pillow
 from intsr.runtime.pictures.picture import ImageMetadata, PictureHeader
-from intsr.runtime.pictures.pillow import PictureFile, header_by_pillow
+from intsr.runtime.pictures.pillow import PictureFile
 
 # Boxes in front of the pixels; a picture of a thousand tiles has about 64 KiB of them.
 _MOST_HEAD_BYTES = 1 << 20
@@ -37,9 +37,9 @@ class _Avif(PictureFormat):
         head = file.read(_MOST_HEAD_BYTES)
         # The third byte of `av1C`: tier, high_bitdepth, ... Source: AV1 in ISOBMFF, 2.3.
         at = head.find(b"av1C")
-        is_deep = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
-        notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_deep else ()
-        return header_by_pillow(self, path, file, notes)
+        is_above_8_bits = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
+        notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_above_8_bits else ()
+        return self.header_by_pillow(path, file, notes=lambda image: notes)
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         if not features.check("avif"):

@@ -47,10 +47,15 @@ class PictureFormat:
 
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         """Read the header of a file that was recognised. Raises ImageError, and what broken data raises."""
-        return header_by_pillow(self, path, file)
+        return self.header_by_pillow(path, file)
+
+    def header_by_pillow(self, path: Path, file: PictureFile, **more: Any) -> PictureHeader:
+        """Read the header of what Pillow opens. more: see there."""
+        own: dict[str, Any] = {"notes": self.notes_of_image, "decoder_bytes": self.decoder_bytes}
+        return header_by_pillow(self.name, path, file, **own | more)
 
     def notes_of_image(self, image: Image.Image) -> tuple[str, ...]:
-        """What of an opened image will be lost, for people."""
+        """Tell what of an opened image will be lost, for people."""
         return ()
 
     def decode(self, header: PictureHeader) -> LoadedImage:
@@ -69,7 +74,7 @@ class PictureFormat:
         return True
 
     def kept(self, metadata: ImageMetadata) -> tuple[ImageMetadata, tuple[str, ...]]:
-        """What of the metadata the format holds, and one note that names the rest."""
+        """Return what of the metadata the format holds, and one note that names the rest."""
         found = {"EXIF": metadata.exif, "XMP": metadata.xmp, "ICC": metadata.icc_profile, "IPTC": metadata.iptc}
         most = {"EXIF": self.max_exif_bytes, "XMP": self.max_xmp_bytes}
         kept = {
@@ -94,13 +99,13 @@ def save_by_vips(image: Any, path: Path, save: str, **settings: Any) -> None:
 
 
 def save_by_pillow(image: Any, path: Path, name: str, **settings: Any) -> None:
-    """For what libvips has no encoder for. Settings that are empty are left out."""
+    """Save what libvips has no encoder for. Settings that are empty are left out."""
     pixels = np.frombuffer(image.write_to_memory(), np.uint8).reshape(image.height, image.width, image.bands)
     whole = Image.fromarray(pixels[..., 0] if image.bands == 1 else pixels)
     whole.save(path, format=name, **{key: value for key, value in settings.items() if value})
 
 
 def keep_flags(metadata: ImageMetadata) -> int:
-    """Flags for libvips' `keep`: without them it writes an EXIF of its own. A JPEG has its resolution there."""
+    """Return flags for libvips' `keep`: else it writes an EXIF of its own, in which JPEG has the resolution."""
     found = (metadata.exif or metadata.dpi, metadata.xmp, metadata.iptc, metadata.icc_profile)
     return sum(flag for flag, data in zip((1, 2, 4, 8), found, strict=True) if data)

@@ -8,7 +8,7 @@ from typing import Any
 from intsr.runtime.pictures.damage import scan_png
 from intsr.runtime.pictures.formats.base import PictureFormat, keep_flags, save_by_vips
 from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureHeader
-from intsr.runtime.pictures.pillow import PictureFile, decoded_by_pillow, header_by_pillow
+from intsr.runtime.pictures.pillow import PictureFile, decoded_by_pillow
 
 
 class _Png(PictureFormat):
@@ -25,7 +25,10 @@ class _Png(PictureFormat):
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         scan = scan_png(file)
         file.patches = scan.patches
-        return header_by_pillow(self, path, file, scan.notes, scan.has_late_metadata, scan.patches)
+        late, patches = scan.has_late_metadata, scan.patches
+        return self.header_by_pillow(
+            path, file, notes=lambda image: scan.notes, has_late_metadata=late, details=patches
+        )
 
     def decode(self, header: PictureHeader) -> LoadedImage:
         return decoded_by_pillow(header, patches=header.details)

@@ -29,22 +29,22 @@ PICTURE_SUFFIXES = tuple(suffix for item in FORMATS for suffix in item.suffixes)
 
 
 def format_from_head(path: Path, head: bytes) -> PictureFormat:
-    """By the first bytes of a file, `HEAD_BYTES` of them. Raises ImageError."""
+    """Find the format of a file by its first `HEAD_BYTES` bytes. Raises ImageError."""
     found = next((item for item in FORMATS if item.recognizes(head)), None)
     if found is not None:
         return found
     if kind := other_kind(head):
         raise ImageError(path, f"{kind} file, which is not read", EXPECTED, "convert it to PNG or JPEG first")
-    raise not_a_picture(path)
+    raise ImageError(path, "not a picture, whatever its name says", EXPECTED)
 
 
-def not_a_picture(path: Path) -> ImageError:
-    """The error for a file that is no picture at all."""
-    return ImageError(path, "not a picture, whatever its name says", EXPECTED)
+def format_from_name(name: str) -> PictureFormat:
+    """Find the format of a header."""
+    return next(item for item in FORMATS if item.name == name)
 
 
 def format_from_path(path: Path) -> PictureFormat:
-    """By the suffix, in any case. Raises ImageError."""
+    """Find the format by the suffix, in any case. Raises ImageError."""
     suffix = path.suffix.lower()
     found = next((item for item in FORMATS if suffix in item.suffixes), None)
     if found is None:

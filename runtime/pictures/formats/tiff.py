@@ -61,25 +61,23 @@ class _Tiff(PictureFormat):
 
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         page, notes = picture_page(path, file)
-        if Image.MAX_IMAGE_PIXELS is not None and page.area > 2 * Image.MAX_IMAGE_PIXELS:
-            raise Image.DecompressionBombError
         ifd = read_ifd(file, PIXEL_TAGS, page.ifd.offset, strict=True)
         kind = kind_of_tiff(path, ifd)
         orientation = _orientation(_tags(file, page))
         width_px, height_px = page.size if orientation < 5 else page.size[::-1]
         rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
         return PictureHeader(
-            path,
-            self,
-            width_px,
-            height_px,
-            kind.read_bits,
-            kind.read_channels,
-            kind.alpha is not None,
-            orientation,
-            _decoder_bytes(kind, rows / page.size[1]),
-            (*notes, *kind.notes),
-            _Details(page, kind),
+            path=path,
+            format=self.name,
+            width_px=width_px,
+            height_px=height_px,
+            bits=kind.read_bits,
+            channels=kind.read_channels,
+            has_alpha=kind.alpha is not None,
+            orientation=orientation,
+            decoder_bytes=_decoder_bytes(kind, rows / page.size[1]),
+            notes=(*notes, *kind.notes),
+            details=_Details(page, kind),
         )
 
     def decode(self, header: PictureHeader) -> LoadedImage:
@@ -116,7 +114,7 @@ class _Tiff(PictureFormat):
 
 
 def _tags(file: PictureFile, page: Page) -> Tags:
-    """What the directory of a picture behind others does not say, the first one does."""
+    """Read the picture's directory, and what it does not say from the first one, which may be its preview's."""
     return tags_from_directory(file) | tags_from_directory(file, page.ifd.offset)
 
 
@@ -136,7 +134,7 @@ def _dpi(tags: Tags, turned: bool) -> tuple[float, float] | None:
 
 
 def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
-    """For each pixel, a strip or a row of tiles, which may be the whole picture; twice where rows are put together.
+    """Return what a strip or a row of tiles takes for each pixel of the picture, which it may be the whole of.
 
     strip_height: as a part of the picture's.
     """

@@ -36,7 +36,7 @@ UNREAD_SUFFIXES = (
 
 
 def other_kind(head: bytes) -> str:
-    """What a file is by its first bytes, with an article, `a GIF` for instance; empty where it is nothing known."""
+    """Tell what a file is by its first bytes, with an article, as in `a GIF`; empty where that is not known."""
     if head[4:8] == b"ftyp" and head[8:12] in _HEIC:
         return "a HEIC"
     if head[4:8] == b"ftyp" and head[8:12] == _CANON_RAW:

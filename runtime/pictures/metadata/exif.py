@@ -29,9 +29,9 @@ _INNER = frozenset(range(65536)) - {0x9214, 0xA214, 0xA005}
 # BigTIFF's LONG8, and IFD, as what EXIF has.
 _LONG = 4
 _PLAIN_KINDS = {13: _LONG, 16: _LONG}
-# Of a TIFF's directory, what describes the picture and not its file: description, make, model, software, date,
-# artist, host, ratings, copyright, Windows' title to subject.
-_DESCRIBING = (270, 271, 272, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
+# Of a TIFF's directory, what describes the picture and not its file: description, make, model, resolution,
+# software, date, artist, host, ratings, copyright, Windows' title to subject.
+_DESCRIBING = frozenset({270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096)})
 _ROOTS = {False: b"II*\0\x08\0\0\0", True: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"}
 # What Pillow raises on broken directories.
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError, ArithmeticError, struct.error)
@@ -39,9 +39,10 @@ _BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowErr
 
 @dataclass(frozen=True, slots=True)
 class Tags:
-    """A directory's values by their tags, and TIFF's numbers of their types. Text is bytes, in whatever encoding."""
+    """The values of a directory by their tags. Text is bytes, in whatever encoding it is."""
 
     values: dict[int, Any] = field(default_factory=dict)
+    # TIFF's numbers of their types.
     kinds: dict[int, int] = field(default_factory=dict)
     # The directories of EXIF and of GPS by the tag that points to them.
     inner: dict[int, Tags] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Tags:
 
 
 def tags_from_directory(file: BinaryIO, offset: int = 0) -> Tags:
-    """The tags of a directory of a TIFF or a block of EXIF. offset: 0 for the first. What is broken is left out."""
+    """Read a directory of a TIFF or of a block of EXIF. offset: 0 for the first. What is broken is left out."""
     found = Tags()
     with warnings.catch_warnings(), suppress(*_BROKEN):
         # Pillow warns of what it leaves out.
@@ -82,8 +83,8 @@ def _loaded(file: BinaryIO, ifd: ImageFileDirectory_v2, offset: int) -> Tags:
     return made
 
 
-def _directory(tags: Tags, wanted: Container[int], big: bool, order: bytes) -> ImageFileDirectory_v2:
-    """Of those tags that are wanted. One that cannot be written costs itself alone."""
+def _ifd(tags: Tags, wanted: Container[int], big: bool, order: bytes) -> ImageFileDirectory_v2:
+    """Return a directory of the tags that are wanted. One that cannot be written costs itself alone."""
     made = ImageFileDirectory_v2(_ROOTS[big], order)
     for tag, value in tags.values.items():
         trial = ImageFileDirectory_v2(_ROOTS[big], order)
@@ -96,14 +97,14 @@ def _directory(tags: Tags, wanted: Container[int], big: bool, order: bytes) -> I
     return made
 
 
-def _directories(tags: Tags, size: tuple[int, int], start: int, big: bool, order: bytes) -> tuple[bytes, int]:
-    """What describes the picture, as directories for the offset `start` of a file, and where the first of them is.
+def _ifds(tags: Tags, size: tuple[int, int], start: int, big: bool, order: bytes) -> tuple[bytes, int]:
+    """Return what describes the picture, as directories for the offset `start` of a file, and where the first is.
 
     Empty where there is nothing. size: (width, height), where sides are named. order: `II` or `MM`.
     """
-    data, first = b"", _directory(tags, _DESCRIBING, big, order)
+    data, first = b"", _ifd(tags, _DESCRIBING, big, order)
     for pointer, found in tags.inner.items():
-        inner = _directory(found, _INNER, big, order)
+        inner = _ifd(found, _INNER, big, order)
         for tag, side_px in zip((_WIDTH, _HEIGHT), size, strict=True):
             if tag in inner:
                 inner.tagtype[tag] = _LONG
@@ -117,14 +118,14 @@ def _directories(tags: Tags, size: tuple[int, int], start: int, big: bool, order
 
 
 def exif_from_tags(tags: Tags, size: tuple[int, int], order: bytes = b"II") -> bytes:
-    """A block of EXIF of what describes the picture; empty where there is nothing. order: as above."""
+    """Return a block of EXIF of what describes the picture; empty where there is nothing. order: `II` or `MM`."""
     head = struct.Struct("<2sHI" if order == b"II" else ">2sHI")
-    data, place = _directories(tags, size, head.size, big=False, order=order)
+    data, place = _ifds(tags, size, head.size, big=False, order=order)
     return EXIF_HEADER + head.pack(order, 42, place) + data if data else b""
 
 
 def exif_for_size(exif: bytes, size: tuple[int, int]) -> bytes:
-    """The same block, in its byte order, without orientation and thumbnail, with these sides."""
+    """Return the block, in its byte order, without orientation and thumbnail, with these sides."""
     exif = exif.removeprefix(EXIF_HEADER)
     order = b"MM" if exif.startswith(b"MM") else b"II"
     return exif_from_tags(tags_from_directory(BytesIO(exif)), size, order)
@@ -141,7 +142,7 @@ def append_exif(path: Path, exif: bytes, size: tuple[int, int]) -> None:
         big = file.read(4) == _ROOTS[True][:4]
         start = file.seek(0, os.SEEK_END)
         start += file.write(b"\0" * (start % 2))
-        data, place = _directories(tags, size, start, big, b"II")
+        data, place = _ifds(tags, size, start, big, b"II")
         if not data:
             return
         file.write(data + b"\0" * (len(data) % 2))
@@ -157,7 +158,7 @@ def append_exif(path: Path, exif: bytes, size: tuple[int, int]) -> None:
 
 
 def _entries(file: BinaryIO, offset: int, big: bool) -> list[tuple[int, bytes]]:
-    """Tags and whole entries of a little-endian directory."""
+    """Read tags and whole entries of a little-endian directory."""
     file.seek(offset)
     (count,) = struct.unpack("<Q" if big else "<H", file.read(8 if big else 2))
     entries = [file.read(20 if big else 12) for _ in range(count)]

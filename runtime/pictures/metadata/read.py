@@ -24,7 +24,7 @@ _MOST_DPI = 1e6
 
 
 def orientation_of_image(image: Image.Image) -> tuple[int, tuple[str, ...]]:
-    """EXIF's orientation of an opened image, 1 to 8, and a note where that cannot be told. Nothing is decoded."""
+    """Return EXIF's orientation, 1 to 8, and a note where that cannot be told. Nothing is decoded."""
     _adopt_raw_profiles(image)
     try:
         # For a PNG, Pillow's own method decodes the whole picture: what it looks for may lie behind the pixels.
@@ -34,7 +34,7 @@ def orientation_of_image(image: Image.Image) -> tuple[int, tuple[str, ...]]:
 
 
 def orientation_from_tags(tags: Mapping[int, Any]) -> int:
-    """1 to 8; 1 where there is none."""
+    """Return EXIF's orientation, 1 to 8; 1 where there is none."""
     value = tags.get(ORIENTATION, 1)
     # Some write it twice, or as a byte.
     value = value[0] if isinstance(value, tuple | bytes) and value else value
@@ -42,7 +42,7 @@ def orientation_from_tags(tags: Mapping[int, Any]) -> int:
 
 
 def metadata_of_image(image: Image.Image, turned: bool) -> ImageMetadata:
-    """Of a decoded image. turned: whether rows of the file become columns."""
+    """Return what a decoded image carries. turned: whether rows of the file become columns."""
     _adopt_raw_profiles(image)
     info = image.info
     exif, icc_profile = info.get("exif"), info.get("icc_profile")
@@ -63,7 +63,7 @@ def metadata_of_image(image: Image.Image, turned: bool) -> ImageMetadata:
 
 
 def dpi_of_upright(dpi: Any, turned: bool) -> tuple[float, float] | None:
-    """A pair of positive numbers, swapped where rows become columns; None for anything else."""
+    """Return a pair of positive numbers, swapped where rows become columns; None for anything else."""
     try:
         x, y = (float(side) for side in dpi)
     except (TypeError, ValueError, ZeroDivisionError):

@@ -14,7 +14,7 @@ _ORIENTATION = re.compile(
 
 
 def _sides(names: bytes) -> re.Pattern[bytes]:
-    """A pattern for these properties, as attributes and as elements; its first group is all but the number."""
+    """Return a pattern for these properties, as attributes and as elements; its first group is all but the number."""
     attribute, element = _NOT_IN_NAME + b"(?:" + names + rb")\s*=\s*[\"']\s*", b"<(?:" + names + rb")\s*>\s*"
     return re.compile(b"(" + attribute + b"|" + element + rb")\d+(?=\s*[\"'<])")
 
@@ -23,7 +23,7 @@ _SIDES = (_sides(_WIDTHS), _sides(_HEIGHTS))
 
 
 def xmp_for_size(xmp: bytes, width_px: int, height_px: int) -> bytes:
-    """The same without its orientation, which has been applied, and with these sides where it names some."""
+    """Return the XMP without its orientation, which has been applied, and with these sides where it names some."""
     xmp = _ORIENTATION.sub(b"", xmp)
     for pattern, side_px in zip(_SIDES, (width_px, height_px), strict=True):
         xmp = pattern.sub(rb"\g<1>%d" % side_px, xmp)

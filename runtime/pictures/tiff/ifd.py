@@ -45,7 +45,7 @@ class Ifd:
 
 
 def read_ifd(file: BinaryIO, wanted: Container[int], offset: int = 0, strict: bool = False) -> Ifd:
-    """The directory at an offset, 0 for the first. wanted: tags. strict: a broken one among them is an error.
+    """Read the directory at an offset, 0 for the first. wanted: tags. strict: a broken one among them is an error.
 
     Raises ValueError, OverflowError, struct.error where there is no directory.
     """

@@ -74,7 +74,7 @@ class TiffKind:
 
     @property
     def read_bits(self) -> int:
-        """As the picture will be read: inks become light by tables of 8 bits."""
+        """The bits of the decoded picture: inks become light by tables of 8 bits."""
         return 16 if self.bits > 8 and not self.inks else 8
 
     @property
@@ -91,7 +91,7 @@ class TiffKind:
 
 
 def kind_of_tiff(path: Path, ifd: Ifd) -> TiffKind:
-    """The kind of the picture's directory. Raises ImageError for what is not read, by its name."""
+    """Tell what the picture of a directory is. Raises ImageError for what is not read, by its name."""
     compression = (*ifd.numbers.get(COMPRESSION, ()), _NONE)[0]
     photometric = _photometric(path, ifd, compression)
     samples, bits = _samples_and_bits(path, ifd, photometric, compression)
@@ -146,7 +146,7 @@ def _check_numbers(path: Path, ifd: Ifd, bits: int) -> None:
 
 
 def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int | None:
-    """The channel that is transparency. Raises ImageError where it is not known which channels are the picture."""
+    """Find the channel that is transparency. Raises ImageError where nobody knows which channels are the picture."""
     beside = samples - colours
     if beside < 0:
         raise ImageError(path, f"a TIFF of {name} with {samples} channels", f"{colours}", "save it anew")
@@ -163,7 +163,7 @@ def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int |
 
 
 def _check_pillow_reads(path: Path, kind: TiffKind, name: str, compression: int, ifd: Ifd) -> None:
-    """What libvips does not read. Raises ImageError for what Pillow does not either, or not rightly."""
+    """Raise ImageError for what Pillow does not read either, or not rightly."""
     got, fix = "", "save it anew, uncompressed or with LZW or Deflate"
     beside, said = kind.samples - kind.colours, ifd.numbers.get(EXTRA_SAMPLES, ())
     apart, method = kind.samples > 1 and ifd.numbers.get(PLANES, ()) == (2,), _method(compression)

@@ -66,7 +66,7 @@ class Page:
 
 
 def picture_page(path: Path, file: BinaryIO) -> tuple[Page, tuple[str, ...]]:
-    """The page that is the picture, and notes about the others. file: of `path`, a TIFF.
+    """Find the page that is the picture, and say what the others are. file: of `path`, a TIFF.
 
     Raises ImageError where there is none or the file is camera raw; ValueError, OverflowError, struct.error where the
     first directory cannot be read.
@@ -102,7 +102,7 @@ def _notes(picture: Page, frames: list[Page], masked: bool) -> tuple[str, ...]:
 
 
 def _pages(file: BinaryIO) -> Iterator[Page]:
-    """One after another, each followed by those inside it. Raises as `picture_page`, for the first only."""
+    """Yield one page after another, each followed by those inside it. Raises as `picture_page`, for the first."""
     seen, number, following = set[int](), 0, 0
     # Directories of their own bytes fit into the file; those that lie across one another would take for ever.
     room = file.seek(0, os.SEEK_END)
