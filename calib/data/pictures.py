@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
-from intsr.errors import CalibrationError, UsageError
+from intsr.errors import UsageError
 from intsr.runtime.pictures.rgb8 import PICTURE_SUFFIXES, read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
 from intsr.runtime.tiles.grid import pad_to_square, plan_tiles
@@ -77,21 +77,6 @@ def guard_batch(spec: ModelSpec, side_px: int, seed: int = 0) -> torch.Tensor:
     """`guard_pictures` as networks see them: (n, 3, S, S) float32 in [-1, 1], S = side_px * upscale_factor."""
     pictures = guard_pictures(side_px, seed)
     return torch.from_numpy(np.concatenate([tiles_from_pixels(pixels, spec, side_px) for pixels in pictures]))
-
-
-def shows_nothing(picture: torch.Tensor) -> bool:
-    """Whether (N, 3, H, W) is flat, each channel at one level."""
-    return not bool((picture.amax((2, 3)) > picture.amin((2, 3))).any())
-
-
-def with_some_detail(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same, one after another. Raises CalibrationError at their end where every one of them shows nothing."""
-    flat = True
-    for batch in batches:
-        flat = flat and shows_nothing(batch)
-        yield batch
-    if flat:
-        raise CalibrationError("--images", "pictures of one flat colour each", "photographs with detail")
 
 
 def calibration_inputs(

@@ -71,14 +71,19 @@ class Journal:
         """Time spent, that of interrupted runs up to their last checkpoint included."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def finished(self, phase: str) -> dict[str, Any] | None:
-        """What `finish` was given for this phase, by this run or one before."""
-        return None if self.folder is None else self._read(self._phase_path(phase))
+    def step(self, phase: str, run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+        """Return what `run` returned for this phase in a run before, or run it now and keep that.
 
-    def finish(self, phase: str, state: dict[str, Any]) -> None:
+        The second value tells whether it was there.
+        """
+        known = None if self.folder is None else self._read(self._phase_path(phase))
+        if known is not None:
+            return known, True
+        state = run()
         if self.folder is not None:
             self._write(self._phase_path(phase), state)
             (self.folder / CURRENT_NAME).unlink(missing_ok=True)
+        return state, False
 
     def in_progress(self, phase: str) -> dict[str, Any] | None:
         """The last checkpoint, where it is one of this phase."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibrate import METHODS, STATIC_METHODS, parse_parts
+from intsr.calib import methods as quantization
+from intsr.calib.calibrate import parse_parts
 from intsr.errors import UsageError
 from intsr.runtime.measure.metrics import Scores
 from intsr.types import Bits
@@ -29,7 +30,7 @@ class Setting:
 
     @property
     def trains(self) -> bool:
-        return self.method not in STATIC_METHODS
+        return quantization.methods()[self.method].trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,10 @@ def settings_from_text(methods: str, bits: str, parts: Sequence[str]) -> tuple[S
     """`maxmin,lbq`, `w8a8,w6a6` and each of `parts`, `unet,vae` for example: all combinations. Raises UsageError."""
     named = _names(methods, "--methods")
     for name in named:
-        if name not in METHODS:
-            raise UsageError("--methods", repr(name), f"some of {', '.join(METHODS)}, separated by commas")
+        if name not in quantization.methods():
+            raise UsageError(
+                "--methods", repr(name), f"some of {', '.join(quantization.methods())}, separated by commas"
+            )
     widths = [Bits.parse(name) for name in _names(bits, "--bits")]
     if not all(width.quantized for width in widths):
         raise UsageError("--bits", "fp", "wXaY: full precision is a row of its own")

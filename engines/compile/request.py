@@ -12,7 +12,7 @@ from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PASSIONSR, Calibration
 from intsr.calib.data.choose_pictures import usable_pictures
 from intsr.calib.data.pictures import list_pictures
-from intsr.calib.methods.low_bits import low_bits_warning
+from intsr.calib.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
 from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
 from intsr.cli.console import progress, say

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.families.sd21 import input_groups
 from intsr.calib.models.open import SRModel
-from intsr.calib.observe.let_scales import let_scale_from_maxima, observe_let
+from intsr.calib.observe.let_scales import let_scale_from_maxima
 from intsr.errors import CalibrationError
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch, quantize_weight
 from intsr.types import Bits
