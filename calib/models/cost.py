@@ -2,7 +2,7 @@
 
 The networks are instantiated on torch's meta device, which computes shapes and nothing else. Operations are twice
 the multiply-accumulates of Conv2d and Linear; attention's matrix products, norms and activations are not counted,
-as in the literature's compression tables. Source: METHODS section 8.
+as in the literature's compression tables.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def architecture_from_folder(folder: Path, name: str | None = None) -> Architect
         check_config(part, configs[part], path)
     check_channels(configs["unet"], configs["vae"], folder)
     settings = read_settings(folder, name or folder.resolve().name)
-    tokens = _tokens_from_context(folder / settings["context"]) if settings["context"] else PROMPT_TOKENS
-    return Architecture(settings["name"], configs["unet"], configs["vae"], tokens, settings["synthetic"])
+    tokens = _tokens_from_context(folder / settings.context) if settings.context else PROMPT_TOKENS
+    return Architecture(settings.name, configs["unet"], configs["vae"], tokens, settings.synthetic)
 
 
 def architecture_from_file(path: Path) -> Architecture:

@@ -61,8 +61,8 @@ def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bo
     folder = _download(repository, revision, _SMALL_FILES)
     settings = read_settings(folder, repository)
     weights = dict.fromkeys(PARTS, WEIGHT_FILES + INDEX_FILES) if with_weights else {}
-    if settings["context"]:
-        _download(repository, revision, [str(settings["context"])])
+    if settings.context:
+        _download(repository, revision, [settings.context])
     elif with_weights and needs_text:
         _download(repository, revision, _TEXT_FILES)
         weights["text_encoder"] = TEXT_WEIGHT_FILES

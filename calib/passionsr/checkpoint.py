@@ -1,6 +1,6 @@
 """Read PassionSR's official calibrated checkpoints: quantizers and LET of every layer, no weights.
 
-Keys are `model.model.<ldm name>.<tensor>`. Source: METHODS section 2, "Official calibrated checkpoints".
+Keys are `model.model.<ldm name>.<tensor>`. docs/theory.md, "PassionSR's checkpoints".
 """
 
 from __future__ import annotations

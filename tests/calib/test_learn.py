@@ -114,6 +114,7 @@ def test_learned_ranges_beat_maxmin_at_four_bits(tiny_model, pictures):
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 def test_caches_do_not_change_the_result(tiny_model, pictures):
     few = replace(SMALL, method="lbq", parts=("unet",), training=TrainingOptions(2, 0, 2))
     kept, disk, none = (
@@ -132,6 +133,7 @@ def test_caches_do_not_change_the_result(tiny_model, pictures):
         assert ends == pytest.approx((quantizer.x_min, quantizer.x_max), abs=reach), site
 
 
+@pytest.mark.slow
 def test_recomputed_activations_do_not_change_the_result(tiny_model, pictures):
     few = replace(SMALL, method="lbq", parts=("vae",), training=TrainingOptions(0, 3, 2))
     kept = calibrate(tiny_model, pictures, few)
@@ -186,6 +188,7 @@ def test_killed_and_started_again_it_ends_the_same(tiny_folder, pictures, tmp_pa
     assert load_calibration(tmp_path / "broken").digest() == load_calibration(whole).digest()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_resume(tiny_folder, pictures, tmp_path, intsr):
     arguments = [tiny_folder, "--images", pictures[0].parent, *OPTIONS, "-o", tmp_path / "c"]
     assert killed_run(2, [*arguments, "--bits", "w6a6"]) == -signal.SIGKILL

@@ -89,8 +89,3 @@ def test_scales_of_another_width(tiny_model: SRModel, tiny_calibration: Calibrat
     broken = replace(tiny_calibration.sites[site], **let)
     with pytest.raises(CalibrationError, match="LET of 2 channels"):
         fold(tiny_model, replace(tiny_calibration, sites=dict(tiny_calibration.sites) | {site: broken}))
-
-
-def test_nan_names_the_layer(tiny_model: SRModel) -> None:
-    with pytest.raises(CalibrationError, match=r"vae\.encoder\.conv_in"):
-        observe_let(tiny_model, [torch.full((1, 3, 32, 32), float("nan"))], Bits(8, 8), PARTS)
