@@ -1,4 +1,4 @@
-"""What a calibration would take, from one real block of each kind: `calibrate --dry-run`.
+"""Estimate what a calibration would take, from one real block of each kind: `calibrate --dry-run`.
 
 The networks run once on noise of a crop's size, every block timed. The slowest residual block, and the slowest
 transformer block, are then calibrated for a few steps. How much slower a training step is than a forward pass, and
@@ -40,12 +40,15 @@ MEASURED_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class MeasuredBlock:
-    """One block that was really calibrated. step_s: a training step; forward_s: a full-precision pass on one crop."""
+    """One block that was really calibrated."""
 
     name: str
+    # A full-precision pass on one crop.
     forward_s: float
     initialize_s: float
+    # A training step.
     step_s: float
+    # An input and its target.
     pair_bytes: int
 
 
@@ -101,12 +104,7 @@ class Estimate:
             "blocks": self.blocks,
             "forward_s": round(self.forward_s, 3),
             "measured": [
-                {
-                    "name": block.name,
-                    "forward_s": block.forward_s,
-                    "step_s": block.step_s,
-                    "initialize_s": block.initialize_s,
-                }
+                {key: getattr(block, key) for key in ("name", "forward_s", "step_s", "initialize_s")}
                 for block in self.measured
             ],
         }

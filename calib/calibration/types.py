@@ -40,7 +40,7 @@ Record: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteQuantizer:
-    """What calibration learned of one layer. Raises ValueError for numbers that no grid can have."""
+    """The numbers that calibration learned of one layer. Raises ValueError for numbers that no grid can have."""
 
     # The range of the layer's input; with a LET, of x~ = (x - d) / s.
     x_min: float

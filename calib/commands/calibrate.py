@@ -127,7 +127,7 @@ def _announce_replaced(
 
 
 def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
-    from intsr.calib.data.choose_pictures import usable_pictures
+    from intsr.calib.data.pictures import usable_pictures
 
     skipped = 0
 

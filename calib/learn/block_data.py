@@ -1,4 +1,4 @@
-"""What a block is trained on: its inputs behind the quantized blocks, and its full-precision outputs."""
+"""The pairs that a block is trained on: its inputs behind the quantized blocks, and its full-precision outputs."""
 
 from __future__ import annotations
 

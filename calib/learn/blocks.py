@@ -1,4 +1,8 @@
-"""Blocks: the blocks of a network that are calibrated one after another, and what each is given and returns."""
+"""The blocks of a network that are calibrated one after another, and what each is given and returns.
+
+A block's inputs come from the network with every block before it quantized, its targets from full precision. Nothing
+of the network behind a block runs while its inputs are recorded.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +90,7 @@ def blocks_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor)
 
 @torch.no_grad()
 def record_input(network: nn.Module, block: str, x: torch.Tensor) -> tuple[torch.Tensor, Call]:
-    """What the block is given when the network runs on x (N, ...): first argument, and the rest for one picture."""
+    """Return what the block is given when the network runs on x (N, ...): its first argument, and the rest for one picture."""
     found: list[tuple[torch.Tensor, Call]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,7 +105,7 @@ def record_input(network: nn.Module, block: str, x: torch.Tensor) -> tuple[torch
 
 @torch.no_grad()
 def record_output(network: nn.Module, block: str, x: torch.Tensor) -> torch.Tensor:
-    """What the block returns when the network runs on x."""
+    """Return what the block returns when the network runs on x."""
     found: list[torch.Tensor] = []
 
     def hook(_: nn.Module, args: Any, output: Any) -> None:
@@ -129,13 +133,14 @@ def _one(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ActivationStatistics:
-    """What a layer was given. values: inputs kept whole, (N, ...) each. low, high: (C,), the least and greatest value
-    of every channel, in these inputs and in those that only passed by. guard: the same two of each of the guard's
-    pictures, (n, C), or None."""
+    """The inputs of one layer."""
 
+    # Those that were kept whole, (N, ...) each.
     values: tuple[torch.Tensor, ...]
+    # (C,): the least and greatest value of every channel, in these and in those that only passed by.
     low: torch.Tensor
     high: torch.Tensor
+    # The same two of each of the guard's pictures, (n, C), or None.
     guard: tuple[torch.Tensor, torch.Tensor] | None = None
 
 

@@ -182,7 +182,7 @@ def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> 
 
 
 def _guard_floor(layer: QuantizedLayer, seen: ActivationStatistics) -> tuple[float, float]:
-    """What no search goes below: the mean over the guard's pictures of each one's ends, or all of it.
+    """Return what no search goes below: the mean over the guard's pictures of each one's range, or all of it.
 
     All of it on a bare stream, which nothing norms: what is clipped there is lost, a flat colour's whole level. And
     with 8 bits, which have codes to spare for the corner of a flat tile, many deviations from its mean.

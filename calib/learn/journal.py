@@ -1,4 +1,4 @@
-"""What a calibration has done so far, on disk: started again after a kill, it goes on to the same result.
+"""A calibration's progress on disk: started again after a kill, it goes on to the same result.
 
 A work folder holds `run.json`, what identifies the run; one `.pt` file for every finished phase; and `current.pt`,
 the phase in progress at some step. Everything else a phase needs is computed again from these. While a run is at work
@@ -161,7 +161,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What killed runs could not remove: half-written files, and caches as large as a block's inputs."""
+    """Remove what killed runs could not: half-written files, and caches as large as a block's inputs."""
     _remove_parts(folder)
     for path in folder.glob(f"{CACHE_PREFIX}*"):
         if path.is_dir() and not path.is_symlink():
@@ -212,7 +212,7 @@ def _check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _how_to_agree(known: Mapping[str, Any], different: list[str]) -> str:
-    """What to do about it, for what is no option of the command as well."""
+    """Say what to do about it, also where no option of the command decides it."""
     ways = []
     if "threads" in different and "threads" in known:
         ways.append(f"set OMP_NUM_THREADS={known['threads']}")

@@ -1,4 +1,4 @@
-"""What a quantization method is made of: kinds of learned numbers, stages that train them, and where they start.
+"""The parts of a quantization method: kinds of learned numbers, stages that train them, and where they start.
 
 `calib.methods` has one file a method; a method whose numbers are of a new kind brings that kind with it.
 """

@@ -49,17 +49,18 @@ MAX_LOG_SCALE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class GridSpec:
-    """What an input's grid may be. segments: channel -> which learned (s, d) it uses, or None for no LET.
-
-    holds_zero: a padded convolution adds zeros, which then need a code. may_shift: d may leave 0.
-    """
+    """The limits of an input's grid."""
 
     channels: int
+    # That the channels are on.
     axis: int
     bits: int
     symmetric: bool
+    # A padded convolution adds zeros, which then need a code.
     holds_zero: bool
+    # d may leave 0.
     may_shift: bool
+    # Channel -> which learned (s, d) it uses, or None for no LET.
     segments: tuple[int, ...] | None
 
 
@@ -236,7 +237,7 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def site_quantizer(self) -> SiteQuantizer:
-        """What was learned, as numbers."""
+        """Return the numbers that were learned, and change nothing."""
         low, high = (float(end) for end in self.grid.range())
         arrays: dict[str, Any] = {}
         if self.grid.has_let:

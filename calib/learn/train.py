@@ -71,7 +71,7 @@ class Phase:
 
 
 def _own_tensors(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
-    """What calibration set, in place; not the model's own weights."""
+    """Return the tensors that calibration set, not copied; the model's own weights are not among them."""
     return {
         f"{layer.site}:{name}": value
         for layer in layers

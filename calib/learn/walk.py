@@ -48,7 +48,7 @@ Curves = dict[str, list[list[float]]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What every block and stage of one calibration shares."""
+    """Everything that the blocks and stages of one calibration share."""
 
     method: Method
     options: TrainingOptions
@@ -107,7 +107,7 @@ def _outputs(network: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.T
 
 @dataclass(frozen=True, slots=True)
 class _Trainee:
-    """What a stage trains: a block, or a whole network."""
+    """A block, or a whole network, that a stage trains."""
 
     layers: tuple[QuantizedLayer, ...]
     # The quantized block in its place, and what it is called with beside its input.

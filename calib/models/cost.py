@@ -73,7 +73,7 @@ def architecture_from_folder(folder: Path, name: str | None = None) -> Architect
 
 
 def architecture_from_file(path: Path) -> Architecture:
-    """Of a single file in ldm's format, by the shapes of its tensors. Raises ModelError."""
+    """Read the architecture of a single file in ldm's format off its tensors' shapes. Raises ModelError."""
     checkpoint = read_checkpoint(path)
     tensors = without_wrapper(checkpoint.tensors)
     unet, vae = configs_from_ldm({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
@@ -178,7 +178,7 @@ def total_from_costs(costs: tuple[NetworkCost, ...]) -> NetworkCost:
 
 
 def quantize_cost(costs: tuple[NetworkCost, ...], bits: Bits, parts: tuple[str, ...]) -> QuantizedCost:
-    """What is left in 32-bit equivalents when `parts` have `bits` and the rest stays in full precision.
+    """Count what is left in 32-bit equivalents when `parts` have `bits` and the rest stays in full precision.
 
     Parameters are stored in the weights' bits. An operation counts the wider of its two operands, as integer units
     multiply both at the same width; the papers only have equal bits, where this is their rule. Every parameter and

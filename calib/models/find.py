@@ -36,7 +36,7 @@ class Place:
 
 
 def find_model(name: str, with_weights: bool = True, needs_text: bool = True) -> Place:
-    """Where the model is; one of the hub is downloaded, and only the files that are needed.
+    """Return where the model is; one of the hub is downloaded, and only the files that are needed.
 
     with_weights: False where only its shapes are asked for. needs_text: whether its text encoder would make the
     context. Raises ModelError.

@@ -1,4 +1,4 @@
-"""What one-step inference needs to know beside the weights: `intsr_model.json` and the scheduler."""
+"""Everything that one-step inference needs beside the weights: `intsr_model.json` and the scheduler."""
 
 from __future__ import annotations
 

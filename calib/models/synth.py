@@ -38,7 +38,7 @@ PREDICTION, PREDICTION_GAIN = "unet.conv_out.weight", 1 / 14.6
 
 @dataclass(frozen=True, slots=True)
 class SyntheticModel:
-    """What was written. parameters: by network. size_bytes: of the weights' files."""
+    """The model that was written. parameters: by network. size_bytes: of the weights' files."""
 
     folder: Path
     name: str

@@ -27,13 +27,14 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """Where a network's weights are. part: `unet` or `vae`. path: a file, or the index of several. is_ldm: both
-    networks are in one file, under ldm's names.
-    """
+    """The place of a network's weights."""
 
+    # `unet` or `vae`.
     part: str
     config: Mapping[str, Any]
+    # A file, or the index of several.
     path: Path
+    # Both networks are in one file, under ldm's names.
     is_ldm: bool = False
 
 

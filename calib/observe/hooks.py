@@ -99,7 +99,7 @@ def _whole_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> t
 def observe_ranges(
     model: SRModel, batches: Iterable[torch.Tensor], guard: Iterable[torch.Tensor], parts: tuple[str, ...]
 ) -> dict[str, ChannelRanges]:
-    """Of every site of `parts`; two numbers a channel and picture are kept, never an activation.
+    """Observe every site of `parts`; two numbers a channel and picture are kept, never an activation.
 
     batches, guard: (N, 3, H, W) float32 in [-1, 1]; the guard may be none. Raises CalibrationError for activations
     that are not finite.

@@ -42,7 +42,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassionSRCheckpoint:
-    """What the files of a calibrated model hold."""
+    """The content of the files of a calibrated model."""
 
     # What the files are of.
     parts: tuple[str, ...]

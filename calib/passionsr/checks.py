@@ -1,4 +1,4 @@
-"""Whether an official checkpoint belongs to a model: its norms and weight ranges say so. No weights are inside.
+"""Check that a checkpoint of PassionSR belongs to a model, by its norms and weight ranges: it holds no weights.
 
 docs/theory.md, "PassionSR's checkpoints".
 """

@@ -46,7 +46,7 @@ def quantize_scalar_range(x: torch.Tensor, ends: Iterable[float], bits: int) -> 
 
 
 def halves(length: int, pieces: int) -> list[slice]:
-    """Where the official model cuts a dimension."""
+    """Return the slices that PassionSR's model cuts a dimension into."""
     return [slice(0, length)] if pieces == 1 else [slice(0, length // 2), slice(length // 2, length)]
 
 

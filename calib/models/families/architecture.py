@@ -21,7 +21,7 @@ SD21_SCHEDULER: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What decides the counts. unet and vae: diffusers' configurations, as in their config.json.
+    """A model's shapes. unet and vae: diffusers' configurations, as in their config.json.
 
     synthetic: of a model of random weights.
     """

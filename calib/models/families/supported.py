@@ -1,4 +1,4 @@
-"""What of diffusers' configurations is covered: SD 2.1's kind of UNet and VAE, of any width and depth.
+"""The configurations of diffusers that are covered: SD 2.1's kind of UNet and VAE, of any width and depth.
 
 Other settings would be lost in the rewrites for one step (`export.specialize`), or fail in the middle of a pass.
 """

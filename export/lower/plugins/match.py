@@ -56,7 +56,7 @@ class Graph:
 
 @dataclass(slots=True)
 class Match:
-    """What one node will stand for. value: its output's name so far. nodes: what goes."""
+    """The nodes that one node will stand for. value: its output's name so far. nodes: what goes."""
 
     norm: onnx.NodeProto
     x: str
