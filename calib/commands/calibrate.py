@@ -185,17 +185,15 @@ def _recipe(
     # Only the default gives way: what was asked for and does not fit is an error.
     crop_px = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
     return Recipe(
-        method,
-        Bits.parse(bits),
-        parse_parts(parts),
-        tile_px,
-        symmetric,
-        crop_px,
-        training["crops"],
-        options,
-        training["seed"],
-        training["device"],
-        guard,
+        method=method,
+        bits=Bits.parse(bits),
+        parts=parse_parts(parts),
+        tile_px=tile_px,
+        symmetric=symmetric,
+        crop_px=crop_px,
+        training=options,
+        guard=guard,
+        **{name: training[name] for name in ("crops", "seed", "device")},
     )
 
 

@@ -90,7 +90,7 @@ def blocks_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor)
 
 @torch.no_grad()
 def record_input(network: nn.Module, block: str, x: torch.Tensor) -> tuple[torch.Tensor, Call]:
-    """Return what the block is given when the network runs on x (N, ...): its first argument, and the rest for one picture."""
+    """Return a block's input when the network runs on x (N, ...), and the rest of its call for one picture."""
     found: list[tuple[torch.Tensor, Call]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -18,11 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from intsr.calib.models.families.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
 from intsr.calib.models.families.sd21_ldm import configs_from_ldm, without_wrapper
-from intsr.calib.models.families.supported import check_channels
 from intsr.calib.models.find import find_model
-from intsr.calib.models.spec import read_json, read_settings
+from intsr.calib.models.spec import read_settings
 from intsr.calib.models.tensor_files import read_checkpoint
-from intsr.calib.models.weights import CLASSES, check_config
+from intsr.calib.models.weights import read_configs
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 
@@ -61,12 +60,7 @@ class QuantizedCost:
 
 def architecture_from_folder(folder: Path, name: str | None = None) -> Architecture:
     """Read unet/config.json, vae/config.json and, where there is one, intsr_model.json. Raises ModelError."""
-    configs = {}
-    for part in CLASSES:
-        path = folder / part / "config.json"
-        configs[part] = read_json(path)
-        check_config(part, configs[part], path)
-    check_channels(configs["unet"], configs["vae"], folder)
+    configs = read_configs(folder)
     settings = read_settings(folder, name or folder.resolve().name)
     tokens = _tokens_from_context(folder / settings.context) if settings.context else PROMPT_TOKENS
     return Architecture(settings.name, configs["unet"], configs["vae"], tokens, settings.synthetic)

@@ -33,7 +33,7 @@ UNSET = {
     "vae": ("shift_factor", "latents_mean", "latents_std"),
 }
 PICTURE_CHANNELS, LATENT_CHANNELS, CONTEXT_CHANNELS = 3, 4, 1280  # diffusers' defaults
-# What the networks' lowering has (`export.aten`).
+# What the networks' lowering has (`export.lower.aten`).
 ACTIVATIONS = ("silu", "swish", "gelu")
 # The first of each is diffusers' default.
 KNOWN: dict[str, dict[str, tuple[str, ...]]] = {

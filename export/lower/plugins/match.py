@@ -1,4 +1,4 @@
-"""Finds a GroupNorm and as much of what follows it as one node can stand for: see `plugin_nodes`."""
+"""Finds a GroupNorm and as much of what follows it as one node can stand for: see `plugins.group_norm`."""
 
 from __future__ import annotations
 
