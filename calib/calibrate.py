@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import intsr
 from intsr.calib.calibration.types import PARTS, Calibration, SiteQuantizer
 from intsr.calib.data.crops import Crops, crops_from_pictures
-from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px, with_some_detail
-from intsr.calib.learn.blocks import units_by_name
+from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px
+from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.walk import Effort, learn
+from intsr.calib.learn.method import Method
+from intsr.calib.learn.train import Report, TrainingOptions
+from intsr.calib.learn.walk import Run, learn
+from intsr.calib.methods import method_from_name, methods
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
-from intsr.calib.methods.plans import PLANS, plan_of_method
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
-from intsr.calib.observe.let_scales import observe_let
 from intsr.errors import UsageError
 from intsr.files import sha256_from_path
 from intsr.memory import peak_resident_bytes
@@ -33,48 +34,49 @@ if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
 W8A8 = Bits(8, 8)
-DEFAULT_EFFORT = Effort()
-# One pass over the pictures, nothing trained.
-STATIC_METHODS = {"maxmin": observe_maxmin, "maxmin+let": observe_let}
-METHODS = (*STATIC_METHODS, *PLANS)
+DEFAULT_TRAINING = TrainingOptions()
 DEVICES = ("cpu", "cuda")
 Progress = Callable[[Iterable["torch.Tensor"]], Iterable["torch.Tensor"]]
-Report = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to calibrate.
-
-    parts: `unet`, `vae` or both. tile_px: side of the low-resolution tiles looked at. symmetric: activation grids
-    around 0, which TensorRT takes without a shift. The rest is for methods that train: crop_px and crops: side of the
-    training crops in low-resolution pixels, and how many; effort: how much, see `learn.Effort`; seed: of every random
-    choice; device: `cpu` or `cuda`. guard: look at `made_pictures`, too.
-    """
+    """How to calibrate. Raises UsageError for what cannot be."""
 
     method: str = "maxmin"
     bits: Bits = W8A8
+    # `unet`, `vae` or both.
     parts: tuple[str, ...] = PARTS
+    # Side of the low-resolution tiles looked at.
     tile_px: int = 128
+    # Activation grids around 0, which TensorRT takes without a shift.
     symmetric: bool = False
+    # For methods that train: side of the training crops in low-resolution pixels, how many, and how long.
     crop_px: int = 32
     crops: int = 48
-    effort: Effort = DEFAULT_EFFORT
+    training: TrainingOptions = DEFAULT_TRAINING
+    # Of every random choice.
     seed: int = 0
     device: str = "cpu"
+    # Whether `made_pictures` are looked at, too.
     guard: bool = True
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError("--method", repr(self.method), f"one of {', '.join(METHODS)}")
+        if self.method not in methods():
+            raise UsageError("--method", repr(self.method), f"one of {', '.join(methods())}")
         if not self.bits.quantized:
             raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
         if self.device not in DEVICES:
             raise UsageError("--device", repr(self.device), f"one of {', '.join(DEVICES)}")
 
     @property
+    def stages(self) -> Method:
+        """The method, on the grids that are asked for."""
+        return method_from_name(self.method, self.symmetric)
+
+    @property
     def trains(self) -> bool:
-        return self.method in PLANS
+        return self.stages.trains
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
@@ -99,20 +101,21 @@ def calibrate(
     done, and the loss. work: folder from which an interrupted training goes on, not touched by other methods; the
     caller removes it with `journal.remove_work` once the result is saved.
 
-    Raises ImageError, UsageError, CalibrationError: also where no picture shows anything.
+    Raises ImageError, UsageError, CalibrationError. See `usable_pictures` for pictures that show nothing.
     """
     identity = _identity(model, pictures, recipe) if recipe.trains else {}
     curves: Mapping[str, list[list[float]]] = {}
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
             crops = crops_of_recipe(model, pictures, recipe)
-            list(with_some_detail((*crops.train, *crops.held_out)))
             sites, curves = _trained_sites(model, crops, recipe, journal, report)
         else:
-            batches = with_some_detail(progress(calibration_batches(pictures, model.spec, recipe.tile_px)))
+            batches = progress(calibration_batches(pictures, model.spec, recipe.tile_px))
             side_px = guard_side_px(model.spec, recipe.tile_px)
             guard = guard_batch(model.spec, side_px, recipe.seed).split(1) if recipe.guard else ()
-            sites = STATIC_METHODS[recipe.method](model, batches, recipe.bits, recipe.parts, guard)
+            observe = recipe.stages.observe
+            assert observe is not None
+            sites = observe(model, batches, recipe.bits, recipe.parts, guard)
             if recipe.symmetric:
                 sites = {site: symmetric_range(quantizer) for site, quantizer in sites.items()}
     return Calibration(
@@ -139,7 +142,7 @@ def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) ->
         recipe.tile_px,
         recipe.crop_px,
         recipe.crops,
-        recipe.effort.batch,
+        recipe.training.batch,
         recipe.seed,
         recipe.guard,
     )
@@ -149,15 +152,15 @@ def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
     """Training steps in all, for a progress bar; 0 for methods that do not train."""
     if not recipe.trains:
         return 0
-    plan = plan_of_method(recipe.method, recipe.symmetric)
+    method = recipe.stages
     sites = integer_sites(model, recipe.parts)
     networks = reference_networks(model)
     of_network = {name: [site for site in sites if network_of_site(site) == name] for name in networks}
-    units = sum(len(units_by_name(networks[name], own)) for name, own in of_network.items())
+    blocks = sum(len(blocks_by_name(networks[name], own)) for name, own in of_network.items())
     trained = sum(bool(own) for own in of_network.values())
-    block = sum(round(recipe.effort.block_steps * stage.share) for stage in plan.block)
-    joint = sum(round(recipe.effort.joint_steps * stage.share) for stage in plan.joint)
-    return units * block + trained * joint
+    block = sum(round(recipe.training.block_steps * stage.share) for stage in method.block)
+    joint = sum(round(recipe.training.joint_steps * stage.share) for stage in method.joint)
+    return blocks * block + trained * joint
 
 
 def _trained_sites(
@@ -167,10 +170,8 @@ def _trained_sites(
     if recipe.device == "cuda":
         _check_cuda()
     sites = observe_maxmin(model, crops.train, recipe.bits, recipe.parts)
-    plan = plan_of_method(recipe.method, recipe.symmetric)
-    layers, curves = learn(
-        model, plan, recipe.bits, recipe.parts, crops, recipe.effort, recipe.seed, journal, report, recipe.device
-    )
+    run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
+    layers, curves = learn(model, recipe.bits, recipe.parts, run, recipe.device)
     learned = {site: layer.site_quantizer() for site, layer in layers.items()}
     return {site: learned.get(site, quantizer) for site, quantizer in sites.items()}, curves
 
@@ -186,8 +187,8 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
     """Everything that decides the result; what only decides how it is reached is left out."""
     import torch
 
-    effort = asdict(replace(recipe.effort, cache="ram", recompute=False))
-    settings = {key: str(value) for key, value in {**asdict(recipe), **effort}.items() if key != "effort"}
+    training = asdict(replace(recipe.training, cache="ram", recompute=False))
+    settings = {key: str(value) for key, value in {**asdict(recipe), **training}.items() if key != "training"}
     return {
         **settings,
         "bits": str(recipe.bits),
@@ -197,6 +198,6 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
         "threads": torch.get_num_threads(),
         "version": intsr.__version__,
         "torch": str(torch.__version__),
-        # What is trained in which order: phases of another plan may go by the same names.
-        "plan": repr(plan_of_method(recipe.method, recipe.symmetric)),
+        # What is trained in which order: phases of another method may go by the same names.
+        "plan": repr(recipe.stages),
     }

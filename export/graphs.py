@@ -151,7 +151,7 @@ def bits_text(bits: Bits, lowering: Lowering) -> str:
 
 
 def is_weight_only(bits: str) -> bool:
-    """Whether `bits_text` has written it of a lowering with float activations."""
+    """Tell whether `bits_text` has written it of a lowering with float activations."""
     return bits.endswith(("a16", "a32"))
 
 
@@ -180,7 +180,7 @@ def _write_graph(
 
 
 def stored_bytes(network: FoldedNetwork, lowering: Lowering) -> int:
-    """Of its weights in the ONNX file: a byte for an integer one."""
+    """Return the size of a network's weights in its ONNX file: a byte for an integer one."""
     float_bytes = np.dtype(lowering.float_dtype).itemsize
     codes = {f"{site}.weight" for site in network.layers}
     tensors = network.module.state_dict().items()

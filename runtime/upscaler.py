@@ -162,6 +162,11 @@ class Upscaler(TakesTurns):
         """Take what is resident now for what the open networks take. Before the first inference."""
         self._opened_bytes = resident_bytes()
 
+    @property
+    def network_names(self) -> tuple[str, ...]:
+        """Names of the networks, in the order in which they run."""
+        return self.backend.names
+
     def resident_bytes_at(self, tile_px: int) -> int:
         """Return what this process takes with the engine at work on such tiles, and no picture.
 

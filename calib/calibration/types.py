@@ -40,7 +40,7 @@ Record: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteQuantizer:
-    """What calibration learned of one layer. Raises ValueError for numbers that no grid can have."""
+    """The numbers that calibration learned of one layer. Raises ValueError for numbers that no grid can have."""
 
     # The range of the layer's input; with a LET, of x~ = (x - d) / s.
     x_min: float
@@ -132,6 +132,27 @@ class SiteQuantizer:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseName:
+    """One phase of training, which a learning curve and a journal's file are named after."""
+
+    # encoder, unet or decoder.
+    network: str
+    # "" for a phase of the whole network.
+    block: str
+    # "" for all stages of a block.
+    stage: str
+
+    def __str__(self) -> str:
+        return ": ".join(name for name in (self.network, self.block, self.stage) if name)
+
+    @classmethod
+    def parse(cls, text: str) -> PhaseName:
+        """Read the name of a learning curve: of a stage of a block, or of a whole network."""
+        network, *block, stage = text.split(": ")
+        return cls(network, ": ".join(block), stage)
+
+
+@dataclass(frozen=True, slots=True)
 class Clipped:
     """Shares of one layer's input that lie outside its grid, 0 to 1: on pictures, and on `made_pictures`."""
 
@@ -160,7 +181,7 @@ class Calibration:
     seconds: float
     peak_bytes: int
     sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
-    # Learning curves: phase -> [[step, loss, loss on held-out pictures], ...].
+    # Learning curves, by the text of a PhaseName: [[step, loss, loss on held-out pictures], ...].
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
     # Of every layer that engines run on integers; none of an imported calibration.
     clipped: Mapping[str, Clipped] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from intsr.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
-    from intsr.calib.calibration.types import Calibration
+    from intsr.calib.calibration.types import Calibration, PhaseName
     from intsr.calib.models.open import ModelSource, SRModel
     from intsr.types import Bits
 
@@ -127,7 +127,7 @@ def _announce_replaced(
 
 
 def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
-    from intsr.calib.data.choose_pictures import usable_pictures
+    from intsr.calib.data.pictures import usable_pictures
 
     skipped = 0
 
@@ -177,25 +177,23 @@ def _recipe(
     method: str, bits: str, parts: str, tile_px: int, symmetric: bool, guard: bool, **training: Any
 ) -> Recipe:
     from intsr.calib.calibrate import Recipe, parse_parts
-    from intsr.calib.learn.walk import Effort
+    from intsr.calib.learn.train import TrainingOptions
     from intsr.types import Bits
 
     names = ("block_steps", "joint_steps", "batch", "rate", "cache", "recompute", "mixed")
-    effort = Effort(**{name: training[name] for name in names})
+    options = TrainingOptions(**{name: training[name] for name in names})
     # Only the default gives way: what was asked for and does not fit is an error.
     crop_px = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
     return Recipe(
-        method,
-        Bits.parse(bits),
-        parse_parts(parts),
-        tile_px,
-        symmetric,
-        crop_px,
-        training["crops"],
-        effort,
-        training["seed"],
-        training["device"],
-        guard,
+        method=method,
+        bits=Bits.parse(bits),
+        parts=parse_parts(parts),
+        tile_px=tile_px,
+        symmetric=symmetric,
+        crop_px=crop_px,
+        training=options,
+        guard=guard,
+        **{name: training[name] for name in ("crops", "seed", "device")},
     )
 
 
@@ -204,7 +202,7 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
     from intsr.calib.calibrate import steps_of_recipe
     from intsr.calib.calibration.files import save_calibration
     from intsr.calib.learn.journal import RUN_NAME, remove_work
-    from intsr.calib.methods.low_bits import low_bits_warning
+    from intsr.calib.low_bits import low_bits_warning
 
     work = output.with_name(output.name + WORK_SUFFIX)
     if restart:
@@ -213,10 +211,11 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
         say(f"going on from {work}")
     description = f"{recipe.method} {recipe.bits}"
     with meter(description, steps_of_recipe(model, recipe)) as advance:
-        last = [""]
+        last: list[PhaseName | None] = [None]
 
-        def report(phase: str, steps: int, loss: float) -> None:
-            advance(steps, f"{phase.rpartition('.')[2]}  loss {loss:.2e}")
+        def report(phase: PhaseName, steps: int, loss: float) -> None:
+            place = phase.block.rpartition(".")[2] or phase.network
+            advance(steps, f"{place}: {phase.stage}  loss {loss:.2e}")
             if phase != last[0]:
                 last[0] = phase
                 detail(f"{phase}: loss {loss:.3e}")
@@ -241,7 +240,7 @@ def _watched(total: int) -> Any:
 
 
 def _dry_run(model: SRModel, pictures: list[Path], recipe: Recipe, as_json: bool) -> None:
-    from intsr.calib.learn.estimate import estimate
+    from intsr.calib.estimate import estimate
 
     result = estimate(model, pictures, recipe)
     for line in result.lines():

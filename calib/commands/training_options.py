@@ -71,7 +71,7 @@ def check_source(has_images: bool, is_import: bool) -> None:
 
 
 def check_training_options(method: str, trains: bool, dry_run: bool) -> None:
-    """What was given and would change nothing is an error, not ignored. Raises UsageError."""
+    """Refuse what was given and would change nothing. Raises UsageError."""
     given = _given()
     for name in sorted(OF_TRAINING & given.keys()) if not trains else ():
         expected = "a method that trains, or no such option"

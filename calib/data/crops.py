@@ -36,7 +36,7 @@ class Crops:
 
     @property
     def guard_indices(self) -> list[int]:
-        """Of `all`, as the two below."""
+        """Indices into `all`, as the two below."""
         return list(range(len(self.train) + len(self.held_out), len(self.all)))
 
     @property

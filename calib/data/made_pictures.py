@@ -30,7 +30,7 @@ TILE_TEXT = "The quick brown fox jumps over the lazy dog 0123456789"
 
 
 def guard_pictures(side_px: int, seed: int = 0) -> list[U8]:
-    """What calibration sees beside the user's pictures: (side_px, side_px, 3) uint8 each, low resolution.
+    """Make what calibration sees beside the user's pictures: (side_px, side_px, 3) uint8 each, low resolution.
 
     Gradients with noise of about one level, flat colours, two pages of text. seed: of the noise.
     """
@@ -48,7 +48,8 @@ def guard_pictures(side_px: int, seed: int = 0) -> list[U8]:
 
 
 def smooth_tiles(side_px: int) -> dict[str, U8]:
-    """What engines are verified on beside the user's pictures: name -> (side_px, side_px, 3) uint8, low resolution.
+    """Make what engines are verified on beside the user's pictures: name -> (side_px, side_px, 3) uint8, low
+    resolution.
 
     Of `guard_pictures` they share four flat colours, and nothing else.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
-from intsr.errors import CalibrationError, UsageError
+from intsr.errors import ImageError, UsageError
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
 from intsr.runtime.pictures.rgb8 import read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
@@ -36,6 +36,35 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
+def usable_pictures(
+    pictures: Sequence[Path], limit: int | None, skip: Callable[[ImageError], None] = lambda error: None
+) -> list[Path]:
+    """In order, the first `limit` that can be read whole, are opaque, and not of one flat colour.
+
+    skip: told of each that is passed over. Raises ImageError or UsageError where none is left.
+    """
+    chosen: list[Path] = []
+    errors: list[ImageError] = []
+    for path in pictures:
+        if len(chosen) == limit:
+            break
+        try:
+            pixels = read_pixels(path)
+            if (pixels == pixels[:1, :1]).all():
+                raise ImageError(path, "shows nothing: one flat colour", "a picture with detail")
+        except ImageError as error:
+            errors.append(error)
+            skip(error)
+        else:
+            chosen.append(path)
+    if not chosen and len(errors) == 1:
+        raise errors[0]
+    if not chosen:
+        got = f"none of its {len(errors)} pictures can be used"
+        raise UsageError(pictures[0].parent, got, fix=f"the first: {errors[0]}")
+    return chosen
+
+
 def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.float32]:
     """(n, 3, S, S) float32 in [-1, 1], S = tile_px * upscale_factor, n at most MAX_TILES.
 
@@ -48,7 +77,7 @@ def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.
 
 
 def tiles_from_pixels(pixels: NDArray[np.uint8], spec: ModelSpec, tile_px: int) -> NDArray[np.float32]:
-    """As `tiles_from_picture`, of low-resolution (H, W, 3) uint8."""
+    """Cut and enlarge low-resolution (H, W, 3) uint8, as `tiles_from_picture`."""
     tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, 0).tiles
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))
     factor = spec.upscale_factor
@@ -78,21 +107,6 @@ def guard_batch(spec: ModelSpec, side_px: int, seed: int = 0) -> torch.Tensor:
     """`guard_pictures` as networks see them: (n, 3, S, S) float32 in [-1, 1], S = side_px * upscale_factor."""
     pictures = guard_pictures(side_px, seed)
     return torch.from_numpy(np.concatenate([tiles_from_pixels(pixels, spec, side_px) for pixels in pictures]))
-
-
-def shows_nothing(picture: torch.Tensor) -> bool:
-    """Whether (N, 3, H, W) is flat, each channel at one level."""
-    return not bool((picture.amax((2, 3)) > picture.amin((2, 3))).any())
-
-
-def with_some_detail(batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same, one after another. Raises CalibrationError at their end where every one of them shows nothing."""
-    flat = True
-    for batch in batches:
-        flat = flat and shows_nothing(batch)
-        yield batch
-    if flat:
-        raise CalibrationError("--images", "pictures of one flat colour each", "photographs with detail")
 
 
 def calibration_inputs(

@@ -1,4 +1,4 @@
-"""What a unit is trained on: its inputs behind the quantized units, and its full-precision outputs."""
+"""The pairs that a block is trained on: its inputs behind the quantized blocks, and its full-precision outputs."""
 
 from __future__ import annotations
 
@@ -13,35 +13,33 @@ from torch import nn
 from intsr.calib.learn.blocks import Call, record_input, record_output
 from intsr.calib.learn.journal import CACHE_PREFIX
 
-CACHES = ("ram", "disk", "none")
-
 
 class PairSource(Protocol):
-    """Pairs of a unit's input and its target by index of the crop, (N, ...) each."""
+    """Pairs of a block's input and its target by index of the crop, (N, ...) each."""
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Recomputed:
-    """--cache none: both networks run up to the unit for every batch."""
+    """--cache none: both networks run up to the block for every batch."""
 
     def __init__(
         self,
         quantized: nn.Module,
         reference: nn.Module,
-        unit: str,
+        block: str,
         inputs: Sequence[torch.Tensor],
         reference_inputs: Sequence[torch.Tensor],
     ) -> None:
-        self.quantized, self.reference, self.unit = quantized, reference, unit
+        self.quantized, self.reference, self.block = quantized, reference, block
         self.inputs, self.reference_inputs = inputs, reference_inputs
 
     def call(self) -> Call:
-        return record_input(self.quantized, self.unit, self.inputs[0])[1]
+        return record_input(self.quantized, self.block, self.inputs[0])[1]
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, _ = record_input(self.quantized, self.unit, torch.cat([self.inputs[i] for i in indices]))
-        y = record_output(self.reference, self.unit, torch.cat([self.reference_inputs[i] for i in indices]))
+        x, _ = record_input(self.quantized, self.block, torch.cat([self.inputs[i] for i in indices]))
+        y = record_output(self.reference, self.block, torch.cat([self.reference_inputs[i] for i in indices]))
         # One layout, whatever keeps them: kernels that differ by rounding are chosen by it.
         return x.contiguous(), y.contiguous()
 

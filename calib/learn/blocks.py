@@ -1,4 +1,8 @@
-"""Units: the blocks of a network that are calibrated one after another, and what each is given and returns."""
+"""The blocks of a network that are calibrated one after another, and what each is given and returns.
+
+A block's inputs come from the network with every block before it quantized, its targets from full precision. Nothing
+of the network behind a block runs while its inputs are recorded.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,11 @@ Output = Callable[[Any], torch.Tensor]
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the unit whose input or output was wanted."""
+    """Ends a forward pass at the block whose input or output was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Block:
     """name: of the module, "" for a whole network. sites: the layers in it that are quantized."""
 
     name: str
@@ -28,13 +32,13 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Everything but the first argument of a unit's call; tensors in it have a batch axis of 1."""
+    """Everything but the first argument of a block's call; tensors in it have a batch axis of 1."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     def run(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """The unit on x (N, ...): its first output."""
+        """The block on x (N, ...): its first output."""
         extra = [_expanded(value, len(x)) for value in self.args]
         named = {key: _expanded(value, len(x)) for key, value in self.kwargs.items()}
         return first_output(module(x, *extra, **named))
@@ -53,23 +57,23 @@ def first_output(output: Any) -> torch.Tensor:
     return tensor
 
 
-def units_by_name(network: nn.Module, sites: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Unit -> its quantized layers: residual and transformer blocks, samplers, attention, and every quantized layer
-    outside of those by itself. Units without a quantized layer are left out."""
-    blocks: list[str] = []
+def blocks_by_name(network: nn.Module, sites: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Block -> its quantized layers: residual and transformer blocks, samplers, attention, and every quantized layer
+    outside of those by itself. Blocks without a quantized layer are left out."""
+    owners: list[str] = []
     for name, module in network.named_modules():
-        if type(module).__name__ in BLOCK_CLASSES and not any(name.startswith(f"{outer}.") for outer in blocks):
-            blocks.append(name)
+        if type(module).__name__ in BLOCK_CLASSES and not any(name.startswith(f"{outer}.") for outer in owners):
+            owners.append(name)
     members: dict[str, tuple[str, ...]] = {}
     for site in sites:
-        owner = next((block for block in blocks if site.startswith(f"{block}.")), site)
+        owner = next((block for block in owners if site.startswith(f"{block}.")), site)
         members[owner] = (*members.get(owner, ()), site)
     return members
 
 
-def units_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor) -> list[Unit]:
-    """Units in the order in which `network` runs them on x."""
-    members = units_by_name(network, sites)
+def blocks_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor) -> list[Block]:
+    """Blocks in the order in which `network` runs them on x."""
+    members = blocks_by_name(network, sites)
     order: list[str] = []
     hooks = [
         network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: order.append(name))
@@ -81,12 +85,12 @@ def units_of_network(network: nn.Module, sites: Iterable[str], x: torch.Tensor) 
     finally:
         for hook in hooks:
             hook.remove()
-    return [Unit(name, members[name]) for name in dict.fromkeys(order)]
+    return [Block(name, members[name]) for name in dict.fromkeys(order)]
 
 
 @torch.no_grad()
-def record_input(network: nn.Module, unit: str, x: torch.Tensor) -> tuple[torch.Tensor, Call]:
-    """What the unit is given when the network runs on x (N, ...): first argument, and the rest for one picture."""
+def record_input(network: nn.Module, block: str, x: torch.Tensor) -> tuple[torch.Tensor, Call]:
+    """Return a block's input when the network runs on x (N, ...), and the rest of its call for one picture."""
     found: list[tuple[torch.Tensor, Call]] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -95,20 +99,20 @@ def record_input(network: nn.Module, unit: str, x: torch.Tensor) -> tuple[torch.
         found.append((first, Call(tuple(map(_one, args[1:])), {key: _one(value) for key, value in rest.items()})))
         raise _Reached
 
-    handle = network.get_submodule(unit).register_forward_pre_hook(hook, with_kwargs=True)
+    handle = network.get_submodule(block).register_forward_pre_hook(hook, with_kwargs=True)
     return _until_reached(network, x, handle, found)
 
 
 @torch.no_grad()
-def record_output(network: nn.Module, unit: str, x: torch.Tensor) -> torch.Tensor:
-    """What the unit returns when the network runs on x."""
+def record_output(network: nn.Module, block: str, x: torch.Tensor) -> torch.Tensor:
+    """Return what the block returns when the network runs on x."""
     found: list[torch.Tensor] = []
 
     def hook(_: nn.Module, args: Any, output: Any) -> None:
         found.append(first_output(output))
         raise _Reached
 
-    handle = network.get_submodule(unit).register_forward_hook(hook)
+    handle = network.get_submodule(block).register_forward_hook(hook)
     return _until_reached(network, x, handle, found)
 
 
@@ -128,24 +132,25 @@ def _one(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a layer was given. values: inputs kept whole, (N, ...) each. low, high: (C,), the least and greatest value
-    of every channel, in these inputs and in those that only passed by. guard: the same two of each of the guard's
-    pictures, (n, C), or None."""
+class ActivationStatistics:
+    """The inputs of one layer."""
 
+    # Those that were kept whole, (N, ...) each.
     values: tuple[torch.Tensor, ...]
+    # (C,): the least and greatest value of every channel, in these and in those that only passed by.
     low: torch.Tensor
     high: torch.Tensor
+    # The same two of each of the guard's pictures, (n, C), or None.
     guard: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
-def seen_of(values: Sequence[torch.Tensor]) -> Seen:
+def statistics_of(values: Sequence[torch.Tensor]) -> ActivationStatistics:
     """Inputs that were all kept."""
-    low, high = (torch.stack(of_side) for of_side in zip(*map(_channel_ends, values), strict=True))
-    return Seen(tuple(values), low.amin(0), high.amax(0))
+    low, high = (torch.stack(of_side) for of_side in zip(*map(_channel_range, values), strict=True))
+    return ActivationStatistics(tuple(values), low.amin(0), high.amax(0))
 
 
-def _channel_ends(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _channel_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     axis = 1 if x.ndim == 4 else x.ndim - 1
     others = [i for i in range(x.ndim) if i != axis]
     return x.amin(others), x.amax(others)
@@ -163,9 +168,9 @@ class _Watch:
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
         if self.kind == "guard":
-            self.guard += [_channel_ends(one) for one in x.split(1)]
+            self.guard += [_channel_range(one) for one in x.split(1)]
             return
-        low, high = _channel_ends(x)
+        low, high = _channel_range(x)
         ends = self.ends.setdefault(self.kind, (low, high))
         # In place: small tensors that outlive large ones keep the allocator from giving memory back.
         torch.minimum(ends[0], low, out=ends[0])
@@ -173,20 +178,22 @@ class _Watch:
         if self.kind == "kept":
             self.values.append(x)
 
-    def seen(self) -> Seen:
+    def statistics(self) -> ActivationStatistics:
         lows, highs = (torch.stack(of_side) for of_side in zip(*self.ends.values(), strict=True))
         guard = [torch.stack(of_side) for of_side in zip(*self.guard, strict=True)]
-        return Seen(tuple(self.values), lows.amin(0), highs.amax(0), (guard[0], guard[1]) if guard else None)
+        return ActivationStatistics(
+            tuple(self.values), lows.amin(0), highs.amax(0), (guard[0], guard[1]) if guard else None
+        )
 
 
 @torch.no_grad()
-def layer_inputs(
+def layer_statistics(
     run: Callable[[torch.Tensor], Any],
     layers: Mapping[str, nn.Module],
     kept: Iterable[torch.Tensor],
     passing: Iterable[torch.Tensor] = (),
     guard: Iterable[torch.Tensor] = (),
-) -> dict[str, Seen]:
+) -> dict[str, ActivationStatistics]:
     """Every layer's input while `run` goes over the batches: of `kept` all of it, of the others only the ends."""
     watches = {site: _Watch() for site in layers}
     for kind, batches in (("kept", kept), ("passing", passing), ("guard", guard)):
@@ -200,4 +207,4 @@ def layer_inputs(
             finally:
                 for handle in handles:
                     handle.remove()
-    return {site: watch.seen() for site, watch in watches.items()}
+    return {site: watch.statistics() for site, watch in watches.items()}

@@ -1,8 +1,7 @@
 """Search clipping ranges: the ends of a grid that lose least, before anything is trained.
 
 Ends are multiplied by factors from 1 down to 1 - REACH, FINE of them, or COARSE where only a comparison is wanted.
-Source: METHODS sections 2 (initialization decides) and 6
-(Q-Diffusion's search).
+docs/theory.md, "Clip search".
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def _expanded(importance: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def lsq_activation_range(values: torch.Tensor, bits: int) -> tuple[float, float]:
-    """LSQ's start: D = 2 mean|x| / sqrt(Qp) on a signed grid. Source: METHODS section 6."""
+    """LSQ's start: D = 2 mean|x| / sqrt(Qp) on a signed grid. docs/theory.md, "Other methods"."""
     top = 2 ** (bits - 1) - 1
     scale = float(round_scale_torch(2 * values.abs().mean() / top**0.5))
     return -scale * (top + 1), scale * top

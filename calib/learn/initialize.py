@@ -1,7 +1,7 @@
-"""Where training starts: LET and clipping ranges of one unit's layers, from what those layers are given.
+"""Where training starts: LET and clipping ranges of one block's layers, from what those layers are given.
 
-Training at the published rates hardly moves a range, so that initialization decides (METHODS section 2): clipping
-ranges are searched, and so is LET's exponent.
+Training at the published rates hardly moves a range, so that initialization decides: clipping ranges are searched,
+and so is LET's exponent. docs/theory.md, "Clip search".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from intsr.calib.learn.blocks import Seen, seen_of
+from intsr.calib.learn.blocks import ActivationStatistics, statistics_of
 from intsr.calib.learn.clip_search import (
     COARSE,
     FINE,
@@ -23,7 +23,7 @@ from intsr.calib.learn.clip_search import (
 )
 from intsr.calib.learn.quantized_layer import InputGrid, QuantizedLayer
 from intsr.calib.models.families.sd21 import reads_bare_stream
-from intsr.calib.observe.let_scales import let_scale_from_maxima
+from intsr.calib.observe.let_scales import let_scale_from_maxima, weight_amax
 from intsr.errors import CalibrationError
 from intsr.kernels.layer_algebra import over_inputs, row_range
 
@@ -39,7 +39,7 @@ WHOLE_GUARD_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class RangeInit:
     """rule: `output` for the least error behind the layer, `values` for the least error of the values themselves to
     the given power, `lsq` for LSQ's rule. let: whether the grids have s and d for each channel: searched too.
     """
@@ -58,7 +58,9 @@ def group_layers(layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]
 
 
 @torch.no_grad()
-def initialize(layers: Sequence[QuantizedLayer], inputs: Mapping[str, Seen], start: Start, seed: int) -> None:
+def initialize(
+    layers: Sequence[QuantizedLayer], inputs: Mapping[str, ActivationStatistics], start: RangeInit, seed: int
+) -> None:
     """Set every base of the layers' grids. inputs: site -> what that layer is given.
 
     Raises CalibrationError for inputs that are not finite.
@@ -78,8 +80,8 @@ def initialize(layers: Sequence[QuantizedLayer], inputs: Mapping[str, Seen], sta
 @torch.no_grad()
 def set_ranges(
     group: Sequence[QuantizedLayer],
-    seen: Seen,
-    start: Start,
+    seen: ActivationStatistics,
+    start: RangeInit,
     generator: torch.Generator,
     rough: bool = False,
 ) -> None:
@@ -179,8 +181,8 @@ def _ends_seen(layer: QuantizedLayer, low: torch.Tensor, high: torch.Tensor) -> 
     return float(low.min()), float(high.max())
 
 
-def _guard_floor(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
-    """What no search goes below: the mean over the guard's pictures of each one's ends, or all of it.
+def _guard_floor(layer: QuantizedLayer, seen: ActivationStatistics) -> tuple[float, float]:
+    """Return what no search goes below: the mean over the guard's pictures of each one's range, or all of it.
 
     All of it on a bare stream, which nothing norms: what is clipped there is lost, a flat colour's whole level. And
     with 8 bits, which have codes to spare for the corner of a flat tile, many deviations from its mean.
@@ -194,7 +196,7 @@ def _guard_floor(layer: QuantizedLayer, seen: Seen) -> tuple[float, float]:
     return sum(lows) / len(lows), sum(highs) / len(highs)
 
 
-def _equalize_parts(grid: InputGrid, seen: Seen) -> None:
+def _equalize_parts(grid: InputGrid, seen: ActivationStatistics) -> None:
     """Each side of a concatenation onto a common grid: s from the ratio of their widths, d from their middles.
 
     Half of the ratio (in logarithms): the weights, multiplied by s, share one grid too and pay for it.
@@ -210,21 +212,23 @@ def _equalize_parts(grid: InputGrid, seen: Seen) -> None:
     grid.set_let(scale[grid.index], middle[grid.index], width[grid.index])
 
 
-def _search_let(group: Sequence[QuantizedLayer], seen: Seen, start: Start, generator: torch.Generator) -> None:
+def _search_let(
+    group: Sequence[QuantizedLayer], seen: ActivationStatistics, start: RangeInit, generator: torch.Generator
+) -> None:
     """The exponent and the shift whose quantized products differ least from the exact ones, on the first inputs."""
     grid = group[0].grid
     low, high = seen.low, seen.high
-    reach = (high - low).clamp_min(1e-6)
-    tried = replace(seen_of(seen.values[:1]), guard=seen.guard)
+    amax = (high - low).clamp_min(1e-6)
+    tried = replace(statistics_of(seen.values[:1]), guard=seen.guard)
     exact = [[layer.layer(x) for x in tried.values] for layer in group]
-    weight = torch.stack([layer.layer.weight.abs().transpose(0, 1).flatten(1).amax(1) for layer in group]).amax(0)
+    weight = weight_amax(layer.layer.weight for layer in group)
     best: tuple[float, torch.Tensor, torch.Tensor] | None = None
     for share in LET_SHIFTS if grid.spec.may_shift else (0.0,):
         shift = (low + high) / 2 * share
         magnitude = torch.maximum((low - shift).abs(), (high - shift).abs())
         for exponent in LET_EXPONENTS:
             scale = let_scale_from_maxima(magnitude, weight, exponent)
-            grid.set_let(scale, shift, reach)
+            grid.set_let(scale, shift, amax)
             set_ranges(group, tried, start, generator, rough=True)
             error = sum(
                 float((layer(x) - y).square().mean() / y.square().mean().clamp_min(1e-12))
@@ -234,4 +238,4 @@ def _search_let(group: Sequence[QuantizedLayer], seen: Seen, start: Start, gener
             if best is None or error < best[0]:
                 best = error, scale, shift
     assert best is not None
-    grid.set_let(best[1], best[2], reach)
+    grid.set_let(best[1], best[2], amax)

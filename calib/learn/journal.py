@@ -1,4 +1,4 @@
-"""What a calibration has done so far, on disk: started again after a kill, it goes on to the same result.
+"""A calibration's progress on disk: started again after a kill, it goes on to the same result.
 
 A work folder holds `run.json`, what identifies the run; one `.pt` file for every finished phase; and `current.pt`,
 the phase in progress at some step. Everything else a phase needs is computed again from these. While a run is at work
@@ -71,14 +71,19 @@ class Journal:
         """Time spent, that of interrupted runs up to their last checkpoint included."""
         return self._seconds_before + time.monotonic() - self._start
 
-    def finished(self, phase: str) -> dict[str, Any] | None:
-        """What `finish` was given for this phase, by this run or one before."""
-        return None if self.folder is None else self._read(self._phase_path(phase))
+    def step(self, phase: str, run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+        """Return what `run` returned for this phase in a run before, or run it now and keep that.
 
-    def finish(self, phase: str, state: dict[str, Any]) -> None:
+        The second value tells whether it was there.
+        """
+        known = None if self.folder is None else self._read(self._phase_path(phase))
+        if known is not None:
+            return known, True
+        state = run()
         if self.folder is not None:
             self._write(self._phase_path(phase), state)
             (self.folder / CURRENT_NAME).unlink(missing_ok=True)
+        return state, False
 
     def in_progress(self, phase: str) -> dict[str, Any] | None:
         """The last checkpoint, where it is one of this phase."""
@@ -156,7 +161,7 @@ def _remove_parts(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What killed runs could not remove: half-written files, and caches as large as a block's inputs."""
+    """Remove what killed runs could not: half-written files, and caches as large as a block's inputs."""
     _remove_parts(folder)
     for path in folder.glob(f"{CACHE_PREFIX}*"):
         if path.is_dir() and not path.is_symlink():
@@ -207,7 +212,7 @@ def _check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _how_to_agree(known: Mapping[str, Any], different: list[str]) -> str:
-    """What to do about it, for what is no option of the command as well."""
+    """Say what to do about it, also where no option of the command decides it."""
     ways = []
     if "threads" in different and "threads" in known:
         ways.append(f"set OMP_NUM_THREADS={known['threads']}")

@@ -4,8 +4,8 @@
 
 InputGrid holds s, d and the range of one input, which several layers may share; QuantizedLayer holds what belongs to
 one layer's weights. Every learned number is a base, found by initialization, and a relative change, trained: a
-range's ends change in units of its width, s by a factor, d in units of the channel's reach. One learning rate then
-suits all layers. Source: METHODS section 2.
+range's ends change in units of its width, s by a factor, d in units of the channel's amax. One learning rate then
+suits all layers. docs/theory.md, "LBQ" and "LET".
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ if TYPE_CHECKING:
 MIN_WIDTH = 1e-3
 # Learned factors stay within e**4: further away fp16 loses digits.
 MAX_LOG_SCALE = 4.0
-ROUND_LOW, ROUND_HIGH = -0.1, 1.1  # AdaRound's stretched sigmoid: gamma and zeta
 
 
 @dataclass(frozen=True, slots=True)
 class GridSpec:
-    """What an input's grid may be. segments: channel -> which learned (s, d) it uses, or None for no LET.
-
-    holds_zero: a padded convolution adds zeros, which then need a code. may_shift: d may leave 0.
-    """
+    """The limits of an input's grid."""
 
     channels: int
+    # That the channels are on.
     axis: int
     bits: int
     symmetric: bool
+    # A padded convolution adds zeros, which then need a code.
     holds_zero: bool
+    # d may leave 0.
     may_shift: bool
+    # Channel -> which learned (s, d) it uses, or None for no LET.
     segments: tuple[int, ...] | None
 
 
@@ -75,7 +75,7 @@ class InputGrid(nn.Module):
         self.register_buffer("base_high", torch.tensor(1.0))
         self.register_buffer("base_scale", torch.ones(spec.channels))
         self.register_buffer("base_shift", torch.zeros(spec.channels))
-        self.register_buffer("reach", torch.ones(spec.channels))
+        self.register_buffer("amax", torch.ones(spec.channels))
         self.low, self.high = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
         self.log_scale, self.shift = nn.Parameter(torch.zeros(count)), nn.Parameter(torch.zeros(count))
         index = torch.tensor(spec.segments or (), dtype=torch.long)
@@ -98,9 +98,9 @@ class InputGrid(nn.Module):
         """d, (C,)."""
         if not (self.has_let and self.spec.may_shift):
             return self.base_shift
-        return self.base_shift + self.shift[self.index] * self.reach
+        return self.base_shift + self.shift[self.index] * self.amax
 
-    def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The learned range of x~."""
         width = self.base_high - self.base_low
         low, high = self.base_low + self.low * width, self.base_high + self.high * width
@@ -110,8 +110,8 @@ class InputGrid(nn.Module):
         if self.spec.symmetric:
             half = 2 ** (self.spec.bits - 1)
             # Of a range that is already symmetric the low end is one step further out: no wider for that.
-            reach = torch.maximum(-low * ((half - 1) / half), high).clamp_min(MIN_WIDTH)
-            return -reach * (half / (half - 1)), reach
+            amax = torch.maximum(-low * ((half - 1) / half), high).clamp_min(MIN_WIDTH)
+            return -amax * (half / (half - 1)), amax
         if self.spec.holds_zero:
             low, high = low.clamp_max(0), high.clamp_min(0)
         return low, torch.maximum(high, low + MIN_WIDTH)
@@ -124,7 +124,7 @@ class InputGrid(nn.Module):
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Q of an x that is transformed already."""
-        low, high = self._admissible(x.amin(), x.amax()) if self.dynamic else self.ends()
+        low, high = self._admissible(x.amin(), x.amax()) if self.dynamic else self.range()
         return quantize_in_range(x, low, high, self.spec.bits)
 
     @torch.no_grad()
@@ -137,9 +137,9 @@ class InputGrid(nn.Module):
         self.high.zero_()
 
     @torch.no_grad()
-    def set_let(self, scale: torch.Tensor, shift: torch.Tensor, reach: torch.Tensor) -> None:
-        """A new base of s, d and the reach that d moves in, (C,) each; what was learned of them is forgotten."""
-        for buffer, value in ((self.base_scale, scale), (self.base_shift, shift), (self.reach, reach)):
+    def set_let(self, scale: torch.Tensor, shift: torch.Tensor, amax: torch.Tensor) -> None:
+        """A new base of s, d and the amax that d moves in, (C,) each; what was learned of them is forgotten."""
+        for buffer, value in ((self.base_scale, scale), (self.base_shift, shift), (self.amax, amax)):
             buffer.copy_(value)
         self.log_scale.zero_()
         self.shift.zero_()
@@ -148,8 +148,7 @@ class InputGrid(nn.Module):
 class QuantizedLayer(nn.Module):
     """A Conv2d or Linear on an InputGrid, with its own grid for every output channel's weights.
 
-    The layer's own weight and bias stay as they are. rounding: AdaRound's logits, where rounding is learned.
-    low_rank: (B, A), added to the weights before they are quantized, where those are learned.
+    The layer's own weight and bias stay as they are.
     """
 
     def __init__(self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int) -> None:
@@ -159,21 +158,20 @@ class QuantizedLayer(nn.Module):
         for name, start in (("base_weight_low", -1.0), ("base_weight_high", 1.0)):
             self.register_buffer(name, torch.full((rows,), start))
         self.weight_low, self.weight_high = nn.Parameter(torch.zeros(rows)), nn.Parameter(torch.zeros(rows))
-        self.rounding: nn.Parameter | None = None
-        self.low_rank: nn.ParameterList | None = None
+        # What a method adds: W~ -> the weights that are quantized; (W~ / D, hard) -> codes, before they are clamped.
+        self.weight_change: nn.Module | None = None
+        self.rounding: nn.Module | None = None
         self.hard_rounding = False
         self.dynamic_weights = False
         self.padding = padding_before_shift(layer) if grid.spec.may_shift else ()
 
     def scaled_weight(self) -> torch.Tensor:
-        """W~ = s W (plus a low-rank part)."""
+        """W~ = s W, and what a method changes of it."""
         weight = self.layer.weight
         if self.grid.has_let:
             weight = scaled_weight(weight, self.grid.scale())
-        if self.low_rank is not None:
-            # What is trained is what is exported: not autocast's product.
-            with torch.autocast(weight.device.type, enabled=False):
-                weight = weight + (self.low_rank[0] @ self.low_rank[1]).reshape(weight.shape)
+        if self.weight_change is not None:
+            weight = self.weight_change(weight)
         return weight
 
     def weight_range(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,10 +183,10 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> torch.Tensor:
         """Q(W~), the layer's shape."""
         weight = self.scaled_weight()
+        if self.rounding is not None:
+            return self._rounded(weight, self.hard_rounding)
         ends = row_range(weight) if self.dynamic_weights else self.weight_range()
         low, high = (over_outputs(end, weight) for end in ends)
-        if self.rounding is not None:
-            return self._learned_rounding(weight)
         return fake_quantize_weight(weight, low, high, self.weight_bits)
 
     def weight_grid(self) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -196,18 +194,18 @@ class QuantizedLayer(nn.Module):
         low, high = (over_outputs(end, self.layer.weight) for end in self.weight_range())
         return weight_grid(low, high, self.weight_bits)
 
-    def _learned_rounding(self, weight: torch.Tensor) -> torch.Tensor:
-        """floor(W / D) + h, h in [0, 1] learned. Source: AdaRound, METHODS section 6."""
+    def _rounded(self, weight: torch.Tensor, hard: bool) -> torch.Tensor:
+        """Q(W~) where rounding is learned."""
         assert self.rounding is not None
         scale, first, steps = self.weight_grid()
-        up = (self.rounding >= 0).float() if self.hard_rounding else self.soft_rounding()
-        codes = (weight / scale).floor() + up
+        codes = self.rounding(weight / scale, hard)
         return torch.minimum(torch.maximum(codes, first), first + steps) * scale
 
-    def soft_rounding(self) -> torch.Tensor:
-        """h, how far each weight is rounded up, in [0, 1]."""
-        assert self.rounding is not None
-        return (self.rounding.sigmoid() * (ROUND_HIGH - ROUND_LOW) + ROUND_LOW).clamp(0, 1)
+    def requires_grad_learned(self, requires: bool) -> None:
+        """Hold everything that is learned of this layer, or let all of it change."""
+        for name, parameter in self.named_parameters():
+            if not name.startswith("layer."):
+                parameter.requires_grad_(requires)
 
     def input_seen(self, x: torch.Tensor) -> torch.Tensor:
         """x~, padded where that comes first: what the grid quantizes."""
@@ -239,18 +237,20 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def site_quantizer(self) -> SiteQuantizer:
-        """What was learned, as numbers."""
-        low, high = (float(end) for end in self.grid.ends())
+        """Return the numbers that were learned, and change nothing."""
+        low, high = (float(end) for end in self.grid.range())
         arrays: dict[str, Any] = {}
         if self.grid.has_let:
             arrays |= {"let_scale": _array(self.grid.scale()), "let_shift": _array(self.grid.offset())}
-        ends = self.weight_range()
-        if self.rounding is None and self.low_rank is None:
+        if self.rounding is None and self.weight_change is None:
+            ends = self.weight_range()
             arrays |= {"weight_low": _array(ends[0]), "weight_high": _array(ends[1])}
         else:
             scale, _, _ = self.weight_grid()
-            self.hard_rounding = True
-            codes = (self.quantized_weight() / scale).round()
+            rounded = (
+                self.quantized_weight() if self.rounding is None else self._rounded(self.scaled_weight(), hard=True)
+            )
+            codes = (rounded / scale).round()
             arrays |= {"weight_codes": _array(codes, np.int8), "weight_scale": _array(scale.flatten())}
         return SiteQuantizer(low, high, self.grid.spec.bits, self.weight_bits, **arrays)
 

@@ -15,34 +15,63 @@ from typing import Any
 import torch
 from torch import nn
 
+from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.quantized_layer import QuantizedLayer
-from intsr.errors import CalibrationError
+from intsr.errors import CalibrationError, UsageError
 
 EVALUATIONS = 4
 LAST_RATE = 0.05
 MODEL_PREFIX = "layer."  # of a QuantizedLayer's tensors: the model's weight and bias
 
-Report = Callable[[str, int, float], None]
+CACHES = ("ram", "disk", "none")
+
+Report = Callable[[PhaseName, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """How much is trained, and how. Raises ValueError, UsageError for what cannot be."""
+
+    # Of each block's stages together, and of each network's.
+    block_steps: int = 12
+    joint_steps: int = 120
+    # Crops a step.
+    batch: int = 4
+    # A factor on every learning rate.
+    rate: float = 1.0
+    # Where a block's inputs are kept, one of CACHES: see `block_data`.
+    cache: str = "ram"
+    # Whether activations of joint steps are computed twice instead of kept.
+    recompute: bool = False
+    # bfloat16 where autocast says so.
+    mixed: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.block_steps, self.joint_steps) < 0 or self.batch < 1 or not 0 < self.rate < 100:
+            raise ValueError("steps must be 0 or more, batch 1 or more, rate between 0 and 100")
+        if self.cache not in CACHES:
+            raise UsageError("--cache", repr(self.cache), f"one of {', '.join(CACHES)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """name: unique in a run. layers: whose learned numbers it may change. rates: parameters and their learning rates.
+    """One stage of one block, or of a whole network."""
 
-    loss: (indices of training crops, step) -> scalar. held_out_loss: of the crops that are not trained on.
-    """
-
-    name: str
+    name: PhaseName
+    # Whose learned numbers it may change.
     layers: tuple[QuantizedLayer, ...]
+    # Parameters and their learning rates.
     rates: tuple[tuple[tuple[nn.Parameter, ...], float], ...]
     steps: int
+    # (indices of training crops, step) -> scalar.
     loss: Callable[[Sequence[int], int], torch.Tensor]
+    # Of the crops that are not trained on.
     held_out_loss: Callable[[], float]
 
 
 def _own_tensors(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
-    """What calibration set, in place; not the model's own weights."""
+    """Return the tensors that calibration set, not copied; the model's own weights are not among them."""
     return {
         f"{layer.site}:{name}": value
         for layer in layers
@@ -103,11 +132,12 @@ def train(
 
     crops: indices of those trained on. Raises CalibrationError where a loss is not finite.
     """
+    name = str(phase.name)
     parameters = [{"params": list(group), "lr": rate} for group, rate in phase.rates]
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99))
-    saved = journal.in_progress(phase.name)
+    saved = journal.in_progress(name)
     if saved is None:
-        first = _finite(phase.held_out_loss(), phase.name)
+        first = _finite(phase.held_out_loss(), name)
         progress = _Progress(0, first, learned_state(phase.layers), [[0, first, first]])
     else:
         restore_state(phase.layers, saved["layers"])
@@ -118,19 +148,19 @@ def train(
         for group, (_, rate) in zip(optimizer.param_groups, phase.rates, strict=True):
             group["lr"] = rate * rate_at(progress.step, phase.steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = phase.loss(batch_at(seed, phase.name, progress.step, crops, batch), progress.step)
+        loss = phase.loss(batch_at(seed, name, progress.step, crops, batch), progress.step)
         loss.backward()
-        value = _finite(float(loss.detach()), phase.name)
+        value = _finite(float(loss.detach()), name)
         optimizer.step()
         progress.step += 1
         report(phase.name, 1, value)
         if progress.step % every == 0 or progress.step == phase.steps:
-            held_out = _finite(phase.held_out_loss(), phase.name)
+            held_out = _finite(phase.held_out_loss(), name)
             progress.curve.append([progress.step, value, held_out])
             if held_out < progress.best_loss:
                 progress.best_loss, progress.best = held_out, learned_state(phase.layers)
         if journal.checkpoint_due():
-            journal.checkpoint(phase.name, progress.saved(phase.layers, optimizer))
+            journal.checkpoint(name, progress.saved(phase.layers, optimizer))
     restore_state(phase.layers, progress.best)
     return progress.curve
 

@@ -1,4 +1,4 @@
-"""Learned calibration: walk the networks, units and stages of a plan.
+"""Learned calibration: walk the networks, blocks and stages of a method.
 
 encoder -> UNet on the latents of the quantized encoder -> decoder on the UNet's; targets are full precision's own.
 """
@@ -7,24 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from intsr.calib.calibration.types import PhaseName
 from intsr.calib.data.crops import Crops
-from intsr.calib.learn.block_data import CACHES, KnownPairs, PairSource, Recomputed, cached
-from intsr.calib.learn.blocks import Call, Seen, Unit, layer_inputs, units_of_network
+from intsr.calib.learn.block_data import KnownPairs, PairSource, Recomputed, cached
+from intsr.calib.learn.blocks import ActivationStatistics, Block, Call, blocks_of_network, layer_statistics
 from intsr.calib.learn.initialize import group_layers, initialize, set_ranges
 from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.method import (
+    Method,
+    Stage,
+    add_parameters,
+    freeze,
+    hard_rounding,
+    parameter_groups,
+    penalty,
+    recomputed,
+    set_dynamic,
+)
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, with_layers
-from intsr.calib.learn.stage import conclude, hard, prepare, rates_of, recomputed, rounding_penalty, set_dynamic
-from intsr.calib.learn.train import Phase, Report, learned_state, restore_state, train
-from intsr.calib.methods.plans import Plan, Stage
+from intsr.calib.learn.train import Phase, Report, TrainingOptions, learned_state, restore_state, train
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
-from intsr.errors import UsageError
 from intsr.types import NETWORKS, Bits
 
 if TYPE_CHECKING:
@@ -38,53 +47,34 @@ Curves = dict[str, list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """block_steps: of each unit's stages together. joint_steps: of each network's. batch: crops a step. rate: factor
-    on every learning rate. cache: see `unit_data`. recompute: activations of joint steps are computed twice instead
-    of kept. mixed: bfloat16 where autocast says so.
-    """
+class Run:
+    """Everything that the blocks and stages of one calibration share."""
 
-    block_steps: int = 12
-    joint_steps: int = 120
-    batch: int = 4
-    rate: float = 1.0
-    cache: str = "ram"
-    recompute: bool = False
-    mixed: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.block_steps, self.joint_steps) < 0 or self.batch < 1 or not 0 < self.rate < 100:
-            raise ValueError("steps must be 0 or more, batch 1 or more, rate between 0 and 100")
-        if self.cache not in CACHES:
-            raise UsageError("--cache", repr(self.cache), f"one of {', '.join(CACHES)}")
+    method: Method
+    options: TrainingOptions
+    seed: int
+    journal: Journal
+    report: Report
+    crops: Crops
 
 
 def learn(
-    model: SRModel,
-    plan: Plan,
-    bits: Bits,
-    parts: tuple[str, ...],
-    crops: Crops,
-    effort: Effort,
-    seed: int,
-    journal: Journal,
-    report: Report,
-    device: str = "cpu",
+    model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
-    """Train what the plan says; returns every integer layer of `parts`, and the curves. Raises CalibrationError."""
-    layers = quantized_layers(model, bits, parts, plan.let, plan.symmetric)
+    """Train what the method says; returns every integer layer of `parts`, and the curves. Raises CalibrationError."""
+    layers = quantized_layers(model, bits, parts, run.method.let, run.method.symmetric)
     references = {name: network.to(device) for name, network in reference_networks(model).items()}
     for layer in layers.values():
         layer.to(device)
-    values = [crop.to(device) for crop in crops.all]
+    values = [crop.to(device) for crop in run.crops.all]
     exact = values
     curves: Curves = {}
     for name in NETWORKS:
         own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
         targets = _outputs(references[name], exact)
         if own:
-            walk = _NetworkWalk(references[name], own, plan, effort, seed, journal, report, crops)
-            curves |= walk.run(name, values, exact, targets)
+            walk = _NetworkWalk(name, references[name], own, run)
+            curves |= walk.train(values, exact, targets)
             values = _outputs(walk.quantized, values)
         else:
             values = _outputs(references[name], values)
@@ -115,145 +105,151 @@ def _outputs(network: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.T
     return [network(x) for x in inputs]
 
 
-class _NetworkWalk:
-    """One network: its units in order, then all of it."""
+@dataclass(frozen=True, slots=True)
+class _Trainee:
+    """A block, or a whole network, that a stage trains."""
 
-    def __init__(
-        self,
-        reference: nn.Module,
-        layers: Mapping[str, QuantizedLayer],
-        plan: Plan,
-        effort: Effort,
-        seed: int,
-        journal: Journal,
-        report: Report,
-        crops: Crops,
-    ) -> None:
-        self.reference, self.layers, self.plan, self.effort = reference, layers, plan, effort
-        self.seed, self.journal, self.report, self.crops = seed, journal, report, crops
-        self.probes = probe_chunks(crops.train_indices, crops.guard_indices, crops.train[0].shape[-1])
-        # Layers take their places as their units are done.
+    layers: tuple[QuantizedLayer, ...]
+    # The quantized block in its place, and what it is called with beside its input.
+    module: nn.Module
+    call: Call
+    # Its inputs behind the quantized blocks, and its full-precision outputs.
+    source: PairSource
+
+
+class _NetworkWalk:
+    """One network: its blocks in order, then all of it."""
+
+    def __init__(self, name: str, reference: nn.Module, layers: Mapping[str, QuantizedLayer], run: Run) -> None:
+        self.name, self.reference, self.layers, self.run = name, reference, layers, run
+        self.method, self.options, self.crops = run.method, run.options, run.crops
+        self.probes = probe_chunks(self.crops.train_indices, self.crops.guard_indices, self.crops.train[0].shape[-1])
+        # Layers take their places as their blocks are done.
         self.quantized = with_layers(reference, {})
 
-    def run(
-        self, name: str, inputs: list[torch.Tensor], exact: list[torch.Tensor], targets: list[torch.Tensor]
-    ) -> Curves:
+    def train(self, inputs: list[torch.Tensor], exact: list[torch.Tensor], targets: list[torch.Tensor]) -> Curves:
         curves: Curves = {}
-        units = units_of_network(self.reference, self.layers, inputs[0])
-        for unit in units:
-            curves |= self._unit(name, unit, inputs, exact)
-        source = KnownPairs(inputs, targets)
-        with recomputed(self.quantized, [unit.name for unit in units] if self.effort.recompute else []):
-            for stage in self.plan.joint:
-                steps = round(self.effort.joint_steps * stage.share)
-                if steps:
-                    seen = self._joint_inputs(inputs) if stage.restart else {}
-                    curves |= self._stage(
-                        f"{name}: {stage.name}",
-                        stage,
-                        tuple(self.layers.values()),
-                        self.quantized,
-                        Call((), {}),
-                        source,
-                        seen,
-                        steps,
-                    )
+        blocks = blocks_of_network(self.reference, self.layers, inputs[0])
+        for block in blocks:
+            curves |= self._block(block, inputs, exact)
+        whole = _Trainee(tuple(self.layers.values()), self.quantized, Call((), {}), KnownPairs(inputs, targets))
+        with recomputed(self.quantized, [block.name for block in blocks] if self.options.recompute else []):
+            for stage, steps in _with_steps(self.method.joint, self.options.joint_steps):
+                seen = self._joint_statistics(inputs) if stage.restart else {}
+                curves |= self._stage(PhaseName(self.name, "", stage.name), stage, whole, seen, steps)
         return curves
 
-    def _unit(self, name: str, unit: Unit, inputs: list[torch.Tensor], exact: list[torch.Tensor]) -> Curves:
-        layers = tuple(self.layers[site] for site in unit.sites)
-        key = f"{name}: {unit.name}"
-        # A stage without a step leaves no trace, in what is restored neither.
-        steps_of = [(stage, round(self.effort.block_steps * stage.share)) for stage in self.plan.block]
-        stages = [(stage, steps) for stage, steps in steps_of if steps]
-        done = self.journal.finished(key)
-        if done is not None:
-            self._install(unit)
-            for stage, _ in stages:
-                prepare(stage, layers, self.seed)
-            restore_state(layers, done["layers"])
-            for stage, _ in stages:
-                conclude(stage, layers)
-            for phase, curve in done["curves"].items():
-                self.report(phase, int(curve[-1][0]), curve[-1][1])
-            curves: Curves = done["curves"]
-            return curves
-        recomputed = Recomputed(self.quantized, self.reference, unit.name, inputs, exact)
-        call, source = recomputed.call(), self._source(recomputed, len(inputs))
+    def _block(self, block: Block, inputs: list[torch.Tensor], exact: list[torch.Tensor]) -> Curves:
+        """Train one block, or restore what an earlier run has learned of it."""
+        layers = tuple(self.layers[site] for site in block.sites)
+        stages = _with_steps(self.method.block, self.options.block_steps)
+        name = PhaseName(self.name, block.name, "")
+        done, restored = self.run.journal.step(str(name), lambda: self._trained_block(block, stages, inputs, exact))
+        self._install(block)
+        for stage, _ in stages:
+            add_parameters(stage, layers, self.run.seed)
+        restore_state(layers, done["layers"])
+        for stage, _ in stages:
+            freeze(stage, layers)
+        curves: Curves = done["curves"]
+        for phase, curve in curves.items() if restored else ():
+            self.run.report(PhaseName.parse(phase), int(curve[-1][0]), curve[-1][1])
+        return curves
+
+    def _trained_block(
+        self,
+        block: Block,
+        stages: Sequence[tuple[Stage, int]],
+        inputs: list[torch.Tensor],
+        exact: list[torch.Tensor],
+    ) -> dict[str, Any]:
+        recomputed = Recomputed(self.quantized, self.reference, block.name, inputs, exact)
+        call = recomputed.call()
+        source = cached(recomputed, self.options.cache, len(inputs), CHUNK, self.run.journal.folder)
         probes = ((source.batch(chunk)[0] for chunk in chunks) for chunks in self.probes)
-        module = self.reference.get_submodule(unit.name)
-        plain = {site: self.reference.get_submodule(site) for site in unit.sites}
-        seen = layer_inputs(lambda x: call.run(module, x), plain, *probes)
-        initialize(layers, seen, self.plan.start, self.seed)
-        self._install(unit)
-        trained = self.quantized.get_submodule(unit.name)
-        curves = {}
+        module = self.reference.get_submodule(block.name)
+        plain = {site: self.reference.get_submodule(site) for site in block.sites}
+        seen = layer_statistics(lambda x: call.run(module, x), plain, *probes)
+        layers = tuple(self.layers[site] for site in block.sites)
+        initialize(layers, seen, self.method.start, self.run.seed)
+        self._install(block)
+        trainee = _Trainee(layers, self.quantized.get_submodule(block.name), call, source)
+        curves: Curves = {}
         for stage, steps in stages:
-            phase = f"{key}: {stage.name}"
-            curves |= self._stage(phase, stage, layers, trained, call, source, seen, steps)
-        self.journal.finish(key, {"layers": learned_state(layers), "curves": curves})
-        return curves
+            curves |= self._stage(PhaseName(self.name, block.name, stage.name), stage, trainee, seen, steps)
+        return {"layers": learned_state(layers), "curves": curves}
 
-    def _source(self, recomputed: Recomputed, count: int) -> PairSource:
-        return cached(recomputed, self.effort.cache, count, CHUNK, self.journal.folder)
+    def _install(self, block: Block) -> None:
+        put_modules(self.quantized, {site: self.layers[site] for site in block.sites})
 
-    def _install(self, unit: Unit) -> None:
-        put_modules(self.quantized, {site: self.layers[site] for site in unit.sites})
-
-    def _joint_inputs(self, inputs: list[torch.Tensor]) -> dict[str, Seen]:
+    def _joint_statistics(self, inputs: list[torch.Tensor]) -> dict[str, ActivationStatistics]:
         probes = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
-        return layer_inputs(self.quantized, self.layers, *probes)
+        return layer_statistics(self.quantized, self.layers, *probes)
 
     def _stage(
         self,
-        name: str,
+        name: PhaseName,
         stage: Stage,
-        layers: tuple[QuantizedLayer, ...],
-        module: nn.Module,
-        call: Call,
-        source: PairSource,
-        seen: Mapping[str, Seen],
+        trainee: _Trainee,
+        seen: Mapping[str, ActivationStatistics],
         steps: int,
     ) -> Curves:
-        prepare(stage, layers, self.seed)
-        done = self.journal.finished(name)
-        if done is not None:
-            restore_state(layers, done["layers"])
-            conclude(stage, layers)
-            self.report(name, steps, done["curve"][-1][1])
-            return {name: done["curve"]}
+        """Train one stage, or restore what an earlier run has learned in it."""
+        add_parameters(stage, trainee.layers, self.run.seed)
+        done, restored = self.run.journal.step(
+            str(name), lambda: self._trained_stage(name, stage, trainee, seen, steps)
+        )
+        restore_state(trainee.layers, done["layers"])
+        freeze(stage, trainee.layers)
+        if restored:
+            self.run.report(name, steps, done["curve"][-1][1])
+        return {str(name): done["curve"]}
+
+    def _trained_stage(
+        self,
+        name: PhaseName,
+        stage: Stage,
+        trainee: _Trainee,
+        seen: Mapping[str, ActivationStatistics],
+        steps: int,
+    ) -> dict[str, Any]:
+        layers, source, held_out = trainee.layers, trainee.source, self.crops.held_out_indices
         if stage.restart:
-            generator = torch.Generator().manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.run.seed)
             for group in group_layers(layers):
-                set_ranges(group, seen[group[0].site], self.plan.start, generator)
-        held_out = self.crops.held_out_indices
+                set_ranges(group, seen[group[0].site], self.method.start, generator)
         energy = float(torch.stack([source.batch([i])[1].square().mean() for i in held_out]).mean())
-        run = self._runner(module, call, source, max(energy, 1e-12))
+        run = self._runner(trainee.module, trainee.call, source, max(energy, 1e-12))
 
         def loss(indices: Sequence[int], step: int) -> torch.Tensor:
-            value = run(indices)
-            return value + rounding_penalty(layers, step / steps) if "rounding" in stage.trains else value
+            return run(indices) + penalty(stage, layers, step / steps)
 
         def held_out_loss() -> float:
-            with torch.no_grad(), hard(layers):
+            with torch.no_grad(), hard_rounding(layers):
                 chunks = [held_out[i : i + CHUNK] for i in range(0, len(held_out), CHUNK)]
                 return sum(float(run(chunk)) * len(chunk) for chunk in chunks) / len(held_out)
 
         set_dynamic(layers, stage.dynamic)
-        phase = Phase(name, layers, rates_of(stage, layers, self.effort.rate), steps, loss, held_out_loss)
-        curve = train(phase, self.journal, self.seed, self.crops.train_indices, self.effort.batch, self.report)
+        phase = Phase(name, layers, parameter_groups(stage, layers, self.options.rate), steps, loss, held_out_loss)
+        batch = self.options.batch
+        curve = train(phase, self.run.journal, self.run.seed, self.crops.train_indices, batch, self.run.report)
         set_dynamic(layers, False)
-        conclude(stage, layers)
-        self.journal.finish(name, {"layers": learned_state(layers), "curve": curve})
-        return {name: curve}
+        freeze(stage, layers)
+        return {"layers": learned_state(layers), "curve": curve}
 
     def _runner(
         self, module: nn.Module, call: Call, source: PairSource, energy: float
     ) -> Callable[[Sequence[int]], torch.Tensor]:
         def run(indices: Sequence[int]) -> torch.Tensor:
             x, target = source.batch(indices)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.effort.mixed):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.mixed):
                 y = call.run(module, x)
             return (y.float() - target).square().mean() / energy
 
         return run
+
+
+def _with_steps(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int]]:
+    """Pair the stages with their steps; those with none are left out, also where they are restored."""
+    shares = ((stage, round(steps * stage.share)) for stage in stages)
+    return [(stage, own) for stage, own in shares if own]

@@ -30,7 +30,7 @@ HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was written. kind: what it was taken for. values: kept as metadata, how many."""
+    """The file that was written. kind: what it was taken for. values: how many are kept as metadata."""
 
     output: Path
     kind: str

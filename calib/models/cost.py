@@ -2,7 +2,7 @@
 
 The networks are instantiated on torch's meta device, which computes shapes and nothing else. Operations are twice
 the multiply-accumulates of Conv2d and Linear; attention's matrix products, norms and activations are not counted,
-as in the literature's compression tables. Source: METHODS section 8.
+as in the literature's compression tables.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from intsr.calib.models.families.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
 from intsr.calib.models.families.sd21_ldm import configs_from_ldm, without_wrapper
-from intsr.calib.models.families.supported import check_channels
 from intsr.calib.models.find import find_model
-from intsr.calib.models.spec import read_json, read_settings
+from intsr.calib.models.spec import read_settings
 from intsr.calib.models.tensor_files import read_checkpoint
-from intsr.calib.models.weights import CLASSES, check_config
+from intsr.calib.models.weights import read_configs
 from intsr.errors import ModelError, UsageError
 from intsr.types import Bits
 
@@ -61,19 +60,14 @@ class QuantizedCost:
 
 def architecture_from_folder(folder: Path, name: str | None = None) -> Architecture:
     """Read unet/config.json, vae/config.json and, where there is one, intsr_model.json. Raises ModelError."""
-    configs = {}
-    for part in CLASSES:
-        path = folder / part / "config.json"
-        configs[part] = read_json(path)
-        check_config(part, configs[part], path)
-    check_channels(configs["unet"], configs["vae"], folder)
+    configs = read_configs(folder)
     settings = read_settings(folder, name or folder.resolve().name)
-    tokens = _tokens_from_context(folder / settings["context"]) if settings["context"] else PROMPT_TOKENS
-    return Architecture(settings["name"], configs["unet"], configs["vae"], tokens, settings["synthetic"])
+    tokens = _tokens_from_context(folder / settings.context) if settings.context else PROMPT_TOKENS
+    return Architecture(settings.name, configs["unet"], configs["vae"], tokens, settings.synthetic)
 
 
 def architecture_from_file(path: Path) -> Architecture:
-    """Of a single file in ldm's format, by the shapes of its tensors. Raises ModelError."""
+    """Read the architecture of a single file in ldm's format off its tensors' shapes. Raises ModelError."""
     checkpoint = read_checkpoint(path)
     tensors = without_wrapper(checkpoint.tensors)
     unet, vae = configs_from_ldm({name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
@@ -178,7 +172,7 @@ def total_from_costs(costs: tuple[NetworkCost, ...]) -> NetworkCost:
 
 
 def quantize_cost(costs: tuple[NetworkCost, ...], bits: Bits, parts: tuple[str, ...]) -> QuantizedCost:
-    """What is left in 32-bit equivalents when `parts` have `bits` and the rest stays in full precision.
+    """Count what is left in 32-bit equivalents when `parts` have `bits` and the rest stays in full precision.
 
     Parameters are stored in the weights' bits. An operation counts the wider of its two operands, as integer units
     multiply both at the same width; the papers only have equal bits, where this is their rule. Every parameter and

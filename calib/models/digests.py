@@ -1,4 +1,4 @@
-"""What a calibration is bound to: SHA-256 over the files and settings that decide what a model computes.
+"""The digest that a calibration is bound to: SHA-256 over the files and settings that decide what a model computes.
 
 Neither a model's name nor where it lies is among them, nor anything that was computed: a prompt context that the text
 encoder makes differs in its last bits from processor to processor, so the encoder's files stand for it.
@@ -31,7 +31,7 @@ def file_facts(folder: Path, parts: Sequence[str], suffixes: Sequence[str]) -> l
 
 
 def context_fact(context: torch.Tensor) -> str:
-    """Of a context that a file held, (1, tokens, channels) float32."""
+    """Describe a context that a file held, (1, tokens, channels) float32."""
     return f"context {tuple(context.shape)}:{hashlib.sha256(context.numpy().tobytes()).hexdigest()}"
 
 
@@ -50,5 +50,5 @@ def model_digest(spec: ModelSpec, of_context: Sequence[str], of_weights: Sequenc
 
 
 def with_lora_digest(digest: str, lora: Path) -> str:
-    """Of a model whose weights are merged with the file's."""
+    """Return the digest of a model whose weights are merged with the file's."""
     return hashlib.sha256(f"{digest} lora:{sha256_from_path(lora)}".encode()).hexdigest()

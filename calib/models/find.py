@@ -36,7 +36,7 @@ class Place:
 
 
 def find_model(name: str, with_weights: bool = True, needs_text: bool = True) -> Place:
-    """Where the model is; one of the hub is downloaded, and only the files that are needed.
+    """Return where the model is; one of the hub is downloaded, and only the files that are needed.
 
     with_weights: False where only its shapes are asked for. needs_text: whether its text encoder would make the
     context. Raises ModelError.
@@ -61,8 +61,8 @@ def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bo
     folder = _download(repository, revision, _SMALL_FILES)
     settings = read_settings(folder, repository)
     weights = dict.fromkeys(PARTS, WEIGHT_FILES + INDEX_FILES) if with_weights else {}
-    if settings["context"]:
-        _download(repository, revision, [str(settings["context"])])
+    if settings.context:
+        _download(repository, revision, [settings.context])
     elif with_weights and needs_text:
         _download(repository, revision, _TEXT_FILES)
         weights["text_encoder"] = TEXT_WEIGHT_FILES

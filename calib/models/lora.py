@@ -6,7 +6,7 @@ The file has rank_unet, rank_vae, the modules of each adapter, and the trained t
 them: `SITE.lora_A.ADAPTER.weight` (r, Cin, kh, kw) or (r, in), `SITE.lora_B.ADAPTER.weight` (Cout, r, 1, 1) or
 (out, r), and conv_in's own weights, `conv_in.base_layer.weight`. Three adapters divide the UNet, one has the VAE's
 encoder. PassionSR's copy calls the tensors unet_state_dict and vae_state_dict; what it has for the VAE's decoder is
-left out there too. Source: METHODS section 1, and OSEDiff's and PassionSR's own loaders.
+left out there too, as their own loaders do.
 """
 
 from __future__ import annotations

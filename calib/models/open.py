@@ -24,10 +24,10 @@ from intsr.calib.models.find import Place, find_model
 from intsr.calib.models.lora import Lora, read_lora
 from intsr.calib.models.modules import copy_sharing_weights
 from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
-from intsr.calib.models.spec import SPEC_DEFAULTS, read_json, read_settings, spec_from_settings
+from intsr.calib.models.spec import default_settings, read_settings, spec_from_settings
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.models.weight_files import weights_file
-from intsr.calib.models.weights import PARTS, NetworkSource, check_config, load_network
+from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
@@ -106,14 +106,11 @@ def open_model(name: str, context: Path | None = None, lora: Path | None = None)
 def _open_folder(place: Place, context: Path | None) -> ModelSource:
     folder = place.path
     settings = read_settings(folder, place.name)
-    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
-    for part, config in configs.items():
-        check_config(part, config, folder / part / "config.json")
-    check_channels(configs["unet"], configs["vae"], folder)
+    configs = read_configs(folder)
     networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     spec = spec_from_settings(settings, configs["unet"], _with_defaults(configs["vae"]), scheduler, folder)
-    named = context or (folder / settings["context"] if settings["context"] else None)
+    named = context or (folder / settings.context if settings.context else None)
     tensor = read_context(named) if named else context_from_folder(folder)
     of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
     digest = model_digest(spec, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
@@ -136,8 +133,7 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
         part: NetworkSource(part, config, place.path, is_ldm=True)
         for part, config in zip(PARTS, (unet, vae), strict=True)
     }
-    settings = {**SPEC_DEFAULTS, "name": place.name, "synthetic": False}
-    spec = spec_from_settings(settings, unet, vae, None, place.path)
+    spec = spec_from_settings(default_settings(place.name), unet, vae, None, place.path)
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
     # A context that no file gave was made by an encoder in this very file.
     of_context = [context_fact(tensor)] if context else []

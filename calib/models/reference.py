@@ -29,7 +29,7 @@ class ReferenceEncoder(nn.Module):
 
 
 class ReferenceUNet(nn.Module):
-    """z (N, C, h, w) -> x0 = (z - sqrt(1 - a) e(z, t, context)) / sqrt(a). Source: METHODS section 1."""
+    """z (N, C, h, w) -> x0 = (z - sqrt(1 - a) e(z, t, context)) / sqrt(a)."""
 
     def __init__(self, model: SRModel) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from intsr.calib.models.families.architecture import SD21_SCHEDULER, Architecture
 from intsr.calib.models.prompt import CONTEXT_NAME
-from intsr.calib.models.spec import SPEC_DEFAULTS, SPEC_NAME, SPEC_SCHEMA_VERSION
+from intsr.calib.models.spec import SPEC_NAME, default_settings
 from intsr.calib.models.tensor_files import write_safetensors
 from intsr.calib.models.weight_files import WEIGHT_FILES
 from intsr.calib.models.weights import CLASSES, PARTS, empty_network
@@ -38,7 +38,7 @@ PREDICTION, PREDICTION_GAIN = "unet.conv_out.weight", 1 / 14.6
 
 @dataclass(frozen=True, slots=True)
 class SyntheticModel:
-    """What was written. parameters: by network. size_bytes: of the weights' files."""
+    """The model that was written. parameters: by network. size_bytes: of the weights' files."""
 
     folder: Path
     name: str
@@ -74,8 +74,9 @@ def write_synthetic_model(
         _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
         shape = (1, architecture.context_tokens, int(architecture.unet["cross_attention_dim"]))
         write_safetensors(temporary / CONTEXT_NAME, {"context": _normal("context", shape, seed)}, {"format": "pt"})
-        settings = {**SPEC_DEFAULTS, "name": name, "context": CONTEXT_NAME, "licence": SYNTHETIC_NOTE}
-        _write_json(temporary / SPEC_NAME, {"schema_version": SPEC_SCHEMA_VERSION, **settings, "synthetic": True})
+        plain = default_settings(name)
+        settings = replace(plain, context=CONTEXT_NAME, licence=SYNTHETIC_NOTE, synthetic=True)
+        _write_json(temporary / SPEC_NAME, asdict(settings))
         size_bytes = sum(path.stat().st_size for path in temporary.rglob("*.safetensors"))
     return SyntheticModel(folder, name, seed, parameters, size_bytes)
 

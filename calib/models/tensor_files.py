@@ -173,7 +173,7 @@ def _flatten(
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold; anything else in words."""
+    """Return a value that JSON can hold; anything else becomes words."""
     if isinstance(value, list | tuple | set | frozenset):
         items = [_plain(item) for item in value]
         return sorted(items, key=str) if isinstance(value, set | frozenset) else items

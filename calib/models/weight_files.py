@@ -1,6 +1,4 @@
-"""Which file of a part's folder holds its weights: one, or several with an index. Other names are told as what they
-are.
-"""
+"""Find the file of a part's folder that holds its weights, or the index of several, and say what others are."""
 
 from __future__ import annotations
 
@@ -74,7 +72,7 @@ def files_of(path: Path) -> tuple[Path, ...]:
 
 
 def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
-    """Of one file, or of all that an index names; mapped where possible. Raises ModelError."""
+    """Read one file, or all that an index names; tensors are mapped where possible. Raises ModelError."""
     if path.name not in INDEX_FILES:
         return dict(read_checkpoint(path).tensors)
     tensors: dict[str, torch.Tensor] = {}

@@ -11,8 +11,9 @@ import torch
 
 from intsr.calib.models.families.architecture import current_name
 from intsr.calib.models.families.sd21_ldm import network_from_ldm, without_wrapper
-from intsr.calib.models.families.supported import unsupported
+from intsr.calib.models.families.supported import check_channels, unsupported
 from intsr.calib.models.lora import merge_lora
+from intsr.calib.models.spec import read_json
 from intsr.calib.models.tensor_files import as_model_error
 from intsr.calib.models.weight_files import tensors_of_file
 from intsr.errors import ModelError
@@ -27,13 +28,14 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """Where a network's weights are. part: `unet` or `vae`. path: a file, or the index of several. is_ldm: both
-    networks are in one file, under ldm's names.
-    """
+    """The place of a network's weights."""
 
+    # `unet` or `vae`.
     part: str
     config: Mapping[str, Any]
+    # A file, or the index of several.
     path: Path
+    # Both networks are in one file, under ldm's names.
     is_ldm: bool = False
 
 
@@ -49,6 +51,15 @@ def check_config(part: str, config: Mapping[str, Any], where: Path) -> None:
     problem = unsupported(part, config)
     if problem is not None:
         raise ModelError(where, *problem)
+
+
+def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read and check the configurations of both networks of a folder, by part. Raises ModelError."""
+    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    for part, config in configs.items():
+        check_config(part, config, folder / part / "config.json")
+    check_channels(configs["unet"], configs["vae"], folder)
+    return configs
 
 
 def empty_network(part: str, config: Mapping[str, Any], where: Path) -> Any:

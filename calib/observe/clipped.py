@@ -1,4 +1,4 @@
-"""How much of every layer's input lies outside the grid that calibration gave it: on pictures, and on the guard.
+"""Measure how much of every layer's input lies outside its grid: on pictures, and on the guard.
 
 What is clipped errs in one direction, and on a flat picture it is the whole picture.
 """
@@ -52,7 +52,7 @@ def outside_counts(x: torch.Tensor, params: QuantParams) -> tuple[int, int]:
 def clipped_shares(
     model: SRModel, sites: Mapping[str, SiteQuantizer], pictures: Sequence[Path], tile_px: int, seed: int
 ) -> dict[str, Clipped]:
-    """Of every layer among `sites` that engines run on integers, measured through the full-precision model.
+    """Return the shares of every layer among `sites` that engines run on integers, on full-precision inputs.
 
     pictures: low-resolution files, a tile of each is looked at. tile_px: that of calibration. Raises ImageError.
     """

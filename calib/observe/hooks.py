@@ -29,7 +29,7 @@ def run_observed(
 ) -> None:
     """batches: (N, 3, H, W) float32 in [-1, 1]. Each observer is called before its site's module, with its inputs.
 
-    Nothing stays behind in the model, after a failure neither.
+    Hooks are removed even if a batch fails.
     """
     handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
     networks = reference_networks(model)
@@ -42,7 +42,7 @@ def run_observed(
             handle.remove()
 
 
-class ChannelEnds:
+class ChannelRanges:
     """How far every channel of one layer's input reaches, picture by picture.
 
     A range is the mean over pictures of each one's extremes: the extreme of all is one pixel's, and every code is
@@ -55,7 +55,7 @@ class ChannelEnds:
         self._pictures: list[torch.Tensor] = []
         self._guard: list[torch.Tensor] = []
 
-    def _ends(self, inputs: tuple[Any, ...]) -> torch.Tensor:
+    def _range(self, inputs: tuple[Any, ...]) -> torch.Tensor:
         """(2, Cin): the least and greatest value of every channel, and 0, as padding is input."""
         columns = inputs[0].movedim(self.axis, 0).flatten(1)
         ends = torch.stack([columns.amin(1).clamp_max(0), columns.amax(1).clamp_min(0)])
@@ -65,47 +65,47 @@ class ChannelEnds:
 
     def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook, for pictures."""
-        self._pictures.append(self._ends(inputs))
+        self._pictures.append(self._range(inputs))
 
     def see_guard(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A forward pre-hook, for `made_pictures`."""
-        self._guard.append(self._ends(inputs))
+        self._guard.append(self._range(inputs))
 
-    def reach(self) -> torch.Tensor:
+    def amax(self) -> torch.Tensor:
         """(Cin,): how far each channel goes at most, on pictures and, of a bare stream, on the guard."""
         seen = [*self._pictures, *(self._guard if reads_bare_stream(self.site) else ())]
         return torch.stack(seen).abs().amax((0, 1))
 
     def range_of(self, scale: torch.Tensor | float = 1.0) -> tuple[float, float]:
         """(low, high) of x / scale, scale (Cin,) or a number."""
-        low, high = _mean_ends(self._pictures, scale)
+        low, high = _mean_range(self._pictures, scale)
         if self._guard:
             whole = reads_bare_stream(self.site)
-            guard = _all_ends(self._guard, scale) if whole else _mean_ends(self._guard, scale)
+            guard = _whole_range(self._guard, scale) if whole else _mean_range(self._guard, scale)
             low, high = min(low, guard[0]), max(high, guard[1])
         return low, high
 
 
-def _mean_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+def _mean_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
     low, high = torch.stack(list(seen)).unbind(1)
     return float((low / scale).amin(1).mean()), float((high / scale).amax(1).mean())
 
 
-def _all_ends(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+def _whole_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
     low, high = torch.stack(list(seen)).unbind(1)
     return float((low / scale).min()), float((high / scale).max())
 
 
-def observe_ends(
+def observe_ranges(
     model: SRModel, batches: Iterable[torch.Tensor], guard: Iterable[torch.Tensor], parts: tuple[str, ...]
-) -> dict[str, ChannelEnds]:
-    """Of every site of `parts`; two numbers a channel and picture are kept, never an activation.
+) -> dict[str, ChannelRanges]:
+    """Observe every site of `parts`; two numbers a channel and picture are kept, never an activation.
 
     batches, guard: (N, 3, H, W) float32 in [-1, 1]; the guard may be none. Raises CalibrationError for activations
     that are not finite.
     """
     modules = sites_of_model(model, parts)
-    observers = {site: ChannelEnds(site, layer) for site, layer in modules.items()}
+    observers = {site: ChannelRanges(site, layer) for site, layer in modules.items()}
     run_observed(model, batches, modules, {site: observer.see for site, observer in observers.items()})
     run_observed(model, guard, modules, {site: observer.see_guard for site, observer in observers.items()})
     return observers

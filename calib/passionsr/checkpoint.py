@@ -1,6 +1,6 @@
 """Read PassionSR's official calibrated checkpoints: quantizers and LET of every layer, no weights.
 
-Keys are `model.model.<ldm name>.<tensor>`. Source: METHODS section 2, "Official calibrated checkpoints".
+Keys are `model.model.<ldm name>.<tensor>`. docs/theory.md, "PassionSR's checkpoints".
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassionSRCheckpoint:
-    """What the files of a calibrated model hold."""
+    """The content of the files of a calibrated model."""
 
     # What the files are of.
     parts: tuple[str, ...]

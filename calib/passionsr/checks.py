@@ -1,6 +1,6 @@
-"""Whether an official checkpoint belongs to a model: its norms and weight ranges say so. No weights are inside.
+"""Check that a checkpoint of PassionSR belongs to a model, by its norms and weight ranges: it holds no weights.
 
-Source: METHODS section 2, "Importer checks".
+docs/theory.md, "PassionSR's checkpoints".
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
     attention    softmax(Q(q s_qk) Q(k / s_qk)^T / sqrt(d)),  Q(weights s_vw) Q(v / s_vw)
 
 R rounds half away from zero. Weights are split at Cin // 2, activations at half of their dimension 1: channels of a
-convolution's input, tokens of a linear layer's. Source: METHODS section 2, confirmed against the official outputs.
+convolution's input, tokens of a linear layer's. docs/theory.md, "PassionSR's
+checkpoints"; confirmed against the outputs that its code gives.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def quantize_scalar_range(x: torch.Tensor, ends: Iterable[float], bits: int) -> 
 
 
 def halves(length: int, pieces: int) -> list[slice]:
-    """Where the official model cuts a dimension."""
+    """Return the slices that PassionSR's model cuts a dimension into."""
     return [slice(0, length)] if pieces == 1 else [slice(0, length // 2), slice(length // 2, length)]
 
 

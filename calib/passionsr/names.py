@@ -1,4 +1,4 @@
-"""Which module of ldm's Stable Diffusion every layer of the diffusers model is: official checkpoints use ldm's names.
+"""Translate the names of diffusers' layers into those of ldm's Stable Diffusion, which PassionSR's checkpoints use.
 
 Made from the model's own structure, so it holds for any number of blocks, layers and channels.
 """

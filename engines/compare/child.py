@@ -14,8 +14,7 @@ from pathlib import Path
 
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import save_calibration
-from intsr.calib.data.choose_pictures import usable_pictures
-from intsr.calib.data.pictures import list_pictures
+from intsr.calib.data.pictures import list_pictures, usable_pictures
 from intsr.calib.learn.journal import remove_work
 from intsr.calib.models.open import load_model
 from intsr.cli.signals import handle_signals

@@ -162,7 +162,7 @@ def _task(job: Comparison, recipe: Recipe, output: Path) -> CalibrationTask:
 
 def _calibration_name(recipe: Recipe, model_digest: str, pictures: Sequence[str]) -> str:
     # Where inputs are kept changes how a result is reached, not the result.
-    decisive = replace(recipe, effort=replace(recipe.effort, cache="ram", recompute=False))
+    decisive = replace(recipe, training=replace(recipe.training, cache="ram", recompute=False))
     facts = [version("intsr"), repr(decisive), model_digest, *pictures]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_HASH_CHARACTERS]
     return f"{recipe.method}-{recipe.bits}-{'-'.join(recipe.parts)}-{digest}"

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from intsr.calib.calibrate import METHODS, Recipe, parse_parts
-from intsr.calib.learn.walk import Effort
+from intsr.calib import methods as quantization
+from intsr.calib.calibrate import Recipe, parse_parts
+from intsr.calib.learn.train import TrainingOptions
 from intsr.errors import UsageError
 from intsr.runtime.measure.metrics import Scores
 from intsr.types import Bits
@@ -106,25 +107,27 @@ def recipes_from_options(
 ) -> tuple[Recipe, ...]:
     """Combine `maxmin,lbq`, `w8a8,w6a6` and each of `parts`, for example `unet,vae`, in every way.
 
-    training: fields of `Recipe` and `Effort`, for the methods that train. Raises UsageError.
+    training: fields of `Recipe` and `TrainingOptions`, for the methods that train. Raises UsageError.
     """
     named = _names(methods, "--methods")
     for name in named:
-        if name not in METHODS:
-            raise UsageError("--methods", repr(name), f"some of {', '.join(METHODS)}, separated by commas")
+        if name not in quantization.methods():
+            raise UsageError(
+                "--methods", repr(name), f"some of {', '.join(quantization.methods())}, separated by commas"
+            )
     widths = [Bits.parse(name) for name in _names(bits, "--bits")]
     if not all(width.quantized for width in widths):
         raise UsageError("--bits", "fp", "wXaY: full precision is a row of its own")
     chosen = [parse_parts(text) for text in parts]
     if len(set(chosen)) != len(chosen):
         raise UsageError("--parts", "the same twice", "each once")
-    effort_names = {field.name for field in fields(Effort)}
-    effort = Effort(**{name: value for name, value in training.items() if name in effort_names})
-    rest = {name: value for name, value in training.items() if name not in effort_names}
+    names = {field.name for field in fields(TrainingOptions)}
+    options = TrainingOptions(**{name: value for name, value in training.items() if name in names})
+    rest = {name: value for name, value in training.items() if name not in names}
 
     def recipe(method: str, width: Bits, part: tuple[str, ...]) -> Recipe:
         shared = Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
-        return replace(shared, effort=effort, **rest) if shared.trains else shared
+        return replace(shared, training=options, **rest) if shared.trains else shared
 
     return tuple(recipe(method, width, part) for part in chosen for width in widths for method in named)
 

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PASSIONSR, Calibration
-from intsr.calib.data.choose_pictures import usable_pictures
-from intsr.calib.data.pictures import list_pictures
-from intsr.calib.methods.low_bits import low_bits_warning
+from intsr.calib.data.pictures import list_pictures, usable_pictures
+from intsr.calib.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
 from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
 from intsr.cli.console import progress, say, say_notes

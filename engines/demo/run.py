@@ -20,7 +20,7 @@ from intsr.bundle import read_manifest
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import save_calibration
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.learn.walk import Effort
+from intsr.calib.learn.train import TrainingOptions
 from intsr.calib.models.open import SRModel, load_model
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.types import BuildOptions
@@ -43,7 +43,7 @@ REPORT_PICTURES = ("astronaut", "coffee")
 REPORT_NAME = "report.html"
 TILE_PX = 128
 # An eighth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
-METHOD, CROPS, EFFORT = "passionsr", 8, Effort(block_steps=4, joint_steps=24)
+METHOD, CROPS, EFFORT = "passionsr", 8, TrainingOptions(block_steps=4, joint_steps=24)
 MIN_RUNS, MIN_SECONDS = 10, 3.0
 Say = Callable[[str], None]
 
@@ -67,7 +67,7 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
     model = load_model("demo")
     pictures = make_pictures(output, model.spec.upscale_factor)
     say(f"calibrating on {len(pictures.calibration)} photographs ({METHOD}, {bits}, a short run)")
-    recipe = Recipe(METHOD, Bits.parse(bits), tile_px=TILE_PX, crops=CROPS, effort=EFFORT)
+    recipe = Recipe(METHOD, Bits.parse(bits), tile_px=TILE_PX, crops=CROPS, training=EFFORT)
     calibration = calibrate(model, pictures.calibration, recipe)
     save_calibration(calibration, output / f"calibration-{bits}")
     say("compiling three engines: fp32 and int8 for the CPU, int8 for tensorrt-rtx")

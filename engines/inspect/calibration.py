@@ -1,4 +1,4 @@
-"""What is in a calibration folder, as plain data: no model is needed.
+"""Describe a calibration folder as plain data: no model is needed.
 
 A calibration names layers and seldom says how wide they are. What an engine runs on integers is told by:
 

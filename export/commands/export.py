@@ -85,7 +85,7 @@ def export(
 
 
 def _check_sources(calibration: Path | None, official: tuple[Path, ...]) -> None:
-    """What was given and would change nothing is an error, not ignored. Raises UsageError."""
+    """Refuse what was given and would change nothing. Raises UsageError."""
     if calibration is not None and official:
         raise UsageError("--calibration, --passionsr", "both", "one of them")
     given = click.get_current_context().get_parameter_source("bits") is ParameterSource.COMMANDLINE

@@ -32,7 +32,7 @@ class FoldedLayer:
 
     weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
     activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
-    (Cin,): then weights and bias are already those that belong to x~ (see `fold_let`). None: the input is quantized
+    (Cin,): then weights and bias are already those that belong to x~ (see `fold.let`). None: the input is quantized
     by an operation of its own (see `split_layers`).
     """
 

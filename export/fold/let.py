@@ -8,7 +8,7 @@ The division by s and the shift by d go, exactly, into what makes x:
     to_out behind attention:                      rows of to_v / s (or the constant value), d = 0
     ff.net.2 behind GEGLU:                        value rows of ff.net.0.proj / s (not the gate's), d = 0
 
-Everywhere else they stay an elementwise step in front of the quantizer. Source: METHODS sections 2 and 5.
+Everywhere else they stay an elementwise step in front of the quantizer. docs/theory.md, "Folding LET".
 """
 
 from __future__ import annotations

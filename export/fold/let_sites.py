@@ -1,4 +1,4 @@
-"""Which learned equivalent transformations cost nothing, told by the sites' names and numbers alone.
+"""Tell which learned equivalent transformations cost nothing, by the sites' names and numbers alone.
 
 The places are `LET_SINKS` of the model's family; nothing but NumPy is needed.
 """

@@ -1,4 +1,4 @@
-"""What one step makes constant, folded away: exact rewrites of the three networks.
+"""Fold away what one step makes constant: exact rewrites of the three networks.
 
     time:        conv1(x) + W_t silu(t_emb)           ->  conv1 with a larger bias
     context:     softmax(q K(c)^T) V(c)               ->  K and V as constants

@@ -1,4 +1,4 @@
-"""What the handlers of traced operations ask, and where they write.
+"""The state that handlers of traced operations read and write.
 
 `HANDLERS` is the whole vocabulary; any other operation is an ExportError, never skipped. The modules of `lower.aten`
 fill it as they are imported.

@@ -1,4 +1,4 @@
-"""What a lowering writes as one where the trace has several nodes, found before the walk.
+"""Find, before the walk, the nodes of a trace that a lowering writes as one.
 
 A pad and the convolutions behind it become convolutions that pad. Three linears of one input, each with a view and a
 transpose into heads behind it, become one of each, and a split. A linear whose output is cut in two becomes two.
@@ -64,7 +64,7 @@ def _find_pads(node: fx.Node, layers: Mapping[fx.Node, FoldedLayer], found: Patt
 
 
 def _has_zero(layer: FoldedLayer | None) -> bool:
-    """Whether the layer's grid has a code for a padded zero, as a convolution that pads needs."""
+    """Tell whether the layer's grid has a code for a padded zero, as a convolution that pads needs."""
     if layer is None or layer.activation is None:
         return layer is not None
     return layer.let_shift is not None or 0 <= layer.activation.zero_point <= layer.activation.qmax

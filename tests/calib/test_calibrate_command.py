@@ -15,7 +15,7 @@ from PIL import Image
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.commands import calibrate as commands
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.walk import Effort
+from intsr.calib.learn.train import TrainingOptions
 
 Intsr = Callable[..., tuple[int, str, str]]
 ONE_PASS = ("--method", "maxmin", "--parts", "vae", "--tile", 16)
@@ -104,7 +104,7 @@ def test_only_the_crops_default_gives_way_to_the_tile(intsr: Intsr, given: tuple
     for tile_px, crop_px, expected in ((16, None, 16), (128, None, 32), (16, 64, 64)):
         recipe = commands._recipe("lbq", "w8a8", "vae", tile_px, False, crop_px=crop_px, **settings, **rest)
         assert recipe.crop_px == expected
-        assert recipe.effort == Effort(4, 4, 4)
+        assert recipe.training == TrainingOptions(4, 4, 4)
 
 
 def test_parts_of_what_is_not_quantized(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:

@@ -212,8 +212,3 @@ def test_command_table(tmp_path):
     assert ["vae", f"{vae.parameters:,}", f"{vae.gops:,.1f}"] in lines
     assert ["of", "total", "12.5%", "25.0%"] in lines
     assert result.stderr == ""
-
-
-def test_command_without_bits_says_nothing_about_quantization():
-    result = CliRunner().invoke(info, ["--arch", "sd21", "--json"], catch_exceptions=False)
-    assert "quantized" not in json.loads(result.stdout)

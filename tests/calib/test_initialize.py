@@ -7,10 +7,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from intsr.calib.learn.blocks import layer_inputs
+from intsr.calib.learn.blocks import layer_statistics
 from intsr.calib.learn.initialize import initialize
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
-from intsr.calib.methods.plans import PLANS
+from intsr.calib.methods import method_from_name, methods
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.types import Bits
@@ -18,17 +18,17 @@ from intsr.types import Bits
 
 def start_of(model: SRModel, method: str, elsewhere: bool) -> dict[str, QuantizedLayer]:
     """elsewhere: tensors that name no device land on another than the layers', as where those are on a GPU."""
-    plan, network = PLANS[method], reference_networks(model)["unet"]
+    plan, network = method_from_name(method), reference_networks(model)["unet"]
     layers = quantized_layers(model, Bits(6, 6), ("unet",), plan.let, plan.symmetric)
     layers = {site: layer for site, layer in layers.items() if "up_blocks.1.resnets" in site}
     latent = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    seen = layer_inputs(network, {site: network.get_submodule(site) for site in layers}, [latent])
+    seen = layer_statistics(network, {site: network.get_submodule(site) for site in layers}, [latent])
     with torch.device("meta") if elsewhere else nullcontext():
         initialize(list(layers.values()), seen, plan.start, 0)
     return layers
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", [name for name, method in methods().items() if method.trains])
 @torch.no_grad()
 def test_every_tensor_is_made_where_the_layers_are(tiny_model: SRModel, method: str) -> None:
     here, elsewhere = (start_of(tiny_model, method, flag) for flag in (False, True))

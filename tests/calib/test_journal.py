@@ -17,7 +17,7 @@ import intsr
 from intsr.calib.calibrate import Recipe, _identity
 from intsr.calib.learn.block_data import OnDisk
 from intsr.calib.learn.journal import CACHE_PREFIX, CURRENT_NAME, RUN_NAME, Journal, remove_work
-from intsr.calib.methods.plans import PLANS
+from intsr.calib.methods import methods
 from intsr.calib.models.open import SRModel
 from intsr.errors import CalibrationError, UsageError
 
@@ -27,7 +27,7 @@ SETTINGS = {"bits": "w8a8", "threads": 3, "version": "0.1.0", "torch": "2.0", "p
 def interrupted(folder: Path) -> None:
     """All that a killed run may leave."""
     journal = Journal(folder, SETTINGS)
-    journal.finish("unet: a", {"x": torch.zeros(1)})
+    journal.step("unet: a", lambda: {"x": torch.zeros(1)})
     journal.checkpoint("unet: b", {"x": torch.zeros(1)})
     journal.close()
     phase = next(folder.glob("????????????????.pt"))
@@ -78,7 +78,7 @@ def test_what_a_killed_run_left_is_removed_when_it_goes_on(tmp_path: Path) -> No
     journal = Journal(tmp_path, SETTINGS)
     phase = journal._phase_path("unet: a").name
     assert names(tmp_path) == {RUN_NAME, CURRENT_NAME, phase}
-    assert journal.finished("unet: a") is not None and journal.in_progress("unet: b") is not None
+    assert journal.step("unet: a", dict)[1] and journal.in_progress("unet: b") is not None
     journal.close()
 
 
@@ -165,5 +165,5 @@ def test_versions_and_plan_are_part_of_what_a_run_is(tiny_model: SRModel, monkey
     monkeypatch.setattr(intsr, "__version__", "99")
     assert identity(recipe)["version"] == "99" != before["version"]
     assert identity(replace(recipe, symmetric=True))["plan"] != before["plan"]
-    monkeypatch.setitem(PLANS, "lbq", replace(PLANS["lbq"], let="none"))
+    monkeypatch.setitem(methods(), "lbq", replace(methods()["lbq"], let="none"))
     assert identity(recipe)["plan"] != before["plan"]

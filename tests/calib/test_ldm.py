@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import ldm
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -16,11 +16,6 @@ from intsr.calib.models.families.sd21_ldm import configs_from_ldm
 from intsr.calib.models.open import load_model, open_model
 from intsr.calib.models.prompt import context_from_ldm
 from intsr.errors import ModelError
-
-_spec = importlib.util.spec_from_file_location("intsr_tests_ldm", Path(__file__).parents[1] / "support" / "ldm.py")
-assert _spec is not None and _spec.loader is not None
-ldm = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ldm)
 
 State = dict[str, torch.Tensor]
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.families.sd21 import input_groups
 from intsr.calib.models.open import SRModel
-from intsr.calib.observe.let_scales import let_scale_from_maxima, observe_let
+from intsr.calib.observe.let_scales import let_scale_from_maxima
 from intsr.errors import CalibrationError
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch, quantize_weight
 from intsr.types import Bits
@@ -88,8 +89,3 @@ def test_scales_of_another_width(tiny_model: SRModel, tiny_calibration: Calibrat
     broken = replace(tiny_calibration.sites[site], **let)
     with pytest.raises(CalibrationError, match="LET of 2 channels"):
         fold(tiny_model, replace(tiny_calibration, sites=dict(tiny_calibration.sites) | {site: broken}))
-
-
-def test_nan_names_the_layer(tiny_model: SRModel) -> None:
-    with pytest.raises(CalibrationError, match=r"vae\.encoder\.conv_in"):
-        observe_let(tiny_model, [torch.full((1, 3, 32, 32), float("nan"))], Bits(8, 8), PARTS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ldm
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -19,11 +19,6 @@ from intsr.calib.models.convert import LORA, convert
 from intsr.calib.models.lora import Lora, merge_lora, read_lora
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.errors import ModelError
-
-_spec = importlib.util.spec_from_file_location("intsr_tests_ldm", Path(__file__).parents[1] / "support" / "ldm.py")
-assert _spec is not None and _spec.loader is not None
-ldm = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(ldm)
 
 RANK_UNET, RANK_VAE = 4, 3
 UNET_LAYERS = ("to_k", "to_q", "to_v", "to_out.0", "conv", "proj_out", "proj_in", "ff.net.2", "ff.net.0.proj")
@@ -112,27 +107,6 @@ def merged_by_peft(adapted: tuple) -> tuple[Any, Any]:
                 module.merge()
                 assert module.merged
     return networks
-
-
-def test_the_file_is_osediffs(adapted: tuple) -> None:
-    names = set(adapted[2]["state_dict_unet"])
-    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.default_encoder.weight" in names
-    assert {"conv_in.base_layer.weight", "conv_in.base_layer.bias", "conv_in.lora_B.default_encoder.weight"} <= names
-    assert "quant_conv.lora_A.default_encoder.weight" in adapted[2]["state_dict_vae"]
-
-
-def test_outputs_are_those_of_peft_merged(loaded: SRModel, merged_by_peft: tuple[Any, Any], base: tuple) -> None:
-    torch.manual_seed(6)
-    latent, picture = torch.randn(1, 4, 16, 16), torch.rand(1, 3, 64, 64) * 2 - 1
-    with torch.no_grad():
-        got, expected, plain = (
-            unet(latent, 999, encoder_hidden_states=loaded.context).sample
-            for unet in (loaded.unet, merged_by_peft[0], base[0])
-        )
-        encoded, encoded_by_peft = (vae.encode(picture).latent_dist.mean for vae in (loaded.vae, merged_by_peft[1]))
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert (encoded - encoded_by_peft).abs().max() <= 1e-5 * encoded_by_peft.abs().max()
-    assert (plain - expected).abs().max() > 1e-2 * expected.abs().max(), "the LoRA does nothing here"
 
 
 def test_weights_are_those_of_peft_merged(loaded: SRModel, merged_by_peft: tuple[Any, Any], base: tuple) -> None:
@@ -298,15 +272,3 @@ def test_a_lora_site_of_another_shape_is_refused(pickled: Path, base: tuple) -> 
     weights = dict(base[0].state_dict()) | {f"{ONE}.weight": torch.zeros(64, 32, 3, 3)}
     with pytest.raises(ModelError, match=rf"unet\.{ONE}\.weight of shape \(64, 64, 3, 3\)"):
         merge_lora(read_lora(pickled), "unet", weights)
-
-
-def test_compare_hands_it_on_to_the_processes_that_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from intsr.engines.compare import run as compare
-    from intsr.engines.compare.types import Comparison, settings_from_text
-
-    commands: list[list[str]] = []
-    monkeypatch.setattr(compare, "_run_child", lambda command, log: commands.append(command) or 0)
-    settings = settings_from_text("maxmin", "w8a8", ["unet"])
-    job = Comparison("sd.ckpt", None, 16, settings, tmp_path, None, (), lora=Path("osediff.pkl"))
-    compare._calibrate(job, settings[0], tmp_path / "out")
-    assert commands[0][commands[0].index("--lora") + 1] == "osediff.pkl"

@@ -10,8 +10,8 @@ from intsr.calib.calibration.types import Clipped
 from intsr.calib.data.crops import Crops
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
 from intsr.calib.data.pictures import guard_batch, guard_side_px
-from intsr.calib.learn.blocks import Seen
-from intsr.calib.learn.initialize import Start, set_ranges
+from intsr.calib.learn.blocks import ActivationStatistics
+from intsr.calib.learn.initialize import RangeInit, set_ranges
 from intsr.calib.learn.quantized_layer import quantized_layers
 from intsr.calib.methods.maxmin import observe_maxmin
 from intsr.calib.models.families.sd21 import reads_bare_stream
@@ -70,8 +70,8 @@ def test_no_clip_search_below_what_the_guard_needs(tiny_model, part):
     ends = []
     # Two pictures, the one reaching four times as far as what is searched on, the other six times.
     for guard in (None, (torch.stack([low * 4, low * 6]), torch.stack([high * 4, high * 6]))):
-        set_ranges([layer], Seen((x,), low, high, guard), Start("output"), generator)
-        ends.append(tuple(float(end.detach()) for end in layer.grid.ends()))
+        set_ranges([layer], ActivationStatistics((x,), low, high, guard), RangeInit("output"), generator)
+        ends.append(tuple(float(end.detach()) for end in layer.grid.range()))
     factor = 6 if reads_bare_stream(layer.site) else 5
     assert ends[1] == pytest.approx((factor * float(low.min()), factor * float(high.max())))
     assert ends[0][1] < float(high.max())

@@ -27,7 +27,7 @@ def edit_json(path: Path, **values: object) -> None:
 def test_spec_of_a_folder(tiny_model: SRModel) -> None:
     spec = tiny_model.spec
     assert (spec.timestep, spec.upscale_factor, spec.latent_scaling_factor) == (999, 4, 0.18215)
-    # METHODS section 1: a_999 of SD 2.1's schedule.
+    # The known a_999 of SD 2.1's schedule.
     assert spec.alpha_bar == pytest.approx(0.00466010, rel=1e-5)
     # Two levels in the VAE and two in the UNet: 2 * 2.
     assert spec.size_multiple_px == 4
@@ -64,14 +64,6 @@ def test_defaults_are_osediffs(folder: Path) -> None:
     assert (model.spec.timestep, model.spec.upscale_factor, model.spec.resize_filter) == (999, 4, "lanczos")
 
 
-def test_the_digest_is_of_weights_and_settings(folder: Path, tiny_model: SRModel) -> None:
-    assert load_model(str(folder)).digest != ""
-    before = load_model(str(folder)).digest
-    assert before == load_model(str(folder)).digest
-    edit_json(folder / "intsr_model.json", timestep=500)
-    assert load_model(str(folder)).digest != before
-
-
 def test_reference_formula(tiny_model: SRModel) -> None:
     """x0 = (z - sqrt(1 - a) e) / sqrt(a), computed here by hand from diffusers' own scheduler."""
     from diffusers import DDPMScheduler
@@ -83,11 +75,6 @@ def test_reference_formula(tiny_model: SRModel) -> None:
         got = reference_networks(tiny_model)["unet"](latent)
     expected = scheduler.step(error, 999, latent).pred_original_sample
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_missing_folder() -> None:
-    with pytest.raises(ModelError, match="no such folder"):
-        load_model("/nowhere/model")
 
 
 @pytest.mark.parametrize(
@@ -141,28 +128,22 @@ def test_unknown_setting(folder: Path) -> None:
         load_model(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        ("upscale_factor", 4.0, "a whole number"),
-        ("upscale_factor", True, "a whole number"),
-        ("timestep", True, "a whole number"),
-        ("timestep", 999.0, "a whole number"),
-        ("name", 7, "a string"),
-        ("licence", None, "a string"),
-        ("resize_filter", ["lanczos"], "a string"),
-        ("context", False, "a string or null"),
-        ("synthetic", 1, "true or false"),
-    ],
-)
-def test_settings_of_another_type(folder: Path, key: str, value: object, expected: str) -> None:
+def test_settings_of_another_type(folder: Path) -> None:
     from intsr.calib.models.cost import architecture_from_folder
 
-    edit_json(folder / "intsr_model.json", **{key: value})
-    for opened in (lambda: load_model(str(folder)), lambda: architecture_from_folder(folder)):
-        with pytest.raises(ModelError) as error:
-            opened()
-        assert f"intsr_model.json: {key} {value!r}; expected {expected}" in str(error.value)
+    before = json.loads((folder / "intsr_model.json").read_text())
+    for key, value in (
+        ("upscale_factor", True),
+        ("timestep", "999"),
+        ("licence", None),
+        ("context", False),
+        ("synthetic", 1),
+    ):
+        (folder / "intsr_model.json").write_text(json.dumps(before | {key: value}))
+        for opened in (lambda: load_model(str(folder)), lambda: architecture_from_folder(folder)):
+            with pytest.raises(ModelError, match=f"intsr_model.json: .*{key}") as error:
+                opened()
+            assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("value", [0, -4])
@@ -172,33 +153,9 @@ def test_a_factor_that_is_none(folder: Path, value: int) -> None:
         load_model(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_train_timesteps": None}, "scheduler_config"),
-        ({"trained_betas": [0.1] * 1000}, "trained_betas is set"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
-        ({"beta_start": "small"}, "scheduler_config"),
-        ({"prediction_type": "v_prediction"}, "prediction_type 'v_prediction'; expected epsilon; where"),
-        ({"prediction_type": "sample"}, "prediction_type 'sample'; expected epsilon"),
-    ],
-)
-def test_a_schedule_of_another_kind_is_refused(folder: Path, changes: dict[str, object], message: str) -> None:
-    edit_json(folder / "scheduler" / "scheduler_config.json", **changes)
-    with pytest.raises(ModelError, match=message) as error:
-        load_model(str(folder))
-    assert "\n" not in str(error.value)
-
-
 def test_a_schedule_without_its_numbers(folder: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text('{"beta_schedule": "linear", "clip_sample": false}')
     with pytest.raises(ModelError, match="no 'num_train_timesteps'"):
-        load_model(str(folder))
-
-
-def test_a_timestep_that_is_no_number(folder: Path) -> None:
-    edit_json(folder / "intsr_model.json", timestep="999")
-    with pytest.raises(ModelError, match="timestep '999'; expected a whole number"):
         load_model(str(folder))
 
 

@@ -39,7 +39,7 @@ def without(key: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("changes", [{}, {"_class_name": "DDIMScheduler"}, {"_class_name": "DDPMScheduler"}])
 def test_sd21s_own(changes: dict[str, Any]) -> None:
-    # METHODS section 1: a_999 of SD 2.1's schedule.
+    # The known a_999 of SD 2.1's schedule.
     assert alpha_bar_from_scheduler(SD21_BASE | changes, 999, HERE) == pytest.approx(0.00466010, rel=1e-5)
 
 

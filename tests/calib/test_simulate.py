@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.calib.learn.quantized_layer import GridSpec, InputGrid, QuantizedLayer, quantized_layers, with_layers
+from intsr.calib.methods.efficientdm import LowRankChange
 from intsr.calib.models.families.sd21 import concat_boundaries
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
@@ -194,7 +195,7 @@ def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
     """The product that EfficientDM adds, which is what is exported, under autocast too."""
     layer = next(iter(quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False).values()))
     rows, columns = layer.layer.weight.flatten(1).shape
-    layer.low_rank = nn.ParameterList([torch.randn(rows, 4), torch.randn(4, columns)])
+    layer.weight_change = LowRankChange(torch.randn(rows, 4), torch.randn(4, columns))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = layer.scaled_weight()
     assert torch.equal(mixed, layer.scaled_weight())

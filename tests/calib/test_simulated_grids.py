@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from intsr.calib.learn.quantized_layer import MIN_WIDTH, GridSpec, InputGrid, QuantizedLayer
+from intsr.calib.methods.efficientdm import LowRankChange
+from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.kernels.quantizer import (
     MIN_SCALE,
     dequantize_weight,
@@ -63,7 +65,7 @@ def test_learned_ends_stay_admissible(a: float, b: float, low: float, high: floa
         grid.set_range(min(a, b), max(a, b))
         grid.low.fill_(low)
         grid.high.fill_(high)
-        ends = [float(end) for end in grid.ends()]
+        ends = [float(end) for end in grid.range()]
         assert ends[1] - ends[0] >= MIN_WIDTH * (1 - 1e-3)
         if holds_zero:
             assert ends[0] <= 0 <= ends[1]
@@ -79,7 +81,7 @@ def test_a_symmetric_range_is_the_one_asked_for(bits: int) -> None:
     grid = grid_of(bits, symmetric=True)
     for low in (-2.0, -2.0 * half / (half - 1)):
         grid.set_range(low, 2.0)
-        assert [float(end) for end in grid.ends()] == pytest.approx([-2.0 * half / (half - 1), 2.0])
+        assert [float(end) for end in grid.range()] == pytest.approx([-2.0 * half / (half - 1), 2.0])
 
 
 def weight_layer(weight: torch.Tensor, bits: int) -> QuantizedLayer:
@@ -128,11 +130,12 @@ def test_codes_are_kept_where_rounding_or_weights_are_learned(bits: int, low_ran
     rows = weight.flatten(1)
     layer.set_weight_range(rows.amin(1) * 0.9, rows.amax(1) * 0.8)
     if low_rank:
-        layer.low_rank = nn.ParameterList([torch.randn(5, 2) * 0.1, torch.randn(2, 12) * 0.1])
+        layer.weight_change = LowRankChange(torch.randn(5, 2) * 0.1, torch.randn(2, 12) * 0.1)
     else:
-        layer.rounding = nn.Parameter(torch.randn_like(weight))
+        layer.rounding = LearnedRounding(torch.randn_like(weight))
     quantizer = layer.site_quantizer()
-    assert quantizer.weight_low is None
+    assert quantizer.weight_low is None and not layer.hard_rounding
+    layer.hard_rounding = True
     assert quantizer.weight_codes is not None and quantizer.weight_scale is not None
     held = dequantize_weight(quantizer.weight_codes, quantizer.weight_scale)
     np.testing.assert_array_equal(layer.quantized_weight().detach().numpy(), held)

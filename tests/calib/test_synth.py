@@ -133,6 +133,7 @@ def test_settings_without_the_key_are_of_real_weights(folder: Path, tiny_folder:
     assert repr(spec) == repr(replace(spec, synthetic=False))
 
 
+@pytest.mark.slow
 def test_everything_made_of_it_says_so(
     intsr: Callable[..., tuple[int, str, str]], folder: Path, engine: Path, tmp_path: Path
 ) -> None:

@@ -197,7 +197,7 @@ def test_options_of_training_go_to_methods_that_train_alone(job: Comparison) -> 
         f"{method} {bits} unet" for bits in ("w8a8", "w6a6") for method in ("maxmin", "lbq")
     ]
     assert all((recipe.tile_px, recipe.symmetric) == (16, True) for recipe in job.recipes)
-    assert [(r.seed, r.crop_px, r.effort.block_steps) for r in job.recipes[:2]] == [(0, 32, 12), (7, 8, 3)]
+    assert [(r.seed, r.crop_px, r.training.block_steps) for r in job.recipes[:2]] == [(0, 32, 12), (7, 8, 3)]
 
 
 def test_every_option_passed_on_is_one_of_calibrate() -> None:
@@ -211,7 +211,7 @@ def test_a_calibration_is_used_again_only_for_the_same_result(job: Comparison) -
     def name(recipe: Recipe = lbq, digest: str = "m", hashes: Sequence[str] = ("p",)) -> str:
         return library._calibration_name(recipe, digest, hashes)
 
-    assert name(replace(lbq, effort=replace(lbq.effort, cache="disk", recompute=True))) == name()
+    assert name(replace(lbq, training=replace(lbq.training, cache="disk", recompute=True))) == name()
     different = [
         name(),
         name(replace(lbq, seed=1)),

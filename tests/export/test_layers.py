@@ -21,7 +21,7 @@ from torch.nn import functional
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
 from intsr.export.lower.network import lower_network
-from intsr.export.lower.write.layers import LARGEST_PRODUCT, merged_bias, merged_layer, tensor_scale
+from intsr.export.lower.write.layers import LARGEST_PRODUCT, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
 from intsr.targets.lowering import LOWERINGS, Lowering
 
@@ -125,20 +125,6 @@ def test_projections_of_one_input_and_grid_are_one_product(shared: bool) -> None
     # Two products are attention's own.
     assert kinds(model)["MatMul"] == (1 if shared else 3) + 2
     assert kinds(model)["QuantizeLinear"] == (1 if shared else 2)
-
-
-def test_merged_layers_keep_every_code() -> None:
-    module = SelfAttention()
-    layers = [layer_of(module, site) for site in ("to_q", "to_k", "to_v")]
-    merged = merged_layer(layers)
-    for part, layer in enumerate(layers):
-        rows = slice(32 * part, 32 * part + 32)
-        assert (merged.weight_codes[rows] == layer.weight_codes).all()
-        assert (merged.weight_scale[rows] == layer.weight_scale).all()
-    ones = np.ones(32, np.float32)
-    bias = merged_bias([None, None, ones], merged)
-    assert bias is not None and bias.tolist() == [0.0] * 64 + [1.0] * 32
-    assert merged_bias([None, None, None], merged) is None
 
 
 class OneConv(nn.Module):

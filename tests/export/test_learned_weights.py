@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
+from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.errors import CalibrationError
@@ -112,7 +113,7 @@ def test_a_negative_factor_turns_an_asymmetric_grid_round(tiny_model: SRModel, b
     first = torch.tensor([-0.75, -0.1, -1.0, 0.0]).mul(2**bits - 1).round()
     layer.set_weight_range((first + 0.25) * scale, (first + 0.25 + 2**bits - 1).clamp_min(0) * scale)
     if weights == "rounding":
-        layer.rounding = torch.nn.Parameter(torch.randn_like(layer.layer.weight), requires_grad=False)
+        layer.rounding = LearnedRounding(torch.randn_like(layer.layer.weight)).requires_grad_(False)
         layer.hard_rounding = True
     check_exactly(model, {**layers, CONV_OUT: layer}, Bits(8, 8), {CONV_OUT})
 

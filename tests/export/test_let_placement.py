@@ -38,7 +38,11 @@ def test_a_shift_does_not_follow_rows(end: str, shifted: bool) -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import intsr.export.fold.let_sites"
+    families = ", ".join(
+        f"intsr.calib.models.families.{name}" for name in ("sd21", "sd21_ldm", "architecture", "supported")
+    )
+    modules = f"intsr.export.fold.let_sites, intsr.engines.report.measure.reasons, {families}"
+    code = f"import sys; sys.modules['torch'] = sys.modules['diffusers'] = None; import {modules}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

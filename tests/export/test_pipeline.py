@@ -12,9 +12,9 @@ import torch
 from folding import fold
 
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import ModelSource, SRModel, open_model
-from intsr.calib.observe.let_scales import observe_let
 from intsr.export.pipeline import export_model
 from intsr.targets import lowering_from_name
 from intsr.targets.lowering import LOWERINGS

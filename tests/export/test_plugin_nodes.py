@@ -246,6 +246,7 @@ def test_an_export_says_its_lowering_and_keeps_no_constant_unread(
         assert [(o.domain, o.version) for o in model.opset_import] == [("", 20), (NAMESPACE, 1)]
 
 
+@pytest.mark.slow
 def test_constants_outside_the_model_are_read(
     tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

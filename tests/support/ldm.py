@@ -1,4 +1,4 @@
-"""diffusers' state dicts under ldm's names: METHODS section 2 from right to left, not by diffusers' own tables.
+"""diffusers' state dicts under ldm's names: from the structure, not by diffusers' own tables.
 
 Small models that have SD 2.1's structure in full: four levels each, two layers, heads of 64 channels, 32 groups.
 """

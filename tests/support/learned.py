@@ -17,6 +17,8 @@ from torch import nn
 
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
+from intsr.calib.methods.efficientdm import LowRankChange
+from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
@@ -60,7 +62,7 @@ def random_layers(
         shape = layer.layer.weight.shape
         if weights == "low_rank":
             sides = (shape[0], 2), (2, shape[1:].numel())
-            layer.low_rank = nn.ParameterList([nn.Parameter(0.03 * torch.randn(side)) for side in sides])
+            layer.weight_change = LowRankChange(*(0.03 * torch.randn(side) for side in sides))
         rows = layer.scaled_weight().flatten(1)
         shrink = torch.from_numpy(rng.uniform(0.85, 1, (2, shape[0])))
         low, high = rows.amin(1) * shrink[0], rows.amax(1) * shrink[1]
@@ -69,7 +71,7 @@ def random_layers(
             high = -low
         layer.set_weight_range(*_on_scale(low, high, 254 if layer.weight_bits == 8 else 2**layer.weight_bits - 1))
         if weights == "rounding":
-            layer.rounding = nn.Parameter(torch.randn(shape))
+            layer.rounding = LearnedRounding(torch.randn(shape))
             layer.hard_rounding = True
         layer.double().requires_grad_(False)
         if exact:

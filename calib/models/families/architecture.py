@@ -8,7 +8,7 @@ from typing import Any
 
 # CLIP's prompt length, of every model that brings no context of its own.
 PROMPT_TOKENS = 77
-# The one-step defaults of OSEDiff and PassionSR, and SD 2.1's scheduler and latents (METHODS section 1).
+# The one-step defaults of OSEDiff and PassionSR, and SD 2.1's scheduler and latents.
 SD21_SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -21,7 +21,7 @@ SD21_SCHEDULER: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What decides the counts. unet and vae: diffusers' configurations, as in their config.json.
+    """A model's shapes. unet and vae: diffusers' configurations, as in their config.json.
 
     synthetic: of a model of random weights.
     """

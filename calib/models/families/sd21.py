@@ -71,7 +71,7 @@ RESNET_LAYERS = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
 
 @dataclass(frozen=True, slots=True)
 class LetSink:
-    """Where the x~ = (x - d) / s of some layers goes, exactly and for nothing: into what makes their x."""
+    """The place that x~ = (x - d) / s of some layers goes to, exactly and for nothing: what makes their x."""
 
     # Endings of the sites.
     ends: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What of diffusers' configurations is covered: SD 2.1's kind of UNet and VAE, of any width and depth.
+"""The configurations of diffusers that are covered: SD 2.1's kind of UNet and VAE, of any width and depth.
 
 Other settings would be lost in the rewrites for one step (`export.specialize`), or fail in the middle of a pass.
 """
@@ -33,7 +33,7 @@ UNSET = {
     "vae": ("shift_factor", "latents_mean", "latents_std"),
 }
 PICTURE_CHANNELS, LATENT_CHANNELS, CONTEXT_CHANNELS = 3, 4, 1280  # diffusers' defaults
-# What the networks' lowering has (`export.aten`).
+# What the networks' lowering has (`export.lower.aten`).
 ACTIVATIONS = ("silu", "swish", "gelu")
 # The first of each is diffusers' default.
 KNOWN: dict[str, dict[str, tuple[str, ...]]] = {

@@ -1,4 +1,4 @@
-"""What each calibrated layer does to its own input and output, measured on pictures through the float model.
+"""Measure what each calibrated layer does to its own input and output, on pictures through the float model.
 
     x~ = (x - d) / s,   y = W~ x~ + W d + b,   y^ = Q(W~) Q(x~) + W d + b,   W~ = s W
 

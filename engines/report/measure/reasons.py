@@ -15,14 +15,14 @@ REASONS = {
 
 
 def reason_of_site(site: str, runs: str) -> str:
-    """Of a calibrated layer; empty where it is integer. runs: as `inspect_calibration` says."""
+    """Say why a calibrated layer stays float; '' if it is integer. runs: as `inspect_calibration` says."""
     if runs == "integer":
         return ""
     return REASONS["picture" if runs == "float" and site in PICTURE_SITES else runs]
 
 
 def reason_of_engine_layer(name: str) -> str:
-    """Of a layer that an integer engine's plan has in floating point."""
+    """Say why an integer engine's plan has a layer in floating point."""
     if name in PICTURE_SITES:
         return REASONS["picture"]
     return REASONS["float" if name.rpartition(".")[2] in NARROW_NAMES else "builder"]

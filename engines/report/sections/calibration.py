@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from intsr.calib.calibration.files import load_calibration
-from intsr.calib.calibration.types import PASSIONSR
+from intsr.calib.calibration.types import PASSIONSR, PhaseName
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.engines.inspect.calibration import inspect_calibration
 from intsr.engines.report.measure.layer_order import graph_order, short_name
@@ -126,15 +126,19 @@ def _by_network(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _phases(curves: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """List every phase of training, `network: block: kind`: its steps, and its best held-out loss over the first."""
+    """Every phase of training: its name, steps, and its best held-out loss over the first."""
     phases = []
     for name, points in curves.items():
-        network, _, rest = name.partition(": ")
-        block, _, kind = rest.partition(": ")
+        phase = PhaseName.parse(name)
         first, best = points[0][2], min(point[2] for point in points)
         gain = best / first if first > 0 and math.isfinite(best / first) else 1.0
-        # A whole network's phases name no block: `network: kind`.
-        facts = {"name": name, "network": network, "block": block, "kind": kind, "joint": not kind}
+        facts = {
+            "name": name,
+            "network": phase.network,
+            "block": phase.block or phase.stage,
+            "joint": not phase.block,
+        }
+        facts |= {"kind": phase.stage if phase.block else ""}
         phases.append({**facts, "steps": int(points[-1][0]), "gain": gain})
     return phases
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
+import intsr.export.fold.split_layers  # noqa: F401  it registers intsr::fake_quantize
 from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, lowers
 from intsr.export.lower.write.activations import UINT8_MAX, plan_grid

@@ -1,4 +1,4 @@
-"""Finds a GroupNorm and as much of what follows it as one node can stand for: see `plugin_nodes`."""
+"""Finds a GroupNorm and as much of what follows it as one node can stand for: see `plugins.group_norm`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Graph:
 
 @dataclass(slots=True)
 class Match:
-    """What one node will stand for. value: its output's name so far. nodes: what goes."""
+    """The nodes that one node will stand for. value: its output's name so far. nodes: what goes."""
 
     norm: onnx.NodeProto
     x: str

@@ -1,6 +1,6 @@
 """Lower one quantized layer: the activation's Q/DQ pair, integer weights, and the bias that a shift owes.
 
-Algebra of the symmetric lowering (METHODS section 5.2), with D the scale, z the zero-point, b the bits:
+Algebra of the symmetric lowering (docs/theory.md, "Exact lowerings"), with D the scale, z the zero-point, b the bits:
 
     x^ = (q - z) D  and  q' = q - 2**(b-1)   =>   x^ = q' D + c,   c = (2**(b-1) - z) D
     W x^ + bias = W (q' D) + (bias + c sum(W))

@@ -1,6 +1,6 @@
-"""What a zero-padded convolution owes at its border when its input is shifted.
+"""The correction that a zero-padded convolution needs at its border when its input is shifted.
 
-The engine's convolution pads with the integer 0, which stands for the value c (METHODS section 5.2), and adds
+The engine's convolution pads with the integer 0, which stands for the value c (docs/theory.md, "Borders"), and adds
 c sum(W) as bias: right inside, wrong where the window hangs over the border. There the padding is of x, so that the
 layer's input is x0 (0, or what a LET makes of it, rounded to its grid). Exactly:
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from intsr.calib.data.pictures import calibration_inputs, guard_side_px
+from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites
+from intsr.calib.observe.fake_quant import calibrated_layer
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
@@ -30,13 +32,13 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     bits = calibration.bits
     if min(bits.weights or 0, bits.activations or 0) > LOW_BITS:
         return None
-    from intsr.export.fold.fake_quant import fake_quantized
-    from intsr.export.pipeline import fold_networks
-
     side_px = guard_side_px(model.spec, calibration.tile_px)
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
-    exact = [_picture(reference_networks(model), x) for x in inputs]
-    quantized = {network.name: fake_quantized(network) for network in fold_networks(model, calibration)}
+    exact = [_picture(model, x) for x in inputs]
+    quantized = model.load()
+    for site, layer in integer_sites(model, calibration.parts).items():
+        part, _, name = site.partition(".")
+        put_modules(getattr(quantized, part), {name: calibrated_layer(layer, calibration.sites[site])})
     got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
     enlarged = _psnr_db(inputs, exact)
     if got >= enlarged:
@@ -48,7 +50,8 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
 
 
 @torch.no_grad()
-def _picture(networks: dict[str, nn.Module], x: torch.Tensor) -> torch.Tensor:
+def _picture(model: SRModel, x: torch.Tensor) -> torch.Tensor:
+    networks = reference_networks(model)
     for name in NETWORKS:
         x = networks[name](x)
     return x.clamp(-1, 1)

@@ -1,6 +1,6 @@
-"""What a calibration would take, from one real block of each kind: `calibrate --dry-run`.
+"""Estimate what a calibration would take, from one real block of each kind: `calibrate --dry-run`.
 
-The networks run once on noise of a crop's size, every unit timed. The slowest residual block, and the slowest
+The networks run once on noise of a crop's size, every block timed. The slowest residual block, and the slowest
 transformer block, are then calibrated for a few steps. How much slower a training step is than a forward pass, and
 the memory the process has reached, are taken from there; the rest is arithmetic over the steps of the recipe.
 """
@@ -16,45 +16,48 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from intsr.calib.calibrate import Recipe
+from intsr.calib.calibration.types import PhaseName
 from intsr.calib.data.crops import Crops
 from intsr.calib.data.made_pictures import guard_pictures
-from intsr.calib.learn.blocks import Call, Unit, layer_inputs, record_input, units_of_network
+from intsr.calib.learn.blocks import Block, Call, blocks_of_network, layer_statistics, record_input
 from intsr.calib.learn.initialize import initialize
 from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.method import Method, add_parameters, parameter_groups, set_dynamic
 from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
-from intsr.calib.learn.stage import prepare, rates_of, set_dynamic
 from intsr.calib.learn.train import Phase, train
 from intsr.calib.learn.walk import probe_chunks
-from intsr.calib.methods.plans import Plan, plan_of_method
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
 from intsr.memory import peak_resident_bytes, restart_peak
 
 if TYPE_CHECKING:
-    from intsr.calib.calibrate import Recipe
     from intsr.calib.models.open import SRModel
 
 MEASURED_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredUnit:
-    """One unit that was really calibrated. step_s: a training step; forward_s: a full-precision pass on one crop."""
+class MeasuredBlock:
+    """One block that was really calibrated."""
 
     name: str
+    # A full-precision pass on one crop.
     forward_s: float
     initialize_s: float
+    # A training step.
     step_s: float
+    # An input and its target.
     pair_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One unit to be calibrated: the input that noise gives it, and its output. forward_s: on one crop."""
+    """One block to be calibrated: the input that noise gives it, and its output. forward_s: on one crop."""
 
     network: nn.Module
-    unit: Unit
+    block: Block
     value: torch.Tensor
     call: Call
     target: torch.Tensor
@@ -70,20 +73,20 @@ class Estimate:
     joint_s: float
     peak_bytes: int
     cache_bytes: int
-    units: int
+    blocks: int
     forward_s: float
-    measured: tuple[MeasuredUnit, ...]
+    measured: tuple[MeasuredBlock, ...]
     cache: str
 
     def lines(self) -> list[str]:
         """For people, with how it was made."""
         told = [
-            f"{unit.name}: {unit.forward_s:.3f} s forward on one crop, {unit.initialize_s:.1f} s to initialize, "
-            f"{unit.step_s:.2f} s a training step"
-            for unit in self.measured
+            f"{block.name}: {block.forward_s:.3f} s forward on one crop, {block.initialize_s:.1f} s to initialize, "
+            f"{block.step_s:.2f} s a training step"
+            for block in self.measured
         ]
         return [
-            f"measured: all {self.units} blocks once, {self.forward_s:.2f} s forward on one crop in all",
+            f"measured: all {self.blocks} blocks once, {self.forward_s:.2f} s forward on one crop in all",
             *told,
             f"estimated: {self.seconds / 60:.1f} min, {self.block_s / 60:.1f} of blocks and {self.joint_s / 60:.1f} "
             f"of joint training; {self.peak_bytes / 1e9:.1f} GB, {self.cache_bytes / 1e9:.2f} GB of it a block's "
@@ -98,16 +101,11 @@ class Estimate:
             "seconds": round(self.seconds, 1),
             "peak_bytes": self.peak_bytes,
             "cache_bytes": self.cache_bytes,
-            "blocks": self.units,
+            "blocks": self.blocks,
             "forward_s": round(self.forward_s, 3),
             "measured": [
-                {
-                    "name": unit.name,
-                    "forward_s": unit.forward_s,
-                    "step_s": unit.step_s,
-                    "initialize_s": unit.initialize_s,
-                }
-                for unit in self.measured
+                {key: getattr(block, key) for key in ("name", "forward_s", "step_s", "initialize_s")}
+                for block in self.measured
             ],
         }
 
@@ -115,19 +113,19 @@ class Estimate:
 def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estimate:
     """Measure and add up. Raises UsageError for a method that does not train.
 
-    The weights of all but the measured units are given up on the way: load the model again for anything else.
+    The weights of all but the measured blocks are given up on the way: load the model again for anything else.
     """
     if not recipe.trains:
         raise UsageError(
             "--dry-run", f"--method {recipe.method}", "a method that trains", "it takes one pass: run it"
         )
-    plan = plan_of_method(recipe.method, recipe.symmetric)
-    layers = quantized_layers(model, recipe.bits, recipe.parts, plan.let, plan.symmetric)
+    method = recipe.stages
+    layers = quantized_layers(model, recipe.bits, recipe.parts, method.let, method.symmetric)
     walks: list[tuple[str, nn.Module, torch.Tensor, dict[str, float]]] = []
-    units: dict[str, Unit] = {}
+    blocks: dict[str, Block] = {}
     side_px = recipe.crop_px * model.spec.upscale_factor
     x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    held_out = max(recipe.effort.batch, recipe.crops // 4)
+    held_out = max(recipe.training.batch, recipe.crops // 4)
     guard = guard_pictures(1) if recipe.guard else ()
     crops = Crops((x,) * recipe.crops, (x,) * held_out, (x,) * len(guard))
     left = {network_of_site(site) for site in layers}
@@ -137,64 +135,64 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
             break
         left.discard(name)
         if own:
-            found = units_of_network(network, own, x)
-            units |= {unit.name: unit for unit in found}
-            walks.append((name, network, x, _forward_seconds(network, [unit.name for unit in found], x)))
+            found = blocks_of_network(network, own, x)
+            blocks |= {block.name: block for block in found}
+            walks.append((name, network, x, _forward_seconds(network, [block.name for block in found], x)))
         with torch.no_grad():
             x = network(x)
     samples = [
-        _sample(network, units[unit], x, seconds[unit])
+        _sample(network, blocks[block], x, seconds[block])
         for _, network, x, seconds in walks
-        for unit in _slowest(network, seconds)
+        for block in _slowest(network, seconds)
     ]
     peak_bytes = peak_resident_bytes()
     given_up_bytes = _give_up_weights([network for _, network, *_ in walks], samples)
     restart_peak()
-    measured = [_measure(sample, layers, crops, plan, recipe) for sample in samples]
+    measured = [_measure(sample, layers, crops, method, recipe) for sample in samples]
     peak_bytes = max(peak_bytes, peak_resident_bytes() + given_up_bytes)
-    return _added_up(plan, recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
+    return _added_up(method, recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
 
 
 def _added_up(
-    plan: Plan,
+    method: Method,
     recipe: Recipe,
     crops: int,
     seconds: Sequence[dict[str, float]],
-    measured: Sequence[MeasuredUnit],
+    measured: Sequence[MeasuredBlock],
     peak_bytes: int,
 ) -> Estimate:
-    ratio = sum(unit.step_s for unit in measured) / sum(unit.forward_s for unit in measured)
-    setup = sum(unit.initialize_s for unit in measured) / sum(unit.forward_s for unit in measured)
-    effort = recipe.effort
-    block_steps = sum(round(effort.block_steps * stage.share) for stage in plan.block)
-    joint_steps = sum(round(effort.joint_steps * stage.share) for stage in plan.joint)
+    ratio = sum(block.step_s for block in measured) / sum(block.forward_s for block in measured)
+    setup = sum(block.initialize_s for block in measured) / sum(block.forward_s for block in measured)
+    training = recipe.training
+    block_steps = sum(round(training.block_steps * stage.share) for stage in method.block)
+    joint_steps = sum(round(training.joint_steps * stage.share) for stage in method.joint)
     block_s = joint_s = forward_s = 0.0
     for of_unit in seconds:
         total, reached = sum(of_unit.values()), 0.0
         for value in of_unit.values():
-            # Inputs and targets come from both networks, run up to the unit: once, or with --cache none every step.
-            passes = crops if effort.cache != "none" else block_steps * effort.batch
+            # Inputs and targets come from both networks, run up to the block: once, or with --cache none every step.
+            passes = crops if training.cache != "none" else block_steps * training.batch
             block_s += 2 * passes * reached + value * (block_steps * ratio + setup)
             reached += value
-        joint_s += joint_steps * total * ratio * (1.3 if effort.recompute else 1.0)
+        joint_s += joint_steps * total * ratio * (1.3 if training.recompute else 1.0)
         forward_s += total
-    cache_bytes = max(unit.pair_bytes for unit in measured) * crops
+    cache_bytes = max(block.pair_bytes for block in measured) * crops
     return Estimate(
         seconds=block_s + joint_s,
         block_s=block_s,
         joint_s=joint_s,
-        peak_bytes=peak_bytes + (cache_bytes if effort.cache == "ram" else 0),
+        peak_bytes=peak_bytes + (cache_bytes if training.cache == "ram" else 0),
         cache_bytes=cache_bytes,
-        units=sum(len(of_unit) for of_unit in seconds),
+        blocks=sum(len(of_unit) for of_unit in seconds),
         forward_s=forward_s,
         measured=tuple(measured),
-        cache=effort.cache,
+        cache=training.cache,
     )
 
 
 @torch.no_grad()
-def _forward_seconds(network: nn.Module, units: Sequence[str], x: torch.Tensor) -> dict[str, float]:
-    """Seconds of every unit in one forward pass, in order of execution."""
+def _forward_seconds(network: nn.Module, blocks: Sequence[str], x: torch.Tensor) -> dict[str, float]:
+    """Seconds of every block in one forward pass, in order of execution."""
     seconds: dict[str, float] = {}
     starts: dict[str, float] = {}
 
@@ -205,7 +203,7 @@ def _forward_seconds(network: nn.Module, units: Sequence[str], x: torch.Tensor) 
         return lambda *_: seconds.__setitem__(name, time.perf_counter() - starts[name])
 
     hooks = []
-    for name in units:
+    for name in blocks:
         module = network.get_submodule(name)
         hooks += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
     network(x)  # the first pass makes kernels: the second one counts
@@ -216,7 +214,7 @@ def _forward_seconds(network: nn.Module, units: Sequence[str], x: torch.Tensor) 
 
 
 def _slowest(network: nn.Module, seconds: dict[str, float]) -> list[str]:
-    """The slowest unit of each kind, residual and transformer blocks alone."""
+    """The slowest block of each kind, residual and transformer blocks alone."""
     slowest: dict[str, str] = {}
     for name, value in seconds.items():
         kind = type(network.get_submodule(name)).__name__
@@ -225,16 +223,16 @@ def _slowest(network: nn.Module, seconds: dict[str, float]) -> list[str]:
     return list(slowest.values()) or [max(seconds, key=lambda name: seconds[name])]
 
 
-def _sample(network: nn.Module, unit: Unit, x: torch.Tensor, forward_s: float) -> Sample:
-    value, call = record_input(network, unit.name, x)
+def _sample(network: nn.Module, block: Block, x: torch.Tensor, forward_s: float) -> Sample:
+    value, call = record_input(network, block.name, x)
     with torch.no_grad():
-        target = call.run(network.get_submodule(unit.name), value)
-    return Sample(network, unit, value, call, target, forward_s)
+        target = call.run(network.get_submodule(block.name), value)
+    return Sample(network, block, value, call, target, forward_s)
 
 
 def _give_up_weights(networks: Sequence[nn.Module], samples: Sequence[Sample]) -> int:
-    """Free all parameters but those of the samples' units; returns their bytes."""
-    kept = {id(p) for s in samples for p in s.network.get_submodule(s.unit.name).parameters()}
+    """Free all parameters but those of the samples' blocks; returns their bytes."""
+    kept = {id(p) for s in samples for p in s.network.get_submodule(s.block.name).parameters()}
     freed = 0
     for parameter in {id(p): p for network in networks for p in network.parameters()}.values():
         if id(parameter) not in kept:
@@ -243,40 +241,44 @@ def _give_up_weights(networks: Sequence[nn.Module], samples: Sequence[Sample]) -
     return freed
 
 
-def _measure(sample: Sample, all_layers: Any, crops: Crops, plan: Plan, recipe: Recipe) -> MeasuredUnit:
-    """Calibrate one unit for a few steps, on the input that noise gives it."""
-    network, unit, value, call, target = sample.network, sample.unit, sample.value, sample.call, sample.target
-    layers = {site: all_layers[site] for site in unit.sites}
-    module = network.get_submodule(unit.name)
+def _measure(sample: Sample, all_layers: Any, crops: Crops, method: Method, recipe: Recipe) -> MeasuredBlock:
+    """Calibrate one block for a few steps, on the input that noise gives it."""
+    network, block, value, call, target = sample.network, sample.block, sample.value, sample.call, sample.target
+    layers = {site: all_layers[site] for site in block.sites}
+    module = network.get_submodule(block.name)
     start = time.perf_counter()
     probes, *passing = probe_chunks(crops.train_indices, crops.guard_indices, crops.train[0].shape[-1])
     kept = [value.expand(len(chunk), *value.shape[1:]) for chunk in probes]
-    plain = {site: network.get_submodule(site) for site in unit.sites}
+    plain = {site: network.get_submodule(site) for site in block.sites}
     # What only passes by costs a forward pass each; here all are the same.
-    seen = layer_inputs(
+    seen = layer_statistics(
         lambda v: call.run(module, v), plain, kept, *([kept[0] for _ in chunks] for chunks in passing)
     )
-    initialize(tuple(layers.values()), seen, plan.start, 0)
+    initialize(tuple(layers.values()), seen, method.start, 0)
     del seen, kept
     initialized = time.perf_counter()
-    trained = with_layers(network, layers).get_submodule(unit.name)
-    stages = plan.block or plan.joint
+    trained = with_layers(network, layers).get_submodule(block.name)
+    stages = method.block or method.joint
     own = tuple(layers.values())
-    batch = value.expand(recipe.effort.batch, *value.shape[1:])
+    batch = value.expand(recipe.training.batch, *value.shape[1:])
 
     def run(inputs: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.effort.mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.mixed):
             return (call.run(trained, inputs).float() - target).square().mean()
 
     step_s = 0.0
     for stage in stages:
-        prepare(stage, own, 0)
+        add_parameters(stage, own, 0)
         set_dynamic(own, stage.dynamic)
-        rates = rates_of(stage, own, 1.0)
-        phase = Phase(stage.name, own, rates, MEASURED_STEPS, lambda *_: run(batch), lambda: 0.0)
+        rates = parameter_groups(stage, own, 1.0)
+        phase = Phase(
+            PhaseName("", block.name, stage.name), own, rates, MEASURED_STEPS, lambda *_: run(batch), lambda: 0.0
+        )
         begun = time.perf_counter()
         train(phase, Journal(None, {}), 0, [0], 1, lambda *_: None)
         step_s += (time.perf_counter() - begun) / MEASURED_STEPS * stage.share
     set_dynamic(own, False)
     size = sum(tensor.numel() * tensor.element_size() for tensor in (value, target))
-    return MeasuredUnit(unit.name, sample.forward_s, initialized - start, step_s / sum(s.share for s in stages), size)
+    return MeasuredBlock(
+        block.name, sample.forward_s, initialized - start, step_s / sum(s.share for s in stages), size
+    )
