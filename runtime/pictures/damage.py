@@ -18,6 +18,8 @@ from intsr.runtime.pictures.pillow import PictureFile, opened
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Chunks that hold EXIF, XMP or text.
 _METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+# The chunk of colours as code points of ITU-T H.273, and those of sRGB.
+_CODE_POINTS, _SRGB = b"cICP", bytes((1, 13, 0, 1))
 # Of a chunk that the picture can be read without.
 _ANCILLARY = 0x20
 # A chunk that no reader knows.
@@ -50,7 +52,7 @@ class PngScan:
 def scan_png(file: BinaryIO) -> PngScan:
     """Go through the chunks of a PNG. Raises OSError."""
     patches: dict[int, bytes] = {}
-    names, seen_pixels, has_late_metadata = list[str](), False, False
+    names, seen_pixels, has_late_metadata, is_other_than_srgb = list[str](), False, False, False
     file.seek(len(PNG_SIGNATURE))
     while len(head := file.read(8)) == 8:
         length, name, start = int.from_bytes(head[:4], "big"), head[4:], file.tell()
@@ -62,14 +64,17 @@ def scan_png(file: BinaryIO) -> PngScan:
                 if not (piece := file.read(min(_PIECE_BYTES, length - at))):
                     break
                 found, other = zlib.crc32(piece, found), zlib.crc32(piece, other)
+                is_other_than_srgb = is_other_than_srgb or (name == _CODE_POINTS and piece != _SRGB)
             checksum = file.read(4)
             if len(checksum) == 4 and checksum != found.to_bytes(4, "big"):
                 patches |= {start - 4: _UNKNOWN, start + length: other.to_bytes(4, "big")}
                 names.append(name.decode("ascii"))
         file.seek(start + length + 4)
     listed = ", ".join(dict.fromkeys(names))
-    notes = (f"parts of the PNG with a wrong checksum were left out: {listed}",) if names else ()
-    return PngScan(patches, notes, has_late_metadata)
+    notes = [f"parts of the PNG with a wrong checksum were left out: {listed}"] if names else []
+    if is_other_than_srgb:
+        notes.append("cICP of the PNG was dropped: its colours will be taken for sRGB")
+    return PngScan(patches, tuple(notes), has_late_metadata)
 
 
 def tail_of_jpeg(path: Path) -> bytes:

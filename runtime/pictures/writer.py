@@ -35,6 +35,8 @@ NO_METADATA = ImageMetadata()
 # What EXIF says of a picture whose resolution is not known. Source: EXIF 3.0, 4.6.5.
 _UNKNOWN_DPI = (72.0, 72.0)
 _MM_AN_INCH = 25.4
+# So many are worth a look at the disk first.
+_LARGE_BYTES = 256 << 20
 # Rows of an array that are interleaved with their transparency at a time.
 _ROWS = 256
 
@@ -226,8 +228,10 @@ def open_writer(
         metadata=kept,
         quality=quality,
     )
-    # Before anything is computed for it.
-    check_free_space(path.parent, height_px * width_px * all_channels * kind.itemsize)
+    rows_bytes = height_px * width_px * all_channels * kind.itemsize
+    if rows_bytes > _LARGE_BYTES:
+        # Before anything is computed for it.
+        check_free_space(path.parent, rows_bytes)
     with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:
         writer = PictureWriter(picture, file)
         yield writer

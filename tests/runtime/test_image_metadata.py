@@ -207,7 +207,7 @@ def test_one_note_names_what_is_dropped(tmp_path: Path, photo: np.ndarray) -> No
     Image.fromarray(photo).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     for gamma, dropped in ((45455, False), (100000, True)):
-        chunk = _chunk(b"gAMA", struct.pack(">I", gamma))
+        chunk = _chunk(b"gAMA", struct.pack(">I", gamma)) + _chunk(b"cICP", bytes((1, 13, 0, 1)))
         (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
         assert ["gamma dropped" in note for note in _again(tmp_path / "a.png", tmp_path / "b.png")] == [
             True

@@ -255,7 +255,7 @@ def test_nothing_stays_open_after_a_picture(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_known_before_the_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    opened = open_writer(tmp_path / "a.png", 100, 10, 3, np.uint8)
+    opened = open_writer(tmp_path / "a.png", 10_000, 10_000, 3, np.uint8)
     with pytest.raises(UsageError, match="GB free on its disk"), opened:
         pass
     assert list(tmp_path.iterdir()) == []

@@ -106,7 +106,15 @@ def kind_of_tiff(path: Path, ifd: Ifd) -> TiffKind:
     alpha = _alpha(path, ifd, name, colours, samples)
     apart = samples > 1 and ifd.numbers.get(PLANES, ()) == (2,)
     tiled = bool(ifd.numbers.get(TILE_WIDTH, ()))
-    kind = TiffKind(colours, bits, samples, alpha, photometric == _PALETTE, False, apart or tiled)
+    kind = TiffKind(
+        colours=colours,
+        bits=bits,
+        samples=samples,
+        alpha=alpha,
+        palette=photometric == _PALETTE,
+        by_pillow=False,
+        in_pieces=apart or tiled,
+    )
     vips_colours = photometric in (_RGB, _INKS) or (photometric in (_NEGATIVE, _GREY) and not apart)
     if vips_colours and bits in (8, 16) and compression in _VIPS_COMPRESSIONS and not (apart and tiled):
         return kind
@@ -147,40 +155,38 @@ def _check_numbers(path: Path, ifd: Ifd, bits: int) -> None:
 
 def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int | None:
     """Find the channel that is transparency. Raises ImageError where nobody knows which channels are the picture."""
-    beside = samples - colours
-    if beside < 0:
+    extras = samples - colours
+    if extras < 0:
         raise ImageError(path, f"a TIFF of {name} with {samples} channels", f"{colours}", "save it anew")
     if name == "CMYK" and ifd.numbers.get(INK_SET, ()) not in ((), (_CMYK_INK_SET,)):
         raise ImageError(path, "a TIFF of inks that are not CMYK", _EXPECTED, "convert it to RGB first")
-    said = ifd.numbers.get(EXTRA_SAMPLES, ())[:beside]
-    if name == "grey" and (beside > 1 or (beside and not said)):
+    meanings = ifd.numbers.get(EXTRA_SAMPLES, ())[:extras]
+    if name == "grey" and (extras > 1 or (extras and not meanings)):
         fix = "say which of them are red, green and blue, as gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB does"
         raise ImageError(path, f"a TIFF of {samples} channels that are called grey", "1, or colours", fix)
-    if name == "RGB" and beside == 1 and not said:
+    if name == "RGB" and extras == 1 and not meanings:
         # As all programs take it.
         return colours
-    return next((colours + at for at, meaning in enumerate(said) if meaning in _TRANSPARENCIES), None)
+    return next((colours + at for at, meaning in enumerate(meanings) if meaning in _TRANSPARENCIES), None)
 
 
 def _check_pillow_reads(path: Path, kind: TiffKind, name: str, compression: int, ifd: Ifd) -> None:
     """Raise ImageError for what Pillow does not read either, or not rightly."""
     got, fix = "", "save it anew, uncompressed or with LZW or Deflate"
-    beside, said = kind.samples - kind.colours, ifd.numbers.get(EXTRA_SAMPLES, ())
+    extras, meanings = kind.samples - kind.colours, ifd.numbers.get(EXTRA_SAMPLES, ())
     apart, method = kind.samples > 1 and ifd.numbers.get(PLANES, ()) == (2,), _method(compression)
-    plain_alpha = name == "RGB" and kind.bits == 8 and said in ((), (2,))
-    one_beside = beside == 1 and kind.bits == 8 and (name == "RGB" or said in ((0,), (2,)))
+    plain_alpha = name == "RGB" and kind.bits == 8 and meanings in ((), (2,))
+    one_extra = extras == 1 and kind.bits == 8 and (name == "RGB" or meanings in ((0,), (2,)))
     if compression not in COMPRESSION_INFO:
         got = f"a TIFF compressed by {method}"
     elif ifd.order == ">" and (ifd.big or kind.bits == 12):
         got = f"a big-endian {'BigTIFF' if ifd.big else 'TIFF'} of {kind.bits}-bit {name}"
-    elif apart and (kind.bits == 16 or kind.colours == 1 or (beside and not (beside == 1 and plain_alpha))):
-        got, fix = (
-            "a TIFF with its channels apart",
-            "save it with them together, as -co INTERLEAVE=PIXEL does in GDAL",
-        )
+    elif apart and (kind.bits == 16 or kind.colours == 1 or (extras and not (extras == 1 and plain_alpha))):
+        got = "a TIFF with its channels apart"
+        fix = "save it with them together, as -co INTERLEAVE=PIXEL does in GDAL"
     elif kind.colours > 1 and kind.bits == 16:
         got = f"a TIFF of {kind.bits}-bit {name}, compressed by {method}"
-    elif beside and not one_beside:
+    elif extras and not one_extra:
         got = f"a TIFF of {kind.bits}-bit {name} with {kind.samples} channels, compressed by {method}"
     if got:
         raise ImageError(path, got, fix=fix)
