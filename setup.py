@@ -23,8 +23,6 @@ COMPILE = [
     "peft>=0.21,<0.22",
     "safetensors>=0.8",
     "onnx>=1.23,<2",
-    "onnx-ir>=1.1,<2",
-    "onnxscript>=0.7.2",
     "onnxruntime==1.31.1",
     "scikit-image>=0.26",
 ]

@@ -12,7 +12,6 @@ EXTRAS = {
     "torch": "compile",
     "diffusers": "compile",
     "onnx": "compile",
-    "onnx_ir": "compile",
     "safetensors": "compile",
     "transformers": "compile",
     "skimage": "compile",

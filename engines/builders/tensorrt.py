@@ -19,9 +19,6 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
 
     Raises BuildError, MissingLibraryError.
     """
-    if options.compute_capabilities:
-        fix = "use --target tensorrt-rtx, or build on the GPU that it is for"
-        raise BuildError(TARGET, "compute capabilities cannot be chosen", fix=fix)
     module = require("tensorrt", TARGET)
     capability = _compute_capability(_driver())
     architecture = architecture_from_capability(capability, options.hardware_compatibility)

@@ -177,7 +177,7 @@ def _serialized_plan(library: BuilderLibrary, parsed: tuple[Any, Any, Any], opti
 
 
 def config_settings(trt: Any, options: BuildOptions) -> dict[str, Any]:
-    """The arguments of Polygraphy's CreateConfig, or CreateConfigRTX where compute capabilities are chosen."""
+    """Return the arguments of Polygraphy's CreateConfig and CreateConfigRTX."""
     detailed = trt.ProfilingVerbosity.DETAILED if options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY
     # One stream: these networks are chains of kernels, and further streams add little but events to wait for.
     settings: dict[str, Any] = {"profiling_verbosity": detailed, "max_aux_streams": 0}
@@ -186,8 +186,6 @@ def config_settings(trt: Any, options: BuildOptions) -> dict[str, Any]:
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.upper().replace("+", "_PLUS").replace("-", "_")
         settings["hardware_compatibility_level"] = getattr(trt.HardwareCompatibilityLevel, level)
-    if options.compute_capabilities:
-        settings["compute_capabilities"] = [divmod(capability, 10) for capability in options.compute_capabilities]
     if options.timing_cache is not None and options.timing_cache.is_file():
         # As a file-like object: of a path, Polygraphy leaves a lock file beside it.
         settings["load_timing_cache"] = io.BytesIO(options.timing_cache.read_bytes())

@@ -12,8 +12,8 @@ from intsr.optional import require
 from intsr.targets import target_from_name
 
 TARGET = "tensorrt-rtx"
-# What a plan is for when nothing else is asked.
-DEFAULT_ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in target_from_name(TARGET).gpu_capabilities)
+# What its plans are for.
+ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in target_from_name(TARGET).gpu_capabilities)
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -27,8 +27,6 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     if options.timing_cache is not None:
         raise BuildError(TARGET, "a timing cache", "none: it measures no kernels", "leave the option out")
     module = require("tensorrt_rtx", f"target {TARGET}")
-    capabilities = options.compute_capabilities
-    architecture = ",".join(f"sm{c}" for c in capabilities) if capabilities else DEFAULT_ARCHITECTURE
-    library = BuilderLibrary(module, TARGET, str(module.__version__), architecture)
+    library = BuilderLibrary(module, TARGET, str(module.__version__), ARCHITECTURE)
     # RTX has no compatibility levels: `none` and `ampere+` both mean what it always does.
     return build_plan(library, onnx_path, plan_path, replace(options, hardware_compatibility="none"))

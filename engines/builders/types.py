@@ -22,8 +22,6 @@ class BuildOptions:
     workspace_bytes: int | None = None
     # Which other GPUs a `tensorrt` plan must run on; anything but `none` costs speed.
     hardware_compatibility: str = "none"
-    # For example (86, 89): the only GPUs that a `tensorrt-rtx` plan is for; empty for all.
-    compute_capabilities: tuple[int, ...] = ()
     # Of `tensorrt`, read before and rewritten after the build. It saves time and does not make builds reproducible.
     timing_cache: Path | None = None
     # Keep the finished plan's kernels in the report.
@@ -39,7 +37,7 @@ class BuildOptions:
     def to_mapping(self) -> dict[str, Any]:
         """JSON-able; `from_mapping` gives the same options back."""
         cache = None if self.timing_cache is None else str(self.timing_cache)
-        return {**asdict(self), "compute_capabilities": list(self.compute_capabilities), "timing_cache": cache}
+        return {**asdict(self), "timing_cache": cache}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str = "build options") -> BuildOptions:

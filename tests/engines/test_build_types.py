@@ -16,7 +16,6 @@ OPTIONS = st.builds(
     target=st.sampled_from(["cpu", "tensorrt-rtx"]),
     workspace_bytes=st.none() | st.integers(1, 1 << 40),
     hardware_compatibility=st.sampled_from(HARDWARE_COMPATIBILITY),
-    compute_capabilities=st.lists(st.integers(75, 120)).map(tuple),
     timing_cache=st.none() | st.just(Path("folder/timing.cache")),
     detailed=st.booleans(),
 )

@@ -121,6 +121,15 @@ def test_slower_integers_are_said_loudly() -> None:
     assert warnings_from_measurements([faster, full, _measured("w6a6.engine", "w6a6", [201.0])]) == []
 
 
+def test_what_an_engine_notes_is_a_warning() -> None:
+    """For example that its integers are computed in float32, on a CPU without VNNI."""
+    entry = _entry("a", [300.0], [])
+    entry.upscaler.backend.notes = ("integer layers are computed in float32, slower",)
+    measured = measure([entry], bench_picture(8), 1, 0)
+    assert warnings_from_measurements(measured) == ["a: integer layers are computed in float32, slower"]
+    assert "notes" not in measured[0].to_json()
+
+
 def test_json(intsr: Run, make_engine) -> None:
     first, second = make_engine("onnxruntime"), make_engine("cpu", bits="w8a8", color_fix="wavelet")
     code, out, _ = intsr("bench", first, second, *QUICK, "--precision", "f32", "--json")
