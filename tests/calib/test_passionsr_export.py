@@ -173,6 +173,7 @@ def test_a_padded_border_is_exact(tiny_model: Any, calibration: Any) -> None:
     assert difference[..., 0, :].abs().max() < 1e-5 and difference[..., 0, 0].abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_other_targets_take_it(tiny_model: Any, calibration: Any, picture: torch.Tensor, tmp_path: Path) -> None:
     """int8 containers round halves to even and shift: the same grids, so that only flipped codes differ."""
     network = fold(tiny_model, calibration)["encoder"]
@@ -197,6 +198,7 @@ def test_a_layer_without_numbers(tiny_model: Any, calibration: Any) -> None:
         fold(tiny_model, replace(calibration, imported={**calibration.imported, "layers": layers}))
 
 
+@pytest.mark.slow
 def test_from_the_command_line(intsr: Any, tiny_folder: Path, passionsr_files: list[Path], tmp_path: Path) -> None:
     """Import, export (from the files and from the folder: the same graphs), compile, verify."""
     unet, vae = passionsr_files

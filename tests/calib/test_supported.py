@@ -103,7 +103,7 @@ def test_what_is_not_refused_is_computed(folder: Path, values: dict[str, object]
     latent = torch.randn(1, 4, 16, 16)
     with torch.no_grad():
         expected = reference_networks(model)["unet"](latent)
-        torch.testing.assert_close(specialize(model).unet(latent), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(specialize("unet", model).module(latent), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_attention_that_looks_the_same(folder: Path) -> None:

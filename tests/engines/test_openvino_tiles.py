@@ -158,7 +158,7 @@ def test_what_is_built_where_nothing_is_asked_for(tiny_model: SRModel) -> None:
 def test_an_official_checkpoint_has_one_size(
     intsr: Intsr, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imported = SimpleNamespace(official_layers={"unet.conv_in": 1}, tile_px=16)
+    imported = SimpleNamespace(folding="passionsr", tile_px=16)
     monkeypatch.setattr(compile_request, "_ranges", lambda *_: imported)
     asked = []
 

@@ -251,7 +251,7 @@ class OneConv(torch.nn.Module):
     zero_point_share=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     zero_channel=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_one_convolution_equals_torch_border_included(
     kernel: int, stride: int, padding: int, bits: int, zero_point_share: float, zero_channel: bool
 ) -> None:
