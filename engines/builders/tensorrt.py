@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
+from intsr.cuda.driver import list_devices
 from intsr.engines.builders.tensorrt_common import BuilderLibrary, build_plan
 from intsr.engines.builders.types import BuildOptions, BuildReport
-from intsr.errors import BuildError
+from intsr.errors import BuildError, EngineMismatchError
 from intsr.optional import require
 
 TARGET = "tensorrt"
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -20,7 +19,7 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     Raises BuildError, MissingLibraryError.
     """
     module = require("tensorrt", TARGET)
-    capability = _compute_capability(_driver())
+    capability = _compute_capability()
     architecture = architecture_from_capability(capability, options.hardware_compatibility)
     library = BuilderLibrary(module, TARGET, str(module.__version__), architecture)
     return build_plan(library, onnx_path, plan_path, options)
@@ -33,21 +32,13 @@ def architecture_from_capability(capability: tuple[int, int], hardware_compatibi
     return f"sm{capability[0]}{capability[1]}"
 
 
-def _driver() -> ctypes.CDLL:
+def _compute_capability() -> tuple[int, int]:
+    """Return (major, minor) of the first visible GPU. Raises BuildError where there is none."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
+        devices = list_devices("cuda-python", TARGET, TARGET)
+    except EngineMismatchError as error:
         fix = "build on a machine with one, or use --target tensorrt-rtx, which needs none"
-        raise BuildError(TARGET, "no NVIDIA driver", "the GPU that the engine is for", fix) from error
-    return driver
-
-
-def _compute_capability(driver: ctypes.CDLL) -> tuple[int, int]:
-    """(major, minor) of the first visible GPU."""
-    device, values = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
-    results = [driver.cuInit(0), driver.cuDeviceGet(ctypes.byref(device), 0)]
-    for value, attribute in zip(values, (_CAPABILITY_MAJOR, _CAPABILITY_MINOR), strict=True):
-        results.append(driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device))
-    if any(results):
-        raise BuildError(TARGET, f"the NVIDIA driver reports error {next(r for r in results if r)}", "a usable GPU")
-    return values[0].value, values[1].value
+        raise BuildError(TARGET, f"no usable GPU here ({error})", "the GPU that the engine is for", fix) from error
+    if not devices:
+        raise BuildError(TARGET, "the NVIDIA driver sees no GPU", "the GPU that the engine is for")
+    return devices[0].capability

@@ -53,9 +53,11 @@ def verify(
     from intsr.engines.inspect.calibration import clipped_lines
     from intsr.engines.verify.agreement import check_agreement, default_bound_db
     from intsr.engines.verify.agreement import verify as run
+    from intsr.engines.verify.comparison import compare_outputs
     from intsr.engines.verify.reference import reference_for_verification
     from intsr.export.graphs import is_weight_only
     from intsr.runtime.engine import open_engine
+    from intsr.targets import target_from_name
 
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision, tile_px=tile_px) as opened:
@@ -70,10 +72,14 @@ def verify(
             weight_only=is_weight_only(manifest.bits),
         )
         inputs = list(verification_inputs(pictures, spec, opened.tile_px))
-        result = run(opened, reference, progress(inputs, "verifying"))
+        # Plans of TensorRT are judged as its own tools judge them, too.
+        compare = compare_outputs if target_from_name(manifest.target).gpu else None
+        result = run(opened, reference, progress(inputs, "verifying"), compare=compare)
         bound_db = default_bound_db(manifest.bits, opened.precision) if min_psnr_db is None else min_psnr_db
     for item in (*result.networks, result.end_to_end):
         say(f"{item.name:<10} {item.psnr_db:7.2f} dB   max abs error {item.max_abs_error:.3g}")
+    for name, metrics in result.metrics.items():
+        say(f"{name:<10} {', '.join(f'{metric} {value:.6g}' for metric, value in metrics.items())}")
     name, worst_db = result.worst
     say(f"worst picture: {name}, {worst_db:.2f} dB; at least {bound_db:g} wanted")
     for line in clipped_lines(Path(against)):
@@ -87,6 +93,7 @@ def verify(
             {
                 "networks": [item.to_mapping() for item in result.networks],
                 "end_to_end": result.end_to_end.to_mapping(),
+                **({"metrics": result.metrics} if result.metrics else {}),
                 "per_image_db": {name: round(value, 2) for name, value in result.per_image_db.items()},
                 "min_psnr_db": bound_db,
                 "passed": worst_db >= bound_db,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,8 @@ class Verification:
     end_to_end: Agreement
     # Picture -> its PSNR in dB, end to end.
     per_image_db: Mapping[str, float]
+    # Network -> metric -> its mean over the pictures, of the comparator that was given.
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -113,31 +116,41 @@ def psnr_db_from_mse(mean_squared_error: float, peak: float) -> float:
     return float(min(20 * np.log10(peak) - 10 * np.log10(mean_squared_error), EXACT_DB))
 
 
-def verify(engine: RunsNetworks, reference: RunsNetworks, inputs: Iterable[tuple[str, F32]]) -> Verification:
+def verify(
+    engine: RunsNetworks,
+    reference: RunsNetworks,
+    inputs: Iterable[tuple[str, F32]],
+    *,
+    compare: Callable[[F32, F32], Mapping[str, float]] | None = None,
+) -> Verification:
     """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
 
     A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
-    when it is written. Raises VerificationError for an output that is not finite, or no input at all, UsageError
-    where the two are not of one model.
+    when it is written. compare: further metrics of a network's output and the reference's, by name. Raises
+    VerificationError for an output that is not finite, or no input at all, UsageError where the two are not of one
+    model.
     """
     _check_shapes(engine, reference)
     names = reference.network_names
     errors = {name: _Errors(PICTURE_PEAK if name == names[-1] else None) for name in names}
     total, per_image = _Errors(PICTURE_PEAK), {}
+    metrics: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names if compare}
     for label, x in inputs:
         given, value = x, x
         for name in names:
             expected = _output(reference, name, given)
             got = _output(engine, name, given)
             errors[name].add(got, expected)
+            for metric, number in compare(got, expected).items() if compare else ():
+                metrics[name][metric].append(number)
             value = got if value is given else _output(engine, name, value)
             given = expected
         per_image[label] = total.add(value, expected)
     if not per_image:
         raise VerificationError("--images", "no picture", "at least one")
-    return Verification(
-        tuple(errors[name].agreement(name) for name in names), total.agreement("end_to_end"), per_image
-    )
+    means = {name: {metric: float(np.mean(values)) for metric, values in of.items()} for name, of in metrics.items()}
+    agreements = tuple(errors[name].agreement(name) for name in names)
+    return Verification(agreements, total.agreement("end_to_end"), per_image, means)
 
 
 def check_agreement(result: Verification, bound_db: float, where: object, fix: str) -> None:

@@ -56,7 +56,11 @@ class _Reference:
 @click.option("--min-seconds", type=FiniteFloat(0), default=3.0, show_default=True, help="Measured, each.")
 @click.option("--min-runs", type=click.IntRange(1), default=10, show_default=True, help="Measured, each.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
-@click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option(
+    "--device",
+    help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first. Target onnxruntime: cuda, "
+    "tensorrt or tensorrt-rtx, each with :INDEX. Default: the CPU.",
+)
 @click.option(
     "--cuda-backend",
     type=click.Choice(["cuda-python", "pycuda"]),

@@ -103,7 +103,11 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--memory", metavar="LIMIT", help="For the whole process, such as 4G. Default: what is free.")
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
-@click.option("--device", help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first.")
+@click.option(
+    "--device",
+    help="GPU engines: cuda:INDEX or a part of the GPU's name. Default: the first. Target onnxruntime: cuda, "
+    "tensorrt or tensorrt-rtx, each with :INDEX. Default: the CPU.",
+)
 @click.option("--copy-engine", is_flag=True, help="Hold the file in memory: it may be overwritten meanwhile.")
 @click.option(
     "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices, help="Show and exit."
