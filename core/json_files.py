@@ -1,4 +1,7 @@
-"""JSON files that intsr wrote: read into the dataclass that describes them, or refused in one line."""
+"""JSON files that intsr wrote: read into the dataclass that describes them, or refused in one line.
+
+A field may be a `Path`, which is a string in JSON.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,20 @@ def decode_json(
     """
     try:
         plain = msgspec.json.decode(data)
-        if version is not None:
-            _check_version(plain, version)
-        value = msgspec.convert(plain, kind)
-        _check_known(plain, msgspec.to_builtins(value), "$")
+        found = plain.get("schema_version") if isinstance(plain, dict) else None
+        if version is not None and found != version:
+            raise error(where, f"schema version {found}", str(version), fix)
     except (msgspec.MsgspecError, RecursionError) as problem:
+        raise error(where, f"is not valid ({problem})", fix=fix) from problem
+    return from_plain(plain, kind, where, error=error, fix=fix)
+
+
+def from_plain(plain: Any, kind: type[T], where: object, *, error: type[IntsrError] = UsageError, fix: str = "") -> T:
+    """Return what was read from JSON as a `kind`. Raises `error` as `decode_json` does."""
+    try:
+        value = msgspec.convert(plain, kind, dec_hook=lambda inner, text: inner(text))
+        _check_known(plain, msgspec.to_builtins(value, enc_hook=str), "$")
+    except msgspec.ValidationError as problem:
         raise error(where, f"is not valid ({problem})", fix=fix) from problem
     return value
 
@@ -47,12 +59,6 @@ def read_json(
     except OSError as problem:
         raise error(path, f"cannot be read ({problem.strerror or problem})", fix=fix) from problem
     return decode_json(data, kind, path, error=error, version=version, fix=fix)
-
-
-def _check_version(plain: Any, version: int) -> None:
-    found = plain.get("schema_version") if isinstance(plain, dict) else None
-    if found != version:
-        raise msgspec.ValidationError(f"schema version {found}, expected {version}")
 
 
 def _check_known(plain: Any, known: Any, at: str) -> None:

@@ -46,8 +46,8 @@ def test_what_json_says_arrives_as_the_dataclass(tmp_path):
         (b"\xff", "malformed"),
         (b'{"schema_version": NaN}', "malformed"),
         (b"[" * 100_000, "recursion"),
-        (b"[]", "schema version None, expected 1"),
-        (b'{"schema_version": 2, "tensors": []}', "schema version 2, expected 1"),
+        (b"[]", "schema version None; expected 1"),
+        (b'{"schema_version": 2, "tensors": []}', "schema version 2; expected 1"),
         (b'{"schema_version": 1}', "missing required field `tensors`"),
         (b'{"schema_version": 1, "tensors": [], "tensor": []}', "unknown field `tensor` - at `\\$`"),
         (b'{"schema_version": 1, "tensors": [{"name": "x", "shape": [], "a": 1}]}', r"`a` - at `\$.tensors\[0\]`"),
@@ -58,7 +58,7 @@ def test_what_json_says_arrives_as_the_dataclass(tmp_path):
 def test_what_is_not_of_the_kind_is_refused_in_one_line(data, words):
     with pytest.raises(BundleError, match=words) as caught:
         decode_json(data, File, "a.json", error=BundleError, version=1, fix="compile again")
-    assert str(caught.value).startswith("a.json: is not valid (")
+    assert str(caught.value).startswith("a.json: ")
     assert str(caught.value).endswith("; compile again")
     assert "\n" not in str(caught.value)
 
