@@ -247,6 +247,8 @@ def test_interrupted_in_the_middle(bench_top: Path, command: str, number: signal
     while not any(out.iterdir()):
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.05)
+    # The folder is there before the program knows its name.
+    time.sleep(0.5)
     os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr

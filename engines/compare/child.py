@@ -17,6 +17,7 @@ from intsr.calib.calibration.files import save_calibration
 from intsr.calib.data.pictures import list_pictures, usable_pictures
 from intsr.calib.learn.journal import remove_work
 from intsr.calib.models.open import load_model
+from intsr.cli.console import tell
 from intsr.cli.signals import handle_signals
 from intsr.errors import CalibrationError, IntsrError
 
@@ -46,12 +47,12 @@ class CalibrationTask:
         work = self.output.with_name(f"{self.output.name}.work")
         if self.restart:
             remove_work(work)
-        pictures = usable_pictures(list_pictures(self.images), self.limit, lambda error: print(f"skipped: {error}"))
+        pictures = usable_pictures(list_pictures(self.images), self.limit, lambda error: tell(f"skipped: {error}"))
         model = load_model(self.model, self.context, self.lora)
         calibration = calibrate(model, pictures, self.recipe, work=work)
         save_calibration(calibration, self.output)
         remove_work(work)
-        print(f"{len(calibration.sites)} layers, {len(pictures)} pictures, {calibration.seconds:.1f} s")
+        tell(f"{len(calibration.sites)} layers, {len(pictures)} pictures, {calibration.seconds:.1f} s")
 
 
 def calibrate_in_child(task: CalibrationTask) -> None:
