@@ -49,7 +49,9 @@ def psnr_db(got: F32, expected: F32) -> float:
 
 
 def session_from_model(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run_graphs(folded: Folded, lowering: Lowering, x: F32) -> dict[str, F32]:
