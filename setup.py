@@ -73,5 +73,5 @@ setup(
             TENSORRT_PLUGINS,
         ],
     },
-    entry_points={"console_scripts": ["intsr = intsr.cli.signals:run"]},
+    entry_points={"console_scripts": ["intsr = intsr.cli.entry:run"]},
 )

@@ -1,5 +1,5 @@
 """`python -m intsr`."""
 
-from intsr.cli.signals import run
+from intsr.cli.entry import run
 
 run()

@@ -8,7 +8,7 @@ R has the identity's gradient (straight-through). With r = (z - low / D) / (2**b
     above              dy/dx = 0   dy/dhigh = 1 + r            dy/dlow = -r
     below              dy/dx = 0   dy/dhigh = r                dy/dlow = 1 - r
 
-Source: METHODS section 2, LBQ. D is rounded as in `quantizer.round_scale`: what is trained is what engines hold.
+docs/theory.md, "LBQ". D is rounded as in `quantizer.round_scale`: what is trained is what engines hold.
 """
 
 from __future__ import annotations

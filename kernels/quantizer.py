@@ -71,7 +71,7 @@ class QuantParams:
         """The grid for [x_min, x_max]: D = (x_max - x_min) / (2**b - 1), z = R(x_min / D), zero_point = -z.
 
         A range of no width (an all-zero tensor) gets the smallest scale instead of a division by zero.
-        Source: METHODS section 2, LBQ; the scale rounded by `round_scale`.
+        docs/theory.md, "Quantizers"; the scale is rounded by `round_scale`.
         """
         if not (np.isfinite(x_min) and np.isfinite(x_max) and x_min <= x_max):
             raise ValueError(f"range [{x_min}, {x_max}] is not finite and ordered")
@@ -117,9 +117,9 @@ def quantize_weight_in_range(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Per output channel (axis 0) on learned ranges [low, high], float (Cout,): int8 codes, float32 scales (Cout,).
 
-    Up to 7 bits the grid of METHODS section 2 as it is: z = R(low / D), n = clamp(R(w / D), z, z + 2**b - 1). n is a
+    Up to 7 bits the asymmetric grid as it is: z = R(low / D), n = clamp(R(w / D), z, z + 2**b - 1). n is a
     signed integer within 127 as the range holds 0 (it is widened to), so no zero-point is needed. At 8 bits such a
-    grid does not fit int8: symmetric, D = max(-low, high) / 127. Source: METHODS sections 5.1 and 5.5.
+    grid does not fit int8: symmetric, D = max(-low, high) / 127. docs/theory.md, "Exact lowerings".
     """
     low, high = np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.commands.training_options import (
-    DEFAULT_CROP_PX,
-    check_source,
-    check_training_options,
-    training_options,
-)
+from intsr.calib.options import DEFAULT_CROP_PX, check_source, check_training_options, training_options
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
 from intsr.cli.options import SeveralValuesCommand, model_options, passionsr_option
 from intsr.errors import ImageError, UsageError
@@ -53,6 +48,8 @@ WORK_SUFFIX = ".work"
 @click.option("--limit", type=click.IntRange(1), help="Use at most so many pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace a calibration that was made with other settings, too.")
 @training_options
+@click.option("--restart", is_flag=True, help="Forget what an interrupted run has done.")
+@click.option("--dry-run", is_flag=True, help="Measure one block, estimate time and memory, write nothing.")
 @common_options
 def calibrate(
     model: str,

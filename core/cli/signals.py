@@ -1,4 +1,4 @@
-"""Where the `intsr` process begins: standard streams and signals are seen to before anything else is imported."""
+"""Signals, and standard streams that are closed or go: what the process sees to before anything else is imported."""
 
 from __future__ import annotations
 
@@ -13,22 +13,6 @@ from typing import Any
 # The signal that has asked for the end. A library may turn its exception into another one: OpenVINO, while it is
 # being imported, into an ImportError.
 _ended_by: int | None = None
-
-
-def run() -> None:
-    """The command's entry point."""
-    _fill_standard_streams()
-    _keep_on_without_stderr()
-    handle_signals()
-    try:
-        from intsr.cli.main import main
-    except BaseException:
-        if _ended_by != signal.SIGINT:
-            raise
-        # The empty line is for the terminal, which has written ^C.
-        print("\nintsr: interrupted", file=sys.stderr)
-        sys.exit(exit_code_of_signal())
-    main()
 
 
 def exit_code_of_signal() -> int | None:
@@ -56,7 +40,7 @@ def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _fill_standard_streams() -> None:
+def fill_standard_streams() -> None:
     """Open what was closed (`2>&-`): the next file would get its number, and a library's messages."""
     for descriptor in (0, 1, 2):
         try:
@@ -76,7 +60,7 @@ class _Unbreakable(io.FileIO):
         return memoryview(data).nbytes
 
 
-def _keep_on_without_stderr() -> None:
+def keep_on_without_stderr() -> None:
     """Have writing go on where whoever reads stderr goes in the middle (a closed terminal, `2>&1 | head`)."""
     if sys.stderr is not None:
         raw = _Unbreakable(2, "w", closefd=False)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.commands.calibrate import calibrate
-from intsr.calib.commands.training_options import DEFAULT_CROP_PX
+from intsr.calib.options import DEFAULT_CROP_PX, TRAINING_OPTIONS, training_options
 from intsr.cli.console import common_options, emit_json, progress, say
 from intsr.cli.options import model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
@@ -21,21 +20,6 @@ if TYPE_CHECKING:
     from intsr.engines.compare.types import Comparison
     from intsr.runtime.measure.metrics import PerceptualScorer
 
-# Options of calibrate, as they are there: for every method, and for those that train.
-SHARED_OPTIONS = ("symmetric",)
-TRAINING_OPTIONS = (
-    "crop_px",
-    "crops",
-    "batch",
-    "block_steps",
-    "joint_steps",
-    "rate",
-    "cache",
-    "recompute",
-    "mixed",
-    "device",
-    "seed",
-)
 DEFAULT_METRICS = ("lpips", "dists", "musiq")
 JSON_NAME, TABLE_NAME = "compare.json", "compare.md"
 COLUMNS = {
@@ -86,6 +70,8 @@ COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak 
     metavar="NAMES",
     help=f"As in intsr evaluate. [default: {','.join(DEFAULT_METRICS)} where the extra is installed]",
 )
+@click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")
+@training_options
 @common_options
 def compare(
     *,
@@ -115,7 +101,8 @@ def compare(
 
     if keep_pictures and output is None:
         raise UsageError("--keep-pictures", "no -o", "a folder to keep them in", "give -o FOLDER")
-    options, training = ({name: settings.pop(name) for name in names} for names in (SHARED_OPTIONS, TRAINING_OPTIONS))
+    options = {"symmetric": settings.pop("symmetric")}
+    training = {name: settings.pop(name) for name in TRAINING_OPTIONS}
     tile_px = settings.pop("tile_px")
     # Only the default gives way: what was asked for and does not fit is an error.
     training["crop_px"] = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
@@ -129,9 +116,6 @@ def compare(
 
 
 # Behind the command's own options in --help.
-compare.params += [item for item in calibrate.params if item.name in (*SHARED_OPTIONS, *TRAINING_OPTIONS)]
-
-
 def _rows(
     job: Comparison, output: Path | None, keep_pictures: bool, scorer: PerceptualScorer
 ) -> list[dict[str, Any]]:

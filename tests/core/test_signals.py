@@ -15,7 +15,7 @@ class Finder:
         if name in ("intsr.cli.main", "importlib.metadata"):
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Finder())
-from intsr.cli.signals import run
+from intsr.cli.entry import run
 run()
 """
 
@@ -47,7 +47,7 @@ import os
 for number in (0, 2):
     os.close(number)
 from intsr.cli import signals
-signals._fill_standard_streams()
+signals.fill_standard_streams()
 print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/dev/zero", os.O_RDONLY) > 2)
 """
     assert _run(code)[:2] == (0, "['/dev/null', '/dev/null'] True\n")
@@ -55,7 +55,7 @@ print([os.readlink(f"/proc/self/fd/{number}") for number in (0, 2)], os.open("/d
 
 _WORDS_WITHOUT_READERS = """
 import os, sys
-from intsr.cli import main as cli, signals
+from intsr.cli import entry, main as cli
 import click
 
 @click.command()
@@ -68,7 +68,7 @@ def probe():
 
 cli.LazyGroup.get_command = lambda self, context, name: probe
 sys.argv = ["intsr", "info"]
-signals.run()
+entry.run()
 """
 
 
@@ -90,13 +90,13 @@ def test_stderr_that_is_lost_stops_nothing(lose: str) -> None:
 def test_ctrl_c_with_stderr_closed_is_the_same_code() -> None:
     closed = "import os, sys; os.close(2); sys.stderr = None" + _INTERRUPTED
     assert _run(closed)[0] == 130
-    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.cli.signals import run\nrun()")[0] == 0
+    assert _run("import os, sys; os.close(2); sys.stderr = None\nfrom intsr.cli.entry import run\nrun()")[0] == 0
 
 
 _SIGNALLED = """
 import os, signal, sys, types
 import click
-from intsr.cli import main as cli, signals
+from intsr.cli import entry, main as cli
 SIGNAL = signal.{name}
 signal.signal(SIGNAL, signal.{before})
 @click.command()
@@ -113,7 +113,7 @@ def probe():
         print("cleaned up")
 cli.LazyGroup.get_command = lambda self, ctx, name: probe
 sys.argv = ["intsr", "probe"]
-signals.run()
+entry.run()
 """
 
 

@@ -273,7 +273,7 @@ def announce(*args):
     print("running", flush=True)
     return run_tiles(*args)
 upscaler.Upscaler.run_tiles = announce
-from intsr.cli.signals import run
+from intsr.cli.entry import run
 run()
 """
 

@@ -1,4 +1,4 @@
-"""Options of `intsr calibrate` that concern methods that train, and what is refused where it would change nothing."""
+"""Options of the methods that train, wherever something is calibrated, and what would change nothing there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from intsr.cli.options import FiniteFloat
+from intsr.cli.options import FiniteFloat, given_options, refuse_given
 from intsr.errors import UsageError
 
 DEFAULT_CROP_PX = 32
@@ -17,11 +16,9 @@ OF_IMPORT = frozenset(
     ("model", "output", "overwrite", "bits", "official", "tile_px", "context", "lora", "as_json", "quiet", "verbose")
 )
 # Parameters that change something where something is trained alone.
-OF_TRAINING = frozenset(
-    (
-        *("crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
-        *("device", "seed", "restart"),
-    )
+TRAINING_OPTIONS = (
+    *("crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
+    *("device", "seed"),
 )
 
 
@@ -52,8 +49,6 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--mixed", is_flag=True, help="bfloat16 where that is safe: for GPUs."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--seed", type=int, default=0, show_default=True, help="Of crops, batches and samples."),
-        click.option("--restart", is_flag=True, help="Forget what an interrupted run has done."),
-        click.option("--dry-run", is_flag=True, help="Measure one block, estimate time and memory, write nothing."),
     )
     for decorator in reversed(decorators):
         function = decorator(function)
@@ -65,27 +60,14 @@ def check_source(has_images: bool, is_import: bool) -> None:
     if has_images == is_import:
         raise UsageError("--images, --passionsr", "both or neither", "one of them")
     if is_import:
-        for name, option in _given().items():
-            if name not in OF_IMPORT:
-                raise UsageError(option, "together with --passionsr", "--images: there is nothing to learn")
+        others = [name for name in given_options() if name not in OF_IMPORT]
+        refuse_given(others, "--passionsr", "--images: there is nothing to learn")
 
 
 def check_training_options(method: str, trains: bool, dry_run: bool) -> None:
     """Refuse what was given and would change nothing. Raises UsageError."""
-    given = _given()
-    for name in sorted(OF_TRAINING & given.keys()) if not trains else ():
-        expected = "a method that trains, or no such option"
-        raise UsageError(given[name], f"together with --method {method}, which takes one pass", expected)
-    for name in ("restart", "overwrite") if dry_run else ():
-        if name in given:
-            raise UsageError(given[name], "together with --dry-run", "one of them: a dry run writes nothing")
-
-
-def _given() -> dict[str, str]:
-    """Parameters of the command that were written out: name -> option."""
-    context = click.get_current_context()
-    return {
-        parameter.name or "": parameter.opts[0]
-        for parameter in context.command.params
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
-    }
+    if not trains:
+        beside = f"--method {method}, which takes one pass"
+        refuse_given(sorted((*TRAINING_OPTIONS, "restart")), beside, "a method that trains, or no such option")
+    if dry_run:
+        refuse_given(("restart", "overwrite"), "--dry-run", "one of them: a dry run writes nothing")
