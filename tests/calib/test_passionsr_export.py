@@ -20,7 +20,7 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_model
 from intsr.calib.passionsr.import_checkpoint import import_passionsr
 from intsr.calib.passionsr.types import PassionSRQuantizers
-from intsr.engines.verify.agreement import psnr_db
+from intsr.engines.verify.agreement import psnr_db_from_mse as psnr_db
 from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedNetwork

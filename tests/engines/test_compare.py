@@ -19,7 +19,6 @@ from PIL import Image
 
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME
-from intsr.calib.commands.calibrate import calibrate
 from intsr.engines.commands import compare as commands
 from intsr.engines.compare import child
 from intsr.engines.compare import run as library
@@ -198,11 +197,6 @@ def test_options_of_training_go_to_methods_that_train_alone(job: Comparison) -> 
     ]
     assert all((recipe.tile_px, recipe.symmetric) == (16, True) for recipe in job.recipes)
     assert [(r.seed, r.crop_px, r.training.block_steps) for r in job.recipes[:2]] == [(0, 32, 12), (7, 8, 3)]
-
-
-def test_every_option_passed_on_is_one_of_calibrate() -> None:
-    known = {parameter.name for parameter in calibrate.params}
-    assert {*commands.SHARED_OPTIONS, *commands.TRAINING_OPTIONS} <= known
 
 
 def test_a_calibration_is_used_again_only_for_the_same_result(job: Comparison) -> None:
