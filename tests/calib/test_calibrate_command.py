@@ -203,6 +203,7 @@ def test_too_few_that_remain_are_an_error(intsr: Intsr, tiny_folder: Path, mixed
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_compiling_passes_over_them_too(intsr: Intsr, tiny_folder: Path, mixed: Path, tmp_path: Path) -> None:
     arguments = ("compile", tiny_folder, "--images", mixed, "--tile", 16, "-o", tmp_path / "x.engine")
     code, _, err = intsr(*arguments)
@@ -244,6 +245,7 @@ def test_the_guard_can_be_left_out_and_clipped_shares_are_told(
     assert f"of the guard's {worst['share']:.2%}" in out
 
 
+@pytest.mark.slow
 def test_bits_that_lose_the_picture_are_said_with_the_number(
     intsr: Intsr, pictures: Path, demo_picture: Path, tmp_path: Path
 ) -> None:

@@ -94,7 +94,17 @@ def distance(model, calibration) -> float:
     return float((value - exact).square().mean())
 
 
-@pytest.mark.parametrize("method", [name for name, method in methods().items() if method.trains])
+FAST_METHODS = ("passionsr", "qdiffusion", "efficientdm")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=() if name in FAST_METHODS else pytest.mark.slow)
+        for name, method in methods().items()
+        if method.trains
+    ],
+)
 def test_every_method_trains_and_folds(tiny_model, pictures, method):
     parts = ("unet", "vae") if method == "passionsr" else ("vae",)
     options = TrainingOptions(1, 2, 2)
@@ -149,6 +159,7 @@ def test_recomputed_activations_do_not_change_the_result(tiny_model, pictures):
         assert other.sites[site].x_max == pytest.approx(quantizer.x_max, rel=1e-4, abs=1e-5), site
 
 
+@pytest.mark.slow
 def test_symmetric_grids_are_symmetric(tiny_model, pictures):
     few = replace(SMALL, parts=("vae",), symmetric=True, training=TrainingOptions(1, 1, 2))
     calibration = calibrate(tiny_model, pictures, few)
@@ -201,7 +212,9 @@ def test_other_settings_do_not_resume(tiny_folder, pictures, tmp_path, intsr):
     assert intsr("calibrate", *arguments, "--bits", "w4a6", "--restart")[0] == 0
 
 
-@pytest.mark.parametrize(("method", "joint_steps"), [("qdiffusion", 0), ("passionsr", 4)])
+@pytest.mark.parametrize(
+    ("method", "joint_steps"), [pytest.param("qdiffusion", 0, marks=pytest.mark.slow), ("passionsr", 4)]
+)
 def test_blocks_without_a_step_are_gone_on_from(tiny_model, pictures, tmp_path, method, joint_steps):
     few = replace(SMALL, method=method, parts=("vae",), training=TrainingOptions(0, joint_steps, 2))
     whole, again = (calibrate(tiny_model, pictures, few, work=tmp_path / "w") for _ in range(2))

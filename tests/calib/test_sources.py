@@ -169,6 +169,7 @@ def test_told_to_stay_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_no_connection_is_one_line(tmp_path: Path) -> None:
     """The real library and command, with nobody listening where it asks."""
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}

@@ -54,7 +54,7 @@ class Graphs:
     def __init__(self, export: OnnxExport, folder: Path) -> None:
         self._networks = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}
         self.manifest = SimpleNamespace(
-            bits=export.bits, calibration_digest=export.calibration_digest, synthetic=False
+            bits=export.bits, calibration_digest=export.calibration_digest, synthetic=False, target="onnxruntime"
         )
 
     def __enter__(self) -> Graphs:

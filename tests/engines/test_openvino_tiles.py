@@ -132,6 +132,7 @@ def test_inspect_and_export_tell_the_sizes(engines: Engines, intsr: Intsr) -> No
     assert export.tiles[0].networks[2].output.shape == (1, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_the_command(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
     given = ("compile", tiny_folder, "--bits", "fp", "-o", tmp_path / "x.engine", "--json")
     code, output, error = intsr(*given, "--tile", "8,16")

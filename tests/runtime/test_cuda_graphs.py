@@ -12,6 +12,9 @@ import pytest
 from intsr.cuda.driver import open_cuda
 from intsr.cuda.graphs import MAX_GRAPHS, MAX_SEEN, GraphCache
 
+# The CUDA sources, run on the CPU: `make test-slow`.
+pytestmark = pytest.mark.kernels
+
 
 class Work:
     """A graph cache on the simulated GPU; `run(key)` says what the GPU did for it."""

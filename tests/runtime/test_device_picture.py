@@ -25,6 +25,9 @@ from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.tiles.grid import plan_tiles
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
+# The CUDA sources, run on the CPU: `make test-slow`.
+pytestmark = pytest.mark.kernels
+
 try:
     emulate.find_cpp_compiler()
     NO_COMPILER = ""

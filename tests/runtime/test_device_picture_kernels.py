@@ -13,6 +13,9 @@ from intsr.errors import BuildError, OutOfMemoryError
 from intsr.kernels.devices import emulated as emulate
 from intsr.runtime.engine import open_engine
 
+# The CUDA sources, run on the CPU: `make test-slow`.
+pytestmark = pytest.mark.kernels
+
 try:
     emulate.find_cpp_compiler()
     NO_COMPILER = ""

@@ -29,7 +29,8 @@ with open_engine(engine, threads=1) as opened:
 """
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [60, 500])
 def test_memory_does_not_grow(
     make_engine: Callable[..., Path], photo: np.ndarray, tmp_path: Path, count: int
 ) -> None:

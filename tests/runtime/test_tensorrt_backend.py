@@ -53,6 +53,7 @@ def test_batches_of_tiles_the_last_filled_up(machine, photo: np.ndarray) -> None
         assert sum(name.endswith("decoder") for name in machine.gpu.log) == 8  # 30 tiles
 
 
+@pytest.mark.kernels
 def test_other_pictures_in_the_middle_of_one(machine, photo: np.ndarray) -> None:
     """Its tiles that are on the device then have buffers of their own."""
     with open_engine(machine.engine()) as engine:
@@ -205,6 +206,7 @@ def test_arrays_of_other_libraries_in_and_out(machine) -> None:
     machine.assert_nothing_is_left()
 
 
+@pytest.mark.kernels
 def test_graphs_of_many_addresses_are_bounded_and_none_is_made_for_what_comes_once(machine) -> None:
     latent = np.zeros((1, 12, 16, 16), np.float32)
     with open_engine(machine.engine()) as engine:

@@ -189,6 +189,7 @@ def test_calls_that_answer_false(machine, photo: np.ndarray, what: str) -> None:
     machine.assert_nothing_is_left()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["cuMemcpyHtoDAsync", "cuEventSynchronize", "cuGraphLaunch", "cuStreamWaitEvent"])
 def test_cuda_fails_while_running(machine, photo: np.ndarray, name: str) -> None:
     with open_engine(machine.engine()) as engine:

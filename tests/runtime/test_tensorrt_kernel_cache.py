@@ -69,7 +69,12 @@ def test_they_are_kept_behind_the_first_run_and_not_before(machine: Any, folder:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b[:20], lambda b: b"", lambda b: b[:40] + b"x" + b[41:]]
+    "damage",
+    [
+        lambda b: b[:-1],
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (lambda b: b[:20], lambda b: b"")),
+        pytest.param(lambda b: b[:40] + b"x" + b[41:], marks=pytest.mark.slow),
+    ],
 )
 def test_a_damaged_file_never_reaches_tensorrt_and_is_replaced(
     start: Start, folder: Path, machine: Any, damage: Callable[[bytes], bytes]
@@ -86,6 +91,7 @@ def test_a_damaged_file_never_reaches_tensorrt_and_is_replaced(
     assert start() == []
 
 
+@pytest.mark.slow
 def test_what_tensorrt_does_not_take_is_compiled_again(start: Start, machine: Any) -> None:
     start()
     machine.trt.driver = "610"
