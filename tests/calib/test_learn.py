@@ -94,7 +94,7 @@ def distance(model, calibration) -> float:
     return float((value - exact).square().mean())
 
 
-FAST_METHODS = ("passionsr", "qdiffusion", "efficientdm")
+FAST_METHODS = ("passionsr", "efficientdm")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ def test_every_method_trains_and_folds(tiny_model, pictures, method):
         assert not any(site.endswith(("to_out.0", "ff.net.2", "conv1", "conv2")) for site in shifted)
 
 
+@pytest.mark.slow
 def test_learned_ranges_beat_maxmin_at_four_bits(tiny_model, pictures):
     few = replace(SMALL, bits=Bits(4, 4), parts=("vae",))
     plain = calibrate(tiny_model, pictures, replace(few, method="maxmin"))

@@ -53,7 +53,7 @@ def engines(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory
 
 
 @pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
-@pytest.mark.parametrize("tile_px", [DEFAULT_PX, FURTHER_PX])
+@pytest.mark.parametrize("tile_px", [pytest.param(DEFAULT_PX, marks=pytest.mark.slow), FURTHER_PX])
 def test_a_size_computes_what_it_does_alone(engines: Engines, target: str, tile_px: int) -> None:
     rng = np.random.default_rng(tile_px)
     with (

@@ -84,6 +84,7 @@ def test_the_demonstration_model(
     assert precision != "f32" or result.end_to_end.max_abs_error < 2 / 255
 
 
+@pytest.mark.slow
 def test_a_random_model_with_large_biases(tiny_folder: Path, tmp_path: Path) -> None:
     """Means far from 0 in front of every norm: E[x^2] - E[x]^2 has no digit of the variance there."""
     folder, tile_px = Path(shutil.copytree(tiny_folder, tmp_path / "biased")), 16

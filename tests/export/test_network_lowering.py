@@ -308,6 +308,7 @@ def test_an_operation_without_lowering_is_an_error() -> None:
         lower_network(network, LOWERINGS["asymmetric"], (1, 3, 8, 8))
 
 
+@pytest.mark.slow
 def test_demo_model_end_to_end(demo_model: SRModel, demo_picture: Path) -> None:
     """A real photograph through the bundled model: the exported integer graphs against the torch reference."""
     bits, parts = Bits.parse("w8a8"), ("unet", "vae")

@@ -25,15 +25,13 @@ from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.tiles.grid import plan_tiles
 from intsr.runtime.upscaler import STAGES, UpscaleResult
 
-# The CUDA sources, run on the CPU: `make test-slow`.
-pytestmark = pytest.mark.kernels
-
 try:
     emulate.find_cpp_compiler()
     NO_COMPILER = ""
 except BuildError as found:
     NO_COMPILER = str(found)
-pytestmark = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")
+# The CUDA sources, run on the CPU: `make test-slow`.
+pytestmark = [pytest.mark.kernels, pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")]
 
 OpenEngine = Callable[..., Engine]
 FIXES = ("none", "wavelet", "adain")

@@ -13,15 +13,13 @@ from intsr.errors import BuildError, OutOfMemoryError
 from intsr.kernels.devices import emulated as emulate
 from intsr.runtime.engine import open_engine
 
-# The CUDA sources, run on the CPU: `make test-slow`.
-pytestmark = pytest.mark.kernels
-
 try:
     emulate.find_cpp_compiler()
     NO_COMPILER = ""
 except BuildError as found:
     NO_COMPILER = str(found)
-pytestmark = pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")
+# The CUDA sources, run on the CPU: `make test-slow`.
+pytestmark = [pytest.mark.kernels, pytest.mark.skipif(bool(NO_COMPILER), reason=NO_COMPILER or "-")]
 
 
 def test_no_memory_for_the_kernels(machine) -> None:

@@ -162,6 +162,7 @@ def test_memory_that_the_context_refuses_is_an_error_when_the_engine_is_opened(m
     assert taken == [(4096, 100)]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cuda_is_out_of_memory_wherever_it_happens(machine, backend: str) -> None:
     path = machine.engine()
