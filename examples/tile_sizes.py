@@ -4,7 +4,7 @@
     python examples/tile_sizes.py tiles.engine PICTURE...
 
 Of each picture the 256x256 pixels in its middle are upscaled: as one tile of 256 pixels, which has no borders, and
-then with every smaller tile and several overlaps. docs/tiles.md has the table.
+then with every smaller tile and several overlaps. docs/use/tiles.md has the table.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class ChannelRanges:
 
     A range is the mean over pictures of each one's extremes: the extreme of all is one pixel's, and every code is
     wider for it. The guard's pictures count by their mean, too; where nothing norms the stream in front of the layer
-    they count whole, since what is clipped there is a flat colour's level. docs/methods.md has figures.
+    they count whole, since what is clipped there is a flat colour's level. docs/measure/methods.md has figures.
     """
 
     def __init__(self, site: str, layer: nn.Conv2d | nn.Linear) -> None:

@@ -56,14 +56,14 @@ class Lowering:
 
 
 def _rtx(name: str, float_dtype: str) -> Lowering:
-    """Return the form that TensorRT-RTX makes the best plans of: docs/tensorrt.md has the measurements."""
+    """Return the form that TensorRT-RTX makes the best plans of: docs/compile/tensorrt.md has the measurements."""
     return Lowering(name, "int8", float_dtype, 20, borders="bias", weight_scale="tensor", merge_projections=True)
 
 
 # Opset 20 is the safest for int8 in TensorRT and ONNX Runtime; GroupNorm has no op there.
 LOWERINGS = {
     "asymmetric": Lowering("asymmetric", "uint8", "float32", 20),
-    # The same integers, in the form that OpenVINO runs fastest: docs/performance.md.
+    # The same integers, in the form that OpenVINO runs fastest: docs/measure/performance.md.
     "asymmetric-cpu": Lowering(
         "asymmetric-cpu", "uint8", "float32", 20, split_halves=True, group_norm="statistics", split_rows=128
     ),
@@ -78,5 +78,5 @@ LOWERINGS = {
     "symmetric-rtx-f32": _rtx("symmetric-rtx-f32", "float32"),
     "weight-only-f32": Lowering("weight-only-f32", "float", "float32", 20, borders="bias"),
 }
-# The same with plugins. TensorRT-RTX imports none that are compiled ahead of time: docs/tensorrt.md.
+# The same with plugins. TensorRT-RTX imports none that are compiled ahead of time: docs/compile/tensorrt.md.
 PLUGINS_OF_LOWERING = {"symmetric": "symmetric-plugins", "weight-only": "weight-only-plugins"}

@@ -20,7 +20,7 @@ EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no in
 
 F32 = NDArray[np.float32]
 
-# What correct engines reach on every picture, flat ones included, in dB: docs/agreement.md has the measurements.
+# What correct engines reach on every picture, flat ones included, in dB: docs/measure/agreement.md.
 FULL_PRECISION_DB = {"f32": 60.0, "bf16": 36.0, "f16": 36.0}
 # By the fewer bits of the two: one value that falls to the other side of a tie moves by a whole step, in each
 # implementation another one, and a flat picture's values all fall alike.

@@ -143,7 +143,7 @@ def test_the_documented_share_of_a_gpu_that_a_norm_uses(layout, blocks):
         for way in ("block", "shared", "cluster")
     ]
     assert tuple(end(grid) for grid in grids for end in (min, max)) == blocks
-    document = (sources.FOLDER.resolve().parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+    document = (sources.FOLDER.resolve().parent / "docs" / "inside" / "gpu.md").read_text(encoding="utf-8")
     ends = zip(blocks[::2], blocks[1::2], strict=True)
     cells = [str(low) if low == high else f"{low} to {high}" for low, high in ends]
     name = {"linear": "NCHW", "last": "NHWC"}[layout]

@@ -1,4 +1,4 @@
-"""What docs/python.md and docs/video.md show, run as it stands there."""
+"""What docs/use/python.md and docs/use/video.md show, run as it stands there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "use"
 
 
 def _blocks(name: str) -> list[str]:

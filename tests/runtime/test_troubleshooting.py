@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: each entry's heading is a message that the program really gives, and here it gives it."""
+"""docs/use/troubleshooting.md: each heading is a message that the program really gives, and here it gives it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from intsr import bundle
 from intsr.runtime.engine import Engine
 
-PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+PAGE = Path(__file__).parents[2] / "docs" / "use" / "troubleshooting.md"
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -93,7 +93,7 @@ def attention(net: LoweringContext, node: fx.Node) -> Value:
         raise ExportError(node.name, "attention with a mask, dropout or causality", "plain attention")
     scale = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(node.args[0])[-1])
     b = net.builder
-    # A constant key is transposed in the graph too: TensorRT fuses attention only in that form (docs/tensorrt.md).
+    # A constant key is transposed in the graph too: TensorRT fuses attention only so (docs/compile/tensorrt.md).
     transposed = b.op("Transpose", [key], f"{node.name}.key", perm=[0, 1, 3, 2])
     factor = b.constant(f"{node.name}.factor", np.float32(scale))
     scaled = b.op("Mul", [query, factor], f"{node.name}.query")

@@ -11,7 +11,7 @@ channel. Everything is reckoned from p_c, the mean of the channel's middle row, 
 On a flat tile d is nearly 0 where x is not: without p_c, E[x^2] - E[x]^2 would leave no digit of the variance, and
 x f none of y. |E[d]|^2 is at most V times the number of rows, as the middle row is one of them. Nothing is reshaped
 but vectors, so that an engine with channels innermost needs no reorder, and the affine step fuses with SiLU and the
-quantizer behind it: docs/performance.md has the measurements.
+quantizer behind it: docs/measure/performance.md has the measurements.
 """
 
 from __future__ import annotations

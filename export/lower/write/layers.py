@@ -24,8 +24,8 @@ from intsr.kernels.quantizer import MIN_SCALE, dequantize_weight
 F32 = NDArray[np.float32]
 # Half of fp16's range: what the sums of codes and scales may reach at worst.
 LARGEST_PRODUCT = 32768.0
-# On long rows oneDNN's int8 convolutions of more output channels run at a third of their speed (docs/performance.md):
-# Lowering.split_rows says from where they are written in parts.
+# On long rows oneDNN's int8 convolutions of more output channels run at a third of their speed:
+# docs/measure/performance.md. Lowering.split_rows says from where they are written in parts.
 SPLIT_CHANNELS, PART_CHANNELS = 320, 256
 
 

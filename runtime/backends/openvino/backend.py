@@ -91,8 +91,9 @@ def resolve_precision(requested: str, quantized: bool, capabilities: list[str], 
     """`f32` or `bf16` for what is not integer. cpu: what the system says of it, see `cpu_description`.
 
     `auto` takes bf16 for a quantized engine where the CPU has it and is faster with it: attention and other float
-    parts then cost half. Without AMX, Intel's bf16 products are slower than its float32 ones (docs/performance.md). A
-    full-precision engine stays in float32, so that its name is true. Raises EngineMismatchError.
+    parts then cost half. Without AMX, Intel's bf16 products are slower than its float32 ones:
+    docs/measure/performance.md. A full-precision engine stays in float32, so that its name is true.
+    Raises EngineMismatchError.
     """
     if requested == "bf16" and "BF16" not in capabilities:
         raise EngineMismatchError(where, "--precision bf16", "a CPU with BF16 instructions", "use --precision f32")
