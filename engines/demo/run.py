@@ -44,7 +44,7 @@ REPORT_NAME = "report.html"
 TILE_PX = 128
 # An eighth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
 METHOD, CROPS, EFFORT = "passionsr", 8, TrainingOptions(block_steps=4, joint_steps=24)
-MIN_RUNS, MIN_SECONDS = 10, 3.0
+MIN_RUNS, MIN_SECONDS = 6, 3.0
 Say = Callable[[str], None]
 
 
