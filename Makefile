@@ -38,8 +38,9 @@ $(TYPING):
 unit: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not kernels"
 
-# Everything that `make test` leaves out: long runs, and the CUDA sources under emulation.
+# Everything that `make test` leaves out: long runs, and the CUDA sources, which a C++ compiler makes run on the CPU.
 test-slow: $(STAMP)
+	command -v c++ g++ clang++ >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
 
 clean:

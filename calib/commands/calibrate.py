@@ -52,6 +52,7 @@ WORK_SUFFIX = ".work"
 @click.option("--dry-run", is_flag=True, help="Measure one block, estimate time and memory, write nothing.")
 @common_options
 def calibrate(
+    *,
     model: str,
     images: Path | None,
     output: Path | None,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 @weight_options
 @common_options
 def export(
+    *,
     model: str,
     output: Path,
     calibration: Path | None,

@@ -74,6 +74,7 @@ class _Reference:
 @weight_options
 @common_options
 def bench(
+    *,
     engines: tuple[Path, ...],
     against: Path | None,
     alone: bool,

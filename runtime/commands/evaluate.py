@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 )
 @common_options
 def evaluate(
+    *,
     sr_dir: Path,
     hr_dir: Path,
     crop_border_px: int,

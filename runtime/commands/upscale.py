@@ -133,6 +133,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
 @common_options
 def upscale(
+    *,
     engine: Path,
     inputs: tuple[str, ...],
     output: str,
