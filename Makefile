@@ -40,7 +40,7 @@ unit: $(STAMP)
 
 # Everything that `make test` leaves out: long runs, and the CUDA sources, which a C++ compiler makes run on the CPU.
 test-slow: $(STAMP)
-	command -v c++ g++ clang++ >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
+	command -v c++ || command -v g++ || command -v clang++ || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
 
 clean:

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 )
 @common_options
 def info(
-    *,
-    model: str | None, arch: str | None, bits_text: str | None, parts_text: str, size_px: int, as_json: bool
+    *, model: str | None, arch: str | None, bits_text: str | None, parts_text: str, size_px: int, as_json: bool
 ) -> None:
     """Parameters and operations of MODEL, counted without its weights.
 
