@@ -1,4 +1,4 @@
-"""Options of the methods that train, wherever something is calibrated, and what would change nothing there."""
+"""Options wherever something is calibrated, most of them of the methods that train, and what would change nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ TRAINING_OPTIONS = (
     *("crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
     *("device", "seed"),
 )
+
+
+def symmetric_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--symmetric, of every method."""
+    return click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")(
+        function
+    )
 
 
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:

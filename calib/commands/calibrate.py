@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.options import DEFAULT_CROP_PX, check_source, check_training_options, training_options
+from intsr.calib.options import (
+    DEFAULT_CROP_PX,
+    check_source,
+    check_training_options,
+    symmetric_option,
+    training_options,
+)
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
 from intsr.cli.options import SeveralValuesCommand, model_options, passionsr_option
 from intsr.errors import ImageError, UsageError
@@ -39,7 +45,7 @@ WORK_SUFFIX = ".work"
 )
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
-@click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")
+@symmetric_option
 @click.option(
     "--guard/--no-guard", default=True, help="Look at smooth and flat pictures made for it, too.  [default: guard]"
 )

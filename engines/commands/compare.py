@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.options import DEFAULT_CROP_PX, TRAINING_OPTIONS, training_options
+from intsr.calib.options import DEFAULT_CROP_PX, TRAINING_OPTIONS, symmetric_option, training_options
 from intsr.cli.console import common_options, emit_json, progress, say
 from intsr.cli.options import model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
@@ -70,7 +70,7 @@ COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak 
     metavar="NAMES",
     help=f"As in intsr evaluate. [default: {','.join(DEFAULT_METRICS)} where the extra is installed]",
 )
-@click.option("--symmetric", is_flag=True, help="Activation grids around 0: no shift in TensorRT's graph.")
+@symmetric_option
 @training_options
 @common_options
 def compare(

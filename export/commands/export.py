@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from intsr.cli.console import common_options, detail, emit_json, say, say_notes
-from intsr.cli.options import SeveralValuesCommand, TileSizes, passionsr_option, weight_options
+from intsr.cli.options import SeveralValuesCommand, TileSizes, given_options, passionsr_option, weight_options
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ def _check_sources(calibration: Path | None, official: tuple[Path, ...]) -> None
     """Refuse what was given and would change nothing. Raises UsageError."""
     if calibration is not None and official:
         raise UsageError("--calibration, --passionsr", "both", "one of them")
-    given = click.get_current_context().get_parameter_source("bits") is ParameterSource.COMMANDLINE
-    if given and not official:
+    if "bits" in given_options() and not official:
         raise UsageError("--bits", "without --passionsr", "none: a calibration has its own")
 
 
