@@ -5,6 +5,10 @@
 A convolution's zero padding is of x, not of x~: with a shift d it comes before the shift. Weights of 8 bits lie on a
 symmetric grid, codes -127 to 127, since an asymmetric one does not fit int8; those of fewer bits on
 [z D, (z + 2**b - 1) D]. docs/theory.md, "LET" and "Quantizers".
+
+A branch of small rank, L = up down, reads x itself and leaves s (W - L) to the integers:
+
+    W x + b = s (W - L) x~ + L x + b + (W - L) d
 """
 
 from __future__ import annotations
@@ -79,6 +83,19 @@ def run_layer(
         return functional.linear(x, weight, bias)
     padding = (0, 0) if padded else layer.padding
     return functional.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+
+def branch_weight(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """L = up down, the layer's shape. up: (Cout, r). down: (r, Cin, kh, kw) or (r, in)."""
+    return (up @ down.flatten(1)).reshape(len(up), *down.shape[1:])
+
+
+def run_branch(layer: nn.Conv2d | nn.Linear, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """up (down x), a layer's output without bias; down slides as the layer does."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(functional.linear(x, down), up)
+    y = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+    return functional.conv2d(y, up[:, :, None, None])
 
 
 def row_range(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

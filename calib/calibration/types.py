@@ -30,6 +30,8 @@ ARRAY_DTYPES: dict[str, type[np.generic]] = {
     "weight_high": np.float32,
     "weight_codes": np.int8,
     "weight_scale": np.float32,
+    "branch_up": np.float32,
+    "branch_down": np.float32,
 }
 ARRAY_PAIRS = (("let_scale", "let_shift"), ("weight_low", "weight_high"), ("weight_codes", "weight_scale"))
 # How export folds a calibration: each layer on one grid, as `sites` say, or as PassionSR's own code computes it.
@@ -57,6 +59,10 @@ class SiteQuantizer:
     # how to round, or change the weights, give these.
     weight_codes: NDArray[np.int8] | None = None
     weight_scale: NDArray[np.float32] | None = None
+    # A branch of small rank r that stays float, L = up down, float32 (Cout, r) and (r, Cin, kh, kw) or (r, in), on x
+    # itself: the integer weights are then those of what it leaves, s (W - L).
+    branch_up: NDArray[np.float32] | None = None
+    branch_down: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name in ("activation_bits", "weight_bits"):
@@ -67,6 +73,7 @@ class SiteQuantizer:
             raise ValueError(f"range [{self.x_min}, {self.x_max}] is not finite and ordered")
         for pair in ARRAY_PAIRS:
             self._check_pair(*pair)
+        self._check_branch()
         if self.let_scale is not None and not np.all(self.let_scale > 0):
             raise ValueError("let_scale must be positive")
         low, high = self.weight_low, self.weight_high
@@ -76,6 +83,17 @@ class SiteQuantizer:
             amax = 127 if self.weight_bits == MAX_BITS else 2**self.weight_bits - 1
             if self.weight_low is not None or np.abs(self.weight_codes.astype(np.int16)).max(initial=0) > amax:
                 raise ValueError(f"weight_codes must lie within {amax} and exclude a learned weight range")
+
+    def _check_branch(self) -> None:
+        up, down = self.branch_up, self.branch_down
+        if up is None and down is None:
+            return
+        if up is None or down is None or up.ndim != 2 or down.ndim not in (2, 4) or up.shape[1] != down.shape[0]:
+            raise ValueError("branch_up (Cout, r) and branch_down (r, Cin, ...) belong together")
+        for value in (up, down):
+            if value.dtype != np.float32 or not np.all(np.isfinite(value)):
+                raise ValueError("branch_up and branch_down must be finite float32")
+            value.flags.writeable = False
 
     def _check_pair(self, first_name: str, second_name: str) -> None:
         first, second = getattr(self, first_name), getattr(self, second_name)
@@ -103,6 +121,10 @@ class SiteQuantizer:
     def _identity(self) -> tuple[Any, ...]:
         arrays = [(name, value.shape, value.tobytes()) for name, value in self.arrays().items()]
         return (self.x_min, self.x_max, self.activation_bits, self.weight_bits, *arrays)
+
+    def branch(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Return up and down of the branch, or None."""
+        return None if self.branch_up is None or self.branch_down is None else (self.branch_up, self.branch_down)
 
     def activation_params(self) -> QuantParams:
         """Return the grid of the layer's input."""

@@ -1,11 +1,12 @@
 """Layers as engines will compute them, differentiable: what training works on.
 
-    x~ = (x - d) / s,   y = layer(Q(x~); Q(s W)) + b + W d
+    x~ = (x - d) / s,   y = layer(Q(x~); Q(s (W - L))) + L x + b + (W - L) d
 
-InputGrid holds s, d and the range of one input, which several layers may share; QuantizedLayer holds what belongs to
-one layer's weights. Every learned number is a base, found by initialization, and a relative change, trained: a
-range's ends change in units of its width, s by a factor, d in units of the channel's amax. One learning rate then
-suits all layers. docs/theory.md, "LBQ" and "LET".
+L is a branch of small rank that some methods add, 0 for the others. InputGrid holds s, d and the range of one input,
+which several layers may share; QuantizedLayer holds what belongs to one layer's weights. Every learned number of a
+grid is a base, found by initialization, and a relative change, trained: a range's ends change in units of its width,
+s by a factor, d in units of the channel's amax. One learning rate then suits all layers. docs/theory.md, "LBQ", "LET"
+and "Branches".
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from intsr.calib.models.families.sd21 import bits_of_site, concat_boundaries, in
 from intsr.calib.models.modules import copy_sharing_weights, put_modules
 from intsr.calib.models.sites import integer_sites
 from intsr.kernels.layer_algebra import (
+    SYMMETRIC_BITS,
+    branch_weight,
     fake_quantize_weight,
+    over_inputs,
     over_outputs,
     padding_before_shift,
     row_range,
+    run_branch,
     run_layer,
     scaled_weight,
     shifted_bias,
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 MIN_WIDTH = 1e-3
 # Learned factors stay within e**4: further away fp16 loses digits.
 MAX_LOG_SCALE = 4.0
+# Of the layer's smaller side, what a branch may have of it at most; layers of 8 bits have none.
+RANK_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,29 +152,64 @@ class InputGrid(nn.Module):
         self.shift.zero_()
 
 
+class Branch(nn.Module):
+    """L = up down, on the layer's own input, 0 at first. up: (Cout, r). down: (r, Cin, kh, kw) or (r, in). float32."""
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        super().__init__()
+        self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
+        self.down = nn.Parameter(weight.new_zeros(rank, *weight.shape[1:]))
+
+    @torch.no_grad()
+    def decompose(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
+        """Set L s to the best approximation of the layer's s W, in the sum of squares. scale: s, (Cin,)."""
+        matrix = scaled_weight(weight, scale).flatten(1)
+        u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
+        root = singular[: len(self.down)].sqrt()
+        self.up.copy_(u[:, : len(root)] * root)
+        down = (root[:, None] * v[: len(root)]).reshape(self.down.shape)
+        self.down.copy_(down / over_inputs(scale, down))
+
+
+def branch_rank(weight: torch.Tensor, rank: int) -> int:
+    """Return the rank that a layer's branch has where `rank` is asked for: 1 / RANK_SHARE of its smaller side at most."""
+    return min(rank, min(weight.shape[:2]) // RANK_SHARE)
+
+
 class QuantizedLayer(nn.Module):
     """A Conv2d or Linear on an InputGrid, with its own grid for every output channel's weights.
 
     The layer's own weight and bias stay as they are.
     """
 
-    def __init__(self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int) -> None:
+    def __init__(
+        self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int, rank: int = 0
+    ) -> None:
+        """rank: of the branch, 0 for none."""
         super().__init__()
         self.site, self.layer, self.grid, self.weight_bits = site, layer, grid, weight_bits
         rows = layer.weight.shape[0]
         for name, start in (("base_weight_low", -1.0), ("base_weight_high", 1.0)):
             self.register_buffer(name, torch.full((rows,), start))
         self.weight_low, self.weight_high = nn.Parameter(torch.zeros(rows)), nn.Parameter(torch.zeros(rows))
-        # What a method adds: W~ -> the weights that are quantized; (W~ / D, hard) -> codes, before they are clamped.
+        # What a method adds: L; W~ -> the weights that are quantized; (W~ / D, hard) -> codes, not clamped yet.
+        self.branch = Branch(layer.weight, rank) if rank else None
         self.weight_change: nn.Module | None = None
         self.rounding: nn.Module | None = None
         self.hard_rounding = False
         self.dynamic_weights = False
         self.padding = padding_before_shift(layer) if grid.spec.may_shift else ()
 
+    def integer_part(self) -> torch.Tensor:
+        """W - L."""
+        if self.branch is None:
+            return self.layer.weight
+        with torch.autocast(self.layer.weight.device.type, enabled=False):
+            return self.layer.weight - branch_weight(self.branch.up, self.branch.down)
+
     def scaled_weight(self) -> torch.Tensor:
-        """W~ = s W, and what a method changes of it."""
-        weight = self.layer.weight
+        """W~ = s (W - L), and what a method changes of it."""
+        weight = self.integer_part()
         if self.grid.has_let:
             weight = scaled_weight(weight, self.grid.scale())
         if self.weight_change is not None:
@@ -214,13 +256,14 @@ class QuantizedLayer(nn.Module):
         return self.grid.transform(x)
 
     def bias(self) -> torch.Tensor | None:
-        """b + W d."""
+        """b + (W - L) d."""
         if not (self.grid.has_let and self.grid.spec.may_shift):
             return self.layer.bias
-        return shifted_bias(self.layer.bias, self.layer.weight, self.grid.offset())
+        return shifted_bias(self.layer.bias, self.integer_part(), self.grid.offset())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.apply_layer(self.grid.quantize(self.input_seen(x)), self.quantized_weight())
+        y = self.apply_layer(self.grid.quantize(self.input_seen(x)), self.quantized_weight())
+        return y if self.branch is None else y + run_branch(self.layer, x, self.branch.up, self.branch.down)
 
     def apply_layer(self, x: torch.Tensor, weight: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """The bare layer on x~, with a given W~."""
@@ -242,6 +285,8 @@ class QuantizedLayer(nn.Module):
         arrays: dict[str, Any] = {}
         if self.grid.has_let:
             arrays |= {"let_scale": _array(self.grid.scale()), "let_shift": _array(self.grid.offset())}
+        if self.branch is not None:
+            arrays |= {"branch_up": _array(self.branch.up), "branch_down": _array(self.branch.down)}
         if self.rounding is None and self.weight_change is None:
             ends = self.weight_range()
             arrays |= {"weight_low": _array(ends[0]), "weight_high": _array(ends[1])}
@@ -274,7 +319,7 @@ def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symm
 
 
 def quantized_layers(
-    model: SRModel, bits: Bits, parts: tuple[str, ...], let: str, symmetric: bool
+    model: SRModel, bits: Bits, parts: tuple[str, ...], let: str, symmetric: bool, rank: int = 0
 ) -> dict[str, QuantizedLayer]:
     """A QuantizedLayer for every integer site of `parts`, in module order; input groups share grids, not set yet."""
     sites = integer_sites(model, parts)
@@ -285,7 +330,9 @@ def quantized_layers(
         spec = grid_spec(first, sites[first], bits_of_site(first, bits)[1], let, symmetric, seams.get(first, 0))
         grid = InputGrid(spec)
         for site in group:
-            layers[site] = QuantizedLayer(site, sites[site], grid, bits_of_site(site, bits)[0])
+            weight, weight_bits = sites[site].weight, bits_of_site(site, bits)[0]
+            own = branch_rank(weight, rank) if weight_bits < SYMMETRIC_BITS else 0
+            layers[site] = QuantizedLayer(site, sites[site], grid, weight_bits, own)
     return {site: layers[site] for site in sites}
 
 

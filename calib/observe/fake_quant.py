@@ -11,8 +11,10 @@ from torch.nn import functional
 
 from intsr.calib.calibration.types import SiteQuantizer
 from intsr.kernels.layer_algebra import (
+    branch_weight,
     channel_axis,
     padding_before_shift,
+    run_branch,
     run_layer,
     scaled_weight,
     shifted_bias,
@@ -22,7 +24,7 @@ from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantiz
 
 
 class FakeQuantLayer(nn.Module):
-    """y = layer(Q(x~); Q(W~)) + b~ of a Conv2d or Linear.
+    """y = layer(Q(x~); Q(W~)) + b~ of a Conv2d or Linear, and L x where it has a branch.
 
     x~ = (x - d) / s where a LET is left in front of the quantizer, else x. A convolution's zero padding is of x:
     with a shift d it is applied before it.
@@ -36,9 +38,10 @@ class FakeQuantLayer(nn.Module):
         activation: QuantParams | None,
         let_scale: NDArray[Any] | None = None,
         let_shift: NDArray[Any] | None = None,
+        branch: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         """layer: for how it slides. weight, bias: Q(W~) and b~. activation: None for an input that stays
-        as it is. let_scale, let_shift: s and d, (Cin,), or None for a step that is left out.
+        as it is. let_scale, let_shift: s and d, (Cin,), or None for a step that is left out. branch: up and down.
         """
         super().__init__()
         # In a tuple, so that its own weights are no part of this module's state.
@@ -47,6 +50,8 @@ class FakeQuantLayer(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
         for name, value in (("let_scale", let_scale), ("let_shift", let_shift)):
             self.register_buffer(name, None if value is None else torch.tensor(value))
+        for name, part in zip(("up", "down"), branch or (None, None), strict=True):
+            self.register_buffer(name, part)
         self.padding = () if let_shift is None else padding_before_shift(layer)
 
     def transformed(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,13 +69,22 @@ class FakeQuantLayer(nn.Module):
         return run_layer(self._layer[0], x, weight, self.bias, padded=bool(self.padding))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.product(self.quantized(self.transformed(x)), self.weight)
+        y = self.product(self.quantized(self.transformed(x)), self.weight)
+        return y if self.up is None else y + run_branch(self._layer[0], x, self.up, self.down)
 
 
 def let_weight(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> torch.Tensor:
-    """W~ of a layer of the model, float32."""
-    weight = layer.weight.detach().float()
+    """W~ of a layer of the model, float32: of what its branch leaves, where it has one."""
+    weight = integer_part(layer.weight.detach().float(), quantizer)
     return weight if quantizer.let_scale is None else scaled_weight(weight, torch.tensor(quantizer.let_scale))
+
+
+def integer_part(weight: torch.Tensor, quantizer: SiteQuantizer) -> torch.Tensor:
+    """W - L, of the first rows where `weight` has fewer."""
+    if quantizer.branch_up is None or quantizer.branch_down is None:
+        return weight
+    up, down = (torch.tensor(part).to(weight.dtype) for part in (quantizer.branch_up, quantizer.branch_down))
+    return weight - branch_weight(up[: len(weight)], down)
 
 
 @torch.no_grad()
@@ -79,6 +93,8 @@ def calibrated_layer(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> 
     codes, scale = quantizer.quantize_weight(let_weight(layer, quantizer).numpy())
     bias, activation = layer.bias, quantizer.activation_params()
     if quantizer.let_shift is not None:
-        bias = shifted_bias(bias, layer.weight, torch.tensor(quantizer.let_shift))
+        bias = shifted_bias(bias, integer_part(layer.weight, quantizer), torch.tensor(quantizer.let_shift))
     weight = torch.from_numpy(dequantize_weight(codes, scale))
-    return FakeQuantLayer(layer, weight, bias, activation, quantizer.let_scale, quantizer.explicit_shift())
+    branch = quantizer.branch()
+    tensors = branch and (torch.tensor(branch[0]), torch.tensor(branch[1]))
+    return FakeQuantLayer(layer, weight, bias, activation, quantizer.let_scale, quantizer.explicit_shift(), tensors)

@@ -19,7 +19,11 @@ def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only:
     """One layer of a folded network, with its float bias. weight_only: its input stays as it is."""
     weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
     activation = None if weight_only else folded.activation
-    return FakeQuantLayer(layer, weight, layer.bias, activation, folded.let_scale, folded.let_shift)
+    lets = folded.let_scale, folded.let_shift
+    if folded.branch is None:
+        return FakeQuantLayer(layer, weight, layer.bias, activation, *lets)
+    up, down = (torch.from_numpy(part).to(layer.weight.dtype) for part in folded.branch)
+    return FakeQuantLayer(layer, weight, layer.bias, activation, *lets, (up, down))
 
 
 def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from torch import nn
 from intsr.calib.models.families.sd21 import HALVED_SITE, POST_QUANT_CONV, part_of_network
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.sites import runs_in_integers
+from intsr.calib.observe.fake_quant import integer_part
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
 from intsr.kernels.layer_algebra import scaled_weight
@@ -34,6 +35,8 @@ class FoldedLayer:
     activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
     (Cin,): then weights and bias are already those that belong to x~ (see `fold.let`). None: the input is quantized
     by an operation of its own (see `split_layers`).
+    branch: up, float64 (Cout, r), and down, (r, Cin, kh, kw) or (r, in): up (down x) is added to the output, x being
+    the layer's input as it is. Whoever writes them down rounds them.
     """
 
     site: str
@@ -42,6 +45,7 @@ class FoldedLayer:
     activation: QuantParams | None
     let_scale: NDArray[np.float32] | None = None
     let_shift: NDArray[np.float32] | None = None
+    branch: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,11 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
         specialized = 1.0 if cancelled else network.row_factors.get(site, 1.0)
         of_let = fused.row_factors.get(site)
         factors = specialized if of_let is None else specialized * of_let.numpy()
-        layers[site] = _fold_layer(site, _multiplied(*weights[site], factors), calibration, network.spec, let)
+        folded = _fold_layer(site, _multiplied(*weights[site], factors), calibration, network.spec, let)
+        # The branch has no s, and is divided after all.
+        of_branch = factors / network.spec.latent_scaling_factor if cancelled else factors
+        branch = _fold_branch(integer[site], calibration.sites[site], of_branch, lets.get(site), let is not None)
+        layers[site] = replace(folded, branch=branch)
     for layer in integer.values():
         # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
         layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)
@@ -139,6 +147,37 @@ def _fold_layer(
     return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
 
 
+def _fold_branch(
+    layer: nn.Conv2d | nn.Linear,
+    quantizer: SiteQuantizer,
+    factors: NDArray[np.float64] | float,
+    let: Let | None,
+    explicit: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """up and down of a branch on what the layer is given: x, or x~ where its LET went into what makes it.
+
+        L x = (L s) x~ + L d
+
+    L d is in the bias b + W d already where x~ is given; where x is, b + (W - L) d is wanted.
+    """
+    branch = quantizer.branch()
+    if branch is None:
+        return None
+    # The layer keeps its first rows.
+    up = branch[0][: len(layer.weight)].astype(np.float64) * np.reshape(factors, (-1, 1))
+    down = branch[1].astype(np.float64)
+    if let is None:
+        return up, down
+    s, d = (v.double().numpy().reshape(1, -1, *[1] * (down.ndim - 2)) for v in (let.s, let.d))
+    if not explicit:
+        return up, down * s
+    if d.any():
+        assert layer.bias is not None
+        owed = torch.from_numpy(up @ (down * d).reshape(len(down), -1).sum(1))
+        layer.bias = nn.Parameter((layer.bias - owed).to(layer.bias.dtype), requires_grad=False)
+    return up, down
+
+
 def _quantized_weight(
     site: str, plain: torch.Tensor, quantizer: SiteQuantizer
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -146,6 +185,7 @@ def _quantized_weight(
 
     quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
     """
+    plain = integer_part(plain, quantizer)
     if quantizer.let_scale is not None:
         plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)

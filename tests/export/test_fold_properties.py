@@ -77,7 +77,8 @@ def folded_from_layers(model: SRModel, layers: dict[str, QuantizedLayer], bits: 
 CASES = [
     *((let, symmetric, "ranges") for let in ("channel", "none") for symmetric in (False, True)),
     *(("part", False, weights) for weights in ("ranges", "low_rank")),
-    *(("channel", False, weights) for weights in ("rounding", "low_rank")),
+    *(("channel", False, weights) for weights in ("rounding", "low_rank", "branch")),
+    ("none", True, "branch"),
 ]
 
 
@@ -100,6 +101,9 @@ def test_folded_equals_simulated(tiny_model: SRModel, bits: Bits, let: str, symm
         ("channel", "rounding", ("encoder", "unet")),
         ("channel", "ranges", ("decoder",)),
         ("channel", "rounding", ("decoder",)),
+        ("channel", "branch", ("encoder", "unet")),
+        ("channel", "branch", ("decoder",)),
+        ("none", "branch", NETWORKS),
     ],
 )
 def test_layers_of_few_channels(

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.learn.quantized_layer import GridSpec, QuantizedLayer, quantized_layers
+from intsr.calib.learn.quantized_layer import Branch, GridSpec, QuantizedLayer, quantized_layers
 from intsr.calib.methods.efficientdm import LowRankChange
 from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.families.sd21 import network_of_site
@@ -60,7 +60,12 @@ def random_layers(
     _set_input_ranges(model, layers)
     for layer in layers.values():
         shape = layer.layer.weight.shape
-        if weights == "low_rank":
+        if weights == "branch":
+            layer.branch = Branch(layer.layer.weight, 2)
+            for part in layer.branch.parameters():
+                # Numbers that float32 holds, as what is written of them.
+                part.copy_(0.1 * torch.randn(part.shape))
+        if weights in ("low_rank", "branch"):
             sides = (shape[0], 2), (2, shape[1:].numel())
             layer.weight_change = LowRankChange(*(0.03 * torch.randn(side) for side in sides))
         rows = layer.scaled_weight().flatten(1)

@@ -50,7 +50,27 @@ def write_convolution(
     bias: F32 | None,
     groups: int = 1,
 ) -> str:
-    """An integer convolution of `value` (N, Cin, *size) by codes (Cout, Cin / groups, kh, kw)."""
+    """An integer convolution of `value` (N, Cin, *size) by codes (Cout, Cin / groups, kh, kw), and its branch."""
+    y = _write_in_parts(net, value, layer, window, size, bias, groups)
+    if layer.branch is None:
+        return y
+    b, site, (up, down) = net.builder, layer.site, layer.branch
+    kernel = b.constant(f"{site}.down", down)
+    slides = {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": list(window.pads)}
+    narrow = b.op("Conv", [value, kernel], f"{site}.narrow", **slides, dilations=list(window.dilation))
+    wide = b.op("Conv", [narrow, b.constant(f"{site}.up", up[:, :, None, None])], f"{site}.wide", kernel_shape=[1, 1])
+    return b.op("Add", [y, wide], f"{site}.branched")
+
+
+def _write_in_parts(
+    net: LoweringContext,
+    value: str,
+    layer: FoldedLayer,
+    window: Window,
+    size: tuple[int, int],
+    bias: F32 | None,
+    groups: int,
+) -> str:
     count = len(layer.weight_codes)
     limit = net.builder.lowering.split_rows
     if not limit or groups != 1 or count <= SPLIT_CHANNELS or window.taps_inside(size, 1).shape[1] <= limit:
@@ -128,14 +148,20 @@ def _add_borders(b: GraphBuilder, y: str, borders: tuple[ColumnBias, ...], site:
 
 def write_linear(net: LoweringContext, value: str, layer: FoldedLayer, bias: F32 | None) -> str:
     """An integer linear layer as MatMul with codes stored (in, out): TensorRT takes that form's scales on axis 1."""
-    b, site = net.builder, layer.site
+    b, site, x = net.builder, layer.site, value
     value, shift, _ = net.activations.write(value, layer, (0, 0, 0, 0))
     bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
     matrix, factors = _weight(net, replace(layer, weight_codes=layer.weight_codes.T), 1)
     y = b.op("MatMul", [value, matrix], site)
     if factors is not None:
         y = b.op("Mul", [y, b.constant(f"{site}.factors", factors)], f"{site}.rescale")
-    return y if bias is None else b.op("Add", [y, b.constant(f"{site}.bias", bias)], f"{site}.add_bias")
+    if bias is not None:
+        y = b.op("Add", [y, b.constant(f"{site}.bias", bias)], f"{site}.add_bias")
+    if layer.branch is None:
+        return y
+    up, down = (b.constant(f"{site}.{n}", v.T) for n, v in zip(("up", "down"), layer.branch, strict=True))
+    narrow = b.op("MatMul", [x, down], f"{site}.narrow")
+    return b.op("Add", [y, b.op("MatMul", [narrow, up], f"{site}.wide")], f"{site}.branched")
 
 
 def _weight(net: LoweringContext, layer: FoldedLayer, axis: int) -> tuple[str, F32 | None]:
@@ -150,13 +176,30 @@ def _weight(net: LoweringContext, layer: FoldedLayer, axis: int) -> tuple[str, F
 def rows_of(layer: FoldedLayer, bias: F32 | None, rows: slice) -> tuple[FoldedLayer, F32 | None]:
     """Some output channels of a layer as a layer, and their bias."""
     part = replace(layer, weight_codes=layer.weight_codes[rows], weight_scale=layer.weight_scale[rows])
+    if layer.branch is not None:
+        part = replace(part, branch=(layer.branch[0][rows], layer.branch[1]))
     return part, None if bias is None else bias[rows]
 
 
 def merged_layer(layers: Sequence[FoldedLayer]) -> FoldedLayer:
     """Layers of one input and one grid as one, their output channels one after the other."""
     codes = np.concatenate([layer.weight_codes for layer in layers])
-    return replace(layers[0], weight_codes=codes, weight_scale=np.concatenate([x.weight_scale for x in layers]))
+    scales = np.concatenate([layer.weight_scale for layer in layers])
+    return replace(layers[0], weight_codes=codes, weight_scale=scales, branch=_merged_branch(layers))
+
+
+def _merged_branch(layers: Sequence[FoldedLayer]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """All branches as one, up in blocks along the diagonal; None where no layer has one."""
+    rows, ranks = [len(layer.weight_codes) for layer in layers], [len(x.branch[1]) if x.branch else 0 for x in layers]
+    if not any(ranks):
+        return None
+    up = np.zeros((sum(rows), sum(ranks)))
+    row = column = 0
+    for layer, count, rank in zip(layers, rows, ranks, strict=True):
+        if layer.branch is not None:
+            up[row : row + count, column : column + rank] = layer.branch[0]
+        row, column = row + count, column + rank
+    return up, np.concatenate([layer.branch[1] for layer in layers if layer.branch is not None])
 
 
 def merged_bias(biases: Sequence[F32 | None], layer: FoldedLayer) -> F32 | None:
