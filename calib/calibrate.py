@@ -15,6 +15,7 @@ from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_si
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import Method
+from intsr.calib.learn.reverse import learn_reverse
 from intsr.calib.learn.train import Report, TrainingOptions
 from intsr.calib.learn.walk import Run, learn
 from intsr.calib.methods import method_from_name, methods
@@ -171,7 +172,8 @@ def _trained_sites(
         _check_cuda()
     sites = observe_maxmin(model, crops.train, recipe.bits, recipe.parts)
     run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
-    layers, curves = learn(model, recipe.bits, recipe.parts, run, recipe.device)
+    walk = learn_reverse if recipe.stages.reverse else learn
+    layers, curves = walk(model, recipe.bits, recipe.parts, run, recipe.device)
     learned = {site: layer.site_quantizer() for site, layer in layers.items()}
     return {site: learned.get(site, quantizer) for site, quantizer in sites.items()}, curves
 

@@ -37,11 +37,15 @@ class Recomputed:
     def call(self) -> Call:
         return record_input(self.quantized, self.block, self.inputs[0])[1]
 
+    def input(self, indices: Sequence[int]) -> torch.Tensor:
+        """The block's inputs alone."""
+        return record_input(self.quantized, self.block, torch.cat([self.inputs[i] for i in indices]))[0].contiguous()
+
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, _ = record_input(self.quantized, self.block, torch.cat([self.inputs[i] for i in indices]))
+        x = self.input(indices)
         y = record_output(self.reference, self.block, torch.cat([self.reference_inputs[i] for i in indices]))
         # One layout, whatever keeps them: kernels that differ by rounding are chosen by it.
-        return x.contiguous(), y.contiguous()
+        return x, y.contiguous()
 
 
 class KnownPairs:

@@ -74,7 +74,15 @@ def initialize(
             _search_let(group, seen, start, generator)
         elif group[0].grid.has_let:
             _equalize_parts(group[0].grid, seen)
+        _decompose(group)
         set_ranges(group, seen, start, generator)
+
+
+def _decompose(group: Sequence[QuantizedLayer]) -> None:
+    """Branches to what they are best at where s is as it is."""
+    for layer in group:
+        if layer.branch is not None:
+            layer.branch.decompose(layer.layer.weight, layer.grid.scale())
 
 
 @torch.no_grad()
@@ -229,6 +237,7 @@ def _search_let(
         for exponent in LET_EXPONENTS:
             scale = let_scale_from_maxima(magnitude, weight, exponent)
             grid.set_let(scale, shift, amax)
+            _decompose(group)
             set_ranges(group, tried, start, generator, rough=True)
             error = sum(
                 float((layer(x) - y).square().mean() / y.square().mean().clamp_min(1e-12))

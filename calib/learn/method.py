@@ -60,6 +60,9 @@ WEIGHT_RANGE = Kind(
 )
 # The logarithm of s, and d in units of the channel's amax.
 LET = Kind("let", 5e-3, lambda layers: [p for g in _grids(layers) if g.has_let for p in (g.log_scale, g.shift)])
+BRANCH = Kind(
+    "branch", 1e-3, lambda layers: [p for layer in layers if layer.branch for p in layer.branch.parameters()]
+)
 RANGES = (INPUT_RANGE, WEIGHT_RANGE)
 BY_OUTPUT = RangeInit("output")
 
@@ -93,6 +96,11 @@ class Method:
     start: RangeInit = BY_OUTPUT
     block: tuple[Stage, ...] = ()
     joint: tuple[Stage, ...] = ()
+    # Of every layer's branch, as far as the layer is wide enough; 0 for none.
+    rank: int = 0
+    # Whether modules are trained from the output to the input, and all three networks together in the end
+    # (`learn.reverse`): `block` stages are those of a module then, `joint` stages of everything.
+    reverse: bool = False
     # Activation grids around 0.
     symmetric: bool = False
 

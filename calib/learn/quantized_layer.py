@@ -153,7 +153,7 @@ class InputGrid(nn.Module):
 
 
 class Branch(nn.Module):
-    """L = up down, on the layer's own input, 0 at first. up: (Cout, r). down: (r, Cin, kh, kw) or (r, in). float32."""
+    """L = up down, on the layer's own input, 0 at first. up: (Cout, r). down: (r, Cin, kh, kw) or (r, in)."""
 
     def __init__(self, weight: torch.Tensor, rank: int) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Branch(nn.Module):
 
 
 def branch_rank(weight: torch.Tensor, rank: int) -> int:
-    """Return the rank that a layer's branch has where `rank` is asked for: 1 / RANK_SHARE of its smaller side at most."""
+    """Return the rank of a layer's branch where `rank` is asked for: at most 1 / RANK_SHARE of its smaller side."""
     return min(rank, min(weight.shape[:2]) // RANK_SHARE)
 
 

@@ -62,7 +62,7 @@ def learn(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
     """Train what the method says; returns every integer layer of `parts`, and the curves. Raises CalibrationError."""
-    layers = quantized_layers(model, bits, parts, run.method.let, run.method.symmetric)
+    layers = quantized_layers(model, bits, parts, run.method.let, run.method.symmetric, run.method.rank)
     references = {name: network.to(device) for name, network in reference_networks(model).items()}
     for layer in layers.values():
         layer.to(device)
@@ -71,13 +71,13 @@ def learn(
     curves: Curves = {}
     for name in NETWORKS:
         own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
-        targets = _outputs(references[name], exact)
+        targets = outputs(references[name], exact)
         if own:
             walk = _NetworkWalk(name, references[name], own, run)
             curves |= walk.train(values, exact, targets)
-            values = _outputs(walk.quantized, values)
+            values = outputs(walk.quantized, values)
         else:
-            values = _outputs(references[name], values)
+            values = outputs(references[name], values)
         exact = targets
     return layers, curves
 
@@ -101,7 +101,8 @@ def probe_chunks(
 
 
 @torch.no_grad()
-def _outputs(network: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def outputs(network: nn.Module, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What the network makes of each input."""
     return [network(x) for x in inputs]
 
 
@@ -134,7 +135,7 @@ class _NetworkWalk:
             curves |= self._block(block, inputs, exact)
         whole = _Trainee(tuple(self.layers.values()), self.quantized, Call((), {}), KnownPairs(inputs, targets))
         with recomputed(self.quantized, [block.name for block in blocks] if self.options.recompute else []):
-            for stage, steps in _with_steps(self.method.joint, self.options.joint_steps):
+            for stage, steps in with_steps(self.method.joint, self.options.joint_steps):
                 seen = self._joint_statistics(inputs) if stage.restart else {}
                 curves |= self._stage(PhaseName(self.name, "", stage.name), stage, whole, seen, steps)
         return curves
@@ -142,7 +143,7 @@ class _NetworkWalk:
     def _block(self, block: Block, inputs: list[torch.Tensor], exact: list[torch.Tensor]) -> Curves:
         """Train one block, or restore what an earlier run has learned of it."""
         layers = tuple(self.layers[site] for site in block.sites)
-        stages = _with_steps(self.method.block, self.options.block_steps)
+        stages = with_steps(self.method.block, self.options.block_steps)
         name = PhaseName(self.name, block.name, "")
         done, restored = self.run.journal.step(str(name), lambda: self._trained_block(block, stages, inputs, exact))
         self._install(block)
@@ -249,7 +250,7 @@ class _NetworkWalk:
         return run
 
 
-def _with_steps(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int]]:
+def with_steps(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int]]:
     """Pair the stages with their steps; those with none are left out, also where they are restored."""
     shares = ((stage, round(steps * stage.share)) for stage in stages)
     return [(stage, own) for stage, own in shares if own]

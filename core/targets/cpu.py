@@ -13,6 +13,7 @@ TARGET = Target(
     suffix="ir",
     sharing="intsr.engines.builders.openvino_tiles:share_weights",
     further_suffix="xml.gz",
+    codes="intsr.engines.builders.openvino_tiles:places_of_codes",
     tiles=(128, 64),
     lowering="asymmetric-cpu",
     other_lowerings=("asymmetric",),

@@ -12,6 +12,7 @@ TARGET = Target(
     install='pip install -U "intsr[compile]"',
     extra="compile",
     suffix="onnx",
+    codes="intsr.engines.builders.onnxruntime:places_of_codes",
     lowering="asymmetric",
     other_lowerings=("asymmetric-cpu",),
     precision="f32",

@@ -37,6 +37,9 @@ class Target:
     # members) that makes them do, and the suffix that they then have.
     sharing: str = ""
     further_suffix: str = ""
+    # "module:function", a function(member) that says where a member has int8 codes of weights, so that those of few
+    # bits are packed (runtime/backends/codes.py); "" where the library's own format holds them.
+    codes: str = ""
     # Tile sizes that are built where no other is asked for, low-resolution pixels.
     tiles: tuple[int, ...] = (128,)
 

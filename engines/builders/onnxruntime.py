@@ -6,11 +6,14 @@ import mmap
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from intsr.cli.console import Stopwatch
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.optional import require
+from intsr.runtime.backends.codes import Codes, codes_from_shape
 from intsr.runtime.backends.onnxruntime import WEIGHTS_NAME, create_session
-from intsr.runtime.backends.packed import ONNX_MAGIC, pack_member
+from intsr.runtime.backends.packed import ONNX_MAGIC, is_packed, pack_member, split_member
 
 # What one protobuf can hold, less its graph.
 LARGEST_MODEL_BYTES = 2**31 - 2**24
@@ -47,3 +50,24 @@ def build(
         library="onnxruntime",
         library_version=onnxruntime.__version__,
     )
+
+
+def places_of_codes(member_path: Path) -> list[Codes]:
+    """Return where a member has int8 weights: in the ONNX model itself, or in the weights beside its graph."""
+    onnx = require("onnx", "the onnxruntime target")
+    data = np.memmap(member_path, np.uint8, "r").data
+    packed = is_packed(ONNX_MAGIC, data)
+    graph, weights = split_member(ONNX_MAGIC, data, member_path) if packed else (data, data)
+    start, content = len(data) - len(weights), bytes(data) if not packed else b""
+    found: dict[int, Codes] = {}
+    for tensor in onnx.load_model_from_string(bytes(graph)).graph.initializer:
+        if tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
+            continue
+        if packed:
+            facts = {entry.key: entry.value for entry in tensor.external_data}
+            offset = start + int(facts["offset"])
+        else:
+            offset = content.find(tensor.raw_data)
+        if offset >= 0:
+            found[offset] = codes_from_shape(offset, tensor.dims)
+    return list(found.values())

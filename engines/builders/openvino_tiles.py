@@ -1,4 +1,4 @@
-"""Several tile sizes of one network in target `cpu`: the weights once, and an .xml for each size.
+"""The weights of target `cpu`: once for several tile sizes of a network, and where they are int8 codes.
 
 Constants are compared by what they hold, not by name: shapes, sizes and border columns differ between tile sizes,
 all else is the same bytes. Nothing is computed again, so that a size gives the same bits as it does alone.
@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
+from intsr.runtime.backends.codes import Codes, codes_from_shape
 from intsr.runtime.backends.packed import IR_MAGIC, append_weights, pack_xml, split_member
 
 
@@ -41,6 +42,19 @@ def share_weights(member_path: Path, further_paths: Sequence[Path]) -> None:
         append_weights(member_path, new)
     for path, member in zip(further_paths, members, strict=True):
         path.write_bytes(member)
+
+
+def places_of_codes(member_path: Path) -> list[Codes]:
+    """Return where a packed IR has int8 weights."""
+    with _opened(member_path) as (xml, weights):
+        start = member_path.stat().st_size - len(weights)
+    found: dict[int, Codes] = {}
+    for constant in _constants(ElementTree.fromstring(xml)):
+        shape = [int(side) for side in constant.get("shape", "").split(",") if side]
+        if constant.get("element_type") == "i8" and len(shape) > 1:
+            offset = start + int(constant.attrib["offset"])
+            found[offset] = codes_from_shape(offset, shape)
+    return list(found.values())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
 from intsr.files import check_free_space, check_output_file
 from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TileEntry
+from intsr.runtime.backends.codes import pack_codes
 from intsr.targets import Target, target_from_name
 
 # A quarter of the tile: what lies nearer to a tile's edge than this sees zeros where its neighbour sees the picture.
@@ -68,6 +69,8 @@ def compile_engine(
             builds = _builds(target, export_folder, Path(folder), graphs, options)
             built.append(_shared(target, graphs, builds, build(target, builds)))
         members = {name: Path(folder) / name for network in built for name in network.members()}
+        for network in built:
+            _pack(target, [members[entry.member] for entry in network.entries if not entry.weights_member])
         plans = {network.entries[0].name: network.reports[0].plan for network in built}
         if any("layers" in plan for plan in plans.values()):
             members[KERNELS_MEMBER] = Path(folder) / KERNELS_MEMBER
@@ -123,6 +126,15 @@ def _shared(
         for plan, graph in zip((main, *further), graphs.values(), strict=True)
     ]
     return _Built(entries, reports)
+
+
+def _pack(target: Target, members: Sequence[Path]) -> None:
+    """Store integer weights of few bits in as few."""
+    if target.codes:
+        module, _, function = target.codes.partition(":")
+        places_of_codes = getattr(import_module(module), function)
+        for path in members:
+            pack_codes(path, places_of_codes(path))
 
 
 def overlap_of_further(tile_px: int, default_tile_px: int, default_overlap_px: int) -> int:

@@ -64,7 +64,7 @@ def random_layers(
             layer.branch = Branch(layer.layer.weight, 2)
             for part in layer.branch.parameters():
                 # Numbers that float32 holds, as what is written of them.
-                part.copy_(0.1 * torch.randn(part.shape))
+                part.data.copy_(0.1 * torch.randn(part.shape))
         if weights in ("low_rank", "branch"):
             sides = (shape[0], 2), (2, shape[1:].numel())
             layer.weight_change = LowRankChange(*(0.03 * torch.randn(side) for side in sides))

@@ -152,6 +152,17 @@ def network_of_site(site: str) -> str:
     return "encoder" if site.startswith(("vae.encoder.", "vae.quant_conv")) else "decoder"
 
 
+def module_of_site(site: str) -> str:
+    """Return the part of a network that a block or layer belongs to: a down or up block, the mid block, or itself."""
+    names = site.split(".")
+    for i, name in enumerate(names):
+        if name in ("down_blocks", "up_blocks"):
+            return ".".join(names[: i + 2])
+        if name == "mid_block":
+            return ".".join(names[: i + 1])
+    return site
+
+
 def part_of_network(network: str) -> str:
     """Return the part of the model, unet or vae, that encoder, unet or decoder belongs to."""
     return "unet" if network == "unet" else "vae"

@@ -11,6 +11,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
+from intsr.runtime.backends.codes import are_packed, unpacked
 from intsr.runtime.backends.open import open_each
 from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
@@ -180,12 +181,14 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
 def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Array, LastingMember]:
     """Return the xml, the weights (bytes,) uint8 where they lie in the file, and the member that they lie in.
 
-    Weights are copied where another program has put the bundle together and they are not aligned.
+    Weights are copied where their codes are packed, or where another program has put the bundle together and they are
+    not aligned.
     """
     packed = entry.weights_member or entry.member
     where = f"{bundle.path}:{packed}"
     member = bundle.lasting_member(packed)
-    xml, view = split_member(IR_MAGIC, member.view, where)
+    content = unpacked(member.view, where) if are_packed(member.view) else member.view
+    xml, view = split_member(IR_MAGIC, content, where)
     weights = np.frombuffer(view, np.uint8)
     if weights.ctypes.data % MEMBER_ALIGNMENT_BYTES:
         spacious = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
