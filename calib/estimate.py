@@ -26,7 +26,7 @@ from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import Method, add_parameters, parameter_groups, set_dynamic
 from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
 from intsr.calib.learn.train import Phase, train
-from intsr.calib.learn.walk import probe_chunks
+from intsr.calib.learn.walk import probe_chunks, rotations_of
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
@@ -120,7 +120,7 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
             "--dry-run", f"--method {recipe.method}", "a method that trains", "it takes one pass: run it"
         )
     method = recipe.stages
-    layers = quantized_layers(model, recipe.bits, recipe.parts, method.let, method.symmetric)
+    layers = quantized_layers(model, recipe.bits, recipe.parts, **method.layer_settings)
     walks: list[tuple[str, nn.Module, torch.Tensor, dict[str, float]]] = []
     blocks: dict[str, Block] = {}
     side_px = recipe.crop_px * model.spec.upscale_factor
@@ -252,7 +252,11 @@ def _measure(sample: Sample, all_layers: Any, crops: Crops, method: Method, reci
     plain = {site: network.get_submodule(site) for site in block.sites}
     # What only passes by costs a forward pass each; here all are the same.
     seen = layer_statistics(
-        lambda v: call.run(module, v), plain, kept, *([kept[0] for _ in chunks] for chunks in passing)
+        lambda v: call.run(module, v),
+        plain,
+        kept,
+        *([kept[0] for _ in chunks] for chunks in passing),
+        rotations_of(layers.values()),
     )
     initialize(tuple(layers.values()), seen, method.start, 0)
     del seen, kept

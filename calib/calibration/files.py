@@ -31,9 +31,11 @@ OVERWRITE_FIX = "give --overwrite to replace it, or choose another output"
 
 
 @dataclass(frozen=True, slots=True)
-class _SiteBits:
+class _SiteFacts:
     weight_bits: int
     activation_bits: int
+    rotation: int = 0
+    row_rotation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class _Header:
     tile_px: int
     seconds: float
     peak_bytes: int
-    sites: dict[str, _SiteBits]
+    sites: dict[str, _SiteFacts]
     clipped: dict[str, Clipped]
     # kind -> site -> everything of its record that is no array; the key is there for an imported calibration alone.
     official: dict[str, dict[str, dict[str, bool | int]]] = field(default_factory=dict)
@@ -72,7 +74,10 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
         tile_px=calibration.tile_px,
         seconds=calibration.seconds,
         peak_bytes=calibration.peak_bytes,
-        sites={site: _SiteBits(q.weight_bits, q.activation_bits) for site, q in calibration.sites.items()},
+        sites={
+            site: _SiteFacts(q.weight_bits, q.activation_bits, q.rotation, q.row_rotation)
+            for site, q in calibration.sites.items()
+        },
         clipped=dict(calibration.clipped),
         official={
             kind: {site: _select(record, arrays=False) for site, record in records.items()}
@@ -82,6 +87,10 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
     values = asdict(header)
     if not header.official:
         del values[IMPORTED_KEY]
+    for site in values["sites"].values():
+        for name in ("rotation", "row_rotation"):
+            if not site[name]:
+                del site[name]
     tensors: dict[str, NDArray[Any]] = {}
     for site, quantizer in calibration.sites.items():
         tensors |= {f"{site}.{end}": np.array(getattr(quantizer, end), np.float64) for end in RANGE_NAMES}
@@ -179,10 +188,10 @@ def _take_imported(
     return {kind: {site: {**own, **arrays[site]} for site, own in sites.items()} for kind, sites in facts.items()}
 
 
-def _site_quantizer(site: str, known: _SiteBits, tensors: Mapping[str, Any], folder: Path) -> SiteQuantizer:
+def _site_quantizer(site: str, known: _SiteFacts, tensors: Mapping[str, Any], folder: Path) -> SiteQuantizer:
     arrays: dict[str, Any] = {name: tensors.get(f"{site}.{name}") for name in ARRAY_DTYPES}
     try:
         x_min, x_max = (float(tensors[f"{site}.{end}"]) for end in RANGE_NAMES)
-        return SiteQuantizer(x_min, x_max, known.activation_bits, known.weight_bits, **arrays)
+        return SiteQuantizer(x_min, x_max, **asdict(known), **arrays)
     except (TypeError, ValueError) as error:
         raise CalibrationError(folder, f"{site}: {error}", fix="calibrate again") from error

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from intsr.errors import CalibrationError
 from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range
+from intsr.kernels.rotation import SIZES as ROTATION_SIZES
 from intsr.types import MAX_BITS, MIN_BITS, Bits
 
 PARTS = ("unet", "vae")
@@ -63,6 +64,10 @@ class SiteQuantizer:
     # itself: the integer weights are then those of what it leaves, s (W - L).
     branch_up: NDArray[np.float32] | None = None
     branch_down: NDArray[np.float32] | None = None
+    # Sizes of the blocks of `kernels.rotation`, 0 for none. Of the input: everything said of it is of H x, and of
+    # weights of W H. Of the output: integer weights and bias are H W and H b, and y is rotated back.
+    rotation: int = 0
+    row_rotation: int = 0
 
     def __post_init__(self) -> None:
         for name in ("activation_bits", "weight_bits"):
@@ -73,6 +78,10 @@ class SiteQuantizer:
             raise ValueError(f"range [{self.x_min}, {self.x_max}] is not finite and ordered")
         for pair in ARRAY_PAIRS:
             self._check_pair(*pair)
+        if not {self.rotation, self.row_rotation} <= {0, *ROTATION_SIZES}:
+            raise ValueError(f"rotations {self.rotation} and {self.row_rotation} are not of {ROTATION_SIZES}")
+        if (self.rotation or self.row_rotation) and (self.let_scale is not None or self.branch_up is not None):
+            raise ValueError("a rotation excludes a LET and a branch")
         self._check_branch()
         if self.let_scale is not None and not np.all(self.let_scale > 0):
             raise ValueError("let_scale must be positive")
@@ -120,7 +129,8 @@ class SiteQuantizer:
 
     def _identity(self) -> tuple[Any, ...]:
         arrays = [(name, value.shape, value.tobytes()) for name, value in self.arrays().items()]
-        return (self.x_min, self.x_max, self.activation_bits, self.weight_bits, *arrays)
+        rotations = (self.rotation, self.row_rotation)
+        return (self.x_min, self.x_max, self.activation_bits, self.weight_bits, *rotations, *arrays)
 
     def branch(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Return up and down of the branch, or None."""
@@ -227,6 +237,8 @@ class Calibration:
         digest = hashlib.sha256(json.dumps(facts).encode())
         for site, q in self.sites.items():
             digest.update(json.dumps([site, repr(q.x_min), repr(q.x_max), q.activation_bits, q.weight_bits]).encode())
+            if q.rotation or q.row_rotation:
+                digest.update(json.dumps([q.rotation, q.row_rotation]).encode())
             for name, array in q.arrays().items():
                 digest.update(f"{name}{array.shape}".encode() + array.tobytes())
         for kind, records in self.imported.items():

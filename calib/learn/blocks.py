@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from intsr.calib.models.families.sd21 import BLOCK_CLASSES
+from intsr.kernels.rotation import rotate
 
 Output = Callable[[Any], torch.Tensor]
 
@@ -157,16 +159,17 @@ def _channel_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Watch:
-    """Forward pre-hook of one layer. kinds of batches: `kept`, `passing`, `guard`."""
+    """Forward pre-hook of one layer. kinds of batches: `kept`, `passing`, `guard`. rotation: of what is recorded."""
 
-    def __init__(self) -> None:
-        self.kind = "kept"
+    def __init__(self, rotation: int) -> None:
+        self.kind, self.rotation = "kept", rotation
         self.values: list[torch.Tensor] = []
         self.ends: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.guard: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
+        x = rotate(x, self.rotation, 1 if x.ndim == 4 else -1)
         if self.kind == "guard":
             self.guard += [_channel_range(one) for one in x.split(1)]
             return
@@ -193,9 +196,13 @@ def layer_statistics(
     kept: Iterable[torch.Tensor],
     passing: Iterable[torch.Tensor] = (),
     guard: Iterable[torch.Tensor] = (),
+    rotations: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, ActivationStatistics]:
-    """Every layer's input while `run` goes over the batches: of `kept` all of it, of the others only the ends."""
-    watches = {site: _Watch() for site in layers}
+    """Every layer's input while `run` goes over the batches: of `kept` all of it, of the others only the ends.
+
+    rotations: site -> what its input is rotated by before it is recorded.
+    """
+    watches = {site: _Watch(rotations.get(site, 0)) for site in layers}
     for kind, batches in (("kept", kept), ("passing", passing), ("guard", guard)):
         for watch in watches.values():
             watch.kind = kind

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
@@ -98,11 +98,19 @@ class Method:
     joint: tuple[Stage, ...] = ()
     # Of every layer's branch, as far as the layer is wide enough; 0 for none.
     rank: int = 0
+    # Whether inputs of fewer than 8 bits are rotated.
+    rotated: bool = False
     # Whether modules are trained from the output to the input, and all three networks together in the end
     # (`learn.reverse`): `block` stages are those of a module then, `joint` stages of everything.
     reverse: bool = False
     # Activation grids around 0.
     symmetric: bool = False
+
+    @property
+    def layer_settings(self) -> dict[str, Any]:
+        """What `quantized_layers` has to know."""
+        names = ("let", "symmetric", "rank", "rotated")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def trains(self) -> bool:

@@ -11,6 +11,7 @@ and "Branches".
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,9 +22,15 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.calib.calibration.types import SiteQuantizer
-from intsr.calib.models.families.sd21 import bits_of_site, concat_boundaries, input_groups, may_shift
+from intsr.calib.models.families.sd21 import (
+    bits_of_site,
+    concat_boundaries,
+    input_groups,
+    may_shift,
+    value_maker,
+)
 from intsr.calib.models.modules import copy_sharing_weights, put_modules
-from intsr.calib.models.sites import integer_sites
+from intsr.calib.models.sites import head_channels, integer_sites
 from intsr.kernels.layer_algebra import (
     SYMMETRIC_BITS,
     branch_weight,
@@ -41,6 +48,7 @@ from intsr.kernels.layer_algebra import (
     weight_range,
 )
 from intsr.kernels.learned_range import quantize_in_range
+from intsr.kernels.rotation import rotate, rotation_size
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -69,6 +77,8 @@ class GridSpec:
     may_shift: bool
     # Channel -> which learned (s, d) it uses, or None for no LET.
     segments: tuple[int, ...] | None
+    # Size of the blocks that the input is rotated by, 0 for none.
+    rotation: int = 0
 
 
 class InputGrid(nn.Module):
@@ -183,11 +193,19 @@ class QuantizedLayer(nn.Module):
     """
 
     def __init__(
-        self, site: str, layer: nn.Conv2d | nn.Linear, grid: InputGrid, weight_bits: int, rank: int = 0
+        self,
+        site: str,
+        layer: nn.Conv2d | nn.Linear,
+        grid: InputGrid,
+        weight_bits: int,
+        rank: int = 0,
+        row_rotation: int = 0,
     ) -> None:
-        """rank: of the branch, 0 for none."""
+        """rank: of the branch, 0 for none. row_rotation: see `SiteQuantizer`."""
         super().__init__()
-        self.site, self.layer, self.grid, self.weight_bits = site, layer, grid, weight_bits
+        self.site, self.grid, self.weight_bits, self.row_rotation = site, grid, weight_bits, row_rotation
+        # As it is where both are rotated: everything below is about H x and H y.
+        self.layer = rotated_layer(layer, grid.spec.rotation, row_rotation)
         rows = layer.weight.shape[0]
         for name, start in (("base_weight_low", -1.0), ("base_weight_high", 1.0)):
             self.register_buffer(name, torch.full((rows,), start))
@@ -262,8 +280,11 @@ class QuantizedLayer(nn.Module):
         return shifted_bias(self.layer.bias, self.integer_part(), self.grid.offset())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = rotate(x, self.grid.spec.rotation, self.grid.spec.axis)
         y = self.apply_layer(self.grid.quantize(self.input_seen(x)), self.quantized_weight())
-        return y if self.branch is None else y + run_branch(self.layer, x, self.branch.up, self.branch.down)
+        if self.branch is not None:
+            y = y + run_branch(self.layer, x, self.branch.up, self.branch.down)
+        return rotate(y, self.row_rotation, -1)
 
     def apply_layer(self, x: torch.Tensor, weight: torch.Tensor, with_bias: bool = True) -> torch.Tensor:
         """The bare layer on x~, with a given W~."""
@@ -297,14 +318,37 @@ class QuantizedLayer(nn.Module):
             )
             codes = (rounded / scale).round()
             arrays |= {"weight_codes": _array(codes, np.int8), "weight_scale": _array(scale.flatten())}
-        return SiteQuantizer(low, high, self.grid.spec.bits, self.weight_bits, **arrays)
+        rotations: Any = {"rotation": self.grid.spec.rotation, "row_rotation": self.row_rotation}
+        return SiteQuantizer(low, high, self.grid.spec.bits, self.weight_bits, **arrays, **rotations)
 
 
 def _array(tensor: torch.Tensor, dtype: type[np.generic] = np.float32) -> Any:
     return tensor.detach().cpu().numpy().astype(dtype)
 
 
-def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symmetric: bool, seam: int) -> GridSpec:
+@torch.no_grad()
+def rotated_layer(layer: nn.Conv2d | nn.Linear, size: int, row_size: int) -> nn.Conv2d | nn.Linear:
+    """The layer with weights (H') W H and bias H' b; itself where nothing is rotated."""
+    if not size and not row_size:
+        return layer
+    made = copy.copy(layer)
+    made._parameters = dict(layer._parameters)
+    made.weight = nn.Parameter(rotate(rotate(layer.weight, size, 1), row_size, 0), requires_grad=False)
+    if layer.bias is not None:
+        made.bias = nn.Parameter(rotate(layer.bias, row_size, 0), requires_grad=False)
+    return made
+
+
+def grid_spec(
+    site: str,
+    layer: nn.Conv2d | nn.Linear,
+    bits: int,
+    *,
+    let: str = "none",
+    symmetric: bool = False,
+    seam: int = 0,
+    rotated: bool = False,
+) -> GridSpec:
     """let: `channel` for s and d of each input channel, `part` for one pair each side of a concat's seam, `none`."""
     channels = layer.weight.shape[1]
     segments: tuple[int, ...] | None = None
@@ -315,24 +359,42 @@ def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symm
     padded = isinstance(layer, nn.Conv2d) and any(layer.padding if isinstance(layer.padding, tuple) else ())
     shifts = segments is not None and may_shift(site) and not symmetric
     axis = 1 if isinstance(layer, nn.Conv2d) else -1
-    return GridSpec(channels, axis, bits, symmetric, padded and not shifts, shifts, segments)
+    rotation = rotation_size(channels) if rotated and bits < SYMMETRIC_BITS else 0
+    return GridSpec(channels, axis, bits, symmetric, padded and not shifts, shifts, segments, rotation)
 
 
 def quantized_layers(
-    model: SRModel, bits: Bits, parts: tuple[str, ...], let: str, symmetric: bool, rank: int = 0
+    model: SRModel,
+    bits: Bits,
+    parts: tuple[str, ...],
+    *,
+    let: str = "none",
+    symmetric: bool = False,
+    rank: int = 0,
+    rotated: bool = False,
 ) -> dict[str, QuantizedLayer]:
-    """A QuantizedLayer for every integer site of `parts`, in module order; input groups share grids, not set yet."""
+    """A QuantizedLayer for every integer site of `parts`, in module order; input groups share grids, not set yet.
+
+    rank: of branches. rotated: inputs of fewer than 8 bits are.
+    """
     sites = integer_sites(model, parts)
     seams = concat_boundaries(model.unet)
     layers = {}
     for group in input_groups(sites):
         first = group[0]
-        spec = grid_spec(first, sites[first], bits_of_site(first, bits)[1], let, symmetric, seams.get(first, 0))
+        grid_bits, seam = bits_of_site(first, bits)[1], seams.get(first, 0)
+        spec = grid_spec(first, sites[first], grid_bits, let=let, symmetric=symmetric, seam=seam, rotated=rotated)
         grid = InputGrid(spec)
         for site in group:
             weight, weight_bits = sites[site].weight, bits_of_site(site, bits)[0]
             own = branch_rank(weight, rank) if weight_bits < SYMMETRIC_BITS else 0
             layers[site] = QuantizedLayer(site, sites[site], grid, weight_bits, own)
+    for site, layer in layers.items() if rotated else ():
+        size, maker = layer.grid.spec.rotation, value_maker(site)
+        if size and maker in layers and head_channels(model, maker) % size == 0:
+            # Attention mixes tokens, not channels: the rotation may as well be of what makes them.
+            made = layers[maker]
+            layers[maker] = QuantizedLayer(maker, sites[maker], made.grid, made.weight_bits, row_rotation=size)
     return {site: layers[site] for site in sites}
 
 

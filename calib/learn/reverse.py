@@ -27,7 +27,7 @@ from intsr.calib.learn.method import Stage, add_parameters, freeze, hard_roundin
 from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, with_layers
 from intsr.calib.learn.train import Phase, learned_state, restore_state, train
-from intsr.calib.learn.walk import CHUNK, Curves, Run, outputs, probe_chunks, with_steps
+from intsr.calib.learn.walk import CHUNK, Curves, Run, outputs, probe_chunks, rotations_of, with_steps
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
@@ -45,7 +45,7 @@ def learn_reverse(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
     """As `walk.learn`, for methods whose `reverse` is set."""
-    layers = quantized_layers(model, bits, parts, run.method.let, run.method.symmetric, run.method.rank)
+    layers = quantized_layers(model, bits, parts, **run.method.layer_settings)
     for layer in layers.values():
         layer.to(device)
     references = {name: network.to(device) for name, network in reference_networks(model).items()}
@@ -121,8 +121,9 @@ class _ReverseWalk:
                 call, part = source.call(), reference.get_submodule(block.name)
                 probes = ((source.input(chunk) for chunk in chunks) for chunks in self.probes)
                 plain = {site: reference.get_submodule(site) for site in block.sites}
-                seen = layer_statistics(lambda x, call=call, part=part: call.run(part, x), plain, *probes)
                 own = [self.layers[site] for site in block.sites]
+                rotations = rotations_of(own)
+                seen = layer_statistics(lambda x, call=call, part=part: call.run(part, x), plain, *probes, rotations)
                 initialize(own, seen, self.run.method.start, self.run.seed)
             return {"layers": learned_state(layers)}
 

@@ -5,7 +5,7 @@ encoder -> UNet on the latents of the quantized encoder -> decoder on the UNet's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def learn(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
     """Train what the method says; returns every integer layer of `parts`, and the curves. Raises CalibrationError."""
-    layers = quantized_layers(model, bits, parts, run.method.let, run.method.symmetric, run.method.rank)
+    layers = quantized_layers(model, bits, parts, **run.method.layer_settings)
     references = {name: network.to(device) for name, network in reference_networks(model).items()}
     for layer in layers.values():
         layer.to(device)
@@ -170,8 +170,8 @@ class _NetworkWalk:
         probes = ((source.batch(chunk)[0] for chunk in chunks) for chunks in self.probes)
         module = self.reference.get_submodule(block.name)
         plain = {site: self.reference.get_submodule(site) for site in block.sites}
-        seen = layer_statistics(lambda x: call.run(module, x), plain, *probes)
         layers = tuple(self.layers[site] for site in block.sites)
+        seen = layer_statistics(lambda x: call.run(module, x), plain, *probes, rotations_of(layers))
         initialize(layers, seen, self.method.start, self.run.seed)
         self._install(block)
         trainee = _Trainee(layers, self.quantized.get_submodule(block.name), call, source)
@@ -185,7 +185,7 @@ class _NetworkWalk:
 
     def _joint_statistics(self, inputs: list[torch.Tensor]) -> dict[str, ActivationStatistics]:
         probes = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
-        return layer_statistics(self.quantized, self.layers, *probes)
+        return layer_statistics(self.quantized, self.layers, *probes, rotations_of(self.layers.values()))
 
     def _stage(
         self,
@@ -248,6 +248,11 @@ class _NetworkWalk:
             return (y.float() - target).square().mean() / energy
 
         return run
+
+
+def rotations_of(layers: Iterable[QuantizedLayer]) -> dict[str, int]:
+    """What `layer_statistics` rotates inputs by."""
+    return {layer.site: layer.grid.spec.rotation for layer in layers}
 
 
 def with_steps(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,6 +25,13 @@ def runs_in_integers(layer: nn.Conv2d | nn.Linear, site: str = "") -> bool:
     """
     rows, columns = layer.weight.shape[:2]
     return min(rows // 2 if site == HALVED_SITE else rows, columns) >= MIN_INTEGER_CHANNELS
+
+
+def head_channels(model: SRModel, site: str) -> int:
+    """Return the channels of one head of the attention that `site` belongs to."""
+    part, _, name = site.partition(".")
+    attention: Any = getattr(model, part).get_submodule(name.rpartition(".")[0])
+    return int(attention.to_v.out_features // attention.heads)
 
 
 def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:

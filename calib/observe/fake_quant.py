@@ -21,6 +21,7 @@ from intsr.kernels.layer_algebra import (
     transform,
 )
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, fake_quantize_torch
+from intsr.kernels.rotation import rotate
 
 
 class FakeQuantLayer(nn.Module):
@@ -39,9 +40,12 @@ class FakeQuantLayer(nn.Module):
         let_scale: NDArray[Any] | None = None,
         let_shift: NDArray[Any] | None = None,
         branch: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rotation: int = 0,
+        row_rotation: int = 0,
     ) -> None:
         """layer: for how it slides. weight, bias: Q(W~) and b~. activation: None for an input that stays
         as it is. let_scale, let_shift: s and d, (Cin,), or None for a step that is left out. branch: up and down.
+        rotation, row_rotation: as of `SiteQuantizer`.
         """
         super().__init__()
         # In a tuple, so that its own weights are no part of this module's state.
@@ -52,10 +56,12 @@ class FakeQuantLayer(nn.Module):
             self.register_buffer(name, None if value is None else torch.tensor(value))
         for name, part in zip(("up", "down"), branch or (None, None), strict=True):
             self.register_buffer(name, part)
+        self.rotation, self.row_rotation = rotation, row_rotation
         self.padding = () if let_shift is None else padding_before_shift(layer)
 
     def transformed(self, x: torch.Tensor) -> torch.Tensor:
         """x~, what the quantizer is given."""
+        x = rotate(x, self.rotation, self.axis)
         if any(self.padding):
             x = functional.pad(x, self.padding)
         return transform(x, self.let_scale, self.let_shift, self.axis)
@@ -70,21 +76,24 @@ class FakeQuantLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.product(self.quantized(self.transformed(x)), self.weight)
-        return y if self.up is None else y + run_branch(self._layer[0], x, self.up, self.down)
+        if self.up is not None:
+            y = y + run_branch(self._layer[0], x, self.up, self.down)
+        return rotate(y, self.row_rotation, -1)
 
 
 def let_weight(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> torch.Tensor:
-    """W~ of a layer of the model, float32: of what its branch leaves, where it has one."""
+    """W~ of a layer of the model, float32: of what its branch leaves, where it has one, or rotated."""
     weight = integer_part(layer.weight.detach().float(), quantizer)
     return weight if quantizer.let_scale is None else scaled_weight(weight, torch.tensor(quantizer.let_scale))
 
 
 def integer_part(weight: torch.Tensor, quantizer: SiteQuantizer) -> torch.Tensor:
-    """W - L, of the first rows where `weight` has fewer."""
-    if quantizer.branch_up is None or quantizer.branch_down is None:
-        return weight
-    up, down = (torch.tensor(part).to(weight.dtype) for part in (quantizer.branch_up, quantizer.branch_down))
-    return weight - branch_weight(up[: len(weight)], down)
+    """W - L, of the first rows where `weight` has fewer, or H' W H."""
+    branch = quantizer.branch()
+    if branch is not None:
+        up, down = (torch.tensor(part).to(weight.dtype) for part in branch)
+        weight = weight - branch_weight(up[: len(weight)], down)
+    return rotate(rotate(weight, quantizer.rotation, 1), quantizer.row_rotation, 0)
 
 
 @torch.no_grad()
@@ -94,7 +103,18 @@ def calibrated_layer(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> 
     bias, activation = layer.bias, quantizer.activation_params()
     if quantizer.let_shift is not None:
         bias = shifted_bias(bias, integer_part(layer.weight, quantizer), torch.tensor(quantizer.let_shift))
+    if bias is not None:
+        bias = rotate(bias, quantizer.row_rotation, 0)
     weight = torch.from_numpy(dequantize_weight(codes, scale))
     branch = quantizer.branch()
-    tensors = branch and (torch.tensor(branch[0]), torch.tensor(branch[1]))
-    return FakeQuantLayer(layer, weight, bias, activation, quantizer.let_scale, quantizer.explicit_shift(), tensors)
+    return FakeQuantLayer(
+        layer,
+        weight,
+        bias,
+        activation,
+        quantizer.let_scale,
+        quantizer.explicit_shift(),
+        branch and (torch.tensor(branch[0]), torch.tensor(branch[1])),
+        quantizer.rotation,
+        quantizer.row_rotation,
+    )

@@ -20,10 +20,11 @@ def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only:
     weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
     activation = None if weight_only else folded.activation
     lets = folded.let_scale, folded.let_shift
-    if folded.branch is None:
-        return FakeQuantLayer(layer, weight, layer.bias, activation, *lets)
-    up, down = (torch.from_numpy(part).to(layer.weight.dtype) for part in folded.branch)
-    return FakeQuantLayer(layer, weight, layer.bias, activation, *lets, (up, down))
+    branch = None
+    if folded.branch is not None:
+        up, down = (torch.from_numpy(part).to(layer.weight.dtype) for part in folded.branch)
+        branch = up, down
+    return FakeQuantLayer(layer, weight, layer.bias, activation, *lets, branch, folded.rotation)
 
 
 def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:

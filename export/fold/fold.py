@@ -18,6 +18,7 @@ from intsr.calib.models.sites import runs_in_integers
 from intsr.calib.observe.fake_quant import integer_part
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
+from intsr.export.fold.rotations import fuse_rotations
 from intsr.kernels.layer_algebra import scaled_weight
 from intsr.kernels.quantizer import QuantParams, rescale
 from intsr.types import ModelSpec
@@ -35,6 +36,7 @@ class FoldedLayer:
     activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
     (Cin,): then weights and bias are already those that belong to x~ (see `fold.let`). None: the input is quantized
     by an operation of its own (see `split_layers`).
+    rotation: size of the blocks that the input is rotated by first (`kernels.rotation`), 0 for none.
     branch: up, float64 (Cout, r), and down, (r, Cin, kh, kw) or (r, in): up (down x) is added to the output, x being
     the layer's input as it is. Whoever writes them down rounds them.
     """
@@ -46,6 +48,7 @@ class FoldedLayer:
     let_scale: NDArray[np.float32] | None = None
     let_shift: NDArray[np.float32] | None = None
     branch: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    rotation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
     for site, layer in integer.items():
         plain = network.plain_weights.get(site, layer.weight).detach()
         weights[site] = _quantized_weight(site, plain, calibration.sites[site])
+    rotations = fuse_rotations(module, integer, calibration.sites)
     fused = fuse_let(module, lets)
     layers = {}
     for site in integer:
@@ -88,7 +92,7 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
         # The branch has no s, and is divided after all.
         of_branch = factors / network.spec.latent_scaling_factor if cancelled else factors
         branch = _fold_branch(integer[site], calibration.sites[site], of_branch, lets.get(site), let is not None)
-        layers[site] = replace(folded, branch=branch)
+        layers[site] = replace(folded, branch=branch, rotation=rotations[site])
     for layer in integer.values():
         # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
         layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)

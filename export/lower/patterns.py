@@ -107,7 +107,7 @@ def _projection(value: Any) -> tuple[fx.Node, ...]:
 
 
 def _same_grid(first: FoldedLayer, other: FoldedLayer) -> bool:
-    if first.activation is None or first.activation != other.activation:
+    if first.activation is None or (first.activation, first.rotation) != (other.activation, other.rotation):
         return False
     pairs = ((first.let_scale, other.let_scale), (first.let_shift, other.let_shift))
     return all((a is None) == (b is None) and (a is None or bool((a == b).all())) for a, b in pairs)

@@ -19,7 +19,7 @@ from intsr.types import Bits
 def start_of(model: SRModel, method: str, elsewhere: bool) -> dict[str, QuantizedLayer]:
     """elsewhere: tensors that name no device land on another than the layers', as where those are on a GPU."""
     plan, network = method_from_name(method), reference_networks(model)["unet"]
-    layers = quantized_layers(model, Bits(6, 6), ("unet",), plan.let, plan.symmetric)
+    layers = quantized_layers(model, Bits(6, 6), ("unet",), let=plan.let, symmetric=plan.symmetric)
     layers = {site: layer for site, layer in layers.items() if "up_blocks.1.resnets" in site}
     latent = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     seen = layer_statistics(network, {site: network.get_submodule(site) for site in layers}, [latent])

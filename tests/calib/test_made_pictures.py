@@ -62,7 +62,7 @@ def test_guard_crops_join_training_and_judging_by_a_share() -> None:
 @pytest.mark.parametrize("part", ["conv_shortcut", "conv1"])
 def test_no_clip_search_below_what_the_guard_needs(tiny_model, part):
     """Rare far values that a search would clip: all of them stay on a bare stream, their mean elsewhere."""
-    layers = quantized_layers(tiny_model, Bits(4, 4), ("vae",), "none", False)
+    layers = quantized_layers(tiny_model, Bits(4, 4), ("vae",), let="none")
     layer = next(layer for site, layer in layers.items() if site.endswith(part))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, layer.grid.spec.channels, 16, 16, generator=generator)

@@ -95,7 +95,7 @@ def test_each_part_of_the_transformation_is_its_formula() -> None:
 
 def test_every_integer_layer_and_what_its_grid_may_do(tiny_model: SRModel) -> None:
     parts = ("unet", "vae")
-    layers = quantized_layers(tiny_model, Bits(4, 6), parts, "channel", False)
+    layers = quantized_layers(tiny_model, Bits(4, 6), parts, let="channel")
     assert list(layers) == list(integer_sites(tiny_model, parts))
     block = "unet.mid_block.attentions.0.transformer_blocks.0"
     q, k, v = (layers[f"{block}.attn1.to_{end}"].grid for end in "qkv")
@@ -109,12 +109,12 @@ def test_every_integer_layer_and_what_its_grid_may_do(tiny_model: SRModel) -> No
         assert spec.may_shift != behind, site
         # Zeros are padded to x where d shifts it; elsewhere the grid has a code for them.
         assert spec.holds_zero == (behind and convolution), site
-    symmetric = quantized_layers(tiny_model, Bits(8, 8), parts, "channel", True)
+    symmetric = quantized_layers(tiny_model, Bits(8, 8), parts, let="channel", symmetric=True)
     assert not any(layer.grid.spec.may_shift for layer in symmetric.values())
 
 
 def test_no_let_is_none_anywhere(tiny_model: SRModel) -> None:
-    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False)
+    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let="none")
     assert not any(layer.grid.has_let for layer in layers.values())
 
 
@@ -134,7 +134,7 @@ def test_parts_meet_where_skips_are_joined(tiny_model: SRModel, monkeypatch: pyt
     seams = concat_boundaries(tiny_model.unet)
     firsts = [site for site in seams if site.endswith("conv1")]
     assert [seams[site] for site in firsts] == [front for front, _ in joined] and len(joined) == 4
-    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), "part", False)
+    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let="part")
     for site, layer in layers.items():
         if site not in seams:
             assert layer.grid.spec.segments is None, site
@@ -147,7 +147,7 @@ def test_parts_meet_where_skips_are_joined(tiny_model: SRModel, monkeypatch: pyt
 def test_layers_take_their_places_in_a_copy(tiny_model: SRModel) -> None:
     reference = reference_networks(tiny_model)["decoder"]
     site = "vae.decoder.mid_block.resnets.0.conv1"
-    layer = quantized_layers(tiny_model, Bits(8, 8), ("vae",), "none", False)[site]
+    layer = quantized_layers(tiny_model, Bits(8, 8), ("vae",), let="none")[site]
     network = with_layers(reference, {site: layer})
     assert network.get_submodule(site) is layer
     assert isinstance(reference.get_submodule(site), nn.Conv2d)
@@ -177,7 +177,7 @@ def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, l
     x = torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     gradients = []
     for mixed in (False, True):
-        layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let, False)
+        layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let=let)
         for layer in layers.values():
             layer.grid.set_range(-4.0, 4.0)
             layer.set_weight_range(*(end.detach() for end in _weight_range(layer)))
@@ -193,7 +193,7 @@ def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, l
 
 def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
     """The product that EfficientDM adds, which is what is exported, under autocast too."""
-    layer = next(iter(quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False).values()))
+    layer = next(iter(quantized_layers(tiny_model, Bits(8, 8), ("unet",), let="none").values()))
     rows, columns = layer.layer.weight.flatten(1).shape
     layer.weight_change = LowRankChange(torch.randn(rows, 4), torch.randn(4, columns))
     with torch.autocast("cpu", torch.bfloat16):

@@ -23,6 +23,7 @@ from intsr.calib.models.sites import integer_sites, runs_in_integers
 from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.specialize import specialize
+from intsr.kernels.rotation import rotate
 from intsr.types import NETWORKS, Bits
 
 
@@ -34,7 +35,8 @@ def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict
         if isinstance(layer, QuantizedLayer):
 
             def observe(m: QuantizedLayer, inputs: tuple[torch.Tensor], name: str = name) -> None:
-                seen[name] = m.grid.quantize(m.input_seen(inputs[0]))
+                x = rotate(inputs[0], m.grid.spec.rotation, m.grid.spec.axis)
+                seen[name] = m.grid.quantize(m.input_seen(x))
 
             handles.append(layer.register_forward_pre_hook(observe))
         elif isinstance(layer, FakeQuantLayer):
@@ -79,6 +81,7 @@ CASES = [
     *(("part", False, weights) for weights in ("ranges", "low_rank")),
     *(("channel", False, weights) for weights in ("rounding", "low_rank", "branch")),
     ("none", True, "branch"),
+    *(("none", symmetric, "rotated") for symmetric in (False, True)),
 ]
 
 

@@ -167,7 +167,7 @@ def nearest_fp16(value: Fraction) -> float:
 @pytest.mark.parametrize("let", ["none", "channel"])
 def test_codes_of_a_float32_model_are_those_of_the_simulation(tiny_model: SRModel, let: str, weights: str) -> None:
     """With the model's own numbers, whatever the factors: LET in rows, norms and a step of its own, the latents'."""
-    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet", "vae"), let, False)
+    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet", "vae"), let=let)
     rng = np.random.default_rng(1)
     for layer in layers.values():
         if let == "channel" and not layer.grid.base_scale.ne(1).any():

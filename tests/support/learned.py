@@ -22,6 +22,8 @@ from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites
+from intsr.kernels.rotation import rotate
 from intsr.types import Bits
 
 PARTS = ("unet", "vae")
@@ -49,15 +51,16 @@ def random_layers(
 ) -> dict[str, QuantizedLayer]:
     """Every integer layer of a float64 model with random s and d, and ranges that clip a little of what is seen.
 
-    weights: `ranges`, or learned `rounding` or a `low_rank` part beside them. exact: see above; otherwise s is
-    anything, and weights stay where they are. Moves weights of `model`.
+    weights: `ranges`, learned `rounding`, a `low_rank` part or a `branch` beside them, or `rotated`. exact: see
+    above; otherwise s is anything, and weights stay where they are. Moves weights of `model`.
     """
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    layers = quantized_layers(model, bits, PARTS, let, symmetric)
+    layers = quantized_layers(model, bits, PARTS, let=let, symmetric=symmetric, rotated=weights == "rotated")
     for layer in first_of_each_grid(layers.values()):
         _set_let(layer, rng, exact)
     _set_input_ranges(model, layers)
+    sites = integer_sites(model, PARTS)
     for layer in layers.values():
         shape = layer.layer.weight.shape
         if weights == "branch":
@@ -81,6 +84,9 @@ def random_layers(
         layer.double().requires_grad_(False)
         if exact:
             move_off_midpoints(layer)
+        if weights == "rotated":
+            turned = rotate(layer.layer.weight, layer.grid.spec.rotation, 1)
+            sites[layer.site].weight.copy_(rotate(turned, layer.row_rotation, 0))
     return layers
 
 
@@ -120,7 +126,8 @@ def _set_input_ranges(model: SRModel, layers: dict[str, QuantizedLayer]) -> None
             if network_of_site(site) == name:
 
                 def observe(_: nn.Module, inputs: tuple[torch.Tensor], layer: QuantizedLayer = layer) -> None:
-                    layer.grid.set_range(*map(float, _clipped_range(layer.grid.spec, layer.input_seen(inputs[0]))))
+                    x = rotate(inputs[0], layer.grid.spec.rotation, layer.grid.spec.axis)
+                    layer.grid.set_range(*map(float, _clipped_range(layer.grid.spec, layer.input_seen(x))))
 
                 handles.append(network.get_submodule(site).register_forward_pre_hook(observe))
         network(network_input(name))

@@ -125,6 +125,12 @@ def _without_end(site: str, sink: LetSink) -> str:
     return next(site.removesuffix(end) for end in sink.ends if site.endswith(end))
 
 
+def value_maker(site: str) -> str:
+    """Return the site that makes what attention in front of `site` mixes, or "" where there is none."""
+    sink = let_sink(site)
+    return let_maker(site) if sink.maker.endswith(".to_v") else ""
+
+
 def may_shift(site: str) -> bool:
     """Tell whether d may leave 0: not behind SiLU, where it would cost a padded copy and gain nothing, nor behind
     attention or GEGLU, where s folds into rows but d cannot.

@@ -22,6 +22,7 @@ from intsr.errors import ExportError
 from intsr.export.fold.fold import FoldedLayer
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams, dequantize, quantize
+from intsr.kernels.rotation import hadamard
 from intsr.targets.lowering import Lowering
 
 INT8_MIN, INT8_MAX = -128, 127
@@ -78,6 +79,7 @@ class ActivationWriter:
 
     builder: GraphBuilder
     _pairs: dict[tuple[str, QuantParams, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    _rotated: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def write(self, value: str, layer: FoldedLayer, pads: tuple[int, ...]) -> tuple[str, float, bool]:
         """Returns (dequantized value, shift c, whether `pads` is already applied).
@@ -90,12 +92,33 @@ class ActivationWriter:
             return value, 0.0, False
         check_padding(layer, pads, self.builder.lowering)
         plan = plan_grid(params, self.builder.lowering.activation)
+        value = self._rotate(value, layer)
         pad_first = any(pads) and (plan.shift != 0.0 or layer.let_shift is not None)
         let = b"".join(a.tobytes() for a in (layer.let_scale, layer.let_shift) if a is not None)
         key = (value, params, pads if pad_first else (), let)
         if key not in self._pairs:
             self._pairs[key] = self._write_pair(value, layer, plan, pads if pad_first else ())
         return self._pairs[key], plan.shift, pad_first
+
+    def _rotate(self, value: str, layer: FoldedLayer) -> str:
+        """H x, written once for all layers that read it."""
+        size = layer.rotation
+        if not size:
+            return value
+        key = value, size
+        if key not in self._rotated:
+            b, site, block = self.builder, layer.site, hadamard(size)
+            channels = layer.weight_codes.shape[1]
+            if layer.weight_codes.ndim == 4:
+                kernel = np.tile(block[:, :, None, None], (channels // size, 1, 1, 1))
+                inputs = [value, b.constant(f"{site}.hadamard", kernel)]
+                made = b.op("Conv", inputs, f"{site}.rotated", kernel_shape=[1, 1], group=channels // size)
+            else:
+                blocks = b.op("Reshape", [value, b.constant(f"{site}.blocks", [0, 0, -1, size])], f"{site}.split")
+                turned = b.op("MatMul", [blocks, b.constant(f"{site}.hadamard", block)], f"{site}.turned")
+                made = b.op("Reshape", [turned, b.constant(f"{site}.whole", [0, 0, channels])], f"{site}.rotated")
+            self._rotated[key] = made
+        return self._rotated[key]
 
     def _write_pair(self, value: str, layer: FoldedLayer, plan: GridPlan, pads: tuple[int, ...]) -> str:
         b, params, site = self.builder, layer.activation, layer.site
