@@ -52,6 +52,8 @@ class Recipe:
     tile_px: int = 128
     # Activation grids around 0, which TensorRT takes without a shift.
     symmetric: bool = False
+    # Of the methods' branches; None for the method's own, 0 for none.
+    rank: int | None = None
     # For methods that train: side of the training crops in low-resolution pixels, how many, and how long.
     crop_px: int = 32
     crops: int = 48
@@ -69,11 +71,14 @@ class Recipe:
             raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
         if self.device not in DEVICES:
             raise UsageError("--device", repr(self.device), f"one of {', '.join(DEVICES)}")
+        if self.rank is not None and not methods()[self.method].rank:
+            able = " or ".join(method.name for method in methods().values() if method.rank)
+            raise UsageError("--rank", f"together with --method {self.method}", f"--method {able}")
 
     @property
     def stages(self) -> Method:
         """The method, on the grids that are asked for."""
-        return method_from_name(self.method, self.symmetric)
+        return method_from_name(self.method, self.symmetric, self.rank)
 
     @property
     def trains(self) -> bool:

@@ -17,7 +17,7 @@ OF_IMPORT = frozenset(
 )
 # Parameters that change something where something is trained alone.
 TRAINING_OPTIONS = (
-    *("crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
+    *("rank", "crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
     *("device", "seed"),
 )
 
@@ -32,6 +32,11 @@ def symmetric_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of the methods that train."""
     decorators = (
+        click.option(
+            "--rank",
+            type=click.IntRange(0),
+            help="Of the float branch beside each layer, qartsr and svdquant; 0: none.  [default: 16, 32]",
+        ),
         click.option(
             "--crop",
             "crop_px",

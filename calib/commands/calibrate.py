@@ -41,7 +41,8 @@ WORK_SUFFIX = ".work"
     "--method",
     default="passionsr",
     show_default=True,
-    help="One pass: maxmin, maxmin+let. Trained: lbq, lbq+let, passionsr, lsq, qdiffusion, efficientdm.",
+    help="One pass: maxmin, maxmin+let. Searched: quarot, svdquant. "
+    "Trained: lbq, lbq+let, passionsr, qartsr, lsq, qdiffusion, efficientdm.",
 )
 @click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")

@@ -22,7 +22,7 @@ def methods() -> dict[str, Method]:
     return {method.name: method for method in found}
 
 
-def method_from_name(name: str, symmetric: bool = False) -> Method:
-    """Return the method, on symmetric grids where that is asked for."""
+def method_from_name(name: str, symmetric: bool = False, rank: int | None = None) -> Method:
+    """Return the method, on symmetric grids and with branches of another rank where that is asked for."""
     method = methods()[name]
-    return replace(method, symmetric=True) if symmetric else method
+    return replace(method, symmetric=symmetric, rank=method.rank if rank is None else rank)

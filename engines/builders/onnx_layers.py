@@ -20,6 +20,9 @@ _BESIDE_SOFTMAX = {"Mul", "Div", "Add", "Sub", "Cast", "Reshape", "Transpose", "
 # Shapes that Reshape, Pad or Resize read are a few numbers; anything larger is a weight, which no shape depends on.
 _LARGEST_SHAPE_ELEMENTS = 64
 
+# Endings of a branch's two products, and of their weights, as export/lower/write/layers.py names them.
+BRANCH_LAYERS, BRANCH_WEIGHTS = (".narrow", ".wide"), (".down", ".up")
+
 Step = Callable[[onnx.NodeProto], Iterable[onnx.NodeProto]]
 
 
@@ -57,6 +60,31 @@ def layers_from_onnx(model: onnx.ModelProto) -> tuple[OnnxLayer, ...]:
         has_integers = counted and any(value in integer for value in node.input)
         layers.append(OnnxLayer(name, node.op_type, macs, is_attention, has_integers))
     return tuple(layers)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchCost:
+    """What the float branches beside integer layers are of all layers with weights: multiply-accumulates, weights."""
+
+    macs: int = 0
+    parameters: int = 0
+    all_macs: int = 0
+    all_parameters: int = 0
+
+    def __add__(self, other: BranchCost) -> BranchCost:
+        return BranchCost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+
+def branch_cost(model: onnx.ModelProto) -> BranchCost:
+    """Of one graph, by the names that lowering gives."""
+    layers = [layer for layer in layers_from_onnx(model) if layer.macs and not layer.attention]
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    return BranchCost(
+        sum(layer.macs for layer in layers if layer.name.endswith(BRANCH_LAYERS)),
+        sum(size for name, size in sizes.items() if name.endswith(BRANCH_WEIGHTS)),
+        sum(layer.macs for layer in layers),
+        sum(sizes.values()),
+    )
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

@@ -60,6 +60,7 @@ def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:
 
     from intsr.bundle import MANIFEST_NAME
     from intsr.errors import BundleError
+    from intsr.runtime.backends.codes import are_packed, unpacked
 
     manifest = json.dumps(asdict(bundle.manifest), indent=2) + "\n"
     (folder / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
@@ -68,6 +69,8 @@ def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:
         if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
             raise BundleError(bundle.path, f"member {name!r}", "plain file names", "do not use this file")
         with bundle.member(name) as view, (folder / name).open("wb") as file:
-            for start in range(0, len(view), _COPY_CHUNK_BYTES):
-                file.write(view[start : start + _COPY_CHUNK_BYTES])
+            content = unpacked(view, f"{bundle.path}:{name}") if are_packed(view) else view
+            sizes[name] = len(content)
+            for start in range(0, len(content), _COPY_CHUNK_BYTES):
+                file.write(content[start : start + _COPY_CHUNK_BYTES])
     return [{"name": name, "size_bytes": size} for name, size in {MANIFEST_NAME: len(manifest), **sizes}.items()]

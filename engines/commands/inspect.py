@@ -59,6 +59,12 @@ def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> No
         click.echo(f"{'tile sizes':<18} {', '.join(map(str, report['tile_sizes']))}")
     for member in report["members"]:
         click.echo(f"{member['name']:<18} {member['size_bytes'] / 1e6:9.2f} MB  sha256 {member['sha256'][:12]}")
+        if "codes" in member:
+            kinds = ", ".join(f"{count / 1e6:.2f} M of {bits} bits" for bits, count in member["codes"].items())
+            click.echo(f"{'':<18} {member['unpacked_bytes'] / 1e6:9.2f} MB in memory; packed codes: {kinds}")
+    if "branches" in report["manifest"]["build"]:
+        shares = report["manifest"]["build"]["branches"]
+        click.echo(f"branches: {shares['parameter_share']:.2%} of weights, {shares['mac_share']:.2%} of MACs")
     if layers and not report["networks"]:
         click.echo("no plan was recorded: this target compiles when the engine is opened")
     elif layers:

@@ -127,7 +127,10 @@ def recipes_from_options(
 
     def recipe(method: str, width: Bits, part: tuple[str, ...]) -> Recipe:
         shared = Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
-        return replace(shared, training=options, **rest) if shared.trains else shared
+        if not shared.trains:
+            return shared
+        own = {name: value for name, value in rest.items() if name != "rank" or shared.stages.rank}
+        return replace(shared, training=options, **own)
 
     return tuple(recipe(method, width, part) for part in chosen for width in widths for method in named)
 

@@ -14,11 +14,13 @@ from typing import Any
 from intsr.bundle import write_bundle
 from intsr.engines.builders.cache import PlanCache
 from intsr.engines.builders.child import Build, build_each_in_child
+from intsr.engines.builders.onnx_layers import BranchCost, branch_cost
 from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
 from intsr.files import check_free_space, check_output_file
 from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TileEntry
+from intsr.onnx_files import read_onnx
 from intsr.runtime.backends.codes import pack_codes
 from intsr.targets import Target, target_from_name
 
@@ -77,6 +79,7 @@ def compile_engine(
             kernels = {name: plan.get("layers", []) for name, plan in plans.items()}
             members[KERNELS_MEMBER].write_text(json.dumps(kernels), encoding="utf-8")
         manifest = _manifest(export, built, options, precision or target.precision)
+        manifest.build.update(_branches([export_folder / network.member for network in export.networks]))
         return write_bundle(output, manifest, members)
 
 
@@ -135,6 +138,15 @@ def _pack(target: Target, members: Sequence[Path]) -> None:
         places_of_codes = getattr(import_module(module), function)
         for path in members:
             pack_codes(path, places_of_codes(path))
+
+
+def _branches(graph_paths: Sequence[Path]) -> dict[str, Any]:
+    """What branches are of the model, where it has any."""
+    cost = sum((branch_cost(read_onnx(path)) for path in graph_paths), BranchCost())
+    if not cost.macs:
+        return {}
+    shares = {"mac_share": cost.macs / cost.all_macs, "parameter_share": cost.parameters / cost.all_parameters}
+    return {"branches": {name: round(share, 5) for name, share in shares.items()}}
 
 
 def overlap_of_further(tile_px: int, default_tile_px: int, default_overlap_px: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from intsr.bundle import Bundle
 from intsr.errors import UsageError
+from intsr.runtime.backends.codes import are_packed, stored_codes
 from intsr.types import SYNTHETIC_NOTE
 
 SUMMED = ("kernels", "quantize_kernels", "reformat_kernels", "fp32_gemms", "weight_bytes", "macs")
@@ -25,7 +26,7 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
     with Bundle(path) as bundle:
         manifest = bundle.manifest
         members = [
-            {"name": name, "size_bytes": size, "sha256": manifest.sha256[name]}
+            {"name": name, "size_bytes": size, "sha256": manifest.sha256[name], **_stored(bundle, name)}
             for name, size in bundle.sizes_bytes().items()
         ]
     plans = manifest.build.get("plans", {})
@@ -40,6 +41,15 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
         # A target that compiles when the engine is opened has no plan, and so no total either.
         report["total"] = total_of_plans(networks) if networks else None
     return report
+
+
+def _stored(bundle: Bundle, name: str) -> dict[str, Any]:
+    """Of a member with packed codes: what it is when opened, and bits a code -> codes."""
+    with bundle.member(name) as view:
+        if not are_packed(view):
+            return {}
+        stored = stored_codes(view, f"{bundle.path}:{name}")
+    return {"unpacked_bytes": stored.unpacked_bytes, "codes": {str(k): v for k, v in stored.bits_of_codes.items()}}
 
 
 def total_of_plans(networks: list[dict[str, Any]]) -> dict[str, Any]:

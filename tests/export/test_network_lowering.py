@@ -18,6 +18,7 @@ import torch
 from folding import Folded, Modules, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from low_bits import with_branches, with_rotations
 from numpy.typing import NDArray
 
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
@@ -183,7 +184,9 @@ CASES = [
     ("unet", "asymmetric-cpu", "w8a8", False),
     ("unet", "symmetric-f32", "w6a6", True),
     ("decoder", "symmetric-f32", "w8a8", False),
-    *((name, kind, "w4a4", True) for name in NETWORKS for kind in ("asymmetric-cpu", "symmetric-rtx-f32")),
+    # With branches, and with rotations.
+    *((name, kind, "w4a4", with_let) for name in NETWORKS for with_let in (True, False)
+      for kind in ("asymmetric-cpu", "symmetric-rtx-f32")),
 ]  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def folded_at(tiny_model: SRModel, tiny_specialized: Modules, tiny_calibration: 
         if with_let:
             sites = with_random_let(sites, tiny_specialized)
         if bits == "w4a4":
-            sites = with_random_branches(sites, tiny_specialized)
+            sites = with_branches(sites, tiny_model) if with_let else with_rotations(sites, tiny_model)
         return fold(tiny_model, replace(tiny_calibration, sites=sites, bits=Bits.parse(bits)))
 
     return made
@@ -235,17 +238,6 @@ def with_random_let(sites: dict[str, SiteQuantizer], networks: Modules) -> dict[
             q = sites[site]
             low, high = min(q.x_min * 1.7, -0.5), max(q.x_max * 1.7, 0.5)
             result[site] = replace(q, x_min=low, x_max=high, let_scale=s, let_shift=d)
-    return result
-
-
-def with_random_branches(sites: dict[str, SiteQuantizer], networks: Modules) -> dict[str, SiteQuantizer]:
-    """Every layer of fewer than 8 bits with a branch of rank 2."""
-    rng = np.random.default_rng(3)
-    result = dict(sites)
-    for site, layer in ((s, m) for network in networks.values() for s, m in layers_of(network).items() if s in sites):
-        rows, *rest = layer.weight.shape
-        up, down = (rng.normal(0, 0.1, shape).astype(np.float32) for shape in ((rows, 2), (2, *rest)))
-        result[site] = replace(sites[site], branch_up=up, branch_down=down)
     return result
 
 
