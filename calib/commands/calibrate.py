@@ -79,8 +79,8 @@ def calibrate(
     they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
     same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
     """
-    from intsr.calib.data.pictures import list_pictures
     from intsr.calib.models.open import open_model
+    from intsr.runtime.pictures.reader import list_pictures
 
     check_source(images is not None, bool(official))
     recipe = _recipe(**settings)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.data.pictures import list_pictures, verification_inputs
+from intsr.calib.data.pictures import verification_inputs
 from intsr.calib.models.open import ModelSource
 from intsr.cli.console import progress
 from intsr.engines.verify.agreement import Verification, check_agreement, default_bound_db, verify
@@ -14,6 +14,7 @@ from intsr.engines.verify.reference import reference_from_calibration
 from intsr.errors import UsageError
 from intsr.runtime.backends.devices import list_devices
 from intsr.runtime.engine import open_engine
+from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target
 
 PICTURES = 4

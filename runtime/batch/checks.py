@@ -12,8 +12,7 @@ from pathlib import Path
 from intsr.errors import UsageError
 from intsr.manifest import Manifest
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from intsr.targets import target_from_name
 
 

@@ -13,8 +13,7 @@ from intsr.errors import UsageError
 from intsr.files import check_writable_place
 from intsr.runtime.batch.naming import Naming
 from intsr.runtime.batch.search import Search, has_wildcard, is_folder, once, place_of
-from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from intsr.runtime.pictures.picture import PictureHeader
 
 # What a suffix looks like that somebody meant for a picture: `v1.2` is a folder's name, `out.pgn` is not.

@@ -18,7 +18,7 @@ from intsr.arrays import Array
 from intsr.errors import ImageError, UsageError
 from intsr.optional import require
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import read_pixels
 
 PEAK = 255.0
 # BT.601: full-scale R, G and B add 219 levels to black's 16.

@@ -12,11 +12,11 @@ from intsr.calib.data.pictures import (
     MAX_TILES,
     calibration_batches,
     calibration_inputs,
-    list_pictures,
     tiles_from_picture,
 )
 from intsr.calib.models.open import SRModel
 from intsr.errors import ImageError, UsageError
+from intsr.runtime.pictures.reader import list_pictures
 from intsr.runtime.tiles.enlarge import Enlarger
 
 

@@ -18,11 +18,10 @@ from intsr.runtime.batch.naming import OUTPUT_FORMATS
 from intsr.runtime.pictures import formats
 from intsr.runtime.pictures import writer as picture_writer
 from intsr.runtime.pictures.formats import registry, tiff
-from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, format_from_path
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, UNREAD_SUFFIXES, format_from_path
 from intsr.runtime.pictures.picture import ImageMetadata
 from intsr.runtime.pictures.reader import read_image
-from intsr.runtime.pictures.tiff.ifd import read_ifd
+from intsr.runtime.pictures.tiff.pages import read_ifd
 from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, open_writer, write_image
 
 LOSSLESS = (".png", ".tif", ".bmp")
@@ -212,7 +211,7 @@ def test_formats_are_what_the_folder_has() -> None:
 
 def test_another_format_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.py").write_text(
-        "from intsr.runtime.pictures.formats.base import PictureFormat\n"
+        "from intsr.runtime.pictures.picture import PictureFormat\n"
         "class Other(PictureFormat):\n    name, suffixes = 'Other', ('.other',)\n"
         "FORMAT = Other()\n"
     )

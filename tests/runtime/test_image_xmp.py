@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intsr.runtime.pictures.metadata.xmp import xmp_for_size
+from intsr.runtime.pictures.metadata import xmp_for_size
 from intsr.runtime.pictures.reader import read_image
 from intsr.runtime.pictures.writer import write_image
 
@@ -61,7 +61,7 @@ def test_orientation_goes_and_sides_are_those_of_the_file(
 
 def test_what_only_looks_like_it_stays() -> None:
     xmp = _xmp(b'tiff:Orientations="6" dc:tiff.Orientation="7"', b"<exif:SubjectAreas>1</exif:SubjectAreas>")
-    assert xmp_for_size(xmp, 3, 4) == xmp
+    assert xmp_for_size(xmp, (3, 4)) == xmp
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_what_only_looks_like_it_stays() -> None:
 def test_hostile_text_comes_to_an_end(part: bytes) -> None:
     """Beginnings without ends: looking for each of them to the last byte would take hours."""
     xmp = part * 20_000
-    assert xmp_for_size(xmp, 1, 2) == xmp
+    assert xmp_for_size(xmp, (1, 2)) == xmp

@@ -10,7 +10,7 @@ from PIL import Image
 
 from intsr.errors import ImageError
 from intsr.runtime.pictures.picture import ImageMetadata
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import read_pixels
 from intsr.runtime.pictures.writer import write_image
 
 RNG = np.random.default_rng(3)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from intsr.runtime.pictures.formats.base import PictureFormat, save_by_pillow
-from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureHeader
+from intsr.runtime.pictures.pillow import PillowFormat, save_by_pillow
 
 
-class _Bmp(PictureFormat):
+class _Bmp(PillowFormat):
     name = "BMP"
     suffixes = (".bmp",)
     place = 5
@@ -20,6 +21,14 @@ class _Bmp(PictureFormat):
 
     def recognizes(self, head: bytes) -> bool:
         return head.startswith(b"BM")
+
+    def decode(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
+        loaded = super().decode(header)
+        if loaded.alpha is None or loaded.alpha.any():
+            return loaded
+        # Some programs announce transparency, and leave it empty.
+        note = "its transparency is 0 everywhere, and was taken for none"
+        return replace(loaded, alpha=None, notes=(*loaded.notes, note))
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         save_by_pillow(image, path, self.name, dpi=metadata.dpi)

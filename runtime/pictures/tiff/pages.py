@@ -1,19 +1,32 @@
-"""Which directory of a TIFF is the picture: not a preview, not a mask, and never what a camera's sensor saw.
+"""The directories (IFDs) of a TIFF, read before any library decodes it: which of them is the picture.
 
-Source: TIFF 6.0, sections 2 and 8; Adobe TIFF Technical Note 1 (SubIFDs); DNG Specification 1.7, chapters 2 and 4.
+Not a preview, not a mask, and never what a camera's sensor saw. Source: TIFF 6.0, sections 2 and 8; BigTIFF, as Aware
+Systems describe it; Adobe TIFF Technical Note 1 (SubIFDs); DNG Specification 1.7, chapters 2 and 4.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import struct
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.tiff.ifd import BROKEN_DIRECTORY, COMPRESSION, HEIGHT, PHOTOMETRIC, WIDTH, Ifd, read_ifd
 
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+SAMPLES, STRIP_ROWS, PLANES, TILE_WIDTH, TILE_ROWS = 277, 278, 284, 322, 323
+INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING = 332, 338, 339, 530
+# What says how pixels are stored.
+PIXEL_TAGS = (
+    *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, STRIP_ROWS, PLANES, TILE_WIDTH, TILE_ROWS),
+    *(INK_SET, EXTRA_SAMPLES, SAMPLE_FORMAT, SUBSAMPLING),
+)
+# Types that hold whole numbers, BYTE, SHORT, LONG, IFD, LONG8 and IFD8, with their codes for struct.
+_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+# What broken data raises.
+BROKEN_DIRECTORY = (ValueError, struct.error, OverflowError)
 _SUBFILE, _OLD_SUBFILE, _SUB_DIRECTORIES = 254, 255, 330
 _REDUCED, _MASK = 1, 4
 _OLD_REDUCED = 2
@@ -26,7 +39,67 @@ _RAW_COMPRESSIONS = frozenset({262, 32767, 32769, 32770, 32772, 32867, 34713, 34
 # Canon's mark behind the header: its first picture is a preview that does not say so.
 _CANON = b"CR"
 _CANON_AT = 8
-NO_SUB_DIRECTORY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Ifd:
+    """One directory, as far as it was asked for."""
+
+    numbers: Mapping[int, tuple[int, ...]]
+    # In the file.
+    offset: int
+    # Of the next one, 0 for none.
+    following: int
+    # Of the entries.
+    size_bytes: int
+    # Of the file: `<` or `>`, for struct; BigTIFF has offsets of 64 bits.
+    order: str
+    big: bool
+
+    def first(self, tag: int, default: int = 0) -> int:
+        return next(iter(self.numbers.get(tag, ())), default)
+
+
+def read_ifd(file: BinaryIO, wanted: Container[int], offset: int = 0, strict: bool = False) -> Ifd:
+    """Read the directory at an offset, 0 for the first. wanted: tags. strict: a broken one among them is an error.
+
+    Raises ValueError, OverflowError, struct.error where there is no directory.
+    """
+    file.seek(0)
+    order = {b"II": "<", b"MM": ">"}.get(file.read(2))
+    if order is None:
+        raise ValueError("no TIFF header")
+    big = _unpack(file, order + "H")[0] == 43
+    pointer, entry_bytes = ("Q", 20) if big else ("I", 12)
+    file.seek(8 if big else 4)
+    (first,) = _unpack(file, order + pointer)
+    offset = offset or first
+    file.seek(offset)
+    (count,) = _unpack(file, order + ("Q" if big else "H"))
+    heads = [_unpack(file, order + ("HHQ8s" if big else "HHI4s")) for _ in range(count)]
+    following = int.from_bytes(file.read(8 if big else 4), "little" if order == "<" else "big")
+    numbers: dict[int, tuple[int, ...]] = {}
+    # What lies about its length, or has many entries share one place, must not cost memory.
+    room = file.seek(0, os.SEEK_END)
+    for tag, kind, length, inline in heads:
+        if tag not in wanted or tag in numbers or kind not in _CODES:
+            continue
+        code = f"{order}{length}{_CODES[kind]}"
+        size_bytes = length * struct.calcsize(order + _CODES[kind])
+        if size_bytes > len(inline):
+            file.seek(*struct.unpack(order + pointer, inline))
+            inline = file.read(size_bytes) if size_bytes <= room else b""
+        if len(inline) >= size_bytes:
+            room -= size_bytes
+            numbers[tag] = struct.unpack(code, inline[:size_bytes])
+        elif strict:
+            raise ValueError(f"broken tag {tag}")
+    return Ifd(numbers, offset, following, count * entry_bytes, order, big)
+
+
+def _unpack(file: BinaryIO, code: str) -> tuple[Any, ...]:
+    """Raises struct.error at the end of the file."""
+    return struct.unpack(code, file.read(struct.calcsize(code)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +108,8 @@ class Page:
 
     # Among the directories that follow one another.
     number: int
-    # Among those inside it; `NO_SUB_DIRECTORY` for itself.
-    sub: int
+    # Among those inside it; None for itself.
+    sub: int | None
     # Only what tells the kind of a page.
     ifd: Ifd
 
@@ -51,18 +124,15 @@ class Page:
 
     @property
     def is_mask(self) -> bool:
-        of_mask = self.ifd.first(PHOTOMETRIC) == _MASK_PHOTOMETRIC
-        return of_mask or bool(self.ifd.first(_SUBFILE) & _MASK)
+        return self.ifd.first(PHOTOMETRIC) == _MASK_PHOTOMETRIC or bool(self.ifd.first(_SUBFILE) & _MASK)
 
     @property
     def is_preview(self) -> bool:
-        of_old = self.ifd.first(_OLD_SUBFILE) == _OLD_REDUCED
-        return of_old or bool(self.ifd.first(_SUBFILE) & _REDUCED)
+        return self.ifd.first(_OLD_SUBFILE) == _OLD_REDUCED or bool(self.ifd.first(_SUBFILE) & _REDUCED)
 
     @property
     def is_raw(self) -> bool:
-        of_sensor = self.ifd.first(PHOTOMETRIC) in _RAW_PHOTOMETRICS
-        return of_sensor or self.ifd.first(COMPRESSION) in _RAW_COMPRESSIONS
+        return self.ifd.first(PHOTOMETRIC) in _RAW_PHOTOMETRICS or self.ifd.first(COMPRESSION) in _RAW_COMPRESSIONS
 
 
 def picture_page(path: Path, file: BinaryIO) -> tuple[Page, tuple[str, ...]]:
@@ -82,23 +152,20 @@ def picture_page(path: Path, file: BinaryIO) -> tuple[Page, tuple[str, ...]]:
         raise ImageError(path, got, "a whole picture", "take the original that it is a preview of")
     # Some have the full picture inside of a small one that does not say that it is a preview.
     picture = max((page for page in whole if page.number == whole[0].number), key=lambda page: page.area)
-    frames = [page for page in whole if page.sub == NO_SUB_DIRECTORY or page is picture]
+    frames = [page for page in whole if page.sub is None or page is picture]
     return picture, _notes(picture, frames, any(page.is_mask for page in pages))
 
 
 def _notes(picture: Page, frames: list[Page], masked: bool) -> tuple[str, ...]:
-    notes = []
-    others = [page for page in frames if page.number != picture.number]
-    if others:
-        note, largest = (
-            f"only the first of {len(others) + 1} frames was read",
-            max(others, key=lambda page: page.area),
-        )
+    notes: tuple[str, ...] = ()
+    if others := [page for page in frames if page.number != picture.number]:
+        note = f"only the first of {len(others) + 1} frames was read"
+        largest = max(others, key=lambda page: page.area)
         if largest.area > picture.area:
             own, other = ("x".join(map(str, page.size)) for page in (picture, largest))
             note += f", of {own} pixels; another one has {other}"
-        notes.append(note)
-    return (*notes, "a mask for transparency was not read") if masked else tuple(notes)
+        notes = (note,)
+    return (*notes, "a mask for transparency was not read") if masked else notes
 
 
 def _pages(file: BinaryIO) -> Iterator[Page]:
@@ -115,7 +182,7 @@ def _pages(file: BinaryIO) -> Iterator[Page]:
             return
         seen.add(ifd.offset)
         room -= ifd.size_bytes
-        yield Page(number, NO_SUB_DIRECTORY, ifd)
+        yield Page(number, None, ifd)
         for sub, place in enumerate(ifd.numbers.get(_SUB_DIRECTORIES, ())):
             if room < 0 or place in seen:
                 return
