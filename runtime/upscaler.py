@@ -17,8 +17,7 @@ from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.backends.protocol import Backend, Network
-from intsr.runtime.color_fix import open_color_fix
-from intsr.runtime.color_fix.base import ColorFix
+from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger

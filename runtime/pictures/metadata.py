@@ -176,10 +176,7 @@ def _sides(names: bytes) -> re.Pattern[bytes]:
     return re.compile(b"(" + attribute + b"|" + element + rb")\d+(?=\s*[\"'<])")
 
 
-_XMP_SIDES = (
-    _sides(b"exif:PixelXDimension|tiff:ImageWidth"),
-    _sides(b"exif:PixelYDimension|tiff:ImageLength"),
-)
+_XMP_SIDES = _sides(b"exif:PixelXDimension|tiff:ImageWidth"), _sides(b"exif:PixelYDimension|tiff:ImageLength")
 
 
 def xmp_for_size(xmp: bytes, size: tuple[int, int]) -> bytes:

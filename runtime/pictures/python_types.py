@@ -14,13 +14,12 @@ if TYPE_CHECKING:
 
     Picture: TypeAlias = Array | Image.Image
 
-# How arrays of other libraries hand out what they hold.
-_NUMPYS_OWN = ("__array_interface__", "__array__")
-_DLPACK = "__dlpack__"
-
 
 def pixels_from_picture(image: Picture) -> Array:
-    """Return (H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
+    """Return (H, W) or (H, W, 3), uint8 or uint16; what lies in this machine's memory is not copied.
+
+    Raises ImageError for anything else.
+    """
     pixels = _pixels_from_pillow(image) if _is_pillow(image) else _array_from(image)
     colour_axes = pixels.shape[2:]
     if pixels.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in pixels.shape:
@@ -28,6 +27,24 @@ def pixels_from_picture(image: Picture) -> Array:
     if pixels.dtype not in (np.uint8, np.uint16):
         raise ImageError("picture", f"dtype {pixels.dtype}", "uint8 or uint16")
     return pixels
+
+
+def copy_of(image: Picture) -> Picture:
+    """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
+    try:
+        return image.copy() if _is_pillow(image) else np.array(_array_from(image))
+    except Exception:
+        # No picture, or a broken one: it is told at its turn.
+        return image
+
+
+def picture_like(image: Picture, pixels: Array) -> Picture:
+    """Return `pixels` as a Pillow image where `image` is one."""
+    if not _is_pillow(image):
+        return pixels
+    from PIL import Image
+
+    return Image.fromarray(pixels)
 
 
 def _is_pillow(image: Any) -> bool:
@@ -51,14 +68,14 @@ def _pixels_from_pillow(image: Any) -> Array:
 
 
 def _array_from(image: Any) -> Array:
-    """Return the array of a picture; what lies in this machine's memory is not copied. Raises ImageError."""
     if isinstance(image, np.ndarray):
         return image
-    protocol = next((name for name in (*_NUMPYS_OWN, _DLPACK) if hasattr(type(image), name)), None)
-    if protocol is None:
+    # As arrays of other libraries hand out what they hold.
+    by_numpy = hasattr(type(image), "__array_interface__") or hasattr(type(image), "__array__")
+    if not by_numpy and not hasattr(type(image), "__dlpack__"):
         raise ImageError("picture", f"a {type(image).__name__}", "an array or a Pillow image")
     try:
-        return np.from_dlpack(image) if protocol == _DLPACK else np.asarray(image)
+        return np.asarray(image) if by_numpy else np.from_dlpack(image)
     except MemoryError:
         raise
     except Exception as error:  # Libraries raise many kinds: of what a GPU holds, of what gradients flow through.
@@ -69,28 +86,11 @@ def _array_from(image: Any) -> Array:
 
 def _description(image: Any) -> str:
     """Return `a Tensor of torch.float32, shape (3, 8, 8), on cuda:0, which requires gradients`, as far as it says."""
-    facts = [f"a {type(image).__name__}"]
-    for name, word in (("dtype", "of"), ("shape", "shape"), ("device", "on")):
-        if (value := getattr(image, name, None)) is not None:
-            facts.append(f"{word} {tuple(value) if name == 'shape' else value}")
-    if getattr(image, "requires_grad", False):
-        facts.append("which requires gradients")
-    return ", ".join(facts).replace(", of", " of", 1)
-
-
-def copy_of(image: Picture) -> Picture:
-    """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
-    try:
-        return image.copy() if _is_pillow(image) else np.array(_array_from(image))
-    except Exception:
-        # No picture, or a broken one: it is told at its turn.
-        return image
-
-
-def picture_like(image: Picture, pixels: Array) -> Picture:
-    """Return `pixels` as a Pillow image where `image` is one."""
-    if not _is_pillow(image):
-        return pixels
-    from PIL import Image
-
-    return Image.fromarray(pixels)
+    text = f"a {type(image).__name__}"
+    if (dtype := getattr(image, "dtype", None)) is not None:
+        text += f" of {dtype}"
+    if (shape := getattr(image, "shape", None)) is not None:
+        text += f", shape {tuple(shape)}"
+    if (device := getattr(image, "device", None)) is not None:
+        text += f", on {device}"
+    return text + ", which requires gradients" * bool(getattr(image, "requires_grad", False))

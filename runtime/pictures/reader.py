@@ -22,14 +22,7 @@ from intsr.runtime.pictures.pillow import has_too_many_pixels
 
 # What Pillow's decoders raise on broken data.
 _BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    RuntimeError,
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, OverflowError, RuntimeError),
     struct.error,
 )
 # 65535 = 255 * 257: full scale stays full scale.

@@ -11,7 +11,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import VerificationError
-from intsr.runtime.color_fix.base import ColorFix
+from intsr.runtime.color_fix import ColorFix
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
 from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
 from intsr.runtime.tiles.stage_clock import StageClock

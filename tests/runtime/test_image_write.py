@@ -21,7 +21,7 @@ from intsr.runtime.pictures.formats import registry, tiff
 from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, UNREAD_SUFFIXES, format_from_path
 from intsr.runtime.pictures.picture import ImageMetadata
 from intsr.runtime.pictures.reader import read_image
-from intsr.runtime.pictures.tiff.pages import read_ifd
+from intsr.runtime.pictures.tiff.pages import picture_page
 from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, open_writer, write_image
 
 LOSSLESS = (".png", ".tif", ".bmp")
@@ -134,7 +134,7 @@ def test_tiff_of_either_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bi
     rows = _rows(150, 67, 4)
     _write(tmp_path / "a.tif", rows, 64, True, metadata=ImageMetadata(exif.tobytes(), xmp=b"<xmp/>"))
     with (tmp_path / "a.tif").open("rb") as file:
-        assert read_ifd(file, ()).big == big
+        assert picture_page(tmp_path / "a.tif", file)[0].big == big
     with Image.open(tmp_path / "a.tif") as image:
         np.testing.assert_array_equal(np.asarray(image), rows)
         found, details, gps = image.getexif(), image.getexif().get_ifd(0x8769), image.getexif().get_ifd(0x8825)

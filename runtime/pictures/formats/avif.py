@@ -19,6 +19,7 @@ _MOST_HEAD_BYTES = 1 << 20
 class _Avif(PillowFormat):
     name = "AVIF"
     suffixes = (".avif",)
+    head = rb".{4}ftypavi[fs]"
     place = 3
     holds_alpha = True
     holds_grey = False
@@ -26,9 +27,6 @@ class _Avif(PillowFormat):
     default_quality = 90
     decoder_bytes = 14
     encoder_bytes = 48
-
-    def recognizes(self, head: bytes) -> bool:
-        return head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
 
     def read_header(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
         if not features.check("avif"):
@@ -46,16 +44,8 @@ class _Avif(PillowFormat):
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         if not features.check("avif"):
             raise OSError("this Pillow has no AVIF")
-        save_by_pillow(
-            image,
-            path,
-            self.name,
-            quality=quality,
-            subsampling="4:4:4",
-            exif=metadata.exif,
-            icc_profile=metadata.icc_profile,
-            xmp=metadata.xmp,
-        )
+        about = {"exif": metadata.exif, "icc_profile": metadata.icc_profile, "xmp": metadata.xmp}
+        save_by_pillow(image, path, self.name, quality=quality, subsampling="4:4:4", **about)
 
 
 FORMAT = _Avif()

@@ -13,14 +13,12 @@ from intsr.runtime.pictures.pillow import PillowFormat, save_by_pillow
 class _Bmp(PillowFormat):
     name = "BMP"
     suffixes = (".bmp",)
+    head = rb"BM"
     place = 5
     # Its header counts bytes in 32 bits.
     max_bytes = 2**32 - 2**16
     encoder_bytes = 8
     keeps = ()
-
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith(b"BM")
 
     def decode(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
         loaded = super().decode(header)

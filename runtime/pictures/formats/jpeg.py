@@ -30,15 +30,13 @@ _COEFFICIENTS = 64
 class _Jpeg(PillowFormat):
     name = "JPEG"
     suffixes = (".jpg", ".jpeg")
+    head = rb"\xff\xd8\xff"
     place = 1
     max_side_px = 65500
     default_quality = 95
     keeps = ("EXIF", "XMP", "ICC", "IPTC")
     # One segment: its length has 16 bits and counts itself, and XMP's name stands in front.
     max_xmp_bytes = 65533 - 29
-
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith(b"\xff\xd8\xff")
 
     def notes_of_image(self, image: Image.Image) -> tuple[str, ...]:
         # Smaller pictures of the same view do not count. Source: CIPA DC-007, 5.2.3.3.

@@ -14,7 +14,7 @@ from intsr.runtime.pictures.picture import ImageMetadata, PictureFile, PictureHe
 from intsr.runtime.pictures.pillow import PillowFormat
 from intsr.runtime.pictures.vips import save_by_vips
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SIGNATURE_BYTES = 8
 # Chunks that hold EXIF, XMP or text.
 _METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 # The chunk of colours as code points of ITU-T H.273, and those of sRGB.
@@ -29,13 +29,11 @@ _PIECE_BYTES = 1 << 20
 class _Png(PillowFormat):
     name = "PNG"
     suffixes = (".png",)
+    head = rb"\x89PNG\r\n\x1a\n"
     place = 0
     holds_alpha = holds_16_bits = True
     # libpng, which most programs read it with, refuses longer sides.
     max_side_px = 1_000_000
-
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith(_SIGNATURE)
 
     def read_header(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
         file.patches, notes, is_late = _scan(file)
@@ -58,7 +56,7 @@ def _scan(file: PictureFile) -> tuple[dict[int, bytes], list[str], bool]:
     """
     patches: dict[int, bytes] = {}
     names, seen_pixels, has_late_metadata, is_other_than_srgb = list[str](), False, False, False
-    file.seek(len(_SIGNATURE))
+    file.seek(_SIGNATURE_BYTES)
     while len(head := file.read(8)) == 8:
         length, name, start = int.from_bytes(head[:4], "big"), head[4:], file.tell()
         seen_pixels = seen_pixels or name == b"IDAT"

@@ -17,7 +17,7 @@ from intsr.runtime.pictures import pillow
 from intsr.runtime.pictures.metadata import ORIENTATION, Tags, append_exif, exif_from_tags, tags_from_directory
 from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureFile, PictureFormat, PictureHeader
 from intsr.runtime.pictures.tiff.kind import TiffKind, kind_of_tiff
-from intsr.runtime.pictures.tiff.pages import PIXEL_TAGS, STRIP_ROWS, TILE_ROWS, Page, picture_page, read_ifd
+from intsr.runtime.pictures.tiff.pages import STRIP_ROWS, TILE_ROWS, Page, picture_page
 from intsr.runtime.pictures.vips import Samples, read_samples, save_by_vips
 
 # Offsets of 32 bits reach to 4 GiB; deflate can make noise a little longer than it was.
@@ -30,21 +30,18 @@ _UNIT_INCHES = {2: 1.0, 3: 1 / 2.54}
 class _Tiff(PictureFormat):
     name = "TIFF"
     suffixes = (".tif", ".tiff")
+    head = rb"II[*+]\0|MM\0[*+]"
     place = 4
     holds_alpha = holds_16_bits = True
 
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
-
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         page, notes = picture_page(path, file)
-        ifd = read_ifd(file, PIXEL_TAGS, page.ifd.offset, strict=True)
-        kind = kind_of_tiff(path, ifd)
+        kind = kind_of_tiff(path, page)
         tags = _tags(file, page).values
         in_xmp = _XMP_ORIENTATION.search(pillow.bytes_or_nothing(tags.get(XMP)))
         orientation = pillow.orientation_from_tags(({ORIENTATION: int(in_xmp[1])} if in_xmp else {}) | tags)
         width_px, height_px = page.size if orientation < 5 else page.size[::-1]
-        rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
+        rows = (*page.numbers.get(TILE_ROWS, ()), *page.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
         return PictureHeader(
             path=path,
             format=self.name,
@@ -98,7 +95,7 @@ class _Tiff(PictureFormat):
 
 def _tags(file: PictureFile, page: Page) -> Tags:
     """Read the picture's directory, and what it does not say from the first one, which may be its preview's."""
-    return tags_from_directory(file) | tags_from_directory(file, page.ifd.offset)
+    return tags_from_directory(file) | tags_from_directory(file, page.offset)
 
 
 def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
@@ -117,8 +114,8 @@ def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
 def _read_by_pillow(file: PictureFile, header: PictureHeader) -> tuple[Array, Array | None, tuple[str, ...]]:
     page, kind = header.details
     # So that the picture's directory is the first.
-    code, place = ("Q", 8) if page.ifd.big else ("I", 4)
-    file.patches = {place: struct.pack(page.ifd.order + code, page.ifd.offset)}
+    code, place = ("Q", 8) if page.big else ("I", 4)
+    file.patches = {place: struct.pack(page.order + code, page.offset)}
     with pillow.opened(file, header.format) as image:
         pillow.check_mode(header.path, image)
         # Packed values of 12 bits are left as they are.

@@ -13,6 +13,7 @@ from intsr.runtime.pictures.vips import save_by_vips
 class _WebP(PillowFormat):
     name = "WebP"
     suffixes = (".webp",)
+    head = rb"RIFF.{4}WEBP"
     place = 2
     holds_alpha = True
     holds_grey = False
@@ -20,9 +21,6 @@ class _WebP(PillowFormat):
     default_quality = 95
     decoder_bytes = 14
     encoder_bytes = 30
-
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith(b"RIFF") and head[8:12] == b"WEBP"
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         save_by_vips(image, path, "webpsave_target", metadata, Q=quality)
