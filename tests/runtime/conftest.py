@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,19 +178,6 @@ def _support(name: str) -> dict[str, Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == spec.name}
-
-
-@pytest.fixture(scope="session")
-def fuzz_pictures() -> ModuleType:
-    """tests/support/fuzz_pictures.py: pictures of every kind, and broken ones."""
-    path = Path(__file__).parents[1] / "support" / "fuzz_pictures.py"
-    spec = importlib.util.spec_from_file_location("intsr_tests_fuzz_pictures", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # Of the libraries that the simulated GPU comes with.
