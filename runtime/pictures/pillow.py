@@ -44,7 +44,13 @@ class PillowFormat(PictureFormat):
         """Tell what of an opened image will be lost, for people."""
         return ()
 
-    def read_header(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
+    def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
+        return self.header_by_pillow(path, file)
+
+    def decode(self, header: PictureHeader) -> LoadedImage:
+        return self.decoded_by_pillow(header)
+
+    def header_by_pillow(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
         """is_late: there is metadata behind the pixels, which Pillow finds only as it decodes."""
         with opened(file, self.name) as image:
             notes = self.notes_of_image(image)
@@ -74,7 +80,7 @@ class PillowFormat(PictureFormat):
             notes=(*notes, *more),
         )
 
-    def decode(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
+    def decoded_by_pillow(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
         """tail: what to read behind the end of the file. The header's details: see `PictureFile.patches`."""
         notes = header.notes
         with PictureFile(header.path, header.details, tail) as file:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    Picture: TypeAlias = Array | Image.Image
+Picture: TypeAlias = Array | Image.Image
 
 
 def pixels_from_picture(image: Picture) -> Array:
@@ -20,7 +18,7 @@ def pixels_from_picture(image: Picture) -> Array:
 
     Raises ImageError for anything else.
     """
-    pixels = _pixels_from_pillow(image) if _is_pillow(image) else _array_from(image)
+    pixels = _pixels_from_pillow(image) if isinstance(image, Image.Image) else _array_from(image)
     colour_axes = pixels.shape[2:]
     if pixels.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in pixels.shape:
         raise ImageError("picture", f"shape {pixels.shape}", "(H, W, 3) or (H, W), not empty")
@@ -32,7 +30,7 @@ def pixels_from_picture(image: Picture) -> Array:
 def copy_of(image: Picture) -> Picture:
     """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
     try:
-        return image.copy() if _is_pillow(image) else np.array(_array_from(image))
+        return image.copy() if isinstance(image, Image.Image) else np.array(_array_from(image))
     except Exception:
         # No picture, or a broken one: it is told at its turn.
         return image
@@ -40,20 +38,10 @@ def copy_of(image: Picture) -> Picture:
 
 def picture_like(image: Picture, pixels: Array) -> Picture:
     """Return `pixels` as a Pillow image where `image` is one."""
-    if not _is_pillow(image):
-        return pixels
-    from PIL import Image
-
-    return Image.fromarray(pixels)
+    return Image.fromarray(pixels) if isinstance(image, Image.Image) else pixels
 
 
-def _is_pillow(image: Any) -> bool:
-    from PIL import Image
-
-    return isinstance(image, Image.Image)
-
-
-def _pixels_from_pillow(image: Any) -> Array:
+def _pixels_from_pillow(image: Image.Image) -> Array:
     if image.mode not in ("RGB", "L", "I;16"):
         raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
     try:

@@ -28,12 +28,12 @@ class _Avif(PillowFormat):
     decoder_bytes = 14
     encoder_bytes = 48
 
-    def read_header(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
+    def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         if not features.check("avif"):
             fix = "install a Pillow with AVIF, or convert it"
             raise ImageError(path, "AVIF, which this Pillow does not read", fix=fix)
         head = file.read(_MOST_HEAD_BYTES)
-        header = super().read_header(path, file)
+        header = self.header_by_pillow(path, file)
         # The third byte of `av1C`: tier, high_bitdepth, ... Source: AV1 in ISOBMFF, 2.3.
         at = head.find(b"av1C")
         if 0 <= at < len(head) - 6 and head[at + 6] & 0x40:

@@ -20,8 +20,8 @@ class _Bmp(PillowFormat):
     encoder_bytes = 8
     keeps = ()
 
-    def decode(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
-        loaded = super().decode(header)
+    def decode(self, header: PictureHeader) -> LoadedImage:
+        loaded = self.decoded_by_pillow(header)
         if loaded.alpha is None or loaded.alpha.any():
             return loaded
         # Some programs announce transparency, and leave it empty.

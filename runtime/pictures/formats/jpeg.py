@@ -45,13 +45,13 @@ class _Jpeg(PillowFormat):
         views = sum(not kind.startswith("Large Thumbnail") for kind in kinds)
         return (f"only the first of {views} pictures in the file was read",) if views > 1 else ()
 
-    def decode(self, header: PictureHeader, tail: bytes = b"") -> LoadedImage:
+    def decode(self, header: PictureHeader) -> LoadedImage:
         try:
-            return super().decode(header)
+            return self.decoded_by_pillow(header)
         except OSError:
             if not (tail := _missing_tail(header.path)):
                 raise
-        loaded = super().decode(header, tail)
+        loaded = self.decoded_by_pillow(header, tail)
         return replace(loaded, notes=(*loaded.notes, "the end mark of the JPEG is missing; the picture is whole"))
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:

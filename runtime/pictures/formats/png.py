@@ -35,9 +35,9 @@ class _Png(PillowFormat):
     # libpng, which most programs read it with, refuses longer sides.
     max_side_px = 1_000_000
 
-    def read_header(self, path: Path, file: PictureFile, is_late: bool = False) -> PictureHeader:
+    def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         file.patches, notes, is_late = _scan(file)
-        header = super().read_header(path, file, is_late)
+        header = self.header_by_pillow(path, file, is_late)
         return replace(header, notes=(*notes, *header.notes), details=file.patches)
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
