@@ -107,12 +107,10 @@ def with_texts(colour: Image.Image) -> list[bytes]:
     few = saved(colour.convert("L").quantize(4), "PNG", bits=2)
     few = few[:25] + b"\0" + few[26:]
     few = _with_checksums(few[:33] + png_chunk(b"tRNS", b"\0\2") + few[33:])
+    made = [saved(colour, "PNG", pnginfo=texts, dpi=(300, 300)), jpeg, few]
     return [
-        saved(colour, "PNG", pnginfo=texts, dpi=(300, 300)),
-        jpeg,
-        few,
-        saved(colour, "TIFF", dpi=(300, 150)),
-        saved(colour, "BMP", dpi=(300, 150)),
+        *made,
+        *(saved(colour, kind, dpi=(300, 150)) for kind in ("TIFF", "BMP")),
         saved(colour, "AVIF", speed=10),
     ]
 
