@@ -38,7 +38,7 @@ _LARGE_BYTES = 256 << 20
 _ROWS = 256
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class PictureWriter:
     """Takes the rows of one picture from top to bottom; `open_writer` makes it."""
 
@@ -96,7 +96,7 @@ class PictureWriter:
     def _image(self, rows: mmap.mmap) -> Any:
         """Return a libvips image of the file's size, with the metadata in its fields."""
         height, width, channels = self.shape
-        library, metadata, is_16_bit = vips(), self.metadata, self.dtype == np.uint16
+        library, metadata, is_16_bit = vips(), self.metadata, self.dtype.itemsize == 2
         image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if is_16_bit else "uchar")
         kind = ("grey16" if is_16_bit else "b-w") if channels < 3 else ("rgb16" if is_16_bit else "srgb")
         x, y = (side / _MM_AN_INCH for side in metadata.dpi or _UNKNOWN_DPI)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz_pictures import saved
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -83,11 +83,7 @@ JPEGS = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"mode": "L"}, {
 
 
 def _jpeg(photo: np.ndarray, mode: str = "RGB", **settings: object) -> bytes:
-    file = BytesIO()
-    Image.fromarray(photo).convert(mode).save(file, "JPEG", **settings)
-    data = file.getvalue()
-    assert data.endswith(b"\xff\xd9")
-    return data
+    return saved(Image.fromarray(photo).convert(mode), "JPEG", **settings)
 
 
 @pytest.mark.parametrize("settings", JPEGS)
