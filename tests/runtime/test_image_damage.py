@@ -144,3 +144,32 @@ def test_smaller_ones_of_the_same_view_are_not_noted(tmp_path: Path, photo: np.n
             data[at + value + 16 : at + value + 20] = struct.pack(order + "I", 0x010001)
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_image(tmp_path / "a.jpg").notes == ()
+
+
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+OUTCOMES = {
+    "geo3_16_noextra.tif": "3 channels that are called grey",
+    "geo3_8_extra00.tif": "3 channels that are called grey",
+    "int16_rgb.tif": "16-bit signed whole numbers",
+    "int8.tif": "8-bit signed whole numbers",
+    "photo.dng": "camera raw",
+    "tif_float32_rgb.tif": "32-bit floating-point numbers",
+    "jpg_no_eoi.jpg": "(44, 60, 3): the end mark",
+    "jpg_rgb_cmykicc.jpg": "(44, 60, 3): ICC was dropped: it is a profile of CMYK",
+    "png_bad_text_crc.png": "(44, 60, 3): parts of the PNG with a wrong checksum were left out: tEXt",
+    "png_rawapp1_6.png": "(60, 44, 3): nothing",
+    "png_rgb_grayicc.png": "(44, 60, 3): ICC was dropped: it is a profile of GRAY",
+    "tif_cmyka.tif": "(44, 60, 3): CMYK became RGB by rule of thumb: it has no ICC profile",
+    "tif_thumb_first.tif": "(44, 60, 3): nothing",
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no ../shared/cases")
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_files_that_other_tools_have_got_wrong(name: str) -> None:
+    try:
+        loaded = read_image(CASES / name)
+        outcome = f"{loaded.pixels.shape}: {'; '.join(loaded.notes) or 'nothing'}"
+    except ImageError as error:
+        outcome = str(error)
+    assert OUTCOMES[name] in outcome
