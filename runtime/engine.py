@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
 from intsr.runtime.backends.compatibility import check_runs_here, expected_inference_bytes
-from intsr.runtime.backends.open import open_backend
-from intsr.runtime.backends.protocol import Backend, SessionOptions, ran_out_of_memory
+from intsr.runtime.backends.protocol import Backend, SessionOptions, backend_module, ran_out_of_memory
 from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _open(path: Path, options: SessionOptions, checked: Identity | None = None) 
 def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> Engine:
     check_runs_here(read_manifest(path), path)
     with Bundle(path, options.tile_px, checked, options.copy) as bundle:
-        backend = open_backend(bundle, options)
+        backend: Backend = backend_module(bundle.manifest.target).open_backend(bundle, options)
         try:
             engine = Engine(
                 path,

@@ -61,12 +61,11 @@ class _OutputFormat(click.Choice[str]):
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    from intsr.cuda.driver import CUDA_BACKENDS
-    from intsr.runtime.backends.devices import list_devices
+    from intsr.runtime.backends.compatibility import list_devices
 
-    devices, why_no_gpu = list_devices(next(iter(CUDA_BACKENDS)))
-    for device in devices:
-        click.echo(f"{device.name}  {device.description}")
+    devices, why_no_gpu = list_devices()
+    for name, description in devices.items():
+        click.echo(f"{name}  {description}")
     if why_no_gpu:
         say(why_no_gpu)
     context.exit()

@@ -17,7 +17,7 @@ from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
 from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.backends.compatibility import check_runs_here
-from intsr.runtime.backends.open import load_library
+from intsr.runtime.backends.protocol import backend_module
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.machine import clock_from_gpus, gpus_from_nvidia_smi
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
@@ -132,7 +132,7 @@ def entry_from_engine(
     manifest = read_manifest(path)
     check_runs_here(manifest, path)
     # Else the first engine of a library would be charged with it.
-    load_library(manifest.target)
+    backend_module(manifest.target).load_library()
     before = resident_bytes()
     engine = open_engine(path, threads, precision, device=device, cuda_backend=cuda_backend)
     engine.warm_up()

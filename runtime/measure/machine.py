@@ -12,21 +12,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from intsr.runtime.backends.devices import cpu_model
+from intsr.runtime.backends.compatibility import cpu_model
 
 INCLUDED = (
     "resize, tiling, three networks, copies to and from a GPU, blending and colour fix; no file is read or written"
 )
 _LIBRARIES = (
-    "numpy",
-    "pillow",
-    "openvino",
-    "onnxruntime",
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "cuda-bindings",
-    "pycuda",
+    *("numpy", "pillow", "openvino", "onnxruntime", "torch"),
+    *("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "pycuda"),
 )
 # nvidia-smi's names -> ours, with units
 _GPU_FIELDS = {

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_SOME_FAILED, EXIT_USAGE
-from intsr.runtime.backends.open import load_library
+from intsr.runtime.backends.protocol import backend_module
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure import benchmark
 from intsr.runtime.measure import report as benchmark_report
@@ -222,11 +222,9 @@ def test_what_was_measured_is_printed_before_files_are_written(
 def test_no_engine_is_charged_with_its_library(make_engine, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     done: list[str] = []
 
-    def loaded(name: str) -> None:
-        load_library(name)
-        done.append(name)
-
-    monkeypatch.setattr(benchmark, "load_library", loaded)
+    module = backend_module(target)
+    load_library = module.load_library
+    monkeypatch.setattr(module, "load_library", lambda: done.append(target) or load_library())
     monkeypatch.setattr(benchmark, "resident_bytes", lambda: done.append("asked") or 0)
     benchmark.entry_from_engine(make_engine(target), 1, "f32").upscaler.close()  # type: ignore[attr-defined]
     assert done == [target, "asked", "asked"]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from intsr.bundle import read_manifest, write_bundle
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.backends.compatibility import list_devices
 from intsr.runtime.backends.tensorrt import library as tensorrt_library
 from intsr.runtime.engine import open_engine
 
@@ -41,8 +41,8 @@ def test_a_driver_that_is_too_old_is_not_called_missing(machine, version: int, t
     machine.driver.version = version
     words = rf"is for CUDA {text}; expected CUDA 13\.0 or newer \(driver R580\); update the NVIDIA driver"
     _fails(machine, EngineMismatchError, words)
-    devices, reason = list_devices("cuda-python")
-    assert [device.name for device in devices] == ["cpu"] and "update the NVIDIA driver" in reason
+    devices, reason = list_devices()
+    assert list(devices) == ["cpu"] and "update the NVIDIA driver" in reason
 
 
 @pytest.mark.parametrize("status", ["CUDA_ERROR_NOT_INITIALIZED", "CUDA_ERROR_NO_DEVICE"])
@@ -155,7 +155,7 @@ def test_memory_that_the_context_refuses_is_an_error_when_the_engine_is_opened(m
     _fails(machine, EngineMismatchError, "encoder: giving the execution context its memory failed .Parameter check")
     # What was said before, of something else, is not what this call said.
     library = tensorrt_library.load_tensorrt("tensorrt", "e.engine")
-    library.log.errors.append("something was said")
+    library.errors.append("something was said")
     taken: list[tuple[int, int]] = []
     context = SimpleNamespace(set_device_memory=lambda memory, size: taken.append((memory, size)))
     tensorrt_library.give_memory(library, context, 4096, 100, "e.engine")
