@@ -226,5 +226,5 @@ def test_no_engine_is_charged_with_its_library(make_engine, monkeypatch: pytest.
     load_library = module.load_library
     monkeypatch.setattr(module, "load_library", lambda: done.append(target) or load_library())
     monkeypatch.setattr(benchmark, "resident_bytes", lambda: done.append("asked") or 0)
-    benchmark.entry_from_engine(make_engine(target), 1, "f32").upscaler.close()  # type: ignore[attr-defined]
+    benchmark.entry_from_engine(make_engine(target), threads=1, precision="f32").upscaler.close()  # type: ignore[attr-defined]
     assert done == [target, "asked", "asked"]
