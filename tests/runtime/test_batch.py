@@ -143,13 +143,11 @@ def test_an_original_is_never_taken_for_an_earlier_output_by_its_name_alone(tmp_
     assert notes == [f"{tmp_path / 'a.png'}: an earlier call's output for another input, so no input"]
 
 
-def test_overwriting_destroys_no_original_of_the_batch(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_overwriting_destroys_no_original_of_the_batch(upscale: Run, photo: np.ndarray, tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg"):
         Image.fromarray(photo).save(tmp_path / name)
     before = (tmp_path / "a.png").read_bytes()
-    code, _, err = intsr("upscale", identity_engine, tmp_path, "-o", tmp_path, "--format", "png", "--overwrite")
+    code, _, err = upscale(tmp_path, "-o", tmp_path, "--format", "png", "--overwrite")
     assert (code, (tmp_path / "a.png").read_bytes()) == (EXIT_SOME_FAILED, before)
     assert "a.png is itself an input" in err and "1 ok, 2 failed" in err
 
@@ -316,50 +314,41 @@ def test_shards_that_are_none(text: str) -> None:
         shard_of([], text)
 
 
-def test_shards_share_a_folder_that_is_its_own_output(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_shards_share_a_folder_that_is_its_own_output(upscale: Run, photo: np.ndarray, tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(photo).save(tmp_path / name)
-    call = ("upscale", identity_engine, tmp_path, "-r", "-o", tmp_path, "--suffix", "_x4")
+    call = (tmp_path, "-r", "-o", tmp_path, "--suffix", "_x4")
     for index in (1, 2):
-        assert intsr(*call, "--shard", f"{index}/2")[0] == 0
+        assert upscale(*call, "--shard", f"{index}/2")[0] == 0
     pictures = ["a.png", "a_x4.png", "b.png", "b_x4.png", "c.png", "c_x4.png"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == pictures
-    code, _, err = intsr(*call, "--skip-existing")
+    code, _, err = upscale(*call, "--skip-existing")
     assert (code, "3 skipped" in err) == (0, True)
-    code, out, err = intsr(*call, "--shard", "5/5", "--json")
+    code, out, err = upscale(*call, "--shard", "5/5", "--json")
     assert (code, out, err.splitlines()[-1]) == (0, "", "shard 5/5: nothing to do")
 
 
 @pytest.mark.parametrize("options", [(), ("--skip-existing",)])
 def test_bad_names_do_not_stop_the_others(
-    intsr: Run,
-    identity_engine: Path,
-    photo: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
+    upscale: Run, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "in"
     _touch(folder / "sub/b.png", folder / ("n" * 250 + ".png"))
     (folder / "l.png").symlink_to("l.png")
     Image.fromarray(photo).save(folder / "a.png")
     _forbid(monkeypatch, folder / "sub")
-    code, _, err = intsr(
-        "upscale", identity_engine, folder, "-r", "-o", tmp_path / "out", "--suffix", "_x4", *options
-    )
+    code, _, err = upscale(folder, "-r", "-o", tmp_path / "out", "--suffix", "_x4", *options)
     assert (code, [path.name for path in (tmp_path / "out").iterdir()]) == (EXIT_SOME_FAILED, ["a_x4.png"])
     assert "1 ok, 3 failed" in err and "the folder cannot be read (Permission denied)" in err
     assert "File name too long" in err and f"{folder / 'l.png'}: no such file" in err
 
 
 def test_a_named_file_that_cannot_be_read_does_not_stop_the_others(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upscale: Run, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret.png"
     secret.touch()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: Path(path) != secret and access(path, mode, **more))
-    code, _, err = intsr("upscale", identity_engine, secret, photo_path, "-o", tmp_path / "out")
+    code, _, err = upscale(secret, photo_path, "-o", tmp_path / "out")
     assert (code, "1 ok, 1 failed" in err) == (EXIT_SOME_FAILED, True)

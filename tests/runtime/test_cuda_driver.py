@@ -12,6 +12,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
+from fake_driver import CudaDriver, CUresult
 
 from intsr.cuda import driver as cuda_driver
 from intsr.cuda.driver import Cuda, open_cuda
@@ -22,18 +23,12 @@ from intsr.errors import EngineMismatchError, UsageError
 NOT_SIMULATED = {"cuFuncSetAttribute", "cuLaunchKernelEx"}
 
 
-def _simulated(machine) -> dict[str, object]:
-    return {name: value for name, value in vars(machine.support.CudaDriver).items() if name.startswith("cu")}
+SIMULATED = {name: value for name, value in vars(CudaDriver).items() if name.startswith("cu")}
 
 
-def _called() -> set[str]:
-    source = inspect.getsource(cuda_driver)
-    return set(re.findall(r'"(cu[A-Z]\w+)"', source)) | set(re.findall(r"_driver\.(cu[A-Z]\w+)\(", source))
-
-
-def test_the_simulated_driver_is_cuda_pythons(machine) -> None:
+def test_the_simulated_driver_is_cuda_pythons() -> None:
     driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    for name, value in _simulated(machine).items():
+    for name, value in SIMULATED.items():
         parameters = [p for p in inspect.signature(value).parameters if p != "self"]
         signature = getattr(driver, name).__doc__.strip().splitlines()[0]
         inside = re.fullmatch(rf"{name}\((.*)\)", signature)
@@ -41,15 +36,17 @@ def test_the_simulated_driver_is_cuda_pythons(machine) -> None:
         # Written `unsigned int gridDimX`, `char *name`, `mode: CUstreamCaptureMode` or `hStream`.
         real = [part.split(":")[0].split()[-1].lstrip("*") for part in inside[1].split(", ") if part]
         assert parameters == real, signature
-    for status in machine.support.CUresult:
+    for status in CUresult:
         assert getattr(driver.CUresult, status.name).value == status.value
     assert set(driver.CUresult.__members__) >= cuda_driver._NO_DRIVER
     assert all(hasattr(driver, name) for name in NOT_SIMULATED)
     assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN == 97
 
 
-def test_all_that_is_called_is_simulated(machine) -> None:
-    assert _called() - NOT_SIMULATED == set(_simulated(machine))
+def test_all_that_is_called_is_simulated() -> None:
+    source = inspect.getsource(cuda_driver)
+    called = {*re.findall(r'"(cu[A-Z]\w+)"', source), *re.findall(r"_driver\.(cu[A-Z]\w+)\(", source)}
+    assert called - NOT_SIMULATED == set(SIMULATED)
 
 
 def test_pycuda_answers_every_call_but_those_of_graphs() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_tensorrt import FUNCTIONS
 from PIL import Image
 
 from intsr.errors import BuildError, EngineMismatchError, UsageError, VerificationError
@@ -296,9 +297,8 @@ def test_two_pictures_at_once(opened: OpenEngine, small: np.ndarray, monkeypatch
 
 def change_decoder(machine, monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Before the engine's first run: graphs keep what they captured."""
-    functions = machine.support.IExecutionContext.execute_async_v3.__globals__["FUNCTIONS"]
-    decoder = functions["decoder"]
-    monkeypatch.setitem(functions, "decoder", lambda x: change(decoder(x)))
+    decoder = FUNCTIONS["decoder"]
+    monkeypatch.setitem(FUNCTIONS, "decoder", lambda x: change(decoder(x)))
 
 
 def _with_one(value: float) -> Callable[[np.ndarray], np.ndarray]:

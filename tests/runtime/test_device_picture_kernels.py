@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from fake_driver import fatbin_of
 
 from intsr.errors import BuildError, OutOfMemoryError
 from intsr.kernels.devices import emulated as emulate
@@ -44,7 +45,7 @@ def _warns(machine, words: str, photo: np.ndarray, dtype: str = "float16", backe
 
 def test_kernels_that_were_not_built(machine, photo: np.ndarray) -> None:
     _warns(machine, "picture.fatbin is not built.*python -m intsr.kernels.build", photo)
-    (machine.folder / "picture.fatbin").write_bytes(machine.support.fatbin_of("picture"))
+    (machine.folder / "picture.fatbin").write_bytes(fatbin_of("picture"))
     _warns(machine, "color_fix.fatbin is not built", photo)
 
 

@@ -16,6 +16,7 @@ from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
+import fake_tensorrt
 import pytest
 
 from intsr.errors import EngineMismatchError
@@ -82,11 +83,9 @@ def _own(cls: type) -> dict[str, object]:
         ("RtxCudaEngine", "ICudaEngine"),
     ],
 )
-def test_the_simulated_tensorrt_has_only_what_the_real_one_has(
-    machine, real: dict, simulated: str, name: str
-) -> None:
+def test_the_simulated_tensorrt_has_only_what_the_real_one_has(real: dict, simulated: str, name: str) -> None:
     known = real["classes"][name]
-    for attribute, value in _own(getattr(machine.support, simulated)).items():
+    for attribute, value in _own(getattr(fake_tensorrt, simulated)).items():
         assert attribute in known, f"{name}.{attribute}"
         if callable(value):
             _check_parameters(value, f"{name}.{attribute}", known[attribute])
@@ -100,9 +99,9 @@ def _check_parameters(simulated: Callable[..., object], name: str, documentation
 
 
 @needs_rtx
-def test_enums(machine, real: dict) -> None:
+def test_enums(real: dict) -> None:
     for name, members in real["enums"].items():
-        used = [member.name for member in getattr(machine.support, name)]
+        used = [member.name for member in getattr(fake_tensorrt, name)]
         assert set(used) <= set(members), name
 
 

@@ -9,48 +9,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import upscaler_of
 from PIL import Image
 
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
-from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.upscaler import Upscaler
-from intsr.types import TensorInfo
-
-
-class Identity:
-    def __init__(self) -> None:
-        self.input = self.output = TensorInfo("x", (1, 3, 128, 128), "float32")
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def close(self) -> None:
-        pass
 
 
 def _upscaler(activation_bytes: int = 0) -> Upscaler:
-    backend = Backend((Identity(), Identity(), Identity()))
-    backend.activation_bytes = activation_bytes
-    return Upscaler(backend, 32, 8, 4, resize_filter="bicubic", color_fix="wavelet")
+    upscaler = upscaler_of(tile_px=32, upscale_factor=4, color_fix="wavelet")
+    upscaler.backend.activation_bytes = activation_bytes
+    return upscaler
 
 
 def _job(width: int, height: int, bits: int = 8, output: str = "out.png") -> Job:
-    source = Path("in.png")
-    header = PictureHeader(
-        path=source,
-        format="PNG",
-        width_px=width,
-        height_px=height,
-        bits=bits,
-        channels=3,
-        has_alpha=False,
-    )
-    return Job(source, Path(output), header=header)
+    size = {"width_px": width, "height_px": height}
+    header = PictureHeader(path=Path("in.png"), format="PNG", **size, bits=bits, channels=3, has_alpha=False)
+    return Job(header.path, Path(output), header=header)
 
 
 def _needed(width: int, height: int, bits: int = 8, output: str = "out.png") -> int:
@@ -99,25 +79,13 @@ def test_the_engine_counts_by_the_area_of_its_tile() -> None:
     assert upscaler.resident_bytes_at(32) - upscaler.resident_bytes_at(16) == 3 << 28
 
 
-def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "none")
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of control groups of a machine with 8 GiB free."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    assert memory.free_bytes() == 8 << 30
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text(f"{1 << 30}\n")
-    assert memory.free_bytes() == 8 << 30
-    (tmp_path / "memory.max").write_text(f"{2 << 30}\n")
-    assert memory.free_bytes() == 1 << 30
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 29}\n")
-    assert memory.free_bytes() == (1 << 30) + (1 << 29)
-    (tmp_path / "memory.max").unlink()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{9223372036854771712}\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text(f"{1 << 30}\n")
-    assert memory.free_bytes() == 8 << 30
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    assert memory.free_bytes() is None and MemoryBudget(_upscaler(), FileOptions()).fits([_job(10**6, 10**6)])
+    return tmp_path / "fs"
 
 
 def _group(folder: Path, limit: object, used_bytes: int, version: int = 2, stat: str = "") -> None:
@@ -127,29 +95,35 @@ def _group(folder: Path, limit: object, used_bytes: int, version: int = 2, stat:
         (folder / name).write_text(f"{text}\n")
 
 
-def test_the_limit_of_a_group_is_for_those_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with systemd's MemoryMax: the mounted root knows nothing of it."""
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    (tmp_path / "cgroup").write_text("1:name=systemd:/other\n0::/user.slice/a:b.scope\n")
-    _group(tmp_path / "fs/user.slice/a:b.scope", "max", 100)
+def test_a_container_has_less_than_its_machine(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.free_bytes() == 8 << 30
-    _group(tmp_path / "fs/user.slice", 3 << 20, 1 << 20)
+    for limit, stat, left in (("max", "", 8 << 30), (2 << 30, "", 1 << 30), (2 << 30, "inactive_file 512", 1 << 30)):
+        _group(groups, limit, 1 << 30, stat=f"anon 5\n{stat}")
+        assert memory.free_bytes() == left + (512 if stat else 0)
+    (groups / "memory.max").unlink()
+    # Version 1 writes a number in the place of no limit.
+    _group(groups / "memory", 9223372036854771712, 1 << 30, 1)
+    assert memory.free_bytes() == 8 << 30
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert memory.free_bytes() is None and MemoryBudget(_upscaler(), FileOptions()).fits([_job(10**6, 10**6)])
+
+
+def test_the_limit_of_a_group_is_for_those_below_it(groups: Path) -> None:
+    # As with systemd's MemoryMax: the mounted root knows nothing of it.
+    (groups.parent / "cgroup").write_text("1:name=systemd:/other\n0::/user.slice/a:b.scope\n")
+    _group(groups / "user.slice/a:b.scope", "max", 100)
+    assert memory.free_bytes() == 8 << 30
+    _group(groups / "user.slice", 3 << 20, 1 << 20)
     assert memory.free_bytes() == 2 << 20
-    _group(tmp_path / "fs/user.slice/a:b.scope", 1 << 20, 1000)
+    _group(groups / "user.slice/a:b.scope", 1 << 20, 1000)
     assert memory.free_bytes() == (1 << 20) - 1000
-    (tmp_path / "cgroup").write_text("0::/../outside\n")
+    (groups.parent / "cgroup").write_text("0::/../outside\n")
     assert memory.free_bytes() == 8 << 30
 
 
-def test_version_1_counts_cached_files_of_groups_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    (tmp_path / "cgroup").write_text("4:cpu,memory:/job\n0::/\n")
-    stat = "inactive_file 10\ntotal_inactive_file 500000"
-    _group(tmp_path / "fs/memory/job", 1 << 20, 1 << 19, 1, stat)
+def test_version_1_counts_cached_files_of_groups_below(groups: Path) -> None:
+    (groups.parent / "cgroup").write_text("4:cpu,memory:/job\n0::/\n")
+    _group(groups / "memory/job", 1 << 20, 1 << 19, 1, "inactive_file 10\ntotal_inactive_file 500000")
     assert memory.free_bytes() == (1 << 19) + 500_000
 
 
