@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from fake_driver import fatbin_of
+from fake_driver import CALLS, fatbin_of
 
 from intsr.errors import BuildError, OutOfMemoryError
 from intsr.kernels.devices import emulated as emulate
@@ -59,7 +59,7 @@ def test_kernels_that_cuda_does_not_take(machine, photo: np.ndarray) -> None:
 
 def test_kernels_of_an_older_version(machine, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.build_kernels()
-    monkeypatch.setattr(type(machine.driver), "cuFuncGetParamInfo", lambda self, func, paramIndex: (0, 8))
+    monkeypatch.setitem(CALLS, "cuFuncGetParamInfo", lambda self, func, paramIndex: (0, 8))
     _warns(machine, "takes 8 bytes of parameters.*build the kernels again", photo)
 
 
@@ -69,7 +69,7 @@ def test_networks_in_another_dtype(machine, photo: np.ndarray) -> None:
 
 
 def test_only_gpu_engines_bring_the_kernels_package() -> None:
-    """Everything else of the runtime imports where it is not there at all."""
+    # Everything else of the runtime imports where it is not there at all.
     code = """
 import importlib, pkgutil, sys
 sys.modules["intsr.kernels"] = None

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,10 +67,6 @@ def real() -> dict:
     return _child(DESCRIBE)
 
 
-def _own(cls: type) -> dict[str, object]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
-
-
 @needs_rtx
 @pytest.mark.parametrize(
     ("simulated", "name"),
@@ -85,17 +80,15 @@ def _own(cls: type) -> dict[str, object]:
 )
 def test_the_simulated_tensorrt_has_only_what_the_real_one_has(real: dict, simulated: str, name: str) -> None:
     known = real["classes"][name]
-    for attribute, value in _own(getattr(fake_tensorrt, simulated)).items():
+    for attribute, value in vars(getattr(fake_tensorrt, simulated)).items():
+        if attribute.startswith("_"):
+            continue
         assert attribute in known, f"{name}.{attribute}"
         if callable(value):
-            _check_parameters(value, f"{name}.{attribute}", known[attribute])
+            documented = re.findall(r"\((self: .*)\) ->", known[attribute])
+            signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in documented]
+            assert list(inspect.signature(value).parameters) in signatures, f"{name}.{attribute}{signatures}"
     assert "profiler" in real["settable"]
-
-
-def _check_parameters(simulated: Callable[..., object], name: str, documentation: str) -> None:
-    parameters = list(inspect.signature(simulated).parameters)[1:]
-    signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in re.findall(r"\((self: .*)\) ->", documentation)]
-    assert ["self", *parameters] in signatures, f"{name}{signatures}"
 
 
 @needs_rtx
@@ -107,7 +100,7 @@ def test_enums(real: dict) -> None:
 
 @needs_rtx
 def test_the_real_deserializer_without_a_gpu_is_one_line(tmp_path: Path) -> None:
-    """A plan's tag and version, nothing behind them: what TensorRT logs comes out as one line, and no host code."""
+    # A plan's tag and version, nothing behind them: what TensorRT logs comes out as one line, and no host code.
     plan = tmp_path / "plan"
     plan.write_bytes(b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + bytes(200))
     said = _child(DESERIALIZE, str(plan))

@@ -35,6 +35,12 @@ class Simulator:
     def number(self) -> int:
         return next(self._numbers)
 
+    def keep(self, kind: str, thing) -> int:
+        """kind: such as `graphs`. Returns the number that it is kept under."""
+        number = self.number()
+        getattr(self, kind)[number] = thing
+        return number
+
     # Memory
 
     def alloc(self, size_bytes: int) -> int | None:
@@ -88,14 +94,10 @@ class Simulator:
         self.put(stream, "clear", lambda: self.memory(address, size_bytes).fill(value))
 
     def create_stream(self) -> int:
-        stream = self.number()
-        self.streams[stream] = deque()
-        return stream
+        return self.keep("streams", deque())
 
     def create_event(self) -> int:
-        event = self.number()
-        self.events[event] = {"done": True, "time": 0.0, "stream": None}
-        return event
+        return self.keep("events", {"done": True, "time": 0.0, "stream": None})
 
     def elapsed(self, start: int, end: int) -> float:
         states = [self.events[event] for event in (start, end)]
