@@ -61,6 +61,12 @@ def put_launch(gpu, name: str, grid, block: int, shared_bytes: int, params: byte
     gpu.put(stream, name, run)
 
 
+def _keep(gpu, kind: str, thing) -> int:
+    number = gpu.number()
+    getattr(gpu, kind)[number] = thing
+    return number
+
+
 def _free(self, dptr):
     if self.gpu.capturing:
         # It would wait for the device: forbidden, and the end of the capture.
@@ -75,12 +81,11 @@ def _destroy_stream(self, hStream):
 
 
 def _end_capture(self, hStream):
-    work, graph = self.gpu.capturing.pop(hStream), self.gpu.number()
+    work = self.gpu.capturing.pop(hStream)
     if hStream in self.gpu.spoiled:
         self.gpu.spoiled.remove(hStream)
         return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
-    self.gpu.graphs[graph] = work
-    return graph
+    return _keep(self.gpu, "graphs", work)
 
 
 def _launch_graph(self, hGraphExec, hStream):
@@ -95,7 +100,7 @@ def _attribute(self, attrib, dev):
 
 def _load(self, image):
     kernels = kernels_of(image)
-    return self.gpu.keep("modules", kernels) if kernels else (CUresult.CUDA_ERROR_INVALID_IMAGE, None)
+    return _keep(self.gpu, "modules", kernels) if kernels else (CUresult.CUDA_ERROR_INVALID_IMAGE, None)
 
 
 def _get_function(self, hmod, name):
@@ -155,7 +160,7 @@ CALLS = {
     "cuEventElapsedTime": lambda self, hStart, hEnd: self.gpu.elapsed(hStart, hEnd),
     "cuStreamBeginCapture": lambda self, hStream, mode: self.gpu.capturing.update({hStream: []}),
     "cuStreamEndCapture": _end_capture,
-    "cuGraphInstantiate": lambda self, hGraph, flags: self.gpu.keep("graphs", list(self.gpu.graphs[hGraph])),
+    "cuGraphInstantiate": lambda self, hGraph, flags: _keep(self.gpu, "graphs", [*self.gpu.graphs[hGraph]]),
     "cuGraphDestroy": lambda self, hGraph: self.gpu.graphs.pop(hGraph),
     "cuGraphExecDestroy": lambda self, hGraphExec: self.gpu.graphs.pop(hGraphExec),
     "cuGraphLaunch": _launch_graph,

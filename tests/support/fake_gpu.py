@@ -35,12 +35,6 @@ class Simulator:
     def number(self) -> int:
         return next(self._numbers)
 
-    def keep(self, kind: str, thing) -> int:
-        """kind: such as `graphs`. Returns the number that it is kept under."""
-        number = self.number()
-        getattr(self, kind)[number] = thing
-        return number
-
     # Memory
 
     def alloc(self, size_bytes: int) -> int | None:
@@ -94,10 +88,14 @@ class Simulator:
         self.put(stream, "clear", lambda: self.memory(address, size_bytes).fill(value))
 
     def create_stream(self) -> int:
-        return self.keep("streams", deque())
+        stream = self.number()
+        self.streams[stream] = deque()
+        return stream
 
     def create_event(self) -> int:
-        return self.keep("events", {"done": True, "time": 0.0, "stream": None})
+        event = self.number()
+        self.events[event] = {"done": True, "time": 0.0, "stream": None}
+        return event
 
     def elapsed(self, start: int, end: int) -> float:
         states = [self.events[event] for event in (start, end)]
