@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -100,7 +101,12 @@ def open_engine(
 def _open(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:
     """checked: of the file when its hashes were last found right."""
     try:
-        return _opened(path, options, checked)
+        check_runs_here(read_manifest(path), path)
+        with Bundle(path, options.tile_px, checked, options.copy) as bundle, ExitStack() as opened:
+            backend: Backend = backend_module(bundle.manifest.target).open_backend(bundle, options)
+            opened.callback(backend.close)
+            engine = Engine(path, bundle, backend, options)
+            opened.pop_all()
     except IntsrError:
         raise
     except Exception as error:  # Libraries, loaded only now, have many kinds.
@@ -109,16 +115,6 @@ def _open(path: Path, options: SessionOptions, checked: Identity | None = None) 
         text = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise OutOfMemoryError(path, f"there is not enough memory to open it ({text})", fix=_FREE_SOME) from error
 
-
-def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> Engine:
-    check_runs_here(read_manifest(path), path)
-    with Bundle(path, options.tile_px, checked, options.copy) as bundle:
-        backend: Backend = backend_module(bundle.manifest.target).open_backend(bundle, options)
-        try:
-            engine = Engine(path, bundle, backend, options)
-        except BaseException:
-            backend.close()
-            raise
     # Count again: the mapped engine file was included above, about a quarter of it for SD 2.1.
     engine.count_opened_memory()
     return engine

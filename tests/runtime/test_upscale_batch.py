@@ -79,12 +79,6 @@ def test_less_memory_takes_a_smaller_one_and_says_so(jobs: list[Job]) -> None:
         assert Path(report.output).exists()
 
 
-def test_too_little_for_any_is_an_error(jobs: list[Job]) -> None:
-    reports = _reports(FakeEngine(), jobs, 110 * MIB)
-    assert [report.status for report in reports] == ["failed"] * 3
-    assert all(report.out_of_memory and "need about" in report.error for report in reports)
-
-
 def test_what_fits_no_tile_is_not_tried_at_each(jobs: list[Job], photo: np.ndarray) -> None:
     engine = FakeEngine()
     Image.fromarray(np.tile(photo, (30, 30, 1))).save(jobs[1].source)

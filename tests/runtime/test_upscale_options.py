@@ -57,6 +57,15 @@ def test_a_picture_in_the_engines_place(intsr: Run, identity_engine: Path, photo
     assert intsr("upscale", renamed, photo_path, "-o", output)[0] == 0
 
 
+def test_devices_are_listed(intsr: Run, machine) -> None:
+    code, out, _ = intsr("upscale", "--list-devices")
+    cpu, *gpus = out.splitlines()
+    assert (code, gpus) == (0, ["cuda:0  GeForce One", "cuda:1  GeForce Two"])
+    assert cpu.startswith("cpu  ") and cpu.endswith(" threads")
+    machine.gpu.device_names = ()
+    assert intsr("upscale", "--list-devices")[1:] == (f"{cpu}\n", "GPU: the driver sees none\n")
+
+
 def test_a_slash_makes_a_folder(upscale: Run, photo_path: Path, tmp_path: Path) -> None:
     assert upscale(photo_path, "-o", f"{tmp_path / 'x0.xyz'}/")[0] == 0
     assert (tmp_path / "x0.xyz/photo.png").is_file()

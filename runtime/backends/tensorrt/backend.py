@@ -7,6 +7,7 @@ at the same time.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,18 +138,17 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend:
             check_plan(plan, manifest, f"{where}:{entry.member}")
     check_plugins(manifest, where)
     cuda = open_cuda(options.cuda_backend, options.device, where, target_from_name(manifest.target).extra)
-    try:
+    with ExitStack() as opened:
+        opened.callback(cuda.close)
         check_device(manifest, cuda.device, where)
         library = load_tensorrt(manifest.target, where)
-    except BaseException:
-        cuda.close()
-        raise
-    session = Session(cuda, library, where)
-    try:
-        return TensorRTBackend(session, _make_stages(bundle, options, session), manifest.precision)
-    except BaseException:
-        session.close()
-        raise
+        # From here on it is the session's.
+        opened.pop_all()
+        session = Session(cuda, library, where)
+        opened.callback(session.close)
+        backend = TensorRTBackend(session, _make_stages(bundle, options, session), manifest.precision)
+        opened.pop_all()
+    return backend
 
 
 def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> list[Stage]:
