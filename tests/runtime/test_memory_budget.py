@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,23 +141,32 @@ def test_sizes_that_are_none(text: str) -> None:
         bytes_from_text(text)
 
 
-_CHILD = """
+def _child(code: str, *arguments: object) -> list[int]:
+    """Numbers that the code prints, in a process of its own. argv: an engine, two paths, and what the code takes."""
+    imports = """
 import sys, pathlib
 from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
-from intsr.runtime.batch.files import upscale_file, with_header
-from intsr.runtime.backends.protocol import Backend
+from intsr.runtime.batch.files import upscale_file, upscale_files, with_header
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import open_engine
-engine, source, output, fix = sys.argv[1:]
-options = FileOptions(color_fix=fix)
+engine, source, output = map(pathlib.Path, sys.argv[1:4])
+"""
+    command = [sys.executable, "-c", imports + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+PREDICTION = """
+options = FileOptions(color_fix=sys.argv[4])
 with open_engine(engine, threads=1) as opened:
-    warm = pathlib.Path(output).with_name("warm.png")
+    warm = output.with_name("warm.png")
     upscale_file(opened, Job(warm, warm.with_name("warm-out.png")), options)
     restart_peak()
     before = resident_bytes()
-    job = with_header(Job(pathlib.Path(source), pathlib.Path(output)))
+    job = with_header(Job(source, output))
     upscale_file(opened, job, options)
     print(peak_resident_bytes() - before, MemoryBudget(opened, options).picture_bytes(job))
 """
@@ -166,15 +174,30 @@ with open_engine(engine, threads=1) as opened:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "fix"), [(".png", "wavelet"), (".jpg", "adain"), (".webp", "none")])
-def test_predictions_err_high_and_not_by_much(
-    make_engine: Callable[..., Path], tmp_path: Path, suffix: str, fix: str
-) -> None:
+def test_predictions_err_high_and_not_by_much(make_engine, tmp_path: Path, suffix: str, fix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1000, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / f"in{suffix}")
     Image.fromarray(noise[:50, :50]).save(tmp_path / "warm.png")
-    arguments = [make_engine(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", fix]
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, *map(str, arguments)], capture_output=True, text=True, check=True
-    )
-    measured, predicted = map(int, done.stdout.split())
+    paths = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    measured, predicted = _child(PREDICTION, make_engine(), *paths, fix)
     assert measured <= predicted <= 6 * measured + (64 << 20), (measured >> 20, predicted >> 20)
+
+
+MANY = """
+jobs = [Job(path, output / f"{i}{path.suffix}") for i, path in enumerate(sorted(source.iterdir()) * 84)]
+with open_engine(engine, threads=1) as opened:
+    for count, report in enumerate(upscale_files(opened, jobs, FileOptions(color_fix="wavelet")), 1):
+        assert report.status == "ok", report
+        if count in (len(jobs) // 2, len(jobs)):
+            print(resident_bytes())
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_500_pictures(make_engine, photo: np.ndarray, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for index, suffix in enumerate((".png", ".jpg", ".webp", ".tif", ".png", ".jpg")):
+        Image.fromarray(photo[: 20 + 5 * index, : 30 + 7 * index]).save(source / f"{index}{suffix}")
+    early, late = _child(MANY, make_engine("cpu"), source, tmp_path / "out")
+    assert late <= 1.05 * early, (early >> 20, late >> 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from ctypes.util import find_library
 from pathlib import Path
@@ -154,14 +155,16 @@ def test_entries_are_what_the_program_says(name: str, intsr: Run, make_engine, p
     assert _says(_entries()[name], err), err
 
 
-def test_no_gpu(upscale: Run, machine, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu(intsr: Run, machine, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
     if find_library("cuda"):
         pytest.skip("there is a driver here")
     engine = machine.engine("tensorrt-rtx")
     monkeypatch.undo()
-    _, _, err = upscale(photo_path, "-o", tmp_path / "out.png", engine=engine)
-    assert _says(_entries()["no-gpu"], err), err
+    for call in (("upscale", engine, photo_path, "-o", tmp_path / "out.png"), ("bench", engine, "--alone")):
+        code, out, err = intsr(*call)
+        assert (code, out, _says(_entries()["no-gpu"], err)) == (3, "", True), err
+    assert "tensorrt_rtx" not in sys.modules, "it is loaded behind the checks"
 
 
 def test_an_old_driver_and_another_gpu(upscale: Run, machine, photo_path: Path, tmp_path: Path) -> None:
