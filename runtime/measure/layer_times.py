@@ -37,7 +37,9 @@ def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[
         samples = []
         for _ in range(WARM_UP_RUNS + runs):
             engine.run_pipeline(x)
-            samples.append(engine.backend.layer_times_ms() or {})
+            times = engine.backend.layer_times_ms()
+            assert times is not None
+            samples.append(times)
     del samples[:WARM_UP_RUNS]
     rows = []
     for network in samples[0]:
