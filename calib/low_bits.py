@@ -14,6 +14,7 @@ from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
+from intsr.runtime.measure.metrics import psnr_db_from_mse
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
@@ -59,4 +60,5 @@ def _picture(model: SRModel, x: torch.Tensor) -> torch.Tensor:
 
 def _psnr_db(pictures: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
     errors = [float((a - b).square().mean()) for a, b in zip(pictures, exact, strict=True)]
-    return float(20 * np.log10(2) - 10 * np.log10(max(float(np.mean(errors)), 1e-20)))
+    # Pictures lie in [-1, 1].
+    return psnr_db_from_mse(float(np.mean(errors)), peak=2)

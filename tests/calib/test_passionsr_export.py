@@ -20,13 +20,13 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_model
 from intsr.calib.passionsr.import_checkpoint import import_passionsr
 from intsr.calib.passionsr.types import PassionSRQuantizers
-from intsr.engines.verify.agreement import psnr_db_from_mse as psnr_db
 from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.fold.split_layers import SplitLayer
 from intsr.export.lower.network import lower_network
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
+from intsr.runtime.measure.metrics import psnr_db_from_mse as psnr_db
 from intsr.targets import lowering_from_name
 from intsr.types import NETWORKS, Bits
 
