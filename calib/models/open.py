@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from intsr.calib.models.digests import (
     TEXT_FOLDERS,
@@ -49,6 +50,11 @@ class SRModel:
     vae: AutoencoderKL
     context: torch.Tensor
     digest: str
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The networks that are there as one module, in which sites are names."""
+        return nn.ModuleDict({part: getattr(self, part) for part in PARTS if getattr(self, part) is not None})
 
     def load(self, *parts: str) -> SRModel:
         """Both networks, or only those named, as copies that share the weights: their modules may be changed."""

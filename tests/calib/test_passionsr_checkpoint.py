@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +15,12 @@ from passionsr import sd21_on_meta
 from safetensors.torch import save_file
 
 from intsr.calib.calibration.files import load_calibration, save_calibration
-from intsr.calib.models.families.sd21 import bits_of_site
 from intsr.calib.models.sites import sites_of_model
-from intsr.calib.passionsr.checkpoint import PREFIX, bits_of_ldm_name, expected_shapes, read_passionsr
-from intsr.calib.passionsr.import_checkpoint import import_passionsr
-from intsr.calib.passionsr.names import ldm_names
+from intsr.calib.passionsr.import_checkpoint import expected_shapes, import_passionsr
+from intsr.calib.passionsr.layout import PREFIX, checkpoint_layout
 from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.cli.options import spread_values
-from intsr.errors import CalibrationError, UsageError
+from intsr.errors import CalibrationError, ModelError, UsageError
 from intsr.types import Bits
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "passionsr_reference"
@@ -47,8 +44,7 @@ def test_full_size_keys_and_shapes(part: str) -> None:
     path = REFERENCE / f"full_keys_{part}.json"
     if not path.exists():
         pytest.skip(f"no {path.name}")
-    model = sd21_on_meta()
-    shapes = expected_shapes(model, part, ldm_names(model, part))
+    shapes = expected_shapes(checkpoint_layout(sd21_on_meta(), part))
     official = {key: tuple(value["shape"]) for key, value in json.loads(path.read_text())["keys"].items()}
     assert len(official) == {"unet": 3730, "vae": 680}[part]
     assert set(shapes) == set(official)
@@ -56,24 +52,19 @@ def test_full_size_keys_and_shapes(part: str) -> None:
     assert {k: v for k, v in shapes.items() if v} == {k: official[k] for k, shape in shapes.items() if shape}
 
 
-def test_eight_bit_layers_are_ours() -> None:
-    model = sd21_on_meta()
-    w6a6 = Bits.parse("w6a6")
-    for part in ("unet", "vae"):
-        for site, name in ldm_names(model, part).layers.items():
-            assert bits_of_ldm_name(name, w6a6) == bits_of_site(site, w6a6), site
-
-
 def test_reads_every_layer(passionsr_files: list[Path], tiny_model: Any) -> None:
-    checkpoint = read_passionsr(passionsr_files[0], passionsr_files[1], tiny_model, W8A8)
-    assert checkpoint.parts == ("unet", "vae")
-    assert set(checkpoint.quantizers.layers) == set(sites_of_model(tiny_model, ("unet", "vae")))
+    calibration = import_passionsr(tiny_model, passionsr_files, Bits.parse("w6a4"), TILE_PX)
+    layers = PassionSRQuantizers.from_calibration(calibration).layers
+    assert set(layers) == set(calibration.sites) == set(sites_of_model(tiny_model, ("unet", "vae")))
+    eight = {site for site, layer in layers.items() if (layer.weight_bits, layer.activation_bits) != (6, 4)}
+    # As the official code has it.
+    assert {layers[site].weight_bits for site in eight} == {8} and eight == {
+        *("unet.time_embedding.linear_1", "unet.conv_out", "vae.encoder.conv_out", "vae.decoder.conv_out"),
+        *("vae.quant_conv", "vae.post_quant_conv"),
+    }
+    layer, key = layers["unet.up_blocks.0.resnets.0.conv1"], f"{PREFIX}output_blocks.0.0.in_layers.2"
     tensors = torch.load(passionsr_files[0], weights_only=True)
-    layer, key = (
-        checkpoint.quantizers.layers["unet.up_blocks.0.resnets.0.conv1"],
-        f"{PREFIX}output_blocks.0.0.in_layers.2",
-    )
-    assert layer.convolution and not checkpoint.quantizers.layers["unet.time_embedding.linear_1"].convolution
+    assert layer.convolution and not layers["unet.time_embedding.linear_1"].convolution
     assert layer.offset.tolist() == tensors[f"{key}.offset"].flatten().tolist()
     assert layer.weight_high[1].tolist() == tensors[f"{key}.weight_quantizer_1.x_max"].flatten().tolist()
     assert layer.input_low[1] == tensors[f"{key}.act_quantizer_1.x_min"].double()
@@ -133,11 +124,10 @@ class _RunsCode:
 def test_a_pickle_that_runs_code_is_refused(
     passionsr_files: list[Path], tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for writer in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
-        path = tmp_path / "unet.pth"
-        writer({"a": _RunsCode()}, path)
-        with pytest.raises(CalibrationError, match=r"unet\.pth: a pickle that holds more than tensors"):
-            read_passionsr(path, passionsr_files[1], tiny_model, W8A8)
+    path = tmp_path / "unet.pth"
+    torch.save({"a": _RunsCode()}, path)
+    with pytest.raises(ModelError, match=r"unet\.pth: refused: unpickling it would run code"):
+        import_passionsr(tiny_model, [path, passionsr_files[1]], W8A8, TILE_PX)
     assert "this ran" not in capsys.readouterr().out
 
 
