@@ -78,22 +78,19 @@ class ChannelRanges:
 
     def range_of(self, scale: torch.Tensor | float = 1.0) -> tuple[float, float]:
         """(low, high) of x / scale, scale (Cin,) or a number."""
-        low, high = _mean_range(self._pictures, scale)
+        low, high = (end.mean() for end in _reach(self._pictures, scale))
         if self._guard:
+            lows, highs = _reach(self._guard, scale)
             whole = reads_bare_stream(self.site)
-            guard = _whole_range(self._guard, scale) if whole else _mean_range(self._guard, scale)
-            low, high = min(low, guard[0]), max(high, guard[1])
-        return low, high
+            low = torch.minimum(low, lows.min() if whole else lows.mean())
+            high = torch.maximum(high, highs.max() if whole else highs.mean())
+        return float(low), float(high)
 
 
-def _mean_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+def _reach(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and greatest value of x / scale in each picture, (pictures,) both."""
     low, high = torch.stack(list(seen)).unbind(1)
-    return float((low / scale).amin(1).mean()), float((high / scale).amax(1).mean())
-
-
-def _whole_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
-    low, high = torch.stack(list(seen)).unbind(1)
-    return float((low / scale).min()), float((high / scale).max())
+    return (low / scale).amin(1), (high / scale).amax(1)
 
 
 def observe_ranges(

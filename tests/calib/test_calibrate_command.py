@@ -15,7 +15,6 @@ from PIL import Image
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.commands import calibrate as commands
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.train import TrainingOptions
 
 Intsr = Callable[..., tuple[int, str, str]]
 ONE_PASS = ("--method", "maxmin", "--parts", "vae", "--tile", 16)
@@ -91,20 +90,9 @@ def test_one_pass_refuses_options_of_training(
 
 def test_only_the_crops_default_gives_way_to_the_tile(intsr: Intsr, given: tuple[object, ...]) -> None:
     assert_refused(intsr(*given, "--tile", 16, "--crop", 64), "--crop: 64", "at most --tile 16")
-    settings = dict.fromkeys(("block_steps", "joint_steps", "batch", "crops"), 4)
-    rest = {
-        "guard": True,
-        "rate": 1.0,
-        "cache": "ram",
-        "recompute": False,
-        "mixed": False,
-        "seed": 0,
-        "device": "cpu",
-    }
-    for tile_px, crop_px, expected in ((16, None, 16), (128, None, 32), (16, 64, 64)):
-        recipe = commands._recipe("lbq", "w8a8", "vae", tile_px, False, crop_px=crop_px, **settings, **rest)
-        assert recipe.crop_px == expected
-        assert recipe.training == TrainingOptions(4, 4, 4)
+    for options, crop_px in ((("--tile", "16"), 16), ((), 32), (("--crop", "64", "--tile", "16"), 64)):
+        context = commands.calibrate.make_context("calibrate", ["demo", *options])
+        assert context.params["crop_px"] == crop_px
 
 
 def test_parts_of_what_is_not_quantized(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
