@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from intsr.calib.models.families.architecture import current_name
 from intsr.calib.models.families.sd21_ldm import network_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import check_channels, unsupported
-from intsr.calib.models.lora import merge_lora
+from intsr.calib.models.lora import Lora, merge_lora
 from intsr.calib.models.spec import read_json
 from intsr.calib.models.tensor_files import as_model_error
 from intsr.calib.models.weight_files import tensors_of_file
 from intsr.errors import ModelError
-
-if TYPE_CHECKING:
-    from intsr.calib.models.lora import Lora
 
 PARTS = ("unet", "vae")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -28,14 +25,14 @@ SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """The place of a network's weights."""
+    """The place of a network's weights. path: a file, or the index of several.
 
-    # `unet` or `vae`.
+    is_ldm: both networks are in one file, under ldm's names.
+    """
+
     part: str
     config: Mapping[str, Any]
-    # A file, or the index of several.
     path: Path
-    # Both networks are in one file, under ldm's names.
     is_ldm: bool = False
 
 
@@ -77,7 +74,11 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     """
     network = empty_network(source.part, source.config, source.path)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    weights = _read_weights(source)
+    tensors = tensors_of_file(source.path)
+    if source.is_ldm:
+        weights = network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
+    else:
+        weights = {current_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in weights.items():
         # The 1x1 convolutions of ldm's attention are linears here.
         if name in expected and tensor.shape != expected[name] and tensor.shape[:2] == expected[name]:
@@ -95,13 +96,6 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _read_weights(source: NetworkSource) -> dict[str, torch.Tensor]:
-    tensors = tensors_of_file(source.path)
-    if source.is_ldm:
-        return network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
-    return {current_name(name): tensor for name, tensor in tensors.items()}
-
-
 def _check_names(
     source: NetworkSource, expected: Mapping[str, torch.Size], weights: Mapping[str, torch.Tensor]
 ) -> None:
@@ -116,11 +110,11 @@ def _check_names(
         "unknown": sorted(set(weights) - set(expected)),
         "of another shape": wrong,
     }
-    told = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
+    told = [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
     if told:
         got = f"{source.part}: tensors {', '.join(told)}"
         raise ModelError(source.path, got, "exactly what the configuration says", "give the whole, matching file")
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -63,28 +63,14 @@ def test_training_refuses_a_work_folder_of_something_else(
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--device", "cuda"),
-        ("--mixed",),
-        ("--rate", 7),
-        ("--crop", 16),
-        ("--crops", 12),
-        ("--seed", 3),
-        ("--cache", "disk"),
-        ("--batch", 9),
-        ("--recompute",),
-        ("--block-steps", 1),
-        ("--joint-steps", 1),
+def test_one_pass_refuses_options_of_training(intsr: Intsr, given: tuple[object, ...], tmp_path: Path) -> None:
+    for options in (
+        *(("--device", "cuda"), ("--mixed",), ("--rate", 7), ("--crop", 16), ("--crops", 12), ("--seed", 3)),
+        *(("--cache", "disk"), ("--batch", 9), ("--recompute",), ("--block-steps", 1), ("--joint-steps", 1)),
         ("--restart",),
-    ],
-)
-def test_one_pass_refuses_options_of_training(
-    intsr: Intsr, given: tuple[object, ...], tmp_path: Path, options: tuple[object, ...]
-) -> None:
-    result = intsr(*given, *ONE_PASS, *options)
-    assert_refused(result, f"{options[0]}: together with --method maxmin, which takes one pass")
+    ):
+        result = intsr(*given, *ONE_PASS, *options)
+        assert_refused(result, f"{options[0]}: together with --method maxmin, which takes one pass")
     assert not (tmp_path / "c").exists()
 
 
@@ -154,8 +140,7 @@ def test_an_import_is_not_replaced_by_another(
 def mixed(pictures: Path, tmp_path: Path) -> Path:
     """Three good pictures, and between them a transparent one, a truncated one, and no picture."""
     folder = Path(shutil.copytree(pictures, tmp_path / "mixed"))
-    pixels = np.zeros((16, 16, 4), np.uint8)
-    Image.fromarray(pixels).save(folder / "0 transparent.png")
+    Image.new("RGBA", (16, 16)).save(folder / "0 transparent.png")
     whole = (pictures / "1.png").read_bytes()
     (folder / "1 truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "2 words.jpg").write_text("words")
@@ -235,12 +220,9 @@ def test_the_guard_can_be_left_out_and_clipped_shares_are_told(
 
 @pytest.mark.slow
 def test_bits_that_lose_the_picture_are_said_with_the_number(
-    intsr: Intsr, pictures: Path, demo_picture: Path, tmp_path: Path
+    intsr: Intsr, demo_picture: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    shutil.copy(demo_picture, folder)
-    arguments = ("calibrate", "demo", "--images", folder, "--method", "maxmin", "--tile", 64)
+    arguments = ("calibrate", "demo", "--images", demo_picture.parent, "--method", "maxmin", "--tile", 64)
     code, _, err = intsr(*arguments, "--bits", "w2a2", "-o", tmp_path / "w2a2")
     assert code == 0
     found = re.search(r"warning: w2a2 with maxmin is ([\d.]+) dB from full precision.*enlargement ([\d.]+) dB", err)

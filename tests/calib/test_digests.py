@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from models import edit_json
 
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import open_model
@@ -19,11 +18,6 @@ from intsr.export.pipeline import export_model
 from intsr.targets import lowering_from_name
 
 TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/vocab.json")
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -40,10 +34,6 @@ def encode_as(monkeypatch: pytest.MonkeyPatch, kind: str, processor: int) -> Non
     """The encoder's last bits, as another processor computes them."""
     context = torch.linspace(-1, 1, 7 * 24).reshape(1, 7, 24) * (1 + processor * 2**-22)
     monkeypatch.setattr(f"intsr.calib.models.open.context_from_{kind}", lambda *_: context)
-
-
-def edit_json(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_another_processor_is_no_other_model(with_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from models import edit_json
 from safetensors.torch import load_file, save_file
 
 from intsr.calib.models.open import SRModel, load_model
@@ -13,15 +13,6 @@ from intsr.calib.models.reference import reference_networks
 from intsr.errors import ModelError
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
-def edit_json(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_spec_of_a_folder(tiny_model: SRModel) -> None:

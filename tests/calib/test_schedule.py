@@ -12,7 +12,7 @@ import diffusers
 import pytest
 import torch
 
-from intsr.calib.models.schedule import CLIPPING, PLAIN, alpha_bar_from_scheduler
+from intsr.calib.models.spec import CLIPPING, PLAIN, alpha_bar_from_scheduler
 from intsr.errors import ModelError
 
 HERE = Path("scheduler_config.json")
