@@ -41,14 +41,11 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_nothing_is_left_of_a_run(tmp_path: Path) -> None:
+def test_what_a_run_did_not_write_is_kept_and_all_else_removed(tmp_path: Path) -> None:
     interrupted(tmp_path / "w")
     remove_work(tmp_path / "w")
     assert not (tmp_path / "w").exists()
     remove_work(tmp_path / "w")
-
-
-def test_what_a_run_did_not_write_is_kept(tmp_path: Path) -> None:
     interrupted(tmp_path / "w")
     own = {"notes.txt", "model.pt", ".hidden.part", "intsr-cache-list.txt"}
     for name in own:

@@ -113,11 +113,6 @@ def test_every_integer_layer_and_what_its_grid_may_do(tiny_model: SRModel) -> No
     assert not any(layer.grid.spec.may_shift for layer in symmetric.values())
 
 
-def test_no_let_is_none_anywhere(tiny_model: SRModel) -> None:
-    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), "none", False)
-    assert not any(layer.grid.has_let for layer in layers.values())
-
-
 def test_parts_meet_where_skips_are_joined(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seam, against what the UNet really concatenates."""
     joined: list[tuple[int, int]] = []
@@ -148,6 +143,7 @@ def test_layers_take_their_places_in_a_copy(tiny_model: SRModel) -> None:
     reference = reference_networks(tiny_model)["decoder"]
     site = "vae.decoder.mid_block.resnets.0.conv1"
     layer = quantized_layers(tiny_model, Bits(8, 8), ("vae",), "none", False)[site]
+    assert not layer.grid.has_let
     network = with_layers(reference, {site: layer})
     assert network.get_submodule(site) is layer
     assert isinstance(reference.get_submodule(site), nn.Conv2d)
@@ -180,7 +176,8 @@ def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, l
         layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let, False)
         for layer in layers.values():
             layer.grid.set_range(-4.0, 4.0)
-            layer.set_weight_range(*(end.detach() for end in _weight_range(layer)))
+            rows = layer.scaled_weight().flatten(1).detach()
+            layer.set_weight_range(rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0))
         network = with_layers(reference_networks(tiny_model)["unet"], layers)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             output = network(x)
@@ -199,8 +196,3 @@ def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = layer.scaled_weight()
     assert torch.equal(mixed, layer.scaled_weight())
-
-
-def _weight_range(layer: QuantizedLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = layer.scaled_weight().flatten(1)
-    return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
