@@ -80,17 +80,15 @@ def _tokens_from_context(path: Path) -> int:
         with safe_open(path, framework="np") as file:
             return int(file.get_slice("context").get_shape()[1])
     except (SafetensorError, OSError, IndexError) as error:
-        raise ModelError(
-            path, f"no readable context ({error})", "a tensor `context` (1, tokens, channels)"
-        ) from error
+        got = f"no readable context ({error})"
+        raise ModelError(path, got, "a tensor `context` (1, tokens, channels)") from error
 
 
 def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
     """The architecture of a model, as every command finds it, or of a known name, exactly one of both."""
     if (name is None) == (arch is None):
-        raise UsageError(
-            "info", "neither or both of MODEL and --arch", "one of them", "for example intsr info --arch sd21"
-        )
+        got, fix = "neither or both of MODEL and --arch", "for example intsr info --arch sd21"
+        raise UsageError("info", got, "one of them", fix)
     if arch is not None:
         return ARCHITECTURES[arch]
     assert name is not None

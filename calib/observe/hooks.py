@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,21 +56,14 @@ class ChannelRanges:
         self._pictures: list[torch.Tensor] = []
         self._guard: list[torch.Tensor] = []
 
-    def _range(self, inputs: tuple[Any, ...]) -> torch.Tensor:
-        """(2, Cin): the least and greatest value of every channel, and 0, as padding is input."""
+    def see(self, _: nn.Module, inputs: tuple[Any, ...], *, guard: bool = False) -> None:
+        """A forward pre-hook; guard: for `made_pictures`."""
         columns = inputs[0].movedim(self.axis, 0).flatten(1)
+        # (2, Cin): the least and greatest value of every channel, and 0, as padding is input.
         ends = torch.stack([columns.amin(1).clamp_max(0), columns.amax(1).clamp_min(0)])
         if not bool(torch.isfinite(ends).all()):
             raise CalibrationError(self.site, "NaN or infinity in its input", "finite activations")
-        return ends
-
-    def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A forward pre-hook, for pictures."""
-        self._pictures.append(self._range(inputs))
-
-    def see_guard(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A forward pre-hook, for `made_pictures`."""
-        self._guard.append(self._range(inputs))
+        (self._guard if guard else self._pictures).append(ends)
 
     def amax(self) -> torch.Tensor:
         """(Cin,): how far each channel goes at most, on pictures and, of a bare stream, on the guard."""
@@ -104,5 +98,6 @@ def observe_ranges(
     modules = sites_of_model(model, parts)
     observers = {site: ChannelRanges(site, layer) for site, layer in modules.items()}
     run_observed(model, batches, modules, {site: observer.see for site, observer in observers.items()})
-    run_observed(model, guard, modules, {site: observer.see_guard for site, observer in observers.items()})
+    see_guard = {site: partial(observer.see, guard=True) for site, observer in observers.items()}
+    run_observed(model, guard, modules, see_guard)
     return observers

@@ -21,7 +21,6 @@ from intsr.calib.models.sites import integer_sites
 from intsr.kernels.quantizer import fake_quantize_torch
 from intsr.types import Bits
 
-sides = st.tuples(st.integers(1, 3), st.integers(1, 3))
 twos = st.tuples(st.integers(1, 2), st.integers(1, 2))
 exponents = st.lists(st.floats(-4, 4), min_size=2, max_size=5)
 seeds = st.integers(0, 2**20)
@@ -42,22 +41,24 @@ def let_layer(
 
 
 @given(
-    sides, twos, st.tuples(st.integers(0, 2), st.integers(0, 2)), twos, exponents, st.booleans(), st.booleans(), seeds
+    st.fixed_dictionaries(
+        {
+            "kernel_size": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+            "stride": twos,
+            "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+            "dilation": twos,
+            "bias": st.booleans(),
+        }
+    ),
+    *(exponents, st.booleans(), seeds),
 )
 @settings(max_examples=80, deadline=None)
 def test_let_leaves_a_convolution_as_it_is(
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    exponents: list[float],
-    shift: bool,
-    bias: bool,
-    seed: int,
+    geometry: dict[str, Any], exponents: list[float], shift: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     channels, rng = len(exponents), np.random.default_rng(seed)
-    conv = nn.Conv2d(channels, 3, kernel, stride, padding, dilation, bias=bias).double().requires_grad_(False)
+    conv = nn.Conv2d(channels, 3, **geometry).double().requires_grad_(False)
     x = torch.randn(2, channels, 7, 6, dtype=torch.float64)
     dead = int(rng.integers(0, channels))
     x[:, dead], conv.weight[:, dead] = 0, 0
