@@ -25,8 +25,7 @@ from intsr.calib.models.modules import copy_sharing_weights
 from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
 from intsr.calib.models.spec import default_settings, read_settings, spec_from_settings
 from intsr.calib.models.tensor_files import read_checkpoint
-from intsr.calib.models.weight_files import weights_file
-from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs
+from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs, weights_file
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
