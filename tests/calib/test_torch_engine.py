@@ -92,6 +92,7 @@ def test_a_weight_only_engine_agrees_with_its_calibration(
 
 
 def test_verify_asks_the_engine_what_its_activations_are(
+    *,
     intsr: Any,
     tiny_folder: Path,
     four_bits: tuple[Calibration, Path],
