@@ -37,9 +37,10 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
     exact = [_picture(model, x) for x in inputs]
     quantized = model.load()
-    for site, layer in integer_sites(model, calibration.parts).items():
-        part, _, name = site.partition(".")
-        put_modules(getattr(quantized, part), {name: calibrated_layer(layer, calibration.sites[site])})
+    layers = integer_sites(model, calibration.parts)
+    put_modules(
+        quantized.modules, {site: calibrated_layer(layer, calibration.sites[site]) for site, layer in layers.items()}
+    )
     got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
     enlarged = _psnr_db(inputs, exact)
     if got >= enlarged:

@@ -34,8 +34,9 @@ class FakeQuantLayer(nn.Module):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         activation: QuantParams | None,
-        let_scale: NDArray[Any] | None = None,
-        let_shift: NDArray[Any] | None = None,
+        *,
+        let_scale: NDArray[Any] | None,
+        let_shift: NDArray[Any] | None,
     ) -> None:
         """layer: for how it slides. weight, bias: Q(W~) and b~. activation: None for an input that stays
         as it is. let_scale, let_shift: s and d, (Cin,), or None for a step that is left out.
@@ -81,4 +82,5 @@ def calibrated_layer(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> 
     if quantizer.let_shift is not None:
         bias = shifted_bias(bias, layer.weight, torch.tensor(quantizer.let_shift))
     weight = torch.from_numpy(dequantize_weight(codes, scale))
-    return FakeQuantLayer(layer, weight, bias, activation, quantizer.let_scale, quantizer.explicit_shift())
+    let = {"let_scale": quantizer.let_scale, "let_shift": quantizer.explicit_shift()}
+    return FakeQuantLayer(layer, weight, bias, activation, **let)

@@ -170,7 +170,7 @@ def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
         recipe = Recipe(METHOD, bits, parse_parts(request.parts), tile_px)
         say(f"calibrating with {METHOD}, in one pass; intsr calibrate has methods that learn")
         model = source.load()
-        calibration = calibrate(model, pictures, recipe, lambda batches: _watched(batches, pictures))
+        calibration = calibrate(model, pictures, recipe, progress=lambda batches: _watched(batches, pictures))
         warning = low_bits_warning(model, calibration, pictures)
         if warning is not None:
             say(warning)

@@ -19,7 +19,8 @@ def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only:
     """One layer of a folded network, with its float bias. weight_only: its input stays as it is."""
     weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
     activation = None if weight_only else folded.activation
-    return FakeQuantLayer(layer, weight, layer.bias, activation, folded.let_scale, folded.let_shift)
+    let = {"let_scale": folded.let_scale, "let_shift": folded.let_shift}
+    return FakeQuantLayer(layer, weight, layer.bias, activation, **let)
 
 
 def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:
