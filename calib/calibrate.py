@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import intsr
 from intsr.calib.calibration.types import PARTS, Calibration, SiteQuantizer
-from intsr.calib.data.crops import Crops, crops_from_pictures
+from intsr.calib.data.crops import crops_from_pictures
 from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
@@ -30,14 +32,12 @@ from intsr.memory import peak_resident_bytes
 from intsr.types import Bits
 
 if TYPE_CHECKING:
-    import torch
-
     from intsr.calib.models.open import SRModel
 
 W8A8 = Bits(8, 8)
 DEFAULT_TRAINING = TrainingOptions()
 DEVICES = ("cpu", "cuda")
-Progress = Callable[[Iterable["torch.Tensor"]], Iterable["torch.Tensor"]]
+Progress = Callable[[Iterable[torch.Tensor]], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,14 @@ class Recipe:
         return method_from_name(self.method, self.symmetric, self.rank)
 
     @property
+    def steps(self) -> tuple[int, int]:
+        """Training steps of each block's stages together, and of each network's."""
+        training, method = self.training, self.stages
+        given = ((training.block_steps, method.block), (training.joint_steps, method.joint))
+        block, joint = (sum(round(steps * stage.share) for stage in stages) for steps, stages in given)
+        return block, joint
+
+    @property
     def trains(self) -> bool:
         return self.stages.trains
 
@@ -97,6 +105,7 @@ def calibrate(
     model: SRModel,
     pictures: Sequence[Path],
     recipe: Recipe,
+    *,
     progress: Progress = lambda batches: batches,
     report: Report = lambda phase, steps, loss: None,
     work: Path | None = None,
@@ -113,8 +122,18 @@ def calibrate(
     curves: Mapping[str, list[list[float]]] = {}
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
-            crops = crops_of_recipe(model, pictures, recipe)
-            sites, curves = _trained_sites(model, crops, recipe, journal, report)
+            crops = crops_from_pictures(
+                pictures,
+                model.spec,
+                tile_px=recipe.tile_px,
+                crop_px=recipe.crop_px,
+                count=recipe.crops,
+                batch=recipe.training.batch,
+                seed=recipe.seed,
+                guard=recipe.guard,
+            )
+            run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
+            sites, curves = _trained_sites(model, recipe, run)
         else:
             batches = progress(calibration_batches(pictures, model.spec, recipe.tile_px))
             side_px = guard_side_px(model.spec, recipe.tile_px)
@@ -140,60 +159,34 @@ def calibrate(
     )
 
 
-def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Crops:
-    """The training crops. Raises UsageError, ImageError, CalibrationError."""
-    return crops_from_pictures(
-        pictures,
-        model.spec,
-        recipe.tile_px,
-        recipe.crop_px,
-        recipe.crops,
-        recipe.training.batch,
-        recipe.seed,
-        recipe.guard,
-    )
-
-
 def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
     """Training steps in all, for a progress bar; 0 for methods that do not train."""
     if not recipe.trains:
         return 0
-    method = recipe.stages
     sites = integer_sites(model, recipe.parts)
     networks = reference_networks(model)
     of_network = {name: [site for site in sites if network_of_site(site) == name] for name in networks}
     blocks = sum(len(blocks_by_name(networks[name], own)) for name, own in of_network.items())
     trained = sum(bool(own) for own in of_network.values())
-    block = sum(round(recipe.training.block_steps * stage.share) for stage in method.block)
-    joint = sum(round(recipe.training.joint_steps * stage.share) for stage in method.joint)
-    return blocks * block + trained * joint
+    of_block, of_network_steps = recipe.steps
+    return blocks * of_block + trained * of_network_steps
 
 
 def _trained_sites(
-    model: SRModel, crops: Crops, recipe: Recipe, journal: Journal, report: Report
+    model: SRModel, recipe: Recipe, run: Run
 ) -> tuple[dict[str, SiteQuantizer], dict[str, list[list[float]]]]:
     """Learned numbers for what runs in integers, MaxMin's for every other site of the parts."""
-    if recipe.device == "cuda":
-        _check_cuda()
-    sites = observe_maxmin(model, crops.train, recipe.bits, recipe.parts)
-    run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device", "cuda", "a GPU that torch can use", "install torch with CUDA, or --device cpu")
+    sites = observe_maxmin(model, run.crops.train, recipe.bits, recipe.parts)
     walk = learn_reverse if recipe.stages.reverse else learn
     layers, curves = walk(model, recipe.bits, recipe.parts, run, recipe.device)
     learned = {site: layer.site_quantizer() for site, layer in layers.items()}
     return {site: learned.get(site, quantizer) for site, quantizer in sites.items()}, curves
 
 
-def _check_cuda() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UsageError("--device", "cuda", "a GPU that torch can use", "install torch with CUDA, or --device cpu")
-
-
 def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[str, Any]:
     """Everything that decides the result; what only decides how it is reached is left out."""
-    import torch
-
     training = asdict(replace(recipe.training, cache="ram", recompute=False))
     settings = {key: str(value) for key, value in {**asdict(recipe), **training}.items() if key != "training"}
     return {

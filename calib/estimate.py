@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from intsr.calib.data.made_pictures import guard_pictures
 from intsr.calib.learn.blocks import Block, Call, blocks_of_network, layer_statistics, record_input
 from intsr.calib.learn.initialize import initialize
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.method import Method, add_parameters, parameter_groups, set_dynamic
+from intsr.calib.learn.method import add_parameters, parameter_groups, set_dynamic
 from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
 from intsr.calib.learn.train import Phase, train
 from intsr.calib.learn.walk import probe_chunks, rotations_of
@@ -54,7 +55,7 @@ class MeasuredBlock:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One block to be calibrated: the input that noise gives it, and its output. forward_s: on one crop."""
+    """One block to be calibrated: the input that noise gives it, and its output."""
 
     network: nn.Module
     block: Block
@@ -96,17 +97,13 @@ class Estimate:
         ]
 
     def to_mapping(self) -> dict[str, Any]:
+        block = ("name", "forward_s", "step_s", "initialize_s")
         return {
             "dry_run": True,
             "seconds": round(self.seconds, 1),
-            "peak_bytes": self.peak_bytes,
-            "cache_bytes": self.cache_bytes,
-            "blocks": self.blocks,
+            **{name: getattr(self, name) for name in ("peak_bytes", "cache_bytes", "blocks")},
             "forward_s": round(self.forward_s, 3),
-            "measured": [
-                {key: getattr(block, key) for key in ("name", "forward_s", "step_s", "initialize_s")}
-                for block in self.measured
-            ],
+            "measured": [{name: getattr(measured, name) for name in block} for measured in self.measured],
         }
 
 
@@ -121,7 +118,7 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         )
     method = recipe.stages
     layers = quantized_layers(model, recipe.bits, recipe.parts, **method.layer_settings)
-    walks: list[tuple[str, nn.Module, torch.Tensor, dict[str, float]]] = []
+    walks: list[tuple[nn.Module, torch.Tensor, dict[str, float]]] = []
     blocks: dict[str, Block] = {}
     side_px = recipe.crop_px * model.spec.upscale_factor
     x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -137,35 +134,33 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         if own:
             found = blocks_of_network(network, own, x)
             blocks |= {block.name: block for block in found}
-            walks.append((name, network, x, _forward_seconds(network, [block.name for block in found], x)))
+            walks.append((network, x, _forward_seconds(network, [block.name for block in found], x)))
         with torch.no_grad():
             x = network(x)
     samples = [
         _sample(network, blocks[block], x, seconds[block])
-        for _, network, x, seconds in walks
+        for network, x, seconds in walks
         for block in _slowest(network, seconds)
     ]
     peak_bytes = peak_resident_bytes()
-    given_up_bytes = _give_up_weights([network for _, network, *_ in walks], samples)
+    given_up_bytes = _give_up_weights([network for network, *_ in walks], samples)
     restart_peak()
-    measured = [_measure(sample, layers, crops, method, recipe) for sample in samples]
+    measured = tuple(_measure(sample, layers, crops, recipe) for sample in samples)
     peak_bytes = max(peak_bytes, peak_resident_bytes() + given_up_bytes)
-    return _added_up(method, recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
+    return _added_up(recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
 
 
 def _added_up(
-    method: Method,
     recipe: Recipe,
     crops: int,
     seconds: Sequence[dict[str, float]],
-    measured: Sequence[MeasuredBlock],
+    measured: tuple[MeasuredBlock, ...],
     peak_bytes: int,
 ) -> Estimate:
     ratio = sum(block.step_s for block in measured) / sum(block.forward_s for block in measured)
     setup = sum(block.initialize_s for block in measured) / sum(block.forward_s for block in measured)
     training = recipe.training
-    block_steps = sum(round(training.block_steps * stage.share) for stage in method.block)
-    joint_steps = sum(round(training.joint_steps * stage.share) for stage in method.joint)
+    block_steps, joint_steps = recipe.steps
     block_s = joint_s = forward_s = 0.0
     for of_unit in seconds:
         total, reached = sum(of_unit.values()), 0.0
@@ -185,7 +180,7 @@ def _added_up(
         cache_bytes=cache_bytes,
         blocks=sum(len(of_unit) for of_unit in seconds),
         forward_s=forward_s,
-        measured=tuple(measured),
+        measured=measured,
         cache=training.cache,
     )
 
@@ -194,18 +189,18 @@ def _added_up(
 def _forward_seconds(network: nn.Module, blocks: Sequence[str], x: torch.Tensor) -> dict[str, float]:
     """Seconds of every block in one forward pass, in order of execution."""
     seconds: dict[str, float] = {}
-    starts: dict[str, float] = {}
 
-    def before(name: str) -> Any:
-        return lambda *_: starts.__setitem__(name, time.perf_counter())
+    def begin(name: str, *_: Any) -> None:
+        seconds[name] = -time.perf_counter()
 
-    def after(name: str) -> Any:
-        return lambda *_: seconds.__setitem__(name, time.perf_counter() - starts[name])
+    def end(name: str, *_: Any) -> None:
+        seconds[name] += time.perf_counter()
 
     hooks = []
     for name in blocks:
         module = network.get_submodule(name)
-        hooks += [module.register_forward_pre_hook(before(name)), module.register_forward_hook(after(name))]
+        hooks.append(module.register_forward_pre_hook(partial(begin, name)))
+        hooks.append(module.register_forward_hook(partial(end, name)))
     network(x)  # the first pass makes kernels: the second one counts
     network(x)
     for hook in hooks:
@@ -241,9 +236,10 @@ def _give_up_weights(networks: Sequence[nn.Module], samples: Sequence[Sample]) -
     return freed
 
 
-def _measure(sample: Sample, all_layers: Any, crops: Crops, method: Method, recipe: Recipe) -> MeasuredBlock:
+def _measure(sample: Sample, all_layers: Any, crops: Crops, recipe: Recipe) -> MeasuredBlock:
     """Calibrate one block for a few steps, on the input that noise gives it."""
     network, block, value, call, target = sample.network, sample.block, sample.value, sample.call, sample.target
+    method = recipe.stages
     layers = {site: all_layers[site] for site in block.sites}
     module = network.get_submodule(block.name)
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from intsr.calib.models.modules import put_modules
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
+from intsr.runtime.measure.metrics import psnr_db_from_mse
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
     exact = [_picture(model, x) for x in inputs]
     quantized = model.load()
-    for site, layer in integer_sites(model, calibration.parts).items():
-        part, _, name = site.partition(".")
-        put_modules(getattr(quantized, part), {name: calibrated_layer(layer, calibration.sites[site])})
+    layers = integer_sites(model, calibration.parts)
+    put_modules(
+        quantized.modules, {site: calibrated_layer(layer, calibration.sites[site]) for site, layer in layers.items()}
+    )
     got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
     enlarged = _psnr_db(inputs, exact)
     if got >= enlarged:
@@ -59,4 +61,5 @@ def _picture(model: SRModel, x: torch.Tensor) -> torch.Tensor:
 
 def _psnr_db(pictures: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
     errors = [float((a - b).square().mean()) for a, b in zip(pictures, exact, strict=True)]
-    return float(20 * np.log10(2) - 10 * np.log10(max(float(np.mean(errors)), 1e-20)))
+    # Pictures lie in [-1, 1].
+    return psnr_db_from_mse(float(np.mean(errors)), peak=2)

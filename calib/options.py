@@ -29,8 +29,13 @@ def symmetric_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def _crop_px() -> int:
+    """Only the default gives way to the tile: a crop that was asked for and does not fit is an error."""
+    return min(DEFAULT_CROP_PX, click.get_current_context().params["tile_px"])
+
+
 def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the methods that train."""
+    """Options of the methods that train, below --tile."""
     decorators = (
         click.option(
             "--rank",
@@ -41,6 +46,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--crop",
             "crop_px",
             type=click.IntRange(1),
+            default=_crop_px,
             help=f"Side of a crop.  [default: {DEFAULT_CROP_PX}, or --tile where that is smaller]",
         ),
         click.option("--crops", type=click.IntRange(1), default=48, show_default=True, help="Crops to train on."),

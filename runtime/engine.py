@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -10,13 +11,11 @@ from typing import TYPE_CHECKING
 from intsr.bundle import Bundle, is_overwritten, read_manifest
 from intsr.errors import BundleError, IntsrError, OutOfMemoryError
 from intsr.runtime.backends.compatibility import check_runs_here, expected_inference_bytes
-from intsr.runtime.backends.open import open_backend
-from intsr.runtime.backends.protocol import Backend, SessionOptions, ran_out_of_memory
+from intsr.runtime.backends.protocol import Backend, SessionOptions, backend_module, ran_out_of_memory
 from intsr.runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
     from intsr.bundle import Identity
-    from intsr.manifest import Manifest
 
 _FREE_SOME = "close other programs, or use an engine of smaller tiles (--tile)"
 
@@ -28,17 +27,8 @@ class Engine(Upscaler):
     it was opened, and `precision` what the parts that are not integer are computed in here.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        manifest: Manifest,
-        backend: Backend,
-        *,
-        options: SessionOptions,
-        identity: Identity,
-        in_place: bool = False,
-    ) -> None:
-        """in_place: the networks read from the file as they run."""
+    def __init__(self, path: Path, bundle: Bundle, backend: Backend, options: SessionOptions) -> None:
+        manifest = bundle.manifest
         super().__init__(
             backend,
             manifest.tile_px,
@@ -52,7 +42,9 @@ class Engine(Upscaler):
         self.path, self.manifest, self.options = path, manifest, options
         self.precision, self.expected_bytes = backend.precision, expected_inference_bytes(manifest)
         # Absolute: the program may go elsewhere before it asks for `reopen`.
-        self._place, self._identity, self._in_place = path.absolute(), identity, in_place
+        self._place, self._identity = path.absolute(), bundle.identity
+        # Whether the networks read from the file as they run.
+        self._in_place = bundle.is_used_in_place
 
     @property
     def tile_sizes(self) -> tuple[int, ...]:
@@ -81,9 +73,6 @@ class Engine(Upscaler):
             fix = "open it again; if that is to happen, with a copy: --copy-engine, or open_engine(copy=True)"
             raise BundleError(self.path, "was written into while it was in use", "a file that stays as it is", fix)
 
-    def __enter__(self) -> Engine:
-        return self
-
 
 def open_engine(
     path: str | PathLike[str],
@@ -98,21 +87,26 @@ def open_engine(
 ) -> Engine:
     """Check the bundle, then open its networks.
 
-    threads: None for the library's own choice. precision: of what is not integer, `auto`, `f32` or `bf16`. device:
-    for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: `cuda-python` or `pycuda`. profile: see
-    `SessionOptions`. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into
+    threads: None for the library's own choice; a GPU has none. precision: of what is not integer, `auto`, `f32` or
+    `bf16`. device: None for the target's own, for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: who
+    talks to CUDA, `cuda-python` or `pycuda`. profile: time each layer (`Backend.layer_times_ms`), which costs some
+    itself. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into
     while the engine is open, which a small one (`bundle.COPIED_BYTES`) always may: it is read into memory. Checked in
     this order, before a library sees a byte: the options, the manifest, target, library, version, tile size, the
     members' hashes. Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
-    options = SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy)
-    return _open(Path(path), options)
+    return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy))
 
 
 def _open(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:
     """checked: of the file when its hashes were last found right."""
     try:
-        return _opened(path, options, checked)
+        check_runs_here(read_manifest(path), path)
+        with Bundle(path, options.tile_px, checked, options.copy) as bundle, ExitStack() as opened:
+            backend: Backend = backend_module(bundle.manifest.target).open_backend(bundle, options)
+            opened.callback(backend.close)
+            engine = Engine(path, bundle, backend, options)
+            opened.pop_all()
     except IntsrError:
         raise
     except Exception as error:  # Libraries, loaded only now, have many kinds.
@@ -121,23 +115,6 @@ def _open(path: Path, options: SessionOptions, checked: Identity | None = None) 
         text = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise OutOfMemoryError(path, f"there is not enough memory to open it ({text})", fix=_FREE_SOME) from error
 
-
-def _opened(path: Path, options: SessionOptions, checked: Identity | None) -> Engine:
-    check_runs_here(read_manifest(path), path)
-    with Bundle(path, options.tile_px, checked, options.copy) as bundle:
-        backend = open_backend(bundle, options)
-        try:
-            engine = Engine(
-                path,
-                bundle.manifest,
-                backend,
-                options=options,
-                identity=bundle.identity,
-                in_place=bundle.is_used_in_place,
-            )
-        except BaseException:
-            backend.close()
-            raise
     # Count again: the mapped engine file was included above, about a quarter of it for SD 2.1.
     engine.count_opened_memory()
     return engine

@@ -14,10 +14,9 @@ _END = object()
 
 
 class TakesTurns:
-    """The base of what one thread uses at a time."""
+    """The base of what one thread uses at a time. where: for errors."""
 
     def __init__(self, where: object) -> None:
-        """where: for errors."""
         # Reentrant: a turn may be made of others.
         self._lock, self._closed, self._where = threading.RLock(), False, where
 

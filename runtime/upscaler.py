@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.memory import resident_bytes
 from intsr.runtime.backends.protocol import Backend, Network
-from intsr.runtime.color_fix import open_color_fix
-from intsr.runtime.color_fix.base import ColorFix
+from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
@@ -35,14 +34,12 @@ __all__ = ["STAGES", "UpscaleResult", "Upscaler", "Work", "pixels_from_picture"]
 
 @dataclass(frozen=True, slots=True)
 class UpscaleResult:
-    """An enlarged picture, and the time that it took."""
+    """An enlarged picture, of the type that was put in, and the time that it took. tiles: how many ran."""
 
-    # Of the type that was put in.
     image: Picture
     # Wall time by stage of `STAGES`; of a GPU's networks, the GPU's own time.
     stages_ms: dict[str, float]
     total_ms: float
-    # How many ran.
     tiles: int
     # Copies to and from a GPU; None where there are none.
     transfers_ms: float | None = None
@@ -168,9 +165,8 @@ class Upscaler(TakesTurns):
         return self.backend.names
 
     def resident_bytes_at(self, tile_px: int) -> int:
-        """Return what this process takes with the engine at work on such tiles, and no picture.
-
-        What an inference takes is measured in the first; before that it is `expected_bytes`.
+        """Return what this process takes with the engine at work on such tiles: as measured in the first inference,
+        before that `expected_bytes`.
         """
         measured = self.backend.activation_bytes
         at_work = self.expected_bytes if measured is None else measured
@@ -240,19 +236,18 @@ class Upscaler(TakesTurns):
         `upscale` raises.
         """
 
-        def prepare(image: Picture) -> tuple[Picture, Work]:
-            return image, self.start(pixels_from_picture(image), color_fix, overlap_px)
+        def prepare(image: Picture) -> Work:
+            return self.start(pixels_from_picture(image), color_fix, overlap_px)
 
-        def finish(prepared: tuple[Picture, Work], bands: Iterable[Band | FinishedBand]) -> Picture:
-            image, work = prepared
-            return picture_like(image, work.whole(work.finish(bands)))
+        def finish(work: Work, bands: Iterable[Band | FinishedBand]) -> Array:
+            return work.whole(work.finish(bands))
 
         # Here and not in `prepare`, which runs beside the iterator of the caller.
         copies = map(copy_of, images)
-        for _, result in overlapped(copies, prepare, lambda prepared: prepared[1].bands(), finish):
+        for image, result in overlapped(copies, prepare, Work.bands, finish):
             if isinstance(result, Exception):
                 raise result
-            yield result
+            yield picture_like(image, result)
 
     def start(
         self,
@@ -289,7 +284,7 @@ class Upscaler(TakesTurns):
     def _free(self) -> None:
         self.backend.close()
 
-    def __enter__(self) -> Upscaler:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

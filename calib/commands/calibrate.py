@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.options import (
-    DEFAULT_CROP_PX,
-    check_source,
-    check_training_options,
-    symmetric_option,
-    training_options,
-)
+from intsr.calib.options import check_source, check_training_options, symmetric_option, training_options
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
 from intsr.cli.options import SeveralValuesCommand, model_options, passionsr_option
 from intsr.errors import ImageError, UsageError
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
     from intsr.calib.calibration.types import Calibration, PhaseName
     from intsr.calib.models.open import ModelSource, SRModel
-    from intsr.types import Bits
 
 WORK_SUFFIX = ".work"
 
@@ -80,8 +75,9 @@ def calibrate(
     they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
     same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
     """
-    from intsr.calib.data.pictures import list_pictures
+    from intsr.calib.estimate import estimate
     from intsr.calib.models.open import open_model
+    from intsr.runtime.pictures.reader import list_pictures
 
     check_source(images is not None, bool(official))
     recipe = _recipe(**settings)
@@ -91,17 +87,23 @@ def calibrate(
     source = open_model(model, context, lora)
     say_notes(source.notes)
     if dry_run:
-        _dry_run(source.load(), pictures[:limit], recipe, as_json)
+        result = estimate(source.load(), pictures[:limit], recipe)
+        for line in result.lines():
+            say(line)
+        if as_json:
+            emit_json(result.to_mapping())
         return
     assert output is not None
     if official:
         calibration = _import(source, official, recipe, output, overwrite)
     else:
-        _announce_replaced(output, recipe.method, recipe.bits, recipe.parts, source, overwrite)
+        _announce_replaced(output, source, recipe, overwrite)
         pictures = _usable(pictures, limit)
         calibration = _run(source.load(), pictures, recipe, output, restart)
     if as_json:
-        _emit(calibration, output, len(pictures))
+        facts = {"output": str(output), "sites": len(calibration.sites)}
+        facts |= {name: getattr(calibration, name) for name in ("seconds", "peak_bytes", "method", "bits", "parts")}
+        emit_json(facts | {"bits": str(calibration.bits), "pictures": len(pictures)})
 
 
 def _check_output(output: Path | None, dry_run: bool) -> None:
@@ -117,17 +119,15 @@ def _check_output(output: Path | None, dry_run: bool) -> None:
     check_writable_place(output.parent)
 
 
-def _announce_replaced(
-    output: Path, method: str, bits: Bits, parts: tuple[str, ...], source: ModelSource, overwrite: bool
-) -> None:
+def _announce_replaced(output: Path, source: ModelSource, settings: Recipe | Calibration, overwrite: bool) -> None:
     from intsr.calib.calibration.files import JSON_NAME, check_same_settings
 
     if overwrite:
         if (output / JSON_NAME).exists():
             say(f"{output}: the calibration that is there will be replaced")
         return
-    model = {"model": source.spec.name, "digest": source.digest}
-    if check_same_settings(output, method=method, bits=bits, parts=parts, **model):
+    facts = {name: getattr(settings, name) for name in ("method", "bits", "parts")}
+    if check_same_settings(output, model=source.spec.name, digest=source.digest, **facts):
         say(f"{output}: made before with the same model, method, bits and parts; it will be replaced")
 
 
@@ -147,21 +147,6 @@ def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
     return chosen
 
 
-def _emit(calibration: Calibration, output: Path, pictures: int) -> None:
-    emit_json(
-        {
-            "output": str(output),
-            "sites": len(calibration.sites),
-            "seconds": calibration.seconds,
-            "peak_bytes": calibration.peak_bytes,
-            "method": calibration.method,
-            "bits": str(calibration.bits),
-            "parts": list(calibration.parts),
-            "pictures": pictures,
-        }
-    )
-
-
 def _import(
     source: ModelSource, files: tuple[Path, ...], recipe: Recipe, output: Path, overwrite: bool
 ) -> Calibration:
@@ -169,7 +154,7 @@ def _import(
     from intsr.calib.passionsr.import_checkpoint import import_passionsr
 
     calibration = import_passionsr(source.load(), files, recipe.bits, recipe.tile_px)
-    _announce_replaced(output, calibration.method, calibration.bits, calibration.parts, source, overwrite)
+    _announce_replaced(output, source, calibration, overwrite)
     save_calibration(calibration, output)
     say(
         f"{output}: {len(calibration.sites)} layers of {', '.join(calibration.parts)}, read as {calibration.bits} "
@@ -178,28 +163,13 @@ def _import(
     return calibration
 
 
-def _recipe(
-    method: str, bits: str, parts: str, tile_px: int, symmetric: bool, guard: bool, **training: Any
-) -> Recipe:
+def _recipe(*, bits: str, parts: str, **settings: Any) -> Recipe:
     from intsr.calib.calibrate import Recipe, parse_parts
     from intsr.calib.learn.train import TrainingOptions
     from intsr.types import Bits
 
-    names = ("block_steps", "joint_steps", "batch", "rate", "cache", "recompute", "mixed")
-    options = TrainingOptions(**{name: training[name] for name in names})
-    # Only the default gives way: what was asked for and does not fit is an error.
-    crop_px = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
-    return Recipe(
-        method=method,
-        bits=Bits.parse(bits),
-        parts=parse_parts(parts),
-        tile_px=tile_px,
-        symmetric=symmetric,
-        crop_px=crop_px,
-        training=options,
-        guard=guard,
-        **{name: training[name] for name in ("crops", "seed", "device")},
-    )
+    training = TrainingOptions(**{field.name: settings.pop(field.name) for field in fields(TrainingOptions)})
+    return Recipe(bits=Bits.parse(bits), parts=parse_parts(parts), training=training, **settings)
 
 
 def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, restart: bool) -> Calibration:
@@ -225,8 +195,8 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
                 last[0] = phase
                 detail(f"{phase}: loss {loss:.3e}")
 
-        watched = (lambda batches: batches) if recipe.trains else _watched(len(pictures))
-        calibration = run(model, pictures, recipe, watched, report, work)
+        watch = partial(progress, description="calibrating", total=len(pictures))
+        calibration = run(model, pictures, recipe, progress=watch, report=report, work=work)
     warning = low_bits_warning(model, calibration, pictures)
     save_calibration(calibration, output)
     if recipe.trains:
@@ -238,17 +208,3 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
     if warning is not None:
         say(warning)
     return calibration
-
-
-def _watched(total: int) -> Any:
-    return lambda batches: progress(batches, "calibrating", total=total)
-
-
-def _dry_run(model: SRModel, pictures: list[Path], recipe: Recipe, as_json: bool) -> None:
-    from intsr.calib.estimate import estimate
-
-    result = estimate(model, pictures, recipe)
-    for line in result.lines():
-        say(line)
-    if as_json:
-        emit_json(result.to_mapping())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,9 @@ from intsr.cli.console import common_options, emit_json
 from intsr.types import SYNTHETIC_NOTE, Bits
 
 if TYPE_CHECKING:
-    from intsr.calib.models.cost import NetworkCost, QuantizedCost
+    from rich.table import Table
+
+    from intsr.calib.models.cost import NetworkCost
 
 
 @click.command(
@@ -42,67 +45,51 @@ def info(
     bits = Bits.parse(bits_text) if bits_text is not None else None
     for library in ("torch", "diffusers"):
         require(library, "intsr info")
+    from rich.console import Console
+
     from intsr.calib.calibrate import parse_parts
     from intsr.calib.models import cost as counting
 
     parts = parse_parts(parts_text)
     architecture = counting.architecture_from_name(model, arch)
     costs = counting.costs_from_architecture(architecture, size_px)
+    total = counting.total_from_costs(costs)
     quantized = counting.quantize_cost(costs, bits, parts) if bits else None
     if as_json:
-        note = {"synthetic": True, "note": SYNTHETIC_NOTE} if architecture.synthetic else {}
-        emit_json(_json_from_costs(architecture.name, size_px, costs, quantized) | note)
-    else:
+        answer: dict[str, Any] = {"model": architecture.name, "size_px": size_px}
+        answer |= {"networks": [_facts(cost) for cost in costs]}
+        answer |= {"total": {"parameters": total.parameters, "gops": total.gops}}
+        answer |= {"quantized": asdict(quantized)} if quantized else {}
+        emit_json(answer | ({"synthetic": True, "note": SYNTHETIC_NOTE} if architecture.synthetic else {}))
+        return
+    table = _table(f"{architecture.name}, {size_px} x {size_px} output", (*costs, total))
+    if quantized:
         label = f"{bits} on {', '.join(parts)}"
-        _print_table(f"{architecture.name}, {size_px} x {size_px} output", costs, quantized, label)
-        if architecture.synthetic:
-            click.echo(SYNTHETIC_NOTE)
+        table.add_row(label, f"{quantized.parameters:,}", f"{quantized.gops:,.1f}")
+        table.add_row("  of total", f"{quantized.ratio_parameters:.1%}", f"{quantized.ratio_gops:.1%}", style="dim")
+    Console().print(table)
+    if architecture.synthetic:
+        click.echo(SYNTHETIC_NOTE)
 
 
-def _json_from_costs(
-    name: str, size_px: int, costs: tuple[NetworkCost, ...], quantized: QuantizedCost | None
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from intsr.calib.models.cost import total_from_costs
-
-    def describe(cost: NetworkCost) -> dict[str, Any]:
-        described: dict[str, Any] = {"name": cost.name, "parameters": cost.parameters, "gops": cost.gops}
-        if cost.components:
-            described["components"] = [describe(component) for component in cost.components]
-        return described
-
-    total = total_from_costs(costs)
-    answer = {
-        "model": name,
-        "size_px": size_px,
-        "networks": [describe(cost) for cost in costs],
-        "total": {"parameters": total.parameters, "gops": total.gops},
-    }
-    return answer | ({"quantized": asdict(quantized)} if quantized else {})
+def _facts(cost: NetworkCost) -> dict[str, Any]:
+    facts = {"name": cost.name, "parameters": cost.parameters, "gops": cost.gops}
+    return facts | ({"components": [_facts(half) for half in cost.components]} if cost.components else {})
 
 
-def _print_table(
-    title: str, costs: tuple[NetworkCost, ...], quantized: QuantizedCost | None, quantized_label: str
-) -> None:
+def _table(title: str, costs: tuple[NetworkCost, ...]) -> Table:
+    """A row a network and half of one; the last one is the total."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-
-    from intsr.calib.models.cost import total_from_costs
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network")
     table.add_column("parameters", justify="right")
     table.add_column("G operations", justify="right")
     for cost in costs:
+        if cost is costs[-1]:
+            table.add_section()
         table.add_row(cost.name, f"{cost.parameters:,}", f"{cost.gops:,.1f}")
         for half in cost.components:
             table.add_row(f"  {half.name}", f"{half.parameters:,}", f"{half.gops:,.1f}", style="dim")
-    total = total_from_costs(costs)
-    table.add_section()
-    table.add_row("total", f"{total.parameters:,}", f"{total.gops:,.1f}")
-    if quantized:
-        table.add_row(quantized_label, f"{quantized.parameters:,}", f"{quantized.gops:,.1f}")
-        table.add_row("  of total", f"{quantized.ratio_parameters:.1%}", f"{quantized.ratio_gops:.1%}", style="dim")
-    Console().print(table)
+    return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,6 @@ from intsr.errors import UsageError
 from intsr.types import ModelSpec
 
 HELD_OUT_SHARE = 5  # one picture in five judges, at least one
-
-
 # Of the crops trained on, and of those that judge: one in so many is made, not photographed.
 GUARD_SHARE = 5
 
@@ -56,12 +54,13 @@ class Crops:
 def crops_from_pictures(
     pictures: Sequence[Path],
     spec: ModelSpec,
+    *,
     tile_px: int,
     crop_px: int,
     count: int,
     batch: int,
     seed: int,
-    guard: bool = True,
+    guard: bool,
 ) -> Crops:
     """About `count` crops of crop_px low-resolution pixels a side from all pictures but the held-out ones, and a
     quarter as many from those.
@@ -74,37 +73,29 @@ def crops_from_pictures(
         raise UsageError("--images", got, f"at least 2 pictures and {batch} crops, as many as a batch")
     side = crop_px * spec.upscale_factor
     if crop_px > tile_px or side % spec.size_multiple_px:
-        expected = (
-            f"at most --tile {tile_px}, and {spec.upscale_factor} times it a multiple of {spec.size_multiple_px}"
-        )
-        raise UsageError("--crop", str(crop_px), expected)
+        multiple = f"{spec.upscale_factor} times it a multiple of {spec.size_multiple_px}"
+        raise UsageError("--crop", str(crop_px), f"at most --tile {tile_px}, and {multiple}")
     generator = torch.Generator().manual_seed(seed)
     # Spread over the pictures as they come, so that a folder sorted by subject still holds out some of each.
-    judges = {round((i + 0.5) * len(pictures) / held) for i in range(held)}
-    judges = {min(index, len(pictures) - 1) for index in judges}
+    judges = {min(round((i + 0.5) * len(pictures) / held), len(pictures) - 1) for i in range(held)}
     groups = (
         ([p for i, p in enumerate(pictures) if i not in judges], count),
         ([p for i, p in enumerate(pictures) if i in judges], max(batch, count // 4)),
     )
-    train, held_out = (_crops(paths, spec, tile_px, side, number, generator) for paths, number in groups)
-    return Crops(train, held_out, tuple(guard_batch(spec, crop_px, seed).split(1)) if guard else ())
 
-
-def _crops(
-    pictures: Sequence[Path], spec: ModelSpec, tile_px: int, side: int, count: int, generator: torch.Generator
-) -> tuple[torch.Tensor, ...]:
-    """`count` crops, from every picture as many, as far as that goes."""
-    crops = []
-    for index, path in enumerate(pictures):
-        number = count // len(pictures) + (index < count % len(pictures))
-        if not number:
-            continue
-        tiles = torch.from_numpy(tiles_from_picture(path, spec, tile_px))
+    def cut(tiles: torch.Tensor) -> torch.Tensor:
         steps = (tiles.shape[-1] - side) // spec.size_multiple_px + 1
-        for _ in range(number):
-            tile, top, left = (
-                int(torch.randint(limit, (), generator=generator)) for limit in (len(tiles), steps, steps)
-            )
-            top, left = top * spec.size_multiple_px, left * spec.size_multiple_px
-            crops.append(tiles[tile : tile + 1, :, top : top + side, left : left + side].clone())
-    return tuple(crops)
+        tile, *corner = (int(torch.randint(limit, (), generator=generator)) for limit in (len(tiles), steps, steps))
+        top, left = (step * spec.size_multiple_px for step in corner)
+        return tiles[tile : tile + 1, :, top : top + side, left : left + side].clone()
+
+    def crops(paths: Sequence[Path], number: int) -> Iterator[torch.Tensor]:
+        """From every picture as many, as far as that goes."""
+        for index, path in enumerate(paths):
+            own = number // len(paths) + (index < number % len(paths))
+            if own:
+                tiles = torch.from_numpy(tiles_from_picture(path, spec, tile_px))
+                yield from (cut(tiles) for _ in range(own))
+
+    train, held_out = (tuple(crops(*group)) for group in groups)
+    return Crops(train, held_out, tuple(guard_batch(spec, crop_px, seed).split(1)) if guard else ())

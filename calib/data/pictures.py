@@ -12,28 +12,13 @@ from numpy.typing import NDArray
 
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
 from intsr.errors import ImageError, UsageError
-from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
 from intsr.runtime.tiles.grid import pad_to_square, plan_tiles
 from intsr.types import ModelSpec
 
 # Large pictures are sampled, not swept: a few tiles each, spread over the picture, from many pictures.
 MAX_TILES = 4
-
-
-def list_pictures(folder: Path) -> list[Path]:
-    """Picture files directly in `folder`, not hidden ones, by name. Raises UsageError where there is none."""
-    if not folder.is_dir():
-        raise UsageError(folder, "no such folder", "a folder of pictures")
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    if not found:
-        raise UsageError(folder, "no picture", f"files ending in {', '.join(PICTURE_SUFFIXES)}")
-    return found
 
 
 def usable_pictures(

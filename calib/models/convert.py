@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -51,21 +50,17 @@ def convert(source: Path, output: Path) -> Conversion:
     if output.exists() and output.samefile(source):
         raise UsageError(output, "is the input", "another name")
     checkpoint = read_checkpoint(source)
-    kind = kind_of(checkpoint.tensors, checkpoint.values)
-    named = without_wrapper(checkpoint.tensors) if kind == LDM else checkpoint.tensors
-    tensors = _apart(named)
+    unwrapped, kind = without_wrapper(checkpoint.tensors), TENSORS
+    if {"rank_unet", "rank_vae"} <= set(checkpoint.values):
+        kind = LORA
+    elif f"{UNET_PREFIX}input_blocks.0.0.weight" in unwrapped:
+        kind = LDM
+    tensors = _apart(unwrapped if kind == LDM else checkpoint.tensors)
     check_free_space(output.parent, sum(t.numel() * t.element_size() for t in tensors.values()) + HEADER_BYTES)
     metadata = {"format": "pt", VALUES_KEY: json.dumps(dict(checkpoint.values))}
     with as_model_error(source), atomic_path(output) as temporary:
         write_safetensors(temporary, tensors, metadata)
     return Conversion(output, kind, len(tensors), len(checkpoint.values), output.stat().st_size)
-
-
-def kind_of(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> str:
-    """By what is in it: an OSEDiff LoRA, an ldm checkpoint, or just tensors."""
-    if "rank_unet" in values and "rank_vae" in values:
-        return LORA
-    return LDM if f"{UNET_PREFIX}input_blocks.0.0.weight" in without_wrapper(tensors) else TENSORS
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

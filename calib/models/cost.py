@@ -8,7 +8,7 @@ as in the literature's compression tables.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,15 @@ def _tokens_from_context(path: Path) -> int:
         with safe_open(path, framework="np") as file:
             return int(file.get_slice("context").get_shape()[1])
     except (SafetensorError, OSError, IndexError) as error:
-        raise ModelError(
-            path, f"no readable context ({error})", "a tensor `context` (1, tokens, channels)"
-        ) from error
+        got = f"no readable context ({error})"
+        raise ModelError(path, got, "a tensor `context` (1, tokens, channels)") from error
 
 
 def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
     """The architecture of a model, as every command finds it, or of a known name, exactly one of both."""
     if (name is None) == (arch is None):
-        raise UsageError(
-            "info", "neither or both of MODEL and --arch", "one of them", "for example intsr info --arch sd21"
-        )
+        got, fix = "neither or both of MODEL and --arch", "for example intsr info --arch sd21"
+        raise UsageError("info", got, "one of them", fix)
     if arch is not None:
         return ARCHITECTURES[arch]
     assert name is not None
@@ -108,7 +106,15 @@ def costs_from_architecture(architecture: Architecture, size_px: int = DEFAULT_S
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(dict(architecture.unet))
             vae = AutoencoderKL.from_config(dict(architecture.vae))
-        return (_unet_cost(unet, vae, size_px, architecture.context_tokens), _vae_cost(vae, size_px))
+        latent = torch.empty(_latent_shape(vae, size_px), device="meta")
+        context = torch.empty((1, architecture.context_tokens, unet.config.cross_attention_dim), device="meta")
+        picture = torch.empty((1, vae.config.in_channels, size_px, size_px), device="meta")
+        halves = (
+            _cost("encoder", (vae.encoder, vae.quant_conv), vae, lambda: vae.encode(picture)),
+            _cost("decoder", (vae.decoder, vae.post_quant_conv), vae, lambda: vae.decode(latent)),
+        )
+        whole = _cost("unet", (unet,), unet, lambda: unet(latent, 0, encoder_hidden_states=context))
+        return whole, replace(total_from_costs(halves), name="vae", components=halves)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(architecture.name, f"cannot build this architecture ({str(error)[:300]})") from error
 
@@ -120,33 +126,10 @@ def _latent_shape(vae: AutoencoderKL, size_px: int) -> tuple[int, int, int, int]
     return (1, vae.config.latent_channels, size_px // factor, size_px // factor)
 
 
-def _unet_cost(unet: UNet2DConditionModel, vae: AutoencoderKL, size_px: int, tokens: int) -> NetworkCost:
-    latent = torch.empty(_latent_shape(vae, size_px), device="meta")
-    context = torch.empty((1, tokens, unet.config.cross_attention_dim), device="meta")
-    macs = _count_macs(unet, lambda: unet(latent, 0, encoder_hidden_states=context))
-    return NetworkCost("unet", _count_parameters(unet), macs)
-
-
-def _vae_cost(vae: AutoencoderKL, size_px: int) -> NetworkCost:
-    latent = torch.empty(_latent_shape(vae, size_px), device="meta")
-    picture = torch.empty((1, vae.config.in_channels, size_px, size_px), device="meta")
-    encoder = NetworkCost(
-        "encoder", _count_parameters(vae.encoder, vae.quant_conv), _count_macs(vae, lambda: vae.encode(picture))
-    )
-    decoder = NetworkCost(
-        "decoder", _count_parameters(vae.decoder, vae.post_quant_conv), _count_macs(vae, lambda: vae.decode(latent))
-    )
-    return NetworkCost(
-        "vae", encoder.parameters + decoder.parameters, encoder.macs + decoder.macs, (encoder, decoder)
-    )
-
-
-def _count_parameters(*modules: torch.nn.Module | None) -> int:
-    return sum(parameter.numel() for module in modules if module for parameter in module.parameters())
-
-
-def _count_macs(network: torch.nn.Module, forward: Callable[[], Any]) -> int:
-    """Multiply-accumulates of every Conv2d and Linear of `network` that `forward` passes through.
+def _cost(
+    name: str, modules: tuple[torch.nn.Module | None, ...], network: torch.nn.Module, forward: Callable[[], Any]
+) -> NetworkCost:
+    """Parameters of the modules, and multiply-accumulates of every Conv2d and Linear that `forward` passes through.
 
     Each output element of either takes as many as one output channel has weights.
     """
@@ -164,7 +147,7 @@ def _count_macs(network: torch.nn.Module, forward: Callable[[], Any]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return macs
+    return NetworkCost(name, sum(p.numel() for module in modules if module for p in module.parameters()), macs)
 
 
 def total_from_costs(costs: tuple[NetworkCost, ...]) -> NetworkCost:

@@ -10,8 +10,7 @@ import intsr
 from intsr.calib.models.prompt import TEXT_WEIGHT_FILES
 from intsr.calib.models.spec import SPEC_NAME, read_settings
 from intsr.calib.models.tensor_files import CHECKPOINT_SUFFIXES
-from intsr.calib.models.weight_files import INDEX_FILES, WEIGHT_FILES, shards_of_index
-from intsr.calib.models.weights import PARTS
+from intsr.calib.models.weights import INDEX_FILES, PARTS, WEIGHT_FILES, shards_of_index
 from intsr.errors import ModelError
 
 DEMO_MODEL = "demo"

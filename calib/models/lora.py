@@ -118,10 +118,8 @@ def _split(
         elif plain and part == "unet":
             base[f"{plain[1]}.{plain[2]}"] = tensor.float()
         else:
-            names = ", ".join(ADAPTERS[part])
-            raise ModelError(
-                path, f"{part}: {name}", f"lora_A and lora_B of {names}", "only OSEDiff's layout is read"
-            )
+            expected = f"lora_A and lora_B of {', '.join(ADAPTERS[part])}"
+            raise ModelError(path, f"{part}: {name}", expected, "only OSEDiff's layout is read")
     updates: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for (site, adapter), pair in sides.items():
         if set(pair) != {"A", "B"}:
@@ -136,10 +134,8 @@ def _split(
 def _check_sites(part: str, listed: set[str], found: set[str], path: Path) -> None:
     for got, names in (("listed without weights", listed - found), ("with weights but not listed", found - listed)):
         if names:
-            first = ", ".join(sorted(names)[:3])
-            raise ModelError(
-                path, f"{part}: {len(names)} modules {got}: {first}", "module lists that fit the weights"
-            )
+            found_wrong = f"{part}: {len(names)} modules {got}: {', '.join(sorted(names)[:3])}"
+            raise ModelError(path, found_wrong, "module lists that fit the weights")
 
 
 def merge_lora(lora: Lora, part: str, weights: dict[str, torch.Tensor]) -> None:
@@ -147,24 +143,20 @@ def merge_lora(lora: Lora, part: str, weights: dict[str, torch.Tensor]) -> None:
 
     Raises ModelError where it belongs to another model.
     """
+
+    def base_of(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        base = weights.get(name)
+        # What was a 1x1 convolution in an older diffusers is a linear layer now.
+        if base is None or (*base.shape[:2], base.numel()) != (*shape[:2], math.prod(shape)):
+            expected = "no such weight" if base is None else str(tuple(base.shape))
+            got, fix = f"{part}.{name} of shape {shape}", "use the base model that it was trained on"
+            raise ModelError(lora.path, got, f"the model's: {expected}", fix)
+        return base
+
     for name, tensor in lora.base[part].items():
-        if name not in weights or weights[name].shape != tensor.shape:
-            raise _of_another_model(lora, part, name, tuple(tensor.shape), weights.get(name))
-        weights[name] = tensor
+        weights[name] = tensor.reshape(base_of(name, tuple(tensor.shape)).shape)
     for site, pairs in lora.updates[part].items():
         name = f"{site}.weight"
         for a, b in pairs:
-            base = weights.get(name)
-            shape = (b.shape[0], *a.shape[1:])
-            # What was a 1x1 convolution in an older diffusers is a linear layer now.
-            if base is None or base.shape[:2] != shape[:2] or base.numel() != math.prod(shape):
-                raise _of_another_model(lora, part, name, shape, base)
-            weights[name] = base.float() + (ALPHA / len(a)) * (b.flatten(1) @ a.flatten(1)).reshape(base.shape)
-
-
-def _of_another_model(
-    lora: Lora, part: str, name: str, shape: tuple[int, ...], base: torch.Tensor | None
-) -> ModelError:
-    expected = "no such weight" if base is None else str(tuple(base.shape))
-    got, fix = f"{part}.{name} of shape {shape}", "use the base model that it was trained on"
-    return ModelError(lora.path, got, f"the model's: {expected}", fix)
+            base = base_of(name, (b.shape[0], *a.shape[1:])).float()
+            weights[name] = base + (ALPHA / len(a)) * (b.flatten(1) @ a.flatten(1)).reshape(base.shape)

@@ -1,23 +1,22 @@
-"""A one-step model: found and checked first, its networks loaded then, one or both."""
+"""A one-step model: found and checked first, its networks loaded then, one or both.
+
+The digest that a calibration is bound to is SHA-256 over the files and settings that decide what a model computes:
+no name or place, and nothing computed. A context that the text encoder makes differs in its last bits from processor
+to processor, so the encoder's files stand for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from intsr.calib.models.digests import (
-    TEXT_FOLDERS,
-    TEXT_SUFFIXES,
-    WEIGHT_SUFFIXES,
-    context_fact,
-    file_facts,
-    model_digest,
-    with_lora_digest,
-)
 from intsr.calib.models.families.sd21_ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import CONTEXT_CHANNELS, check_channels
 from intsr.calib.models.find import Place, find_model
@@ -26,14 +25,16 @@ from intsr.calib.models.modules import copy_sharing_weights
 from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
 from intsr.calib.models.spec import default_settings, read_settings, spec_from_settings
 from intsr.calib.models.tensor_files import read_checkpoint
-from intsr.calib.models.weight_files import weights_file
-from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs
+from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs, weights_file
 from intsr.errors import ModelError
 from intsr.files import sha256_from_path
 from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
+WEIGHT_SUFFIXES = (".json", ".safetensors")
+TEXT_FOLDERS, TEXT_SUFFIXES = ("text_encoder", "tokenizer"), (".json", ".safetensors", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class SRModel:
     vae: AutoencoderKL
     context: torch.Tensor
     digest: str
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The networks that are there as one module, in which sites are names."""
+        return nn.ModuleDict({part: getattr(self, part) for part in PARTS if getattr(self, part) is not None})
 
     def load(self, *parts: str) -> SRModel:
         """Both networks, or only those named, as copies that share the weights: their modules may be changed."""
@@ -100,7 +106,11 @@ def open_model(name: str, context: Path | None = None, lora: Path | None = None)
     if source.context.shape[-1] != width:
         got = f"context of width {source.context.shape[-1]}"
         raise ModelError(context or place.path, got, f"{width}, as the UNet's cross-attention")
-    return source if adapter is None else _with_lora(source, adapter)
+    if adapter is None:
+        return source
+    spec = replace(source.spec, name=f"{source.spec.name}+{adapter.path.stem}")
+    digest = hashlib.sha256(f"{source.digest} lora:{sha256_from_path(adapter.path)}".encode()).hexdigest()
+    return replace(source, spec=spec, digest=digest, lora=adapter, notes=adapter.notes)
 
 
 def _open_folder(place: Place, context: Path | None) -> ModelSource:
@@ -109,22 +119,18 @@ def _open_folder(place: Place, context: Path | None) -> ModelSource:
     configs = read_configs(folder)
     networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
     scheduler = folder / "scheduler" / "scheduler_config.json"
-    spec = spec_from_settings(settings, configs["unet"], _with_defaults(configs["vae"]), scheduler, folder)
+    # AutoencoderKL's own value where a configuration is too old to have it.
+    vae = {"scaling_factor": 0.18215, **configs["vae"]}
+    spec = spec_from_settings(settings, configs["unet"], vae, scheduler, folder)
     named = context or (folder / settings.context if settings.context else None)
     tensor = read_context(named) if named else context_from_folder(folder)
-    of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
-    digest = model_digest(spec, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
+    of_context = [_context_fact(tensor)] if named else _file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
+    digest = _model_digest(spec, of_context, _file_facts(folder, PARTS, WEIGHT_SUFFIXES))
     return ModelSource(spec, tensor, digest, networks)
 
 
-def _with_defaults(vae: Mapping[str, Any]) -> dict[str, Any]:
-    """AutoencoderKL's own value where a configuration is too old to have it."""
-    return {"scaling_factor": 0.18215, **vae}
-
-
 def _open_file(place: Place, context: Path | None) -> ModelSource:
-    checkpoint = read_checkpoint(place.path)
-    tensors = without_wrapper(checkpoint.tensors)
+    tensors = without_wrapper(read_checkpoint(place.path).tensors)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     unet, vae = configs_from_ldm(shapes, place.path)
     check_channels(unet, vae, place.path)
@@ -136,12 +142,29 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
     spec = spec_from_settings(default_settings(place.name), unet, vae, None, place.path)
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
     # A context that no file gave was made by an encoder in this very file.
-    of_context = [context_fact(tensor)] if context else []
-    digest = model_digest(spec, of_context, [f"file:{sha256_from_path(place.path)}"])
+    of_context = [_context_fact(tensor)] if context else []
+    digest = _model_digest(spec, of_context, [f"file:{sha256_from_path(place.path)}"])
     return ModelSource(spec, tensor, digest, networks)
 
 
-def _with_lora(source: ModelSource, lora: Lora) -> ModelSource:
-    spec = replace(source.spec, name=f"{source.spec.name}+{lora.path.stem}")
-    digest = with_lora_digest(source.digest, lora.path)
-    return replace(source, spec=spec, digest=digest, lora=lora, notes=lora.notes)
+def _file_facts(folder: Path, parts: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """`part/name:sha256` of the files directly in these folders below `folder`, in order."""
+    return [
+        f"{part}/{path.name}:{sha256_from_path(path)}"
+        for part in parts
+        for path in sorted((folder / part).glob("*"))
+        if path.suffix in suffixes and path.is_file()
+    ]
+
+
+def _context_fact(context: torch.Tensor) -> str:
+    """Describe a context that a file held, (1, tokens, channels) float32."""
+    return f"context {tuple(context.shape)}:{hashlib.sha256(context.numpy().tobytes()).hexdigest()}"
+
+
+def _model_digest(spec: ModelSpec, of_context: Sequence[str], of_weights: Sequence[str]) -> str:
+    """of_context: `_context_fact`, or `_file_facts` of what makes it; nothing where the weights' file makes it."""
+    # A product of a thousand factors: not to the last bit, which libraries may round differently.
+    facts = [spec.timestep, f"{spec.alpha_bar:.12e}", float(spec.latent_scaling_factor)]
+    facts += [spec.upscale_factor, spec.resize_filter, spec.size_multiple_px]
+    return hashlib.sha256(json.dumps([facts, list(of_context), list(of_weights)]).encode()).hexdigest()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from intsr.calib.models.families.architecture import PROMPT_TOKENS
 from intsr.calib.models.families.sd21_ldm import TEXT_PREFIX
 from intsr.calib.models.tensor_files import as_model_error, check_is_data
-from intsr.calib.models.weight_files import no_weights
+from intsr.calib.models.weights import no_weights
 from intsr.errors import ModelError
 
 # The first that is there.

@@ -21,8 +21,7 @@ from intsr.calib.models.families.architecture import SD21_SCHEDULER, Architectur
 from intsr.calib.models.prompt import CONTEXT_NAME
 from intsr.calib.models.spec import SPEC_NAME, default_settings
 from intsr.calib.models.tensor_files import write_safetensors
-from intsr.calib.models.weight_files import WEIGHT_FILES
-from intsr.calib.models.weights import CLASSES, PARTS, empty_network
+from intsr.calib.models.weights import CLASSES, PARTS, WEIGHT_FILES, empty_network
 from intsr.files import atomic_folder, check_free_space
 from intsr.types import SYNTHETIC_NOTE
 
@@ -85,14 +84,10 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Float32. Norms near 1, biases near 0, weights of gain 1 over their inputs, less at the end of a branch."""
     values = _normal(name, shape, seed)
     if len(shape) == 1:
-        return values.mul_(SMALL).add_(1.0 if _is_norm_weight(name) else 0.0)
+        owner, _, kind = name.rpartition(".")
+        return values.mul_(SMALL).add_(1.0 if kind == "weight" and "norm" in owner.rpartition(".")[2] else 0.0)
     gain = PREDICTION_GAIN if name == PREDICTION else BRANCH_GAIN if name.endswith(BRANCH_ENDS) else 1.0
     return values.mul_(gain / math.sqrt(math.prod(shape[1:])))
-
-
-def _is_norm_weight(name: str) -> bool:
-    owner, _, kind = name.rpartition(".")
-    return kind == "weight" and "norm" in owner.rpartition(".")[2]
 
 
 def _normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -60,9 +60,6 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
     values: Mapping[str, Any] = field(default_factory=dict)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
 
 @contextmanager
 def as_model_error(where: Path) -> Iterator[None]:

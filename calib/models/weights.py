@@ -1,41 +1,51 @@
-"""The UNet and the VAE as torch modules, from the tensors of a file: nothing missing, nothing left over."""
+"""The UNet and the VAE as torch modules: which files hold their weights, and of those nothing missing, nothing left.
+
+What lies where weights should is told as what it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from intsr.calib.models.families.architecture import current_name
 from intsr.calib.models.families.sd21_ldm import network_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import check_channels, unsupported
-from intsr.calib.models.lora import merge_lora
+from intsr.calib.models.lora import Lora, merge_lora
 from intsr.calib.models.spec import read_json
-from intsr.calib.models.tensor_files import as_model_error
-from intsr.calib.models.weight_files import tensors_of_file
+from intsr.calib.models.tensor_files import (
+    CHECKPOINT_SUFFIXES,
+    SAFETENSORS_SUFFIX,
+    as_model_error,
+    check_is_data,
+    read_checkpoint,
+)
 from intsr.errors import ModelError
-
-if TYPE_CHECKING:
-    from intsr.calib.models.lora import Lora
 
 PARTS = ("unet", "vae")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+# As diffusers calls the lists of what it has divided.
+INDEX_FILES = tuple(f"{WEIGHT_FILES[0]}.index{variant}.json" for variant in ("", ".fp16"))
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """The place of a network's weights."""
+    """The place of a network's weights. path: a file, or the index of several.
 
-    # `unet` or `vae`.
+    is_ldm: both networks are in one file, under ldm's names.
+    """
+
     part: str
     config: Mapping[str, Any]
-    # A file, or the index of several.
     path: Path
-    # Both networks are in one file, under ldm's names.
     is_ldm: bool = False
 
 
@@ -77,7 +87,11 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     """
     network = empty_network(source.part, source.config, source.path)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    weights = _read_weights(source)
+    tensors = tensors_of_file(source.path)
+    if source.is_ldm:
+        weights = network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
+    else:
+        weights = {current_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in weights.items():
         # The 1x1 convolutions of ldm's attention are linears here.
         if name in expected and tensor.shape != expected[name] and tensor.shape[:2] == expected[name]:
@@ -95,13 +109,6 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     return network.eval().requires_grad_(False)
 
 
-def _read_weights(source: NetworkSource) -> dict[str, torch.Tensor]:
-    tensors = tensors_of_file(source.path)
-    if source.is_ldm:
-        return network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
-    return {current_name(name): tensor for name, tensor in tensors.items()}
-
-
 def _check_names(
     source: NetworkSource, expected: Mapping[str, torch.Size], weights: Mapping[str, torch.Tensor]
 ) -> None:
@@ -116,11 +123,78 @@ def _check_names(
         "unknown": sorted(set(weights) - set(expected)),
         "of another shape": wrong,
     }
-    told = [f"{len(names)} {kind} ({_first(names)})" for kind, names in problems.items() if names]
+    told = [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
     if told:
         got = f"{source.part}: tensors {', '.join(told)}"
         raise ModelError(source.path, got, "exactly what the configuration says", "give the whole, matching file")
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def weights_file(folder: Path) -> Path:
+    """The safetensors file of a part's folder, or the index of several. Raises ModelError."""
+    path = next((folder / name for name in (*WEIGHT_FILES, *INDEX_FILES) if (folder / name).is_file()), None)
+    if path is None:
+        raise no_weights(folder, WEIGHT_FILES)
+    for file in files_of(path):
+        check_is_data(file)
+    return path
+
+
+def no_weights(folder: Path, expected: Sequence[str]) -> ModelError:
+    """For a folder with none of the `expected` files: what is there instead, and what makes the first of it."""
+    others = sorted(path.name for path in folder.glob("*") if path.suffix in CHECKPOINT_SUFFIXES and path.is_file())
+    wanted = " or ".join(expected)
+    if not others:
+        return ModelError(folder, "no weights", wanted)
+    got = f"no weights but {', '.join(f'{name} ({_kind(name)})' for name in others[:SHOWN])}"
+    if _SHARD.search(others[0]):
+        fix = "get the index that belongs to them" if others[0].endswith(SAFETENSORS_SUFFIX) else "join them first"
+        return ModelError(folder, got, wanted, fix)
+    return ModelError(folder, got, wanted, f"intsr convert {folder / others[0]} -o {folder / expected[0]}")
+
+
+def _kind(name: str) -> str:
+    stem, _, suffix = name.rpartition(".")
+    if _SHARD.search(name):
+        return "one of several files, without their index"
+    if f".{suffix}" != SAFETENSORS_SUFFIX:
+        return "a pickle"
+    return f"the variant {stem.partition('.')[2]}" if "." in stem else "another name"
+
+
+def shards_of_index(index: Path) -> dict[str, set[str]]:
+    """Name of each file -> the tensors that it should hold. Raises ModelError."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(index, "no weight_map", "names of tensors and the files that hold them")
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(SAFETENSORS_SUFFIX):
+            raise ModelError(index, f"{shard!r} for {name}", f"the name of a {SAFETENSORS_SUFFIX} file beside it")
+        shards.setdefault(shard, set()).add(name)
+    return shards
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The file itself, or those that an index names. Raises ModelError."""
+    if path.name not in INDEX_FILES:
+        return (path,)
+    return tuple(path.parent / shard for shard in shards_of_index(path))
+
+
+def tensors_of_file(path: Path) -> dict[str, torch.Tensor]:
+    """Read one file, or all that an index names; tensors are mapped where possible. Raises ModelError."""
+    if path.name not in INDEX_FILES:
+        return dict(read_checkpoint(path).tensors)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard, names in shards_of_index(path).items():
+        own = read_checkpoint(path.parent / shard).tensors
+        if set(own) != names:
+            different = sorted(set(own) ^ names)
+            got = f"{', '.join(different[:SHOWN])} and the like: not both in the index and in {shard}"
+            raise ModelError(path, got, "an index and the files that belong to it")
+        tensors |= own
+    return tensors

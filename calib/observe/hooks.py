@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,21 +56,14 @@ class ChannelRanges:
         self._pictures: list[torch.Tensor] = []
         self._guard: list[torch.Tensor] = []
 
-    def _range(self, inputs: tuple[Any, ...]) -> torch.Tensor:
-        """(2, Cin): the least and greatest value of every channel, and 0, as padding is input."""
+    def see(self, _: nn.Module, inputs: tuple[Any, ...], *, guard: bool = False) -> None:
+        """A forward pre-hook; guard: for `made_pictures`."""
         columns = inputs[0].movedim(self.axis, 0).flatten(1)
+        # (2, Cin): the least and greatest value of every channel, and 0, as padding is input.
         ends = torch.stack([columns.amin(1).clamp_max(0), columns.amax(1).clamp_min(0)])
         if not bool(torch.isfinite(ends).all()):
             raise CalibrationError(self.site, "NaN or infinity in its input", "finite activations")
-        return ends
-
-    def see(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A forward pre-hook, for pictures."""
-        self._pictures.append(self._range(inputs))
-
-    def see_guard(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A forward pre-hook, for `made_pictures`."""
-        self._guard.append(self._range(inputs))
+        (self._guard if guard else self._pictures).append(ends)
 
     def amax(self) -> torch.Tensor:
         """(Cin,): how far each channel goes at most, on pictures and, of a bare stream, on the guard."""
@@ -78,22 +72,19 @@ class ChannelRanges:
 
     def range_of(self, scale: torch.Tensor | float = 1.0) -> tuple[float, float]:
         """(low, high) of x / scale, scale (Cin,) or a number."""
-        low, high = _mean_range(self._pictures, scale)
+        low, high = (end.mean() for end in _reach(self._pictures, scale))
         if self._guard:
+            lows, highs = _reach(self._guard, scale)
             whole = reads_bare_stream(self.site)
-            guard = _whole_range(self._guard, scale) if whole else _mean_range(self._guard, scale)
-            low, high = min(low, guard[0]), max(high, guard[1])
-        return low, high
+            low = torch.minimum(low, lows.min() if whole else lows.mean())
+            high = torch.maximum(high, highs.max() if whole else highs.mean())
+        return float(low), float(high)
 
 
-def _mean_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
+def _reach(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least and greatest value of x / scale in each picture, (pictures,) both."""
     low, high = torch.stack(list(seen)).unbind(1)
-    return float((low / scale).amin(1).mean()), float((high / scale).amax(1).mean())
-
-
-def _whole_range(seen: Sequence[torch.Tensor], scale: torch.Tensor | float) -> tuple[float, float]:
-    low, high = torch.stack(list(seen)).unbind(1)
-    return float((low / scale).min()), float((high / scale).max())
+    return (low / scale).amin(1), (high / scale).amax(1)
 
 
 def observe_ranges(
@@ -107,5 +98,6 @@ def observe_ranges(
     modules = sites_of_model(model, parts)
     observers = {site: ChannelRanges(site, layer) for site, layer in modules.items()}
     run_observed(model, batches, modules, {site: observer.see for site, observer in observers.items()})
-    run_observed(model, guard, modules, {site: observer.see_guard for site, observer in observers.items()})
+    see_guard = {site: partial(observer.see, guard=True) for site, observer in observers.items()}
+    run_observed(model, guard, modules, see_guard)
     return observers

@@ -6,8 +6,7 @@
     attention    softmax(Q(q s_qk) Q(k / s_qk)^T / sqrt(d)),  Q(weights s_vw) Q(v / s_vw)
 
 R rounds half away from zero. Weights are split at Cin // 2, activations at half of their dimension 1: channels of a
-convolution's input, tokens of a linear layer's. docs/theory.md, "PassionSR's
-checkpoints"; confirmed against the outputs that its code gives.
+convolution's input, tokens of a linear layer's. Confirmed against the outputs that its code gives.
 """
 
 from __future__ import annotations
@@ -125,13 +124,11 @@ class PassionSRAttentionProcessor:
 def passionsr_model(model: SRModel, quantizers: PassionSRQuantizers) -> SRModel:
     """Copy the model into one that computes what PassionSR's does with these quantizers; weights are shared."""
     copied = model.load()
+    modules = copied.modules
     for site, quantizer in quantizers.layers.items():
-        part, _, name = site.partition(".")
-        network: nn.Module = getattr(copied, part)
-        layer: Any = network.get_submodule(name)
-        put_modules(network, {name: PassionSRQuantizedLayer(layer, quantizer)})
+        layer: Any = modules.get_submodule(site)
+        put_modules(modules, {site: PassionSRQuantizedLayer(layer, quantizer)})
     for site, attention in quantizers.attentions.items():
-        part, _, name = site.partition(".")
-        owner: Any = getattr(copied, part).get_submodule(name)
+        owner: Any = modules.get_submodule(site)
         owner.set_processor(PassionSRAttentionProcessor(attention))
     return copied

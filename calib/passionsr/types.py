@@ -43,14 +43,10 @@ class PassionSRLayer:
     bias_range: F64 | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
-        if not np.all(self.scale > 0):
-            raise ValueError("scale must be positive")
-        pairs: list[tuple[Any, Any]] = [(self.weight_low, self.weight_high), (self.input_low, self.input_high)]
+        ranges: list[tuple[Any, Any]] = [(self.weight_low, self.weight_high), (self.input_low, self.input_high)]
         if self.bias_range is not None:
-            pairs.append((self.bias_range[:1], self.bias_range[1:]))
-        if not all(low.shape == high.shape and np.all(low < high) for low, high in pairs):
-            raise ValueError("every range must have its low end below its high end")
+            ranges.append((self.bias_range[:1], self.bias_range[1:]))
+        _check(self, (self.scale,), ranges)
         if len(self.scale) != len(self.offset) or len(self.weight_low) != len(self.input_low):
             raise ValueError("scale and offset, and pieces of weights and input, must be of one length")
 
@@ -69,13 +65,9 @@ class PassionSRAttention:
     high: F64
 
     def __post_init__(self) -> None:
-        _check(self)
-        if not (np.all(self.scale_qk > 0) and np.all(self.scale_vw > 0)):
-            raise ValueError("scales must be positive")
-        if self.low.shape != (len(ATTENTION_ROLES),) or self.high.shape != self.low.shape:
+        _check(self, (self.scale_qk, self.scale_vw), [(self.low, self.high)])
+        if self.low.shape != (len(ATTENTION_ROLES),):
             raise ValueError("four ranges are needed")
-        if not np.all(self.low < self.high):
-            raise ValueError("every range must have its low end below its high end")
 
     def range_of(self, role: str) -> tuple[float, float]:
         """Return (low, high) of one of ATTENTION_ROLES."""
@@ -116,7 +108,9 @@ def _record(quantizer: PassionSRLayer | PassionSRAttention) -> Record:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check(quantizer: PassionSRLayer | PassionSRAttention) -> None:
+def _check(
+    quantizer: PassionSRLayer | PassionSRAttention, scales: tuple[F32, ...], ranges: list[tuple[Any, Any]]
+) -> None:
     for name, value in _record(quantizer).items():
         if name.endswith("_bits") and not (is_kind(value, int) and MIN_BITS <= value <= MAX_BITS):
             raise ValueError(f"{name} is {value!r}, expected {MIN_BITS} to {MAX_BITS}")
@@ -126,3 +120,7 @@ def _check(quantizer: PassionSRLayer | PassionSRAttention) -> None:
             if not np.all(np.isfinite(value)):
                 raise ValueError(f"{name} is not finite")
             value.flags.writeable = False
+    if not all(np.all(scale > 0) for scale in scales):
+        raise ValueError("scales must be positive")
+    if not all(low.shape == high.shape and np.all(low < high) for low, high in ranges):
+        raise ValueError("every range must have its low end below its high end")

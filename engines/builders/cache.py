@@ -14,8 +14,7 @@ from intsr.engines.builders.types import BuildReport
 from intsr.errors import IntsrError
 from intsr.files import atomic_path, check_free_space, check_writable_folder, sha256_from_path
 from intsr.onnx_files import external_files, read_onnx
-from intsr.runtime.backends.compatibility import installed_version
-from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.backends.compatibility import installed_version, list_devices
 from intsr.targets import Target
 
 _PLAN, _REPORT = "plan", "json"
@@ -76,7 +75,7 @@ class PlanCache:
 
 def _key(target: Target, build: Build) -> str:
     options = build.options.to_mapping() | {"timing_cache": None}
-    gpus = [device.description for device in list_devices("cuda-python")[0][1:]] if target.times_kernels else []
+    gpus = list(list_devices()[0].values())[1:] if target.times_kernels else []
     facts = [target.name, installed_version(target), gpus, options, _builder_digest()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in (build.onnx_path, *external_files(read_onnx(build.onnx_path), build.onnx_path)):

@@ -17,8 +17,8 @@ from intsr.engines.builders.types import BuildOptions, BuildReport
 from intsr.memory import resident_bytes
 from intsr.onnx_files import read_onnx
 from intsr.optional import require
-from intsr.runtime.backends.compatibility import INFERENCE_BYTES
-from intsr.runtime.backends.openvino.backend import cpu_description, resolve_precision
+from intsr.runtime.backends.compatibility import INFERENCE_BYTES, cpu_description
+from intsr.runtime.backends.openvino.backend import resolve_precision
 from intsr.runtime.backends.openvino.int8 import integer_settings
 from intsr.runtime.backends.packed import IR_MAGIC, pack_member
 from intsr.targets.lowering import STATISTICS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.options import DEFAULT_CROP_PX, TRAINING_OPTIONS, symmetric_option, training_options
+from intsr.calib.options import TRAINING_OPTIONS, symmetric_option, training_options
 from intsr.cli.console import common_options, emit_json, progress, say
 from intsr.cli.options import model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
@@ -103,10 +103,7 @@ def compare(
         raise UsageError("--keep-pictures", "no -o", "a folder to keep them in", "give -o FOLDER")
     options = {"symmetric": settings.pop("symmetric")}
     training = {name: settings.pop(name) for name in TRAINING_OPTIONS}
-    tile_px = settings.pop("tile_px")
-    # Only the default gives way: what was asked for and does not fit is an error.
-    training["crop_px"] = min(DEFAULT_CROP_PX, tile_px) if training["crop_px"] is None else training["crop_px"]
-    recipes = recipes_from_options(methods, bits, parts, tile_px, **options, **training)
+    recipes = recipes_from_options(methods, bits, parts, settings.pop("tile_px"), **options, **training)
     pairing = pair_folders(images, hr, allow_missing)
     job = Comparison(recipes=recipes, pairs=pairing.pairs, **settings)
     if output is not None:

@@ -49,7 +49,7 @@ def verify(
 
     On your pictures, and on smooth and flat ones made for it, which hide nothing. Every one of them must pass.
     """
-    from intsr.calib.data.pictures import list_pictures, verification_inputs
+    from intsr.calib.data.pictures import verification_inputs
     from intsr.engines.inspect.calibration import clipped_lines
     from intsr.engines.verify.agreement import check_agreement, default_bound_db
     from intsr.engines.verify.agreement import verify as run
@@ -57,6 +57,7 @@ def verify(
     from intsr.engines.verify.reference import reference_for_verification
     from intsr.export.graphs import is_weight_only
     from intsr.runtime.engine import open_engine
+    from intsr.runtime.pictures.reader import list_pictures
     from intsr.targets import target_from_name
 
     pictures = list_pictures(images)[:limit]

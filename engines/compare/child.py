@@ -14,12 +14,13 @@ from pathlib import Path
 
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import save_calibration
-from intsr.calib.data.pictures import list_pictures, usable_pictures
+from intsr.calib.data.pictures import usable_pictures
 from intsr.calib.learn.journal import remove_work
 from intsr.calib.models.open import load_model
 from intsr.cli.console import tell
 from intsr.cli.signals import handle_signals
 from intsr.errors import CalibrationError, IntsrError
+from intsr.runtime.pictures.reader import list_pictures
 
 _GRACE_S = 10.0
 

@@ -22,7 +22,6 @@ from intsr.arrays import Array
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.data.pictures import list_pictures
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compare.child import CalibrationTask, calibrate_in_child
@@ -37,8 +36,7 @@ from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.metrics import PerceptualScorer, Scores, mean_scores, psnr_db, score_pair
-from intsr.runtime.pictures.reader import read_header, read_image
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import list_pictures, read_header, read_image, read_pixels
 from intsr.runtime.pictures.writer import write_image
 from intsr.runtime.tiles.enlarge import enlarge
 from intsr.targets import lowering_from_name, target_from_name

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from intsr.calib.models.cost import NetworkCost, architecture_from_name, costs_from_architecture
-from intsr.calib.models.weight_files import files_of
+from intsr.calib.models.weights import files_of
 from intsr.targets import Target
 from intsr.types import Bits
 

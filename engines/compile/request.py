@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PASSIONSR, Calibration
-from intsr.calib.data.pictures import list_pictures, usable_pictures
+from intsr.calib.data.pictures import usable_pictures
 from intsr.calib.low_bits import low_bits_warning
 from intsr.calib.models.open import ModelSource, open_model
 from intsr.calib.passionsr.import_checkpoint import check_one_tile, import_passionsr
@@ -23,6 +23,7 @@ from intsr.errors import UsageError
 from intsr.export.fold.weight_only import static_calibration
 from intsr.export.graphs import check_tile, tile_step
 from intsr.export.pipeline import export_model
+from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target, lowering_from_name, target_from_name
 from intsr.types import Bits
 
@@ -169,7 +170,7 @@ def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
         recipe = Recipe(METHOD, bits, parse_parts(request.parts), tile_px)
         say(f"calibrating with {METHOD}, in one pass; intsr calibrate has methods that learn")
         model = source.load()
-        calibration = calibrate(model, pictures, recipe, lambda batches: _watched(batches, pictures))
+        calibration = calibrate(model, pictures, recipe, progress=lambda batches: _watched(batches, pictures))
         warning = low_bits_warning(model, calibration, pictures)
         if warning is not None:
             say(warning)

@@ -115,7 +115,7 @@ def _measure(int8: Path, fp32: Path) -> list[benchmark.Measurement]:
     """Time both engines and torch on a 128x128 picture end to end, with the same threads, in turn."""
     threads = benchmark.default_threads()
     with ExitStack() as opened:
-        entries = [benchmark.entry_from_engine(path, threads, "auto") for path in (int8, fp32)]
+        entries = [benchmark.entry_from_engine(path, threads=threads) for path in (int8, fp32)]
         entries.append(benchmark.entry_from_reference("demo", TILE_PX, threads))
         for entry in entries:
             opened.callback(entry.upscaler.close)

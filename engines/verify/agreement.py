@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from intsr.errors import UsageError, VerificationError
 from intsr.runtime.backends.protocol import Network
-from intsr.runtime.measure.metrics import psnr_db
+from intsr.runtime.measure.metrics import EXACT_DB, psnr_db, psnr_db_from_mse
 from intsr.types import Bits
 
 PICTURE_PEAK = 2.0  # pictures lie in [-1, 1]
-EXACT_DB = 200.0  # reported where there is no difference at all: JSON has no infinity
 
 F32 = NDArray[np.float32]
 
@@ -107,13 +106,6 @@ class _Errors:
 def capped_psnr_db(first: NDArray[Any], second: NDArray[Any]) -> float:
     """PSNR of two pictures with a peak of 255, at most EXACT_DB."""
     return min(psnr_db(first.astype(np.float64), second.astype(np.float64)), EXACT_DB)
-
-
-def psnr_db_from_mse(mean_squared_error: float, peak: float) -> float:
-    """20 log10(peak) - 10 log10(MSE), at most EXACT_DB."""
-    if mean_squared_error == 0:
-        return EXACT_DB
-    return float(min(20 * np.log10(peak) - 10 * np.log10(mean_squared_error), EXACT_DB))
 
 
 def verify(

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.data.pictures import list_pictures, verification_inputs
+from intsr.calib.data.pictures import verification_inputs
 from intsr.calib.models.open import ModelSource
 from intsr.cli.console import progress
 from intsr.engines.verify.agreement import Verification, check_agreement, default_bound_db, verify
 from intsr.engines.verify.reference import reference_from_calibration
 from intsr.errors import UsageError
-from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.backends.compatibility import list_devices
 from intsr.runtime.engine import open_engine
+from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target
 
 PICTURES = 4
@@ -31,7 +32,7 @@ class Check:
     def pictures(self, target: Target) -> list[Path]:
         """List the pictures, before long work. Raises UsageError: no picture, or no GPU to run the engine on."""
         if target.gpu:
-            devices, why = list_devices("cuda-python")
+            devices, why = list_devices()
             if len(devices) == 1:
                 raise UsageError("--verify", f"an engine of target {target.name} cannot run here ({why})")
         return list_pictures(self.images)[:PICTURES]

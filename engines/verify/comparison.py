@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from intsr.engines.verify.agreement import EXACT_DB
 from intsr.optional import require
+from intsr.runtime.measure.metrics import EXACT_DB
 
 # Polygraphy's comparators, and the field of the result that each one's number is in. Its PSNR is not among them: it
 # takes the largest value of the first array for the peak, and a latent's is nobody's peak.

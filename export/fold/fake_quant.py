@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,12 +19,12 @@ def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only:
     """One layer of a folded network, with its float bias. weight_only: its input stays as it is."""
     weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
     activation = None if weight_only else folded.activation
-    lets = folded.let_scale, folded.let_shift
     branch = None
     if folded.branch is not None:
         up, down = (torch.from_numpy(part).to(layer.weight.dtype) for part in folded.branch)
         branch = up, down
-    return FakeQuantLayer(layer, weight, layer.bias, activation, *lets, branch, folded.rotation)
+    let: Any = {"let_scale": folded.let_scale, "let_shift": folded.let_shift}
+    return FakeQuantLayer(layer, weight, layer.bias, activation, branch=branch, rotation=folded.rotation, **let)
 
 
 def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:

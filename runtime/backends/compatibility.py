@@ -1,12 +1,16 @@
-"""Whether an engine runs here, told from its manifest alone: no library sees a byte of it before this."""
+"""What networks can run on here, and whether an engine does: no library sees a byte of it before this."""
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from importlib import metadata
 from importlib.util import find_spec
 from math import prod
+from pathlib import Path
 
+from intsr.cuda import driver
 from intsr.errors import EngineMismatchError
 from intsr.manifest import Manifest
 from intsr.targets import TARGET_NAMES, TARGETS, Target
@@ -14,6 +18,32 @@ from intsr.targets import TARGET_NAMES, TARGETS, Target
 # In a network's plan in the manifest: bytes that its first inference took when it was built, for each element of its
 # input.
 INFERENCE_BYTES = "inference_bytes_per_element"
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def cpu_description() -> str:
+    """Return Linux's own words on the first CPU, vendor and flags among them; "" elsewhere."""
+    try:
+        return CPU_INFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
+    except OSError:
+        return ""
+
+
+def cpu_model() -> str:
+    """Return the processor's name as the system tells it; "" where it does not."""
+    found = re.search(r"^model name\s*:(.*)", cpu_description(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor()
+
+
+def list_devices() -> tuple[dict[str, str], str]:
+    """Return the CPU and every GPU, `--device` -> for people; and why there is no GPU, "" where there is one."""
+    devices = {"cpu": f"{cpu_model()}, {os.cpu_count()} threads"}
+    try:
+        found = driver.list_devices("cuda-python", "GPU", "gpu")
+    except EngineMismatchError as error:
+        return devices, str(error)
+    devices |= {f"cuda:{device.index}": device.name for device in found}
+    return devices, "" if found else "GPU: the driver sees none"
 
 
 def release_from_version(version: str) -> tuple[int, ...]:

@@ -10,9 +10,15 @@ from intsr.arrays import Array
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.optional import require
 from intsr.runtime.backends.codes import are_packed, unpacked
-from intsr.runtime.backends.open import open_each
 from intsr.runtime.backends.packed import ONNX_MAGIC, is_packed, split_member
-from intsr.runtime.backends.protocol import Backend, SessionOptions, checked_input, closed_error, ran_out_of_memory
+from intsr.runtime.backends.protocol import (
+    Backend,
+    SessionOptions,
+    checked_input,
+    closed_error,
+    open_each,
+    ran_out_of_memory,
+)
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -46,10 +52,10 @@ class ONNXRuntimeNetwork:
         try:
             return np.asarray(self._session.run([self.output.name], feeds)[0], dtype=self.output.dtype)
         except Exception as error:
-            if ran_out_of_memory(error):
-                text = str(error).strip().splitlines()[-1]
-                raise OutOfMemoryError(self._where, f"ONNX Runtime is out of memory ({text})") from error
-            raise
+            if not ran_out_of_memory(error):
+                raise
+            text = str(error).strip().splitlines()[-1]
+            raise OutOfMemoryError(self._where, f"ONNX Runtime is out of memory ({text})") from error
 
     def close(self) -> None:
         self._session = None

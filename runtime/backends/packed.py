@@ -31,23 +31,18 @@ _HEADER = struct.Struct("<8sQQ")
 _GZIP_WINDOW = 31
 
 
-def _padding_bytes(size_bytes: int) -> int:
-    return -size_bytes % ALIGNMENT_BYTES
-
-
 def pack_member(magic: bytes, graph_path: Path, weights_path: Path, member_path: Path) -> None:
     """Write the member from two files."""
     graph_bytes, weights_bytes = graph_path.stat().st_size, weights_path.stat().st_size
-    with member_path.open("wb") as member:
+    with member_path.open("wb") as member, graph_path.open("rb") as graph, weights_path.open("rb") as weights:
         member.write(_HEADER.pack(magic, graph_bytes, weights_bytes).ljust(ALIGNMENT_BYTES, b"\0"))
-        for path, padding_bytes in ((graph_path, _padding_bytes(graph_bytes)), (weights_path, 0)):
-            with path.open("rb") as source:
-                shutil.copyfileobj(source, member, 1 << 22)
-            member.write(b"\0" * padding_bytes)
+        shutil.copyfileobj(graph, member)
+        member.write(b"\0" * (-graph_bytes % ALIGNMENT_BYTES))
+        shutil.copyfileobj(weights, member, 1 << 22)
 
 
 def is_packed(magic: bytes, view: memoryview) -> bool:
-    """Return whether a member begins like one that `pack_member` wrote."""
+    """Tell whether a member begins like one that `pack_member` wrote."""
     return len(view) >= ALIGNMENT_BYTES and view[: len(magic)] == magic
 
 
@@ -57,7 +52,7 @@ def split_member(magic: bytes, view: memoryview, where: object) -> tuple[bytes, 
         raise BundleError(where, "member is not a packed graph", f"{magic.decode()} at its start")
     _, graph_bytes, weights_bytes = _HEADER.unpack_from(view)
     graph_end = ALIGNMENT_BYTES + graph_bytes
-    start = graph_end + _padding_bytes(graph_bytes)
+    start = graph_end + (-graph_bytes % ALIGNMENT_BYTES)
     if start + weights_bytes != len(view):
         raise BundleError(where, f"member has {len(view)} bytes", f"{start + weights_bytes} by its header")
     return bytes(view[ALIGNMENT_BYTES:graph_end]), view[start:]
@@ -86,7 +81,6 @@ def unpack_xml(view: memoryview, where: object) -> bytes:
     except zlib.error as error:
         raise BundleError(where, f"member is not a packed xml ({error})", "gzip") from error
     if not reader.eof or reader.unused_data:
-        raise BundleError(
-            where, "member is cut short, too long or too large", f"at most {MAX_XML_BYTES} bytes of xml"
-        )
+        expected = f"at most {MAX_XML_BYTES} bytes of xml"
+        raise BundleError(where, "member is cut short, too long or too large", expected)
     return xml

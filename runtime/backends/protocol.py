@@ -6,18 +6,23 @@ import errno
 import re
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from intsr.arrays import Array
 from intsr.cuda.driver import CUDA_BACKENDS
 from intsr.errors import UsageError
+from intsr.manifest import NetworkEntry
 from intsr.memory import resident_bytes
+from intsr.targets import target_from_name
 from intsr.types import NETWORKS, TensorInfo
 
 if TYPE_CHECKING:
+    from intsr.bundle import Bundle
     from intsr.runtime.tiles.blend import FinishedBand, TileProgress
     from intsr.runtime.tiles.enlarge import Enlarger
     from intsr.runtime.tiles.grid import TilePlan
@@ -31,21 +36,14 @@ _NO_MEMORY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How networks run."""
+    """How networks run; `open_engine` says what each option means. Raises UsageError."""
 
-    # None for the library's own choice; a GPU has none.
     threads: int | None = None
-    # Of what is not integer.
     precision: str = "auto"
-    # None for the target's own.
     device: str | None = None
-    # Who talks to CUDA, of `CUDA_BACKENDS`.
     cuda_backend: str = "cuda-python"
-    # Measure the time of each layer (`Backend.layer_times_ms`), which costs some itself.
     profile: bool = False
-    # None for the engine's default.
     tile_px: int | None = None
-    # Read the file into memory, whatever its size.
     copy: bool = False
 
     def __post_init__(self) -> None:
@@ -61,12 +59,10 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class LayerTime:
-    """One layer of one run."""
+    """One layer of one run. kind, implementation: its type and what ran it, "" where the library does not say."""
 
     name: str
-    # The layer's type, "" where the library does not say.
     kind: str
-    # What ran it, "" likewise.
     implementation: str
     ms: float
 
@@ -91,9 +87,8 @@ class TilePipeline(Protocol):
     """All networks of an engine over many tiles, copies beside kernels."""
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
-        """Yield the outputs of the last network for inputs of the first, in order.
-
-        record: told milliseconds by network and of `transfers`.
+        """Yield the outputs of the last network for inputs of the first, in order. record: as of `Backend.run`, and
+        told those of `transfers`.
         """
         ...
 
@@ -120,11 +115,9 @@ class Backend:
     device: str | None = None
     # What the user should know of how the engine runs here, each once.
     notes: tuple[str, ...] = ()
-    # All networks over many tiles at once.
     tile_pipeline: TilePipeline | None = None
-    # Whole pictures, with all that is around the networks.
     picture_pipeline: PicturePipeline | None = None
-    # Bytes by which this process grew in its first run of all networks on the host; None before that.
+    # By which this process grew in its first run of all networks on the host; None before that.
     activation_bytes: int | None = None
 
     def __init__(
@@ -158,7 +151,7 @@ class Backend:
         return None
 
     def uses_graphs(self) -> bool | None:
-        """Return whether the networks run as CUDA graphs."""
+        """Tell whether the networks run as CUDA graphs."""
         return None
 
     def device_bytes(self) -> int | None:
@@ -169,6 +162,30 @@ class Backend:
         """Free the networks; a second time does nothing."""
         for network in self.networks:
             network.close()
+
+
+N = TypeVar("N", bound=Network)
+
+
+def backend_module(target: str) -> Any:
+    """Import a target's backend. Its `open_backend(bundle, options)` returns a `Backend` of a bundle that was checked
+    (`compatibility.check_runs_here`); `load_library()` imports a library of the CPU and has it run something tiny: a
+    GPU's is loaded with its device, whose memory is counted apart.
+    """
+    return import_module(target_from_name(target).backend)
+
+
+def open_each(
+    open_network: Callable[[Bundle, NetworkEntry, SessionOptions], N], bundle: Bundle, options: SessionOptions
+) -> list[N]:
+    """Open one network after the other; those that are open are closed again where a later one fails."""
+    with ExitStack() as opened:
+        networks: list[N] = []
+        for entry in bundle.manifest.networks:
+            networks.append(open_network(bundle, entry, options))
+            opened.callback(networks[-1].close)
+        opened.pop_all()
+    return networks
 
 
 def checked_input(x: Array, info: TensorInfo) -> Array:
@@ -184,7 +201,7 @@ def closed_error(where: object) -> UsageError:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Return whether that is what an exception of Python's or of a library means.
+    """Tell whether that is what an exception of Python's or of a library means.
 
     Some have words for it alone, and threads that cannot be started for want of memory are temporarily unavailable.
     """

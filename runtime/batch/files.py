@@ -44,9 +44,7 @@ class FileReport:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        del values["out_of_memory"]
-        return values
+        return {name: value for name, value in asdict(self).items() if name != "out_of_memory"}
 
 
 @dataclass(frozen=True, slots=True)

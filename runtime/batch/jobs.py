@@ -13,33 +13,12 @@ from intsr.errors import UsageError
 from intsr.files import check_writable_place
 from intsr.runtime.batch.naming import Naming
 from intsr.runtime.batch.search import Search, has_wildcard, is_folder, once, place_of
-from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from intsr.runtime.pictures.picture import PictureHeader
 
 # What a suffix looks like that somebody meant for a picture: `v1.2` is a folder's name, `out.pgn` is not.
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}")
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """Part `index` of `count` parts of a batch, from 1: several machines or processes share the work."""
-
-    index: int = 1
-    count: int = 1
-
-    def part(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return every count-th job: neighbours in a folder are often of one size."""
-        return list(jobs[self.index - 1 :: self.count])
-
-
-def shard_from_text(text: str) -> Shard:
-    """Read `2/5`. Raises UsageError."""
-    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
-    if not 1 <= shard.index <= shard.count:
-        raise UsageError("--shard", repr(text), "I/N with I from 1 to N, such as 2/5")
-    return shard
+_SKIPPED = "not read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +33,26 @@ class Job:
     header: PictureHeader | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """What `-o` says."""
+def shard_of(jobs: Sequence[Job], text: str) -> list[Job]:
+    """Return part I of the N parts that `I/N` shares a batch into. Raises UsageError.
 
-    output: Path
-    # It ends in a slash.
-    must_be_folder: bool = False
-    # With --skip-existing, outputs that are there are an earlier call's.
-    resuming: bool = False
+    Every N-th job: neighbours in a folder are often of one size.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= index <= count:
+        raise UsageError("--shard", repr(text), "I/N with I from 1 to N, such as 2/5")
+    return list(jobs[index - 1 :: count])
 
 
 def plan_jobs(
     inputs: Sequence[Path],
-    destination: Path | Destination,
-    recursive: bool,
+    output: Path,
+    *,
     naming: Naming,
+    recursive: bool = False,
+    must_be_folder: bool = False,
+    resuming: bool = False,
     note: Callable[[str], object] = lambda text: None,
 ) -> list[Job]:
     """Files, folders and patterns (`photos/**/*.jpg`) -> jobs, in a stable order.
@@ -78,13 +61,13 @@ def plan_jobs(
     which the tree of each input folder, and of each pattern's fixed part, is repeated. A picture that was found, not
     named, and is the output for another one is an earlier call's work and left out, where the template gave it its
     name or the call resumes one. Two pictures for one output, an output that is an input or no possible file, and a
-    folder that cannot be read are problems of those jobs. note: gets a line for people about each input that gave
-    nothing, and about what was left out. Raises UsageError: nothing to do, or nothing but outputs that must not be.
+    folder that cannot be read are problems of those jobs. must_be_folder: the output ends in a slash. resuming:
+    outputs that are there are an earlier call's. note: gets a line for people about each input that gave nothing, and
+    about what was left out. Raises UsageError: nothing to do, or nothing but outputs that must not be.
     """
-    target = destination if isinstance(destination, Destination) else Destination(destination)
-    output, notes = target.output, list[str]()
+    notes = list[str]()
     one_file = len(inputs) == 1 and not is_folder(inputs[0]) and not _is_pattern(inputs[0])
-    is_file = _is_for_a_file(target, one_file)
+    is_file = _is_for_a_file(output, must_be_folder, one_file)
     if is_file and one_file:
         jobs = [Job(inputs[0], output)]
     elif is_file:
@@ -96,7 +79,7 @@ def plan_jobs(
         expected = f"files with {' '.join(PICTURE_SUFFIXES)}"
         raise UsageError(where, f"no pictures{more}", expected, "" if recursive else "-r looks into subfolders")
     is_unread = any(job.problem for job in jobs)
-    jobs = _with_problems(jobs, inputs, target.resuming, notes)
+    jobs = _with_problems(jobs, inputs, resuming, notes)
     # Another output is no help against an input that cannot be read: its report says what is.
     if all(job.problem for job in jobs) and not is_unread:
         raise UsageError(jobs[0].output, jobs[0].problem, fix="choose another -o, --name or --format")
@@ -105,14 +88,11 @@ def plan_jobs(
     return jobs
 
 
-_SKIPPED = "not read"
-
-
-def _is_for_a_file(target: Destination, one_file: bool) -> bool:
+def _is_for_a_file(output: Path, must_be_folder: bool, one_file: bool) -> bool:
     """Tell whether `-o` names a file and no folder. Raises UsageError where it can be neither."""
-    output, suffix = target.output, target.output.suffix.lower()
+    suffix = output.suffix.lower()
     try:
-        if target.must_be_folder or output.is_dir():
+        if must_be_folder or output.is_dir():
             return False
     except OSError as error:
         raise UsageError("-o", f"{output} ({error.strerror})", fix="choose another output") from error
@@ -149,11 +129,9 @@ def _folder_jobs(
             problem = f"is not made: the folder cannot be read ({why})"
             jobs.append(Job(folder, output / folder.relative_to(base), problem))
         if search.other:
-            count = len(search.other)
             suffixes = sorted({path.suffix.lower() for path in search.other})
-            are = "is" if len(suffixes) == 1 else "are"
-            files = "file" if count == 1 else "files"
-            notes.append(f"{item}: {count} {files} skipped, as {', '.join(suffixes)} {are} {_SKIPPED}")
+            files, are = "file" if len(search.other) == 1 else "files", "is" if len(suffixes) == 1 else "are"
+            notes.append(f"{item}: {len(search.other)} {files} skipped, as {', '.join(suffixes)} {are} {_SKIPPED}")
         elif not jobs:
             notes.append(f"{item}: no pictures")
         yield from sorted(jobs, key=lambda job: (str(job.source) if is_pattern else "", job.source))
@@ -191,11 +169,10 @@ def _with_problems(jobs: Sequence[Job], named: Sequence[Path], resuming: bool, n
 
 
 def _earlier_outputs(ways: Sequence[tuple[Job, str, str]], named: set[str], resuming: bool) -> dict[str, Path]:
-    """Find, by their place, sources that are another job's output: a call that resumes another, or repeats it, meets
-    the outputs of that where they lie beside inputs. What is named is meant.
+    """Find, by their place, sources that are another job's output: a call that resumes or repeats another meets them
+    where they lie beside inputs. What is named is meant. ways: jobs with the places of source and output.
 
-    ways: jobs with the places of source and output. Where the stem is the input's own (a.png of a.jpg), it may well
-    be a picture of its own, which --overwrite must not destroy.
+    Where the stem is the input's own (a.png of a.jpg), it may be a picture of its own, and must not be destroyed.
     """
     makers: dict[str, set[str]] = {}
     for job, source, place in ways:

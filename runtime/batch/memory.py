@@ -51,7 +51,7 @@ class MemoryBudget:
         return None if free is None else free + resident_bytes()
 
     def picture_bytes(self, job: Job, tile_px: int | None = None) -> int:
-        """Return at most what a picture takes beside the engine. tile_px: None for the tile that is open.
+        """Return at most what a picture takes beside the engine, at one tile or at that which is open.
 
         Raises ImageError where the format of the output is none.
         """

@@ -63,13 +63,17 @@ def open_pipes(inputs: Sequence[str], output: str, output_format: str, others: M
         return
     _check_one_picture(inputs, output)
     if output == DASH:
-        _check_stdout(others)
+        if option := next((option for option, is_given in others.items() if is_given), None):
+            raise UsageError(option, f"together with -o {DASH}", "one of them: stdout is the picture's alone")
+        _check_no_terminal(sys.stdout, f"-o {DASH}", "a pipe or a file", "give -o a name, or add > FILE")
     with tempfile.TemporaryDirectory(prefix="intsr-pipe-") as folder:
         suffix = "png" if output_format == SAME_FORMAT else output_format
         source = Path(folder, "stdin") if inputs[0] == DASH else None
         target = Path(folder, f"stdout.{suffix}") if output == DASH else None
         if source is not None:
-            _save_stdin(source)
+            _check_no_terminal(sys.stdin, DASH, "a picture through a pipe", "name a file, or add < FILE")
+            with source.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
         yield Pipes((source or paths[0],), str(target or output), source, target)
 
 
@@ -82,20 +86,7 @@ def _check_one_picture(inputs: Sequence[str], output: str) -> None:
         raise UsageError("-o", f"{output}, while the picture from stdin has no name", expected)
 
 
-def _check_stdout(others: Mapping[str, bool]) -> None:
-    if option := next((option for option, is_given in others.items() if is_given), None):
-        raise UsageError(option, f"together with -o {DASH}", "one of them: stdout is the picture's alone")
-    if _is_terminal(sys.stdout):
-        raise UsageError(f"-o {DASH}", "stdout is a terminal", "a pipe or a file", "give -o a name, or add > FILE")
-
-
-def _save_stdin(path: Path) -> None:
-    if _is_terminal(sys.stdin):
-        raise UsageError(DASH, "stdin is a terminal", "a picture through a pipe", "name a file, or add < FILE")
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    """Tell whether a stream is a terminal, or closed: nothing will come from there, or arrive."""
-    return stream is None or stream.isatty()
+def _check_no_terminal(stream: TextIO | None, where: str, expected: str, fix: str) -> None:
+    # Nothing comes out of a stream that is closed, or arrives there.
+    if stream is None or stream.isatty():
+        raise UsageError(where, f"{'stdin' if where == DASH else 'stdout'} is a terminal", expected, fix)

@@ -26,12 +26,9 @@ class Batch:
         report; a tile that was asked for is never changed.
         """
         self.engine, self._options = engine, options
-        self._tile_sizes = tuple(sorted(engine.tile_sizes, reverse=True)) if auto_tile else (engine.tile_px,)
         # The user's default is where the choice begins; larger tiles are for those who ask for them.
-        overlap_px = options.overlap_px or 0
-        self._tile_sizes = tuple(
-            tile for tile in self._tile_sizes if overlap_px < tile < engine.tile_px or tile == engine.tile_px
-        )
+        smaller = [tile for tile in engine.tile_sizes if (options.overlap_px or 0) < tile < engine.tile_px]
+        self._tile_sizes = (engine.tile_px, *(sorted(smaller, reverse=True) if auto_tile else []))
 
     def reports(
         self,

@@ -10,8 +10,7 @@ from fnmatch import fnmatch
 from itertools import dropwhile
 from pathlib import Path
 
-from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
 _GLOB_CHARACTERS = frozenset("*?[")
 # Of a path below something that is no folder; a link to itself is none.

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Protocol
 
 from intsr.arrays import Array
 from intsr.errors import UsageError
 from intsr.runtime.color_fix.adain import AdainFix
-from intsr.runtime.color_fix.base import ColorFix
 from intsr.runtime.color_fix.wavelet import WaveletFix
 from intsr.types import COLOR_FIXES
+
+
+class ColorFix(Protocol):
+    """Bands in, bands out, of other heights perhaps. Close it, or use it to its end."""
+
+    def push(self, target: Array, reference: Iterable[Array]) -> Iterator[Array]:
+        """Take the next band. target: (3, h, W) float32 in [0, 1], which it may overwrite. reference: three times
+        (h, W), the enlarged input. Yields fixed bands (3, h', W) float32, not clipped.
+        """
+        ...
+
+    def finish(self) -> Iterator[Array]:
+        """Yield what is still held after the last band."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class NoFix:
@@ -41,17 +55,3 @@ def open_color_fix(name: str, spill_folder: Path | None = None) -> ColorFix:
     if name == "wavelet":
         return WaveletFix()
     return AdainFix(spill_folder) if name == "adain" else NoFix()
-
-
-def fix_colors(image: Array, reference: Iterable[Array], color_fix: str) -> Array:
-    """Fix a whole picture, in place.
-
-    image: (3, H, W) float32 in [0, 1], overwritten. reference: three times (H, W), the enlarged input likewise.
-
-    color_fix: `wavelet`, `adain` or `none`. Returns `image`, not clipped. Raises UsageError.
-    """
-    fix = open_color_fix(color_fix)
-    # A copy: what is pushed may be overwritten while it is still needed.
-    bands = [*fix.push(image.copy(), reference), *fix.finish()]
-    image[:] = np.concatenate(bands, axis=1)
-    return image

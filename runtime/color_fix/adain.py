@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,27 +25,34 @@ class AdainFix:
     def __init__(self, spill_folder: Path | None = None) -> None:
         self._target = [_Moments() for _ in range(3)]
         self._source = [_Moments() for _ in range(3)]
-        self._rows = _WaitingRows(spill_folder)
+        self._shapes: list[tuple[int, ...]] = []
+        folder = str(spill_folder) if spill_folder else None
+        self._rows = tempfile.SpooledTemporaryFile(HELD_BYTES, dir=folder)  # noqa: SIM115 - closed by close()
 
     def push(self, target: Array, reference: Iterable[Array]) -> Iterator[Array]:
         for channel, source in enumerate(reference):
             self._target[channel].add(target[channel])
             self._source[channel].add(source)
-        self._rows.append(target)
+        self._rows.write(np.ascontiguousarray(target).data)
+        self._shapes.append(target.shape)
         return iter(())
 
     def finish(self) -> Iterator[Array]:
-        # Rows of their own size, however the bands were cut.
         changes = []
         for target, source in zip(self._target, self._source, strict=True):
             gain = np.float32(source.deviation / target.deviation)
             changes.append((np.float32(target.mean), gain, np.float32(source.mean)))
-        for rows in self._rows:
+        self._rows.seek(0)
+        for shape in self._shapes:
+            rows = np.empty(shape, np.float32)
+            if self._rows.readinto(rows.data.cast("B")) != rows.nbytes:
+                raise OSError("the temporary file of the colour fix was cut short")
             for channel, (mean_t, gain, mean_s) in zip(rows, changes, strict=True):
                 channel -= mean_t
                 channel *= gain
                 channel += mean_s
             yield rows
+        self.close()
 
     def close(self) -> None:
         self._rows.close()
@@ -82,28 +88,3 @@ class _Moments:
     def deviation(self) -> float:
         variance = max(self.squares, 0.0) / (self.count - 1) if self.count > 1 else 0.0
         return float(np.sqrt(variance + _VARIANCE_FLOOR))
-
-
-class _WaitingRows:
-    """Bands (3, h, W) float32, given back in order, once."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._shapes = deque[tuple[int, ...]]()
-        self._file = tempfile.SpooledTemporaryFile(HELD_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115 - closed by close()
-
-    def append(self, rows: Array) -> None:
-        self._file.write(np.ascontiguousarray(rows).data)
-        self._shapes.append(rows.shape)
-
-    def __iter__(self) -> Iterator[Array]:
-        self._file.seek(0)
-        while self._shapes:
-            rows = np.empty(self._shapes.popleft(), np.float32)
-            if self._file.readinto(rows.data.cast("B")) != rows.nbytes:
-                raise OSError("the temporary file of the colour fix was cut short")
-            yield rows
-        self.close()
-
-    def close(self) -> None:
-        self._shapes.clear()
-        self._file.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,30 +17,6 @@ if TYPE_CHECKING:
     from intsr.runtime.measure.benchmark import Entry, Measurement
 
 _PATH = click.Path(path_type=Path)
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What all engines of one call share."""
-
-    threads: int
-    precision: str
-    device: str | None
-    cuda_backend: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """model: None where none is measured. context, lora: of that model."""
-
-    model: str | None
-    context: Path | None
-    lora: Path | None
-
-    def __post_init__(self) -> None:
-        if self.model is None and (self.context or self.lora):
-            option = "--lora" if self.lora else "--context"
-            raise UsageError(option, "no model that it belongs to", "--reference MODEL too")
 
 
 @click.command(
@@ -103,27 +78,42 @@ def bench(
     from intsr.files import check_output_file
     from intsr.runtime.measure import benchmark
     from intsr.runtime.measure import report as benchmark_report
-    from intsr.runtime.measure.layer_times import check_layers
+    from intsr.runtime.measure.layer_times import check_layers, layer_times_from_engine
     from intsr.runtime.measure.machine import environment
 
-    weights = _Reference(reference, context, lora)
+    if reference is None and (context or lora):
+        option = "--lora" if lora else "--context"
+        raise UsageError(option, "no model that it belongs to", "--reference MODEL too")
     if plot_path is not None:
         benchmark_report.check_plot(plot_path)
     for path in filter(None, (csv_path, markdown_path, plot_path)):
         check_output_file(path)
-    settings = _Settings(threads or benchmark.default_threads(), precision, device, cuda_backend)
+    threads = threads or benchmark.default_threads()
+    settings = {"threads": threads, "precision": precision, "device": device, "cuda_backend": cuda_backend}
     paths = _with_counterpart([*([against] if against else []), *engines], alone or against or reference)
     for path in paths if layers else ():
         check_layers(path)
     with ExitStack() as opened:
-        entries = _open(paths, weights, settings, opened)
+        entries = []
+        for path in paths:
+            detail(f"opening {path}")
+            entries.append(benchmark.entry_from_engine(path, **settings))
+            opened.callback(entries[-1].upscaler.close)
+        if reference is not None:
+            detail(f"opening {reference} in torch")
+            tile_px = entries[0].upscaler.tile_px
+            entries.append(benchmark.entry_from_reference(reference, tile_px, threads, context, lora))
+            opened.callback(entries[-1].upscaler.close)
         measurements = _measured(entries, size_px, min_runs, min_seconds)
-    around = environment(settings.threads, size_px)
+    around = environment(threads, size_px)
     warnings = benchmark.warnings_from_measurements(measurements)
     relative = benchmark.relative_to_first(measurements)
     for warning in warnings:
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
-    times = _layers(paths, min_runs, settings) if layers else {}
+    times = {}
+    for path in dict.fromkeys(paths) if layers else ():
+        say(f"measuring layers of {path}")
+        times[str(path)] = layer_times_from_engine(path, min_runs, **settings)
     if as_json:
         values = [m.to_json() | ({"layers": times[m.path]} if m.path in times else {}) for m in measurements]
         emit_json({"engines": values, "relative_to_first": relative, "environment": around, "warnings": warnings})
@@ -156,43 +146,6 @@ def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
         return paths
     say(f"measuring {found} beside them: full precision, the same model")
     return [*paths, found]
-
-
-def _open(paths: Sequence[Path], reference: _Reference, settings: _Settings, opened: ExitStack) -> list[Entry]:
-    from intsr.runtime.measure import benchmark
-
-    entries = []
-    for path in paths:
-        detail(f"opening {path}")
-        entry = benchmark.entry_from_engine(
-            path, settings.threads, settings.precision, settings.device, settings.cuda_backend
-        )
-        opened.callback(entry.upscaler.close)
-        entries.append(entry)
-    if reference.model is not None:
-        detail(f"opening {reference.model} in torch")
-        tile_px, weights = entries[0].upscaler.tile_px, (reference.context, reference.lora)
-        entries.append(benchmark.entry_from_reference(reference.model, tile_px, settings.threads, *weights))
-        opened.callback(entries[-1].upscaler.close)
-    return entries
-
-
-def _layers(paths: Sequence[Path], runs: int, settings: _Settings) -> dict[str, list[dict[str, Any]]]:
-    """By path. Each engine is opened again, alone."""
-    from intsr.runtime.measure.layer_times import layer_times_from_engine
-
-    times = {}
-    for path in dict.fromkeys(paths):
-        say(f"measuring layers of {path}")
-        times[str(path)] = layer_times_from_engine(
-            path,
-            runs,
-            threads=settings.threads,
-            precision=settings.precision,
-            device=settings.device,
-            cuda_backend=settings.cuda_backend,
-        )
-    return times
 
 
 def _measured(entries: Sequence[Entry], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:

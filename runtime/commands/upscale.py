@@ -61,12 +61,11 @@ class _OutputFormat(click.Choice[str]):
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if not value or context.resilient_parsing:
         return
-    from intsr.cuda.driver import CUDA_BACKENDS
-    from intsr.runtime.backends.devices import list_devices
+    from intsr.runtime.backends.compatibility import list_devices
 
-    devices, why_no_gpu = list_devices(next(iter(CUDA_BACKENDS)))
-    for device in devices:
-        click.echo(f"{device.name}  {device.description}")
+    devices, why_no_gpu = list_devices()
+    for name, description in devices.items():
+        click.echo(f"{name}  {description}")
     if why_no_gpu:
         say(why_no_gpu)
     context.exit()
@@ -168,7 +167,7 @@ def upscale(
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
     from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
-    from intsr.runtime.batch.jobs import Destination, check_outputs, plan_jobs, shard_from_text
+    from intsr.runtime.batch.jobs import check_outputs, plan_jobs, shard_of
     from intsr.runtime.batch.memory import bytes_from_text
     from intsr.runtime.batch.naming import Naming
     from intsr.runtime.batch.options import FileOptions
@@ -181,14 +180,13 @@ def upscale(
         raise click.MissingParameter(param_hint="'INPUT...'", param_type="argument", ctx=click.get_current_context())
     if skip_existing and overwrite:
         raise UsageError("--skip-existing", "together with --overwrite", "one of them")
-    memory_bytes = bytes_from_text(memory) if memory is not None else None
     options = FileOptions(
         color_fix=color_fix,
         overlap_px=overlap_px,
         outscale=outscale,
         quality=quality,
         keep_metadata=not strip,
-        memory_bytes=memory_bytes,
+        memory_bytes=bytes_from_text(memory) if memory is not None else None,
         overwrite=overwrite,
     )
     tile_px = _tile_from_text(tile)
@@ -198,8 +196,8 @@ def upscale(
     pipes = click.get_current_context().with_resource(open_pipes(inputs, output, output_format, others))
     paths, output = pipes.inputs, pipes.output
     naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
-    destination = Destination(Path(output), output.endswith(("/", os.sep)), skip_existing)
-    jobs = plan_jobs(paths, destination, recursive, naming, lambda text: say(printable(text)))
+    kind = {"recursive": recursive, "must_be_folder": output.endswith(("/", os.sep)), "resuming": skip_existing}
+    jobs = plan_jobs(paths, Path(output), naming=naming, note=lambda text: say(printable(text)), **kind)
     given = {
         "--name": template is not None,
         "--suffix": bool(name_suffix),
@@ -208,8 +206,8 @@ def upscale(
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
     }
-    check_effects([option for option, is_given in given.items() if is_given], jobs, paths, Path(output), manifest)
-    jobs = shard_from_text(shard).part(jobs) if shard is not None else jobs
+    check_effects(given, jobs, paths, output=Path(output), manifest=manifest)
+    jobs = shard_of(jobs, shard) if shard is not None else jobs
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
@@ -242,18 +240,19 @@ def _tile_from_text(text: str) -> int | None:
 
 
 def _template(template: str | None, suffix: str) -> str:
-    if template is not None and suffix:
+    if template is None:
+        return "{stem}" + suffix.replace("{", "{{").replace("}", "}}") + "{ext}"
+    if suffix:
         raise UsageError("--suffix", "together with --name", "one of them")
-    if template is not None:
-        return template
-    escaped = suffix.replace("{", "{{").replace("}", "}}")
-    return f"{{stem}}{escaped}{{ext}}"
+    return template
 
 
 def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int | None) -> None:
+    from intsr.runtime.tiles.grid import plan_tiles
+
     # Once and before any picture: the option is wrong, not the pictures.
-    if overlap_px is not None and not 0 <= overlap_px < engine.tile_px:
-        raise UsageError("--overlap", f"{overlap_px} pixels", f"0 to {engine.tile_px - 1}, below the engine's tile")
+    if overlap_px is not None:
+        plan_tiles(1, 1, engine.tile_px, overlap_px)
     built = engine.networks[0].input.shape[0]
     if batch_tiles is not None and batch_tiles != built:
         raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")

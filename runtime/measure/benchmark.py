@@ -17,7 +17,7 @@ from intsr.bundle import read_manifest
 from intsr.errors import IntsrError
 from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.backends.compatibility import check_runs_here
-from intsr.runtime.backends.open import load_library
+from intsr.runtime.backends.protocol import backend_module
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.machine import clock_from_gpus, gpus_from_nvidia_smi
 from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
@@ -35,11 +35,10 @@ VARIATION_LIMIT_PERCENT = 2.5
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """An upscaler under measurement, and the times taken so far."""
+    """An upscaler under measurement, and the times taken so far. bits: `fp` where nothing is quantized."""
 
     path: str
     target: str
-    # `fp` where nothing is quantized.
     bits: str
     upscaler: Upscaler
     engine_bytes: int | None = None
@@ -102,19 +101,15 @@ class Measurement:
     networks_ms: float
     # Copies to and from a GPU, which run beside the networks.
     transfers_ms: float | None
-    # Of the file.
+    # Of the file, and as those of `Entry`; the process's with all entries open.
     engine_bytes: int | None
-    # As `Entry.opened_bytes`.
     opened_bytes: int | None
-    # Of the whole process, all entries.
     peak_process_bytes: int
-    # GPU memory taken since opening.
     peak_device_bytes: int | None = None
     device: str | None = None
     cuda_graphs: bool | None = None
     # Of the GPU's multiprocessors, read while it worked, just before measuring.
     clock_mhz: float | None = None
-    # Random weights.
     synthetic: bool = False
     # What the user should know of how it runs here.
     notes: tuple[str, ...] = ()
@@ -124,17 +119,15 @@ class Measurement:
         return {name: value for name, value in asdict(self).items() if name != "notes"}
 
 
-def entry_from_engine(
-    path: Path, threads: int, precision: str, device: str | None = None, cuda_backend: str = "cuda-python"
-) -> Entry:
-    """device, cuda_backend: of GPU engines. Raises whatever `open_engine` raises."""
+def entry_from_engine(path: Path, **options: Any) -> Entry:
+    """options: of `open_engine`. Raises whatever that raises."""
     # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
     manifest = read_manifest(path)
     check_runs_here(manifest, path)
     # Else the first engine of a library would be charged with it.
-    load_library(manifest.target)
+    backend_module(manifest.target).load_library()
     before = resident_bytes()
-    engine = open_engine(path, threads, precision, device=device, cuda_backend=cuda_backend)
+    engine = open_engine(path, **options)
     engine.warm_up()
     return Entry(
         path=str(path),
@@ -148,7 +141,7 @@ def entry_from_engine(
 
 
 def counterpart_of(path: Path) -> Path | None:
-    """A full-precision engine of the same model, target and tile in the same folder, if there is one.
+    """Return a full-precision engine of the same model, target and tile in the same folder, if there is one.
 
     Integers are only worth their name where they beat it. Raises BundleError, UsageError for `path` itself.
     """
@@ -167,7 +160,7 @@ def counterpart_of(path: Path) -> Path | None:
 def entry_from_reference(
     model: str, tile_px: int, threads: int, context: Path | None = None, lora: Path | None = None
 ) -> Entry:
-    """The model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
+    """Open the model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
     module, _, function = REFERENCES["torch"].partition(":")
     upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, context, lora)
     return Entry(path=model, target="torch", bits="fp", upscaler=upscaler, synthetic=upscaler.synthetic)
@@ -228,7 +221,7 @@ def _warm_up(entry: Entry, picture: Array) -> None:
 
 def _measurement(entry: Entry, picture: Array) -> Measurement:
     times = np.array(entry.total_ms)
-    p90, p95, p99 = (float(np.percentile(times, q)) for q in (90, 95, 99))
+    p90, p95, p99 = np.percentile(times, (90, 95, 99)).tolist()
     mean_ms = float(times.mean())
     output_pixels = picture.shape[0] * picture.shape[1] * entry.upscaler.upscale_factor**2
     return Measurement(
@@ -291,5 +284,5 @@ def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]
 
 
 def default_threads() -> int:
-    """CPUs that this process may use: every entry gets as many."""
+    """Count the CPUs that this process may use: every entry gets as many."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

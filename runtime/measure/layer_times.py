@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intsr.arrays import Array
 from intsr.bundle import read_manifest
 from intsr.errors import UsageError
-from intsr.runtime.backends.protocol import LayerTime
-from intsr.runtime.engine import Engine, open_engine
+from intsr.runtime.engine import open_engine
 from intsr.targets import TARGETS
 
 WARM_UP_RUNS = 2
@@ -36,37 +34,21 @@ def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[
     check_layers(path)
     with open_engine(path, profile=True, **options) as engine:
         x = np.random.default_rng(0).uniform(-1, 1, engine.networks[0].input.shape).astype(np.float32)
-        samples = [_run(engine, x) for _ in range(WARM_UP_RUNS + runs)][WARM_UP_RUNS:]
-    return _rows(samples)
-
-
-def _run(engine: Engine, x: Array) -> dict[str, list[LayerTime]]:
-    """Run every network once. Returns its layers' times by network."""
-    engine.run_pipeline(x)
-    times = engine.backend.layer_times_ms()
-    assert times is not None
-    return times
-
-
-def _rows(samples: Sequence[Mapping[str, list[LayerTime]]]) -> list[dict[str, Any]]:
-    means: list[tuple[str, LayerTime]] = []
+        samples = []
+        for _ in range(WARM_UP_RUNS + runs):
+            engine.run_pipeline(x)
+            times = engine.backend.layer_times_ms()
+            assert times is not None
+            samples.append(times)
+    del samples[:WARM_UP_RUNS]
+    rows = []
     for network in samples[0]:
         # The same layers report in every run, in the same order.
         for layers in zip(*(sample[network] for sample in samples), strict=True):
             mean_ms = sum(layer.ms for layer in layers) / len(samples)
-            means.append((network, replace(layers[0], ms=mean_ms)))
-    total_ms = sum(layer.ms for _, layer in means) or 1.0
-    return [
-        {
-            "network": network,
-            "name": layer.name,
-            "kind": layer.kind,
-            "implementation": layer.implementation,
-            "ms": layer.ms,
-            "share": layer.ms / total_ms,
-        }
-        for network, layer in means
-    ]
+            rows.append({"network": network, **asdict(replace(layers[0], ms=mean_ms))})
+    total_ms = sum(row["ms"] for row in rows) or 1.0
+    return [{**row, "share": row["ms"] / total_ms} for row in rows]
 
 
 def totals_by_kind(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

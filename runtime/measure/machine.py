@@ -12,21 +12,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from intsr.runtime.backends.devices import cpu_model
+from intsr.runtime.backends.compatibility import cpu_model
 
 INCLUDED = (
     "resize, tiling, three networks, copies to and from a GPU, blending and colour fix; no file is read or written"
 )
 _LIBRARIES = (
-    "numpy",
-    "pillow",
-    "openvino",
-    "onnxruntime",
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "cuda-bindings",
-    "pycuda",
+    *("numpy", "pillow", "openvino", "onnxruntime", "torch"),
+    *("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "pycuda"),
 )
 # nvidia-smi's names -> ours, with units
 _GPU_FIELDS = {
@@ -46,7 +39,7 @@ _SMI_TIMEOUT_S = 10
 
 
 def environment(threads: int, size_px: int) -> dict[str, Any]:
-    """Machine, libraries, GPUs with their clocks at this moment, date, and what is measured."""
+    """Return machine, libraries, GPUs with their clocks at this moment, date, and what is measured."""
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
@@ -63,7 +56,7 @@ def environment(threads: int, size_px: int) -> dict[str, Any]:
 
 
 def gpus_from_nvidia_smi() -> list[dict[str, str]]:
-    """One mapping a GPU, values as nvidia-smi writes them, in the units of the keys; empty where there is none."""
+    """Return a mapping a GPU, values as nvidia-smi writes them, in the units of the keys."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -77,12 +70,10 @@ def gpus_from_nvidia_smi() -> list[dict[str, str]]:
 
 
 def clock_from_gpus(gpus: Sequence[Mapping[str, str]], device: str) -> float | None:
-    """SM clock in MHz of the one GPU whose name is in `device`; None where that is unknown, or several have it."""
+    """Return the SM clock in MHz of the one GPU whose name is in `device`, None where the driver does not say."""
     clocks = [gpu["clock_sm_mhz"] for gpu in gpus if f" {gpu['name']} (" in device]
-    if len(clocks) != 1:
-        return None
     try:
-        return float(clocks[0])
+        return float(clocks[0]) if len(clocks) == 1 else None
     except ValueError:
         # A word instead of a number: the driver does not say.
         return None

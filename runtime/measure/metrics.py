@@ -18,9 +18,11 @@ from intsr.arrays import Array
 from intsr.errors import ImageError, UsageError
 from intsr.optional import require
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import read_pixels
 
 PEAK = 255.0
+# Reported where there is no difference at all: JSON has no infinity.
+EXACT_DB = 200.0
 # BT.601: full-scale R, G and B add 219 levels to black's 16.
 LUMA_WEIGHTS = np.array([65.481, 128.553, 24.966])
 LUMA_BLACK = 16.0
@@ -63,13 +65,20 @@ def luma_from_pixels(pixels: Array) -> Array:
 
 
 def psnr_db(first: Array, second: Array) -> float:
-    """Peak signal-to-noise ratio of two arrays of one shape, peak 255; infinity where they are equal."""
+    """Return the PSNR of two arrays of one shape, peak 255; infinity where they are equal."""
     mean_square = float(np.mean(np.square(first - second)))
     return 10 * math.log10(PEAK**2 / mean_square) if mean_square else math.inf
 
 
+def psnr_db_from_mse(mean_squared_error: float, peak: float) -> float:
+    """Return 20 log10(peak) - 10 log10(MSE), at most EXACT_DB."""
+    if mean_squared_error == 0:
+        return EXACT_DB
+    return float(min(20 * np.log10(peak) - 10 * np.log10(mean_squared_error), EXACT_DB))
+
+
 def ssim(first: Array, second: Array, rule: SsimRule = "pyiqa") -> float:
-    """Structural similarity of two (H, W) float64 arrays of unrounded levels, peak 255, sides of at least 11.
+    """Return the SSIM of two (H, W) float64 arrays of unrounded levels, peak 255, sides of at least 11.
 
     Gaussian window of 11 x 11, sigma 1.5, population variances, mean over the places where the whole window lies
     inside the picture. Source: Wang et al., Image quality assessment: from error visibility to structural
@@ -122,7 +131,7 @@ def score_pair(sr_path: Path, hr_path: Path, crop_border_px: int = 0, ssim_rule:
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """The arithmetic mean of every number; infinite where one PSNR is. `scores` must not be empty."""
+    """Return the arithmetic mean of every number; infinite where one PSNR is. `scores` must not be empty."""
     names = scores[0].perceptual
     return Scores(
         name="mean",
@@ -149,19 +158,13 @@ def pair_folders(sr_folder: Path, hr_folder: Path, allow_missing: bool = False) 
     picture without its partner.
     """
     sr, hr = _pictures_by_name(sr_folder), _pictures_by_name(hr_folder)
-    common, only_sr, only_hr = (
-        sorted(sr.keys() & hr.keys()),
-        sorted(sr.keys() - hr.keys()),
-        sorted(hr.keys() - sr.keys()),
-    )
+    common, only_sr, only_hr = map(sorted, (sr.keys() & hr.keys(), sr.keys() - hr.keys(), hr.keys() - sr.keys()))
     if not common:
         raise UsageError(sr_folder, f"no picture shares a name with one of {hr_folder}", f"names as {_some(only_hr)}")
-    if not allow_missing:
-        for folder, missing in ((hr_folder, only_sr), (sr_folder, only_hr)):
-            if missing:
-                raise UsageError(
-                    folder, f"no picture named {_some(missing)}", "both folders alike", "or give --allow-missing"
-                )
+    for folder, missing in ((hr_folder, only_sr), (sr_folder, only_hr)):
+        if missing and not allow_missing:
+            got = f"no picture named {_some(missing)}"
+            raise UsageError(folder, got, "both folders alike", "or give --allow-missing")
     return Pairing(tuple((sr[name], hr[name]) for name in common), tuple(only_sr), tuple(only_hr))
 
 
@@ -186,7 +189,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
-    """`lpips,dists`: names of PERCEPTUAL_METRICS; empty for none. Raises UsageError."""
+    """Read `lpips,dists`: names of PERCEPTUAL_METRICS; "" for none. Raises UsageError."""
     names = tuple(text.split(",")) if text else ()
     if not set(names) <= set(PERCEPTUAL_METRICS) or len(set(names)) != len(names):
         raise UsageError("--metrics", repr(text), f"one or more of {', '.join(PERCEPTUAL_METRICS)}")
@@ -194,9 +197,8 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 
 class PerceptualScorer:
-    """pyiqa's metrics by name, on whole pictures. Raises MissingLibraryError where pyiqa is not installed.
-
-    Raises UsageError where pyiqa cannot fetch a metric's weights, which it does on first use.
+    """pyiqa's metrics by name, on whole pictures. Raises MissingLibraryError where pyiqa is not installed, UsageError
+    where it cannot fetch a metric's weights, which it does on first use.
     """
 
     def __init__(self, names: Sequence[str]) -> None:

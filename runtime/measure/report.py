@@ -17,6 +17,17 @@ from intsr.runtime.upscaler import STAGES
 
 _LATENCIES = ("median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")
 _RATES = ("images_per_s", "output_megapixels_per_s")
+# Headings of the table -> keys.
+_COLUMNS = {
+    "median ms": "median_ms",
+    "p90 ms": "p90_ms",
+    "p99 ms": "p99_ms",
+    "variation %": "variation_percent",
+    "images/s": "images_per_s",
+    "networks ms": "networks_ms",
+    "transfers ms": "transfers_ms",
+    "times first": "speedup",
+}
 _SLOWEST = 15
 _NAME_CHARACTERS = 60
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
@@ -29,10 +40,8 @@ def rows_from_measurements(measurements: Sequence[Measurement], relative: Rows) 
     rows = []
     for measurement, ratio in zip(measurements, relative, strict=True):
         values = measurement.to_json()
-        stages = values.pop("stages_ms")
-        rows.append(
-            {**values, **{f"stage_{name}_ms": ms for name, ms in stages.items()}, "speedup": ratio["speedup"]}
-        )
+        stages = {f"stage_{name}_ms": ms for name, ms in values.pop("stages_ms").items()}
+        rows.append({**values, **stages, "speedup": ratio["speedup"]})
     return rows
 
 
@@ -42,41 +51,27 @@ def write_csv(path: Path, rows: Rows) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(path, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def write_markdown(path: Path, rows: Rows, environment: Mapping[str, Any]) -> None:
     """Two tables, latency and stages, with what a reader needs to believe them."""
-    columns = (
-        "median ms",
-        "p90 ms",
-        "p99 ms",
-        "variation %",
-        "images/s",
-        "networks ms",
-        "transfers ms",
-        "times first",
-    )
-    lines = [*_environment_lines(environment), "", _table_line(["engine", "target", "bits", *columns])]
-    lines.append(_table_line(["---"] * 3 + ["---:"] * len(columns)))
+    lines = [*_environment_lines(environment), "", _table_line(["engine", "target", "bits", *_COLUMNS])]
+    lines.append(_table_line(["---"] * 3 + ["---:"] * len(_COLUMNS)))
     for row in rows:
-        numbers = (row[key] for key in ("median_ms", "p90_ms", "p99_ms", "variation_percent", "images_per_s"))
-        more = (row["networks_ms"], row["transfers_ms"], row["speedup"])
         names = [Path(row["path"]).name, row["target"], f"{row['bits']} {row['precision']}"]
-        lines.append(_table_line([*names, *map(_number, (*numbers, *more))]))
-    lines += ["", _table_line(["stage, ms", *(Path(row["path"]).name for row in rows)])]
-    lines.append(_table_line(["---"] + ["---:"] * len(rows)))
-    lines += [_table_line([stage, *(_number(row[f"stage_{stage}_ms"]) for row in rows)]) for stage in STAGES]
+        lines.append(_table_line([*names, *(_number(row[key]) for key in _COLUMNS.values())]))
     memory = {"engine file": "engine_bytes", "process, opening": "opened_bytes", "device": "peak_device_bytes"}
-    lines += ["", _table_line(["memory, MiB", *(Path(row["path"]).name for row in rows)])]
-    lines.append(_table_line(["---"] + ["---:"] * len(rows)))
-    lines += [_table_line([name, *(_mebibytes(row[key]) for row in rows)]) for name, key in memory.items()]
-    _write(path, "\n".join(lines) + "\n")
+    for heading, keys, show in (
+        ("stage, ms", {stage: f"stage_{stage}_ms" for stage in STAGES}, _number),
+        ("memory, MiB", memory, _mebibytes),
+    ):
+        lines += ["", _table_line([heading, *(Path(row["path"]).name for row in rows)])]
+        lines.append(_table_line(["---"] + ["---:"] * len(rows)))
+        lines += [_table_line([name, *(show(row[key]) for row in rows)]) for name, key in keys.items()]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _table_line(cells: Sequence[str]) -> str:
@@ -110,7 +105,9 @@ def lines_from_measurements(measurements: Sequence[Measurement], relative: Rows,
         yield "  " + "  ".join(f"{column} {numbers[column]:.2f}" for column in (*_LATENCIES, *_RATES))
         yield "  stages_ms: " + "  ".join(f"{stage} {ms:.2f}" for stage, ms in measurement.stages_ms.items())
         yield f"  networks alone {measurement.networks_ms:.2f} ms, {_transfers(measurement)}"
-        yield "  " + ", ".join(_memory(measurement))
+        sizes = {"engine file": "engine_bytes", "process grew by": "opened_bytes", "device": "peak_device_bytes"}
+        known = {name: numbers[key] for name, key in sizes.items() if numbers[key] is not None}
+        yield "  " + ", ".join(f"{name} {_mebibytes(size_bytes)} MiB" for name, size_bytes in known.items())
         yield (
             f"  {measurement.runs} runs, variation {measurement.variation_percent:.1f} %, "
             f"{ratio['speedup']:.2f} times as fast as the first"
@@ -125,17 +122,6 @@ def _transfers(measurement: Measurement) -> str:
     graphs = "as CUDA graphs" if measurement.cuda_graphs else "kernel by kernel, without CUDA graphs"
     clock = "" if measurement.clock_mhz is None else f"; {measurement.clock_mhz:.0f} MHz after warming up"
     return f"copies to and from the GPU beside them {measurement.transfers_ms:.2f} ms; {graphs}{clock}"
-
-
-def _memory(measurement: Measurement) -> Iterator[str]:
-    sizes = (
-        ("engine file", measurement.engine_bytes),
-        ("process grew by", measurement.opened_bytes),
-        ("device", measurement.peak_device_bytes),
-    )
-    for name, size_bytes in sizes:
-        if size_bytes is not None:
-            yield f"{name} {size_bytes / 2**20:.1f} MiB"
 
 
 def lines_from_layers(path: str, rows: Rows) -> Iterator[str]:
@@ -160,9 +146,8 @@ def check_plot(path: Path) -> None:
 def write_plot(path: Path, rows: Rows) -> None:
     """Median latency by stage, one bar an engine, with its p99."""
     # No pyplot: it would look for a screen.
-    figure = require("matplotlib.figure", "bench --plot").Figure(
-        figsize=(9, 1.5 + 0.6 * len(rows)), layout="constrained"
-    )
+    matplotlib_figure = require("matplotlib.figure", "bench --plot")
+    figure = matplotlib_figure.Figure(figsize=(9, 1.5 + 0.6 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     names = [f"{Path(row['path']).name}\n{row['target']} {row['bits']}" for row in rows]
     left = [0.0] * len(rows)

@@ -27,12 +27,13 @@ _FLOOR = 0.1 / 255
 
 @dataclass(frozen=True, slots=True)
 class SeamLine:
-    """One border of tiles."""
+    """One border of tiles, between output rows, or columns (`axis`), position_px - 1 and position_px.
 
-    # `row` or `column`; it lies between output rows, or columns, position_px - 1 and position_px.
+    across, control: mean absolute steps there and beside it, as a part of full scale.
+    """
+
     axis: str
     position_px: int
-    # Mean absolute steps there and beside it, as a part of full scale.
     across: float
     control: float
 
@@ -56,9 +57,17 @@ def seam_lines(image: Array, plan: TilePlan, upscale_factor: int) -> tuple[SeamL
         raise UsageError("seam score", got, f"{expected[0]}x{expected[1]} pixels, what the plan's tiles make")
     peak = float(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else 1.0
     lines = []
-    for axis, starts, length_px in ((0, plan.tops, plan.height_px), (1, plan.lefts, plan.width_px)):
+    for axis, (name, starts, length_px) in enumerate(
+        (("row", plan.tops, plan.height_px), ("column", plan.lefts, plan.width_px))
+    ):
         positions = border_positions(starts, plan.tile_px, length_px, upscale_factor)
-        lines += _lines_of_axis(image, axis, positions, peak)
+        for position in positions:
+            beside = {position + side * offset for offset in CONTROL_OFFSETS_PX for side in (-1, 1)} - set(positions)
+            inside = [place for place in sorted(beside) if 0 < place < image.shape[axis]]
+            # A picture too narrow for any control has nothing to compare with.
+            if inside:
+                across, *control = (_step(image, axis, place) / peak for place in (position, *inside))
+                lines.append(SeamLine(name, position, across, float(np.mean(control))))
     return tuple(lines)
 
 
@@ -74,20 +83,6 @@ def seam_score(image: Array, plan: TilePlan, upscale_factor: int) -> float:
     across = float(np.mean([line.across for line in lines]))
     control = float(np.mean([line.control for line in lines]))
     return (across + _FLOOR) / (control + _FLOOR)
-
-
-def _lines_of_axis(image: Array, axis: int, positions: Sequence[int], peak: float) -> list[SeamLine]:
-    length = image.shape[axis]
-    lines = []
-    for position in positions:
-        beside = {position + side * offset for offset in CONTROL_OFFSETS_PX for side in (-1, 1)} - set(positions)
-        control = [_step(image, axis, place) / peak for place in sorted(beside) if 0 < place < length]
-        # A picture too narrow for any control has nothing to compare with.
-        if control:
-            name = "row" if axis == 0 else "column"
-            across = _step(image, axis, position) / peak
-            lines.append(SeamLine(name, position, across, float(np.mean(control))))
-    return lines
 
 
 def _step(image: Array, axis: int, position: int) -> float:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    Picture: TypeAlias = Array | Image.Image
-
-# How arrays of other libraries hand out what they hold.
-_NUMPYS_OWN = ("__array_interface__", "__array__")
-_DLPACK = "__dlpack__"
+Picture: TypeAlias = Array | Image.Image
 
 
 def pixels_from_picture(image: Picture) -> Array:
-    """Return (H, W) or (H, W, 3), uint8 or uint16. Raises ImageError for anything else."""
-    pixels = _pixels_from_pillow(image) if _is_pillow(image) else _array_from(image)
+    """Return (H, W) or (H, W, 3), uint8 or uint16; what lies in this machine's memory is not copied.
+
+    Raises ImageError for anything else.
+    """
+    pixels = _pixels_from_pillow(image) if isinstance(image, Image.Image) else _array_from(image)
     colour_axes = pixels.shape[2:]
     if pixels.ndim not in (2, 3) or colour_axes not in ((), (3,)) or 0 in pixels.shape:
         raise ImageError("picture", f"shape {pixels.shape}", "(H, W, 3) or (H, W), not empty")
@@ -30,13 +27,21 @@ def pixels_from_picture(image: Picture) -> Array:
     return pixels
 
 
-def _is_pillow(image: Any) -> bool:
-    from PIL import Image
+def copy_of(image: Picture) -> Picture:
+    """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
+    try:
+        return image.copy() if isinstance(image, Image.Image) else np.array(_array_from(image))
+    except Exception:
+        # No picture, or a broken one: it is told at its turn.
+        return image
 
-    return isinstance(image, Image.Image)
+
+def picture_like(image: Picture, pixels: Array) -> Picture:
+    """Return `pixels` as a Pillow image where `image` is one."""
+    return Image.fromarray(pixels) if isinstance(image, Image.Image) else pixels
 
 
-def _pixels_from_pillow(image: Any) -> Array:
+def _pixels_from_pillow(image: Image.Image) -> Array:
     if image.mode not in ("RGB", "L", "I;16"):
         raise ImageError("picture", f"mode {image.mode}", "RGB, L or I;16", 'convert it with .convert("RGB")')
     try:
@@ -51,14 +56,14 @@ def _pixels_from_pillow(image: Any) -> Array:
 
 
 def _array_from(image: Any) -> Array:
-    """Return the array of a picture; what lies in this machine's memory is not copied. Raises ImageError."""
     if isinstance(image, np.ndarray):
         return image
-    protocol = next((name for name in (*_NUMPYS_OWN, _DLPACK) if hasattr(type(image), name)), None)
-    if protocol is None:
+    # As arrays of other libraries hand out what they hold.
+    by_numpy = hasattr(type(image), "__array_interface__") or hasattr(type(image), "__array__")
+    if not by_numpy and not hasattr(type(image), "__dlpack__"):
         raise ImageError("picture", f"a {type(image).__name__}", "an array or a Pillow image")
     try:
-        return np.from_dlpack(image) if protocol == _DLPACK else np.asarray(image)
+        return np.asarray(image) if by_numpy else np.from_dlpack(image)
     except MemoryError:
         raise
     except Exception as error:  # Libraries raise many kinds: of what a GPU holds, of what gradients flow through.
@@ -69,28 +74,11 @@ def _array_from(image: Any) -> Array:
 
 def _description(image: Any) -> str:
     """Return `a Tensor of torch.float32, shape (3, 8, 8), on cuda:0, which requires gradients`, as far as it says."""
-    facts = [f"a {type(image).__name__}"]
-    for name, word in (("dtype", "of"), ("shape", "shape"), ("device", "on")):
-        if (value := getattr(image, name, None)) is not None:
-            facts.append(f"{word} {tuple(value) if name == 'shape' else value}")
-    if getattr(image, "requires_grad", False):
-        facts.append("which requires gradients")
-    return ", ".join(facts).replace(", of", " of", 1)
-
-
-def copy_of(image: Picture) -> Picture:
-    """Return a picture that its owner cannot change any more; what is no whole picture stays as it is."""
-    try:
-        return image.copy() if _is_pillow(image) else np.array(_array_from(image))
-    except Exception:
-        # No picture, or a broken one: it is told at its turn.
-        return image
-
-
-def picture_like(image: Picture, pixels: Array) -> Picture:
-    """Return `pixels` as a Pillow image where `image` is one."""
-    if not _is_pillow(image):
-        return pixels
-    from PIL import Image
-
-    return Image.fromarray(pixels)
+    text = f"a {type(image).__name__}"
+    if (dtype := getattr(image, "dtype", None)) is not None:
+        text += f" of {dtype}"
+    if (shape := getattr(image, "shape", None)) is not None:
+        text += f", shape {tuple(shape)}"
+    if (device := getattr(image, "device", None)) is not None:
+        text += f", on {device}"
+    return text + ", which requires gradients" * bool(getattr(image, "requires_grad", False))

@@ -21,12 +21,9 @@ from PIL import Image
 from intsr.arrays import Array
 from intsr.errors import ImageError
 from intsr.files import atomic_path, check_free_space
-from intsr.runtime.pictures.formats.base import PictureFormat
 from intsr.runtime.pictures.formats.registry import FORMATS, HEAD_BYTES, format_from_path
-from intsr.runtime.pictures.metadata.exif import exif_for_size
-from intsr.runtime.pictures.metadata.xmp import xmp_for_size
-from intsr.runtime.pictures.picture import ImageMetadata
-from intsr.runtime.pictures.pillow import PictureFile
+from intsr.runtime.pictures.metadata import exif_for_size, xmp_for_size
+from intsr.runtime.pictures.picture import ImageMetadata, PictureFile, PictureFormat
 from intsr.runtime.pictures.vips import problem_from_vips, vips
 
 # What encoders raise, and what is raised when the written file is opened again.
@@ -41,9 +38,9 @@ _LARGE_BYTES = 256 << 20
 _ROWS = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Picture:
-    """What is going to be written."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class PictureWriter:
+    """Takes the rows of one picture from top to bottom; `open_writer` makes it."""
 
     path: Path
     format: PictureFormat
@@ -53,82 +50,67 @@ class _Picture:
     dtype: np.dtype
     metadata: ImageMetadata
     quality: int | None
-
-    @property
-    def bits(self) -> int:
-        return self.dtype.itemsize * 8
-
-
-class PictureWriter:
-    """Takes the rows of one picture from top to bottom; `open_writer` makes it."""
-
-    def __init__(self, picture: _Picture, file: IO[bytes]) -> None:
-        self._picture, self._file = picture, file
-        self._written = 0
+    # Where rows wait, and how many do.
+    file: IO[bytes]
+    count: int = 0
 
     def write(self, rows: Array) -> None:
         """Take rows (h, W) of one channel or (h, W, C), transparency last, in the picture's dtype.
 
         Raises ImageError: other rows than announced, or no room for them.
         """
-        picture = self._picture
         rows = rows[..., None] if rows.ndim == 2 else rows
-        height, width, channels = picture.shape
-        if rows.ndim != 3 or rows.shape[1:] != (width, channels) or rows.dtype != picture.dtype:
-            expected = f"rows of {(width, channels)} {picture.dtype}"
-            raise ImageError(picture.path, f"rows of {rows.shape[1:]} {rows.dtype}", expected)
-        if self._written + len(rows) > height:
-            raise ImageError(picture.path, f"{self._written + len(rows)} rows", f"{height}")
-        self._written += len(rows)
-        with _unwritable_as_image_error(picture.path):
-            self._file.write(np.ascontiguousarray(rows).data)
+        if rows.ndim != 3 or rows.shape[1:] != self.shape[1:] or rows.dtype != self.dtype:
+            expected = f"rows of {self.shape[1:]} {self.dtype}"
+            raise ImageError(self.path, f"rows of {rows.shape[1:]} {rows.dtype}", expected)
+        self.count += len(rows)
+        if self.count > self.shape[0]:
+            raise ImageError(self.path, f"{self.count} rows", f"{self.shape[0]}")
+        with _unwritable_as_image_error(self.path):
+            self.file.write(np.ascontiguousarray(rows).data)
 
     def save(self, temporary: Path) -> None:
         """Encode all rows into a file, and look whether it is whole. Raises ImageError."""
-        if self._written != self._picture.shape[0]:
-            raise ImageError(self._picture.path, f"{self._written} rows", f"{self._picture.shape[0]}")
-        with _unwritable_as_image_error(self._picture.path):
-            self._file.flush()
-            if problem := _problem_of_saving(self._picture, self._file, temporary):
+        if self.count != self.shape[0]:
+            raise ImageError(self.path, f"{self.count} rows", f"{self.shape[0]}")
+        with _unwritable_as_image_error(self.path):
+            self.file.flush()
+            if problem := self._problem_of_saving(temporary):
                 raise OSError(problem)
-            check_written(temporary, self._picture)
+            check_written(temporary, self)
+
+    def _problem_of_saving(self, temporary: Path) -> str:
+        """Save, and return what libvips said against it. As text: an exception would keep the file open."""
+        try:
+            rows = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+            image = self._image(rows)
+            if hasattr(mmap, "MADV_DONTNEED"):
+                # Rows that have been read need not stay in memory: should they be asked for again, the file has them.
+                image.set_progress(True)
+                image.signal_connect("eval", lambda image, progress: rows.madvise(mmap.MADV_DONTNEED))
+            self.format.save(image, temporary, self.metadata, self.quality)
+        except vips().Error as error:
+            return problem_from_vips(error)
+        return ""
+
+    def _image(self, rows: mmap.mmap) -> Any:
+        """Return a libvips image of the file's size, with the metadata in its fields."""
+        height, width, channels = self.shape
+        library, metadata, is_16_bit = vips(), self.metadata, self.dtype.itemsize == 2
+        image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if is_16_bit else "uchar")
+        kind = ("grey16" if is_16_bit else "b-w") if channels < 3 else ("rgb16" if is_16_bit else "srgb")
+        x, y = (side / _MM_AN_INCH for side in metadata.dpi or _UNKNOWN_DPI)
+        image = image.copy(interpretation=kind, xres=x, yres=y)
+        if self.size != (width, height):
+            x_scale, y_scale = self.size[0] / width, self.size[1] / height
+            image = image.resize(x_scale, vscale=y_scale, kernel="lanczos3").copy(xres=x, yres=y)
+        for field in ("exif", "xmp", "iptc", "icc_profile"):
+            if data := getattr(metadata, field):
+                image.set_type(library.GValue.blob_type, f"{field.replace('_', '-')}-data", data)
+        return image
 
 
-def _problem_of_saving(picture: _Picture, file: IO[bytes], temporary: Path) -> str:
-    """Save, and return what libvips said against it. As text: an exception would keep the file open."""
-    try:
-        rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        image = _image_from_rows(picture, rows)
-        if hasattr(mmap, "MADV_DONTNEED"):
-            # Rows that have been read need not stay in memory: they are in the file, should they be asked for again.
-            image.set_progress(True)
-            image.signal_connect("eval", lambda image, progress: rows.madvise(mmap.MADV_DONTNEED))
-        picture.format.save(image, temporary, picture.metadata, picture.quality)
-    except vips().Error as error:
-        return problem_from_vips(error)
-    return ""
-
-
-def _image_from_rows(picture: _Picture, rows: mmap.mmap) -> Any:
-    """Return a libvips image of the file's size, with the metadata in its fields."""
-    height, width, channels = picture.shape
-    library, is_16_bit = vips(), picture.bits == 16
-    image = library.Image.new_from_memory(rows, width, height, channels, "ushort" if is_16_bit else "uchar")
-    kind = ("grey16" if is_16_bit else "b-w") if channels < 3 else ("rgb16" if is_16_bit else "srgb")
-    x, y = (side / _MM_AN_INCH for side in picture.metadata.dpi or _UNKNOWN_DPI)
-    image = image.copy(interpretation=kind, xres=x, yres=y)
-    if picture.size != (width, height):
-        x_scale, y_scale = picture.size[0] / width, picture.size[1] / height
-        image = image.resize(x_scale, vscale=y_scale, kernel="lanczos3").copy(xres=x, yres=y)
-    metadata = picture.metadata
-    fields = {"exif": metadata.exif, "xmp": metadata.xmp, "iptc": metadata.iptc, "icc-profile": metadata.icc_profile}
-    for name, data in fields.items():
-        if data:
-            image.set_type(library.GValue.blob_type, f"{name}-data", data)
-    return image
-
-
-def check_written(path: Path, picture: _Picture) -> None:
+def check_written(path: Path, picture: PictureWriter) -> None:
     """Open the file again: is all of it there, and is it what it should be?
 
     Raises OSError, ValueError, SyntaxError, struct.error, ImageError.
@@ -145,9 +127,9 @@ def check_written(path: Path, picture: _Picture) -> None:
         except Image.DecompressionBombError:
             # Pillow's reader of WebP asks for no more than it takes from strangers.
             return
-    found = (header.width_px, header.height_px, header.bits)
-    if found != (*picture.size, picture.bits):
-        raise ValueError(f"the written file has {found}, not {(*picture.size, picture.bits)}")
+    found, expected = (header.width_px, header.height_px, header.bits), (*picture.size, picture.dtype.itemsize * 8)
+    if found != expected:
+        raise ValueError(f"the written file has {found}, not {expected}")
 
 
 @contextmanager
@@ -217,23 +199,24 @@ def open_writer(
     check_pixels_fit(*size, all_channels, kind.itemsize * 8, path)
     check_alpha_fits(has_alpha, path)
     kept = target.kept(metadata)[0]
-    kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, *size))
-    quality = target.default_quality if quality is None or target.default_quality is None else quality
-    picture = _Picture(
-        path=path,
-        format=target,
-        shape=(height_px, width_px, all_channels),
-        size=size,
-        dtype=kind,
-        metadata=kept,
-        quality=quality,
-    )
+    kept = replace(kept, exif=exif_for_size(kept.exif, size), xmp=xmp_for_size(kept.xmp, size))
+    if quality is None or target.default_quality is None:
+        quality = target.default_quality
     rows_bytes = height_px * width_px * all_channels * kind.itemsize
     if rows_bytes > _LARGE_BYTES:
         # Before anything is computed for it.
         check_free_space(path.parent, rows_bytes)
     with atomic_path(path, overwrite) as temporary, tempfile.TemporaryFile(dir=path.parent) as file:
-        writer = PictureWriter(picture, file)
+        writer = PictureWriter(
+            path=path,
+            format=target,
+            shape=(height_px, width_px, all_channels),
+            size=size,
+            dtype=kind,
+            metadata=kept,
+            quality=quality,
+            file=file,
+        )
         yield writer
         writer.save(temporary)
 
@@ -246,18 +229,10 @@ def write_image(
     quality: see `open_writer`. Raises ImageError; then `path` is as it was.
     """
     height_px, width_px = pixels.shape[:2]
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    opened = open_writer(
-        path,
-        width_px,
-        height_px,
-        channels,
-        pixels.dtype,
-        has_alpha=alpha is not None,
-        metadata=metadata,
-        quality=quality,
-    )
-    with opened as writer:
+    channels, has_alpha = 1 if pixels.ndim == 2 else pixels.shape[2], alpha is not None
+    with open_writer(
+        path, width_px, height_px, channels, pixels.dtype, has_alpha=has_alpha, metadata=metadata, quality=quality
+    ) as writer:
         for top in range(0, height_px, _ROWS):
             rows = pixels[top : top + _ROWS]
             writer.write(rows if alpha is None else np.dstack([rows, alpha[top : top + _ROWS]]))

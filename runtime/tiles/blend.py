@@ -11,7 +11,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import VerificationError
-from intsr.runtime.color_fix.base import ColorFix
+from intsr.runtime.color_fix import ColorFix
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
 from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
 from intsr.runtime.tiles.stage_clock import StageClock
@@ -32,19 +32,19 @@ LEAST_BAND_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Rows of the output, as the networks made them."""
+    """Rows of the output as the networks made them, (3, h, W f) float32, nominally in [0, 1].
 
-    # (3, h, W f) float32, nominally in [0, 1].
+    enlarged: the same rows of the enlarged input, as `Enlarger.rows` gives them.
+    """
+
     unit: Array
-    # The same rows of the enlarged input, as `Enlarger.rows` gives them.
     enlarged: Array
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedBand:
-    """Rows of the output as they are to be: a device has checked and fixed them."""
+    """Rows that a device has checked and fixed, (h, W f, 3) or (h, W f) uint8."""
 
-    # (h, W f, 3) or (h, W f) uint8.
     rows: Array
 
 
@@ -59,9 +59,8 @@ def blended_bands(
     factor = enlarger.upscale_factor
     height_px, width_px = enlarger.size
     side_px = plan.tile_px * factor
-    tops = [top * factor for top in plan.tops]
-    lefts = tuple(left * factor for left in plan.lefts)
-    weights = blend_weights(tuple(tops), side_px, height_px), blend_weights(lefts, side_px, width_px)
+    tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
+    weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
     enlarged_rows: dict[int, Array] = {}
     inputs = _tile_inputs(enlarger, plan, clock, enlarged_rows)
     canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
@@ -73,8 +72,7 @@ def blended_bands(
                 _add_tile(canvas, image, tile, factor, weights)
             if tile.column + 1 < len(plan.lefts):
                 continue
-            end = tops[tile.row + 1] if tile.row + 1 < len(tops) else height_px
-            count = end - tops[tile.row]
+            count = (*tops, height_px)[tile.row + 1] - tops[tile.row]
             yield from _parts(canvas[:, :count], enlarged_rows.pop(tile.row)[:count])
             with clock.stage("blend"):
                 canvas[:, : canvas.shape[1] - count] = canvas[:, count:]
@@ -83,17 +81,14 @@ def blended_bands(
 
 def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: dict[int, Array]) -> Iterator[Array]:
     """Yield every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
-    factor, tiles = enlarger.upscale_factor, iter(plan.tiles)
-    for row, top in enumerate(plan.tops):
+    factor = enlarger.upscale_factor
+    for tile in plan.tiles:
         with clock.stage("resize"):
-            enlarged = enlarger.rows(top * factor, (top + min(plan.tile_px, plan.height_px)) * factor)
-            rows[row] = enlarged
-        for _ in plan.lefts:
-            tile = next(tiles)
-            with clock.stage("resize"):
-                unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
-                x = pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
-            yield x
+            if tile.column == 0:
+                rows[tile.row] = enlarged = enlarger.rows(tile.top * factor, (tile.top + tile.height) * factor)
+            unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+            x = pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
+        yield x
 
 
 def _add_tile(
@@ -128,14 +123,16 @@ def finished_rows(
             yield band.rows
             continue
         with clock.stage("blend"):
-            check.add(band.unit)
+            # NaN goes through max and min: no temporary of the band's size is needed.
+            check.add_range(band.unit.min(axis=(1, 2)), band.unit.max(axis=(1, 2)))
             np.clip(band.unit, 0, 1, out=band.unit)
-        for unit in clock.timed("color_fix", fix.push(band.unit, unit_channels(band.enlarged))):
-            with clock.stage("blend"):
-                rows = _pixels_from_unit(unit, pixels)
-            yield rows
+        yield from _rounded(fix.push(band.unit, unit_channels(band.enlarged)), pixels, clock)
     check.finish(pixels)
-    for unit in clock.timed("color_fix", fix.finish()):
+    yield from _rounded(fix.finish(), pixels, clock)
+
+
+def _rounded(units: Iterable[Array], pixels: Array, clock: StageClock) -> Iterator[Array]:
+    for unit in clock.timed("color_fix", units):
         with clock.stage("blend"):
             rows = _pixels_from_unit(unit, pixels)
         yield rows
@@ -146,10 +143,6 @@ class OutputCheck:
 
     def __init__(self) -> None:
         self._high, self._low = np.full(3, -np.inf, np.float32), np.full(3, np.inf, np.float32)
-
-    def add(self, unit: Array) -> None:
-        # NaN goes through max and min: no temporary of the band's size is needed.
-        self.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
 
     def add_range(self, low: Array, high: Array) -> None:
         """Take the least and the largest value by channel; one of them is not finite where any value is not."""

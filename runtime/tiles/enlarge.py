@@ -25,17 +25,16 @@ _CONTEXT_ROWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Enlarger:
-    """An enlarged picture, made band by band."""
+    """An enlarged picture, made band by band. resize_filter: of `FILTERS`."""
 
     # (H, W), (H, W, 3) or any number of channels, uint8 or uint16.
     pixels: Array
     upscale_factor: int
-    # Of `FILTERS`.
     resize_filter: str
 
     @property
     def size(self) -> tuple[int, int]:
-        """The height and width of the whole, in pixels."""
+        """Height and width of the whole, in pixels."""
         return self.pixels.shape[0] * self.upscale_factor, self.pixels.shape[1] * self.upscale_factor
 
     def rows(self, top: int, bottom: int) -> Array:

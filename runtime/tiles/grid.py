@@ -48,23 +48,21 @@ class TilePlan:
 
 
 def tile_starts(length_px: int, tile_px: int, overlap_px: int) -> tuple[int, ...]:
-    """Starts of tiles that cover an axis; the last tile is flush with the end."""
+    """Return starts of tiles that cover an axis; the last tile is flush with the end."""
     last = max(length_px - tile_px, 0)
-    starts = list(range(0, last, tile_px - overlap_px))
-    return (*starts, last)
+    return (*range(0, last, tile_px - overlap_px), last)
 
 
 def plan_tiles(height_px: int, width_px: int, tile_px: int, overlap_px: int) -> TilePlan:
     """Raises UsageError for an overlap that is negative or not below the tile."""
     if not 0 <= overlap_px < tile_px:
         raise UsageError("--overlap", f"{overlap_px} pixels", f"0 to {tile_px - 1}, below the engine's tile")
-    tops = tile_starts(height_px, tile_px, overlap_px)
-    lefts = tile_starts(width_px, tile_px, overlap_px)
+    tops, lefts = (tile_starts(length_px, tile_px, overlap_px) for length_px in (height_px, width_px))
     return TilePlan(height_px, width_px, tile_px, tops, lefts)
 
 
 def blend_weights(starts: tuple[int, ...], size_px: int, length_px: int) -> list[Array]:
-    """One weight vector (size_px,) float32 a tile on an axis of `length_px`; at each pixel they sum to 1.
+    """Return a weight vector (size_px,) float32 a tile on an axis of `length_px`; at each pixel they sum to 1.
 
     Raised-cosine ramps as wide as the overlap with each neighbour: a tile counts least at its edge, where padding
     inside the network makes it worst.

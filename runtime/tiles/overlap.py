@@ -102,6 +102,12 @@ def overlapped(
                 begins = not under_way or may_overlap(job, under_way)
                 held.append((job, reader.submit(prepare, job) if begins else None))
 
+        def computed(coming: Future[P]) -> Future[R] | Exception:
+            try:
+                return _handed_over(coming.result(), compute, finish, finisher)
+            except Exception as error:
+                return error
+
         hold_one(())
         while held:
             job, coming = held.popleft()
@@ -109,24 +115,12 @@ def overlapped(
                 yield from _ended(finishing)
                 coming = reader.submit(prepare, job)
             hold_one([*(other for other, _ in finishing), job])
-            finishing.append((job, _computed(coming, compute, finish, finisher)))
+            finishing.append((job, computed(coming)))
             # It holds what was prepared, longer than the finishing does.
             del coming
             # What is being finished goes on beside the next; what was before it is done or waited for.
             yield from _ended(finishing, most=1)
         yield from _ended(finishing)
-
-
-def _computed(
-    coming: Future[P],
-    compute: Callable[[P], Generator[B]],
-    finish: Callable[[P, Iterable[B]], R],
-    finisher: ThreadPoolExecutor,
-) -> Future[R] | Exception:
-    try:
-        return _handed_over(coming.result(), compute, finish, finisher)
-    except Exception as error:
-        return error
 
 
 def _handed_over(

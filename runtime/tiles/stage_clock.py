@@ -20,11 +20,9 @@ TRANSFERS = "transfers"
 class StageClock:
     """The clock of one picture. Stages may run in several threads, each stage in one."""
 
-    # By `STAGES`.
+    # As those of `UpscaleResult`.
     stages_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    # Copies to and from a GPU; None where there are none.
     transfers_ms: float | None = None
-    # Whether the picture was on a GPU from its pixels to its finished rows; else copies run beside the networks.
     on_device: bool = False
 
     def add(self, name: str, ms: float) -> None:

@@ -1,7 +1,8 @@
-"""Official checkpoints for the tests of their import; see `tests/support/passionsr.py`."""
+"""A model's folder to change; official checkpoints for the tests of their import."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,12 @@ from passionsr import save_checkpoints, write_reference_model
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "passionsr_reference"
 PASSIONSR_TILE_PX = 8
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model's folder, to be changed."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

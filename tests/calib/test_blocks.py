@@ -7,7 +7,7 @@ from intsr.calib.learn.block_data import Recomputed, cached
 from intsr.calib.learn.blocks import blocks_of_network, layer_statistics, record_input, record_output
 from intsr.calib.learn.train import CACHES
 from intsr.calib.learn.walk import probe_chunks
-from intsr.calib.models.families.sd21 import concat_boundaries, network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 
@@ -59,38 +59,6 @@ def test_caches_give_the_same_pairs(networks, kind, tmp_path):
     torch.testing.assert_close(y, torch.cat([record_output(network, block, exact[i]) for i in (3, 1)]))
     if kind == "none":
         assert not list(tmp_path.iterdir())
-
-
-def test_concat_boundaries_are_where_the_network_joins(tiny_model, networks):
-    """The channels in front of each seam are the hidden state's, as a hook on the up block sees them."""
-    boundaries = concat_boundaries(tiny_model.unet)
-    seen: dict[str, int] = {}
-    handles = []
-    for i, block in enumerate(tiny_model.unet.up_blocks):
-        for j, resnet in enumerate(block.resnets):
-
-            def hook(_, args, i=i, j=j):
-                seen[f"{i}.{j}"] = args[0].shape[1]
-
-            handles.append(resnet.register_forward_pre_hook(hook))
-    skips: list[int] = []
-    original = torch.cat
-
-    def watched(tensors, dim=0, **rest):
-        if dim == 1 and len(tensors) == 2 and tensors[0].ndim == 4:
-            skips.append(tensors[0].shape[1])
-        return original(tensors, dim=dim, **rest)
-
-    torch.cat = watched
-    try:
-        with torch.no_grad():
-            networks["unet"](picture("unet"))
-    finally:
-        torch.cat = original
-        for handle in handles:
-            handle.remove()
-    expected = [boundaries[f"unet.up_blocks.{key.split('.')[0]}.resnets.{key.split('.')[1]}.conv1"] for key in seen]
-    assert skips == expected and len(skips) == 4
 
 
 def test_inputs_that_only_pass_by_count_for_the_ends(networks):

@@ -51,22 +51,22 @@ def test_groups_share_one_let(tiny_model: SRModel) -> None:
     assert sorted(site for group in input_groups(sites) for site in group) == sorted(sites)
 
 
-@pytest.mark.parametrize("bits", [8, 6])
-def test_it_helps_where_channels_differ(bits: int) -> None:
+def test_it_helps_where_channels_differ() -> None:
     """One linear whose input channels span two decades: error of the product with and without s."""
+    bits = 6
     generator = torch.Generator().manual_seed(5)
     spread = torch.logspace(-1, 1, 32)
     x = torch.randn(500, 32, generator=generator) * spread
     weight = torch.randn(24, 32, generator=generator)
-    errors = {}
-    for name, alpha in (("without", 0.0), ("with", 0.5)):
+    errors = []
+    for alpha in (0.0, 0.5):
         s = let_scale_from_maxima(x.abs().amax(0), weight.abs().amax(0), alpha)
         codes, scale = quantize_weight((weight * s).numpy(), bits)
         scaled = x / s
         params = QuantParams.from_range(float(scaled.min()), float(scaled.max()), bits)
         product = fake_quantize_torch(scaled, params) @ torch.from_numpy(dequantize_weight(codes, scale)).T
-        errors[name] = float((product - x @ weight.T).square().mean())
-    assert errors["with"] < 0.5 * errors["without"]
+        errors.append(float((product - x @ weight.T).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_round_trip_and_broken_scales(tiny_model: SRModel, tmp_path: Path) -> None:

@@ -55,20 +55,9 @@ def test_every_layer_of_the_parts_has_a_range_that_holds_zero(tiny_model: SRMode
     assert {(q.weight_bits, q.activation_bits) for s, q in sites.items() if s not in eight} == {(6, 4)}
 
 
-def test_nothing_stays_behind_in_the_model(tiny_model: SRModel) -> None:
-    observe_maxmin(tiny_model, inputs(1), Bits(8, 8), ("unet", "vae"))
-    modules = sites_of_model(tiny_model, ("unet", "vae")).values()
-    assert not any(module._forward_pre_hooks for module in modules)
-
-
 def test_nan_names_the_layer(tiny_model: SRModel) -> None:
     broken = torch.full((1, 3, 32, 32), float("nan"))
     with pytest.raises(CalibrationError, match=r"vae\.encoder\.conv_in"):
         observe_maxmin(tiny_model, [broken], Bits(8, 8), ("unet", "vae"))
     # The hooks are gone after a failure too.
-    assert not tiny_model.vae.encoder.conv_in._forward_pre_hooks
-
-
-def test_an_all_black_picture_calibrates(tiny_model: SRModel) -> None:
-    sites = observe_maxmin(tiny_model, [torch.zeros(1, 3, 32, 32)], Bits(8, 8), ("vae",))
-    assert sites["vae.encoder.conv_in"].activation_params().scale > 0
+    assert not any(module._forward_pre_hooks for module in sites_of_model(tiny_model, ("unet", "vae")).values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,19 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_model
 from intsr.calib.passionsr.import_checkpoint import import_passionsr
 from intsr.calib.passionsr.types import PassionSRQuantizers
-from intsr.engines.verify.agreement import psnr_db_from_mse as psnr_db
 from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fake_quant import fake_quantized
 from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.fold.split_layers import SplitLayer
 from intsr.export.lower.network import lower_network
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
+from intsr.runtime.measure.metrics import psnr_db_from_mse as psnr_db
 from intsr.targets import lowering_from_name
 from intsr.types import NETWORKS, Bits
 
 TILE_PX = 8
 # Relative to the output: float rounding, a single flipped code, and what no flipped code explains.
 ROUNDING, FLIPPED = 1e-6, 5e-3
-
-
-class _Alone(nn.Module):
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.layer(x)
-        return y
 
 
 def run_onnx(network: FoldedNetwork, x: torch.Tensor, path: Path, lowering: str = "cpu") -> torch.Tensor:
@@ -59,26 +50,20 @@ def run_onnx(network: FoldedNetwork, x: torch.Tensor, path: Path, lowering: str 
 def layer_inputs(official: Any, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Site -> (input, output) of every layer of the torch import."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    handles = [
-        module.register_forward_hook(lambda _, args, y, site=f"{part}.{name}": seen.update({site: (args[0], y)}))
-        for part in ("unet", "vae")
-        for name, module in getattr(official, part).named_modules()
-        if isinstance(module, PassionSRQuantizedLayer)
-    ]
+    for site, module in official.modules.named_modules():
+        if isinstance(module, PassionSRQuantizedLayer):
+            module.register_forward_hook(lambda _, args, y, site=site: seen.update({site: (args[0], y)}))
     with torch.no_grad():
         for network in reference_networks(official).values():
             x = network(x)
-    for handle in handles:
-        handle.remove()
     return seen
 
 
 def alone(network: FoldedNetwork, site: str) -> FoldedNetwork:
     """One layer as a network."""
-    layers = {
-        name.replace(site, "layer"): layer for name, layer in network.layers.items() if name.startswith(f"{site}.")
-    }
-    return FoldedNetwork("unet", _Alone(network.module.get_submodule(site)), layers)
+    inside = {name: layer for name, layer in network.layers.items() if name.startswith(f"{site}.")}
+    layers = {name.replace(site, "0"): layer for name, layer in inside.items()}
+    return FoldedNetwork("unet", nn.Sequential(network.module.get_submodule(site)), layers)
 
 
 def relative_errors(
@@ -191,8 +176,6 @@ def test_a_tile_of_other_tokens_cannot_be_exported(tiny_model: Any, calibration:
 
 
 def test_a_layer_without_numbers(tiny_model: Any, calibration: Any) -> None:
-    from dataclasses import replace
-
     layers = {site: q for site, q in calibration.imported["layers"].items() if site != "unet.conv_out"}
     with pytest.raises(CalibrationError, match=r"nothing for unet\.conv_out"):
         fold(tiny_model, replace(calibration, imported={**calibration.imported, "layers": layers}))

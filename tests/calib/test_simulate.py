@@ -21,7 +21,6 @@ from intsr.calib.models.sites import integer_sites
 from intsr.kernels.quantizer import fake_quantize_torch
 from intsr.types import Bits
 
-sides = st.tuples(st.integers(1, 3), st.integers(1, 3))
 twos = st.tuples(st.integers(1, 2), st.integers(1, 2))
 exponents = st.lists(st.floats(-4, 4), min_size=2, max_size=5)
 seeds = st.integers(0, 2**20)
@@ -42,22 +41,24 @@ def let_layer(
 
 
 @given(
-    sides, twos, st.tuples(st.integers(0, 2), st.integers(0, 2)), twos, exponents, st.booleans(), st.booleans(), seeds
+    st.fixed_dictionaries(
+        {
+            "kernel_size": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+            "stride": twos,
+            "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+            "dilation": twos,
+            "bias": st.booleans(),
+        }
+    ),
+    *(exponents, st.booleans(), seeds),
 )
 @settings(max_examples=80, deadline=None)
 def test_let_leaves_a_convolution_as_it_is(
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    exponents: list[float],
-    shift: bool,
-    bias: bool,
-    seed: int,
+    geometry: dict[str, Any], exponents: list[float], shift: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
     channels, rng = len(exponents), np.random.default_rng(seed)
-    conv = nn.Conv2d(channels, 3, kernel, stride, padding, dilation, bias=bias).double().requires_grad_(False)
+    conv = nn.Conv2d(channels, 3, **geometry).double().requires_grad_(False)
     x = torch.randn(2, channels, 7, 6, dtype=torch.float64)
     dead = int(rng.integers(0, channels))
     x[:, dead], conv.weight[:, dead] = 0, 0
@@ -113,11 +114,6 @@ def test_every_integer_layer_and_what_its_grid_may_do(tiny_model: SRModel) -> No
     assert not any(layer.grid.spec.may_shift for layer in symmetric.values())
 
 
-def test_no_let_is_none_anywhere(tiny_model: SRModel) -> None:
-    layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let="none")
-    assert not any(layer.grid.has_let for layer in layers.values())
-
-
 def test_parts_meet_where_skips_are_joined(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seam, against what the UNet really concatenates."""
     joined: list[tuple[int, int]] = []
@@ -147,7 +143,8 @@ def test_parts_meet_where_skips_are_joined(tiny_model: SRModel, monkeypatch: pyt
 def test_layers_take_their_places_in_a_copy(tiny_model: SRModel) -> None:
     reference = reference_networks(tiny_model)["decoder"]
     site = "vae.decoder.mid_block.resnets.0.conv1"
-    layer = quantized_layers(tiny_model, Bits(8, 8), ("vae",), let="none")[site]
+    layer = quantized_layers(tiny_model, Bits(8, 8), ("vae",))[site]
+    assert not layer.grid.has_let
     network = with_layers(reference, {site: layer})
     assert network.get_submodule(site) is layer
     assert isinstance(reference.get_submodule(site), nn.Conv2d)
@@ -180,7 +177,8 @@ def test_in_mixed_precision_ranges_get_the_same_gradients(tiny_model: SRModel, l
         layers = quantized_layers(tiny_model, Bits(8, 8), ("unet",), let=let)
         for layer in layers.values():
             layer.grid.set_range(-4.0, 4.0)
-            layer.set_weight_range(*(end.detach() for end in _weight_range(layer)))
+            rows = layer.scaled_weight().flatten(1).detach()
+            layer.set_weight_range(rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0))
         network = with_layers(reference_networks(tiny_model)["unet"], layers)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             output = network(x)
@@ -199,8 +197,3 @@ def test_learned_weights_are_in_full_precision(tiny_model: SRModel) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = layer.scaled_weight()
     assert torch.equal(mixed, layer.scaled_weight())
-
-
-def _weight_range(layer: QuantizedLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = layer.scaled_weight().flatten(1)
-    return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)

@@ -28,23 +28,25 @@ def grid_of(bits: int, symmetric: bool = False, holds_zero: bool = False) -> Inp
     return InputGrid(GridSpec(3, 1, bits, symmetric, holds_zero, False, None)).requires_grad_(False)
 
 
-def ends_on_scale(bits: int, first: float, scale: float) -> tuple[float, float]:
-    """A range with D = scale: no other rounding of D is near, in float32 or in float64."""
-    held = float(round_scale(scale))
-    return first * held, (first + 2**bits - 1) * held
-
-
-@given(st.integers(2, 8), st.integers(-300, 100), st.floats(-0.4, 0.4), st.floats(1e-3, 10), st.booleans(), seeds)
+@given(
+    bits=st.integers(2, 8),
+    first=st.integers(-300, 100),
+    fraction=st.floats(-0.4, 0.4),
+    scale=st.floats(1e-3, 10),
+    holds_zero=st.booleans(),
+    seed=seeds,
+)
 @settings(max_examples=80, deadline=None)
 def test_an_input_s_grid_is_the_engine_s(
-    bits: int, first: int, fraction: float, scale: float, holds_zero: bool, seed: int
+    bits: int, first: int, *, fraction: float, scale: float, holds_zero: bool, seed: int
 ) -> None:
     """What training computes, and what an engine computes from the two numbers that are kept."""
     grid = grid_of(bits, holds_zero=holds_zero)
     if holds_zero:
         first = max(min(first, 0), 1 - 2**bits)
         fraction = 0.0
-    low, high = ends_on_scale(bits, first + fraction, scale)
+    # A range with D = scale: no other rounding of D is near, in float32 or in float64.
+    low, high = (code * float(round_scale(scale)) for code in (first + fraction, first + fraction + 2**bits - 1))
     grid.set_range(low, high)
     layer = QuantizedLayer("site", nn.Conv2d(3, 2, 1), grid, 8)
     quantizer = layer.site_quantizer()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from models import edit_json
 from safetensors.torch import save_file
 
 from intsr.calib.models.cost import architecture_from_folder
@@ -24,45 +24,29 @@ OTHERS = [
     ("unet", {"only_cross_attention": True}, "only_cross_attention True; expected none, as in SD 2.1's UNET"),
     ("unet", {"only_cross_attention": [False, True]}, "only_cross_attention"),
     ("unet", {"num_class_embeds": 10}, "num_class_embeds 10"),
-    ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim 256"),
     ("unet", {"mid_block_type": None}, "mid_block_type None; expected UNetMidBlock2DCrossAttn"),
     ("unet", {"down_block_types": ["SimpleCrossAttnDownBlock2D", "DownBlock2D"]}, "'SimpleCrossAttnDownBlock2D'"),
     ("unet", {"norm_num_groups": None}, "norm_num_groups None"),
     ("unet", {"act_fn": "mish"}, "act_fn 'mish'; expected silu or swish or gelu"),
-    ("unet", {"act_fn": None}, "act_fn None"),
     ("vae", {"act_fn": "relu"}, "act_fn 'relu'; expected silu or swish or gelu"),
     ("unet", {"cross_attention_dim": [24, 24]}, "cross_attention_dim [24, 24]; expected one whole number"),
     ("unet", {"cross_attention_dim": True}, "cross_attention_dim True"),
-    ("unet", {"cross_attention_dim": None}, "cross_attention_dim None"),
     ("vae", {"scaling_factor": -0.18215}, "vae/config.json: scaling_factor -0.18215; expected a number above 0"),
     ("vae", {"scaling_factor": "0.18215"}, "scaling_factor '0.18215'"),
-    ("vae", {"scaling_factor": True}, "scaling_factor True"),
     ("vae", {"scaling_factor": float("nan")}, "scaling_factor nan"),
     ("unet", {"in_channels": 9}, "unet: in_channels 9; expected 4, as many as the VAE's latent_channels"),
-    ("unet", {"out_channels": 8}, "unet: out_channels 8; expected 4"),
     ("vae", {"in_channels": 1}, "vae: in_channels 1; expected 3"),
     ("vae", {"latent_channels": 16}, "unet: in_channels 4; expected 16"),
     ("vae", {"shift_factor": 0.1}, "shift_factor 0.1"),
     ("vae", {"latents_mean": [0.1] * 4}, "latents_mean"),
-    ("vae", {"latents_std": [0.5] * 4}, "latents_std"),
 ]
-
-
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
-def edit_config(folder: Path, part: str, values: dict[str, object]) -> None:
-    path = folder / part / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize(("part", "values", "message"), OTHERS)
 def test_other_networks_are_refused_when_opened(
     folder: Path, part: str, values: dict[str, object], message: str
 ) -> None:
-    edit_config(folder, part, values)
+    edit_json(folder / part / "config.json", **values)
     for opened in (lambda: open_model(str(folder)), lambda: architecture_from_folder(folder)):
         with pytest.raises(ModelError) as error:
             opened()
@@ -70,14 +54,14 @@ def test_other_networks_are_refused_when_opened(
 
 
 def test_it_is_one_line_of_export(folder: Path, tmp_path: Path, intsr: Command) -> None:
-    edit_config(folder, "unet", {"num_class_embeds": 10})
+    edit_json(folder / "unet" / "config.json", num_class_embeds=10)
     result = intsr("export", folder, "--tile", 16, "-o", tmp_path / "out")
     assert result[0] == 2 and len(result[2].splitlines()) == 1 and "num_class_embeds" in result[2]
 
 
 @pytest.mark.parametrize("key", ["shift_factor", "latents_mean"])
 def test_settings_that_are_there_and_off(folder: Path, key: str) -> None:
-    edit_config(folder, "vae", {key: None})
+    edit_json(folder / "vae" / "config.json", **{key: None})
     assert open_model(str(folder)).spec.name == "tiny"
 
 

@@ -88,22 +88,14 @@ def test_weights_are_stored_in_half_precision(folder: Path) -> None:
 def test_the_seed_decides_every_byte(folder: Path, tmp_path: Path) -> None:
     files = [path.relative_to(folder) for path in folder.rglob("*.safetensors")]
     for seed, same in ((1, True), (2, False)):
-        write_synthetic_model(SMALL, tmp_path / str(seed), seed)
+        written = write_synthetic_model(SMALL, tmp_path / str(seed), seed)
         for file in files:
             assert (sha256_from_path(tmp_path / str(seed) / file) == sha256_from_path(folder / file)) is same, file
-
-
-def test_a_tensor_does_not_depend_on_the_others() -> None:
+        assert written.size_bytes == sum((folder / file).stat().st_size for file in files)
+    assert written.parameters["unet"] == sum(p.numel() for p in load_model(str(folder)).unet.parameters())
+    # Whatever else is in a model.
     first, other = (random_tensor(name, (8, 8), 0) for name in ("unet.a.weight", "unet.b.weight"))
-    assert not torch.equal(first, other)
-    assert torch.equal(first, random_tensor("unet.a.weight", (8, 8), 0))
-
-
-def test_what_is_written_is_said(folder: Path, tmp_path: Path) -> None:
-    written = write_synthetic_model(SMALL, tmp_path / "again", 1)
-    unet = sum(p.numel() for p in load_model(str(folder)).unet.parameters())
-    assert written.parameters["unet"] == unet
-    assert written.size_bytes == sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    assert not torch.equal(first, other) and torch.equal(first, random_tensor("unet.a.weight", (8, 8), 0))
 
 
 def test_an_existing_folder_is_left_alone(folder: Path) -> None:
@@ -111,18 +103,15 @@ def test_an_existing_folder_is_left_alone(folder: Path) -> None:
         write_synthetic_model(SMALL, folder)
 
 
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UsageError, match="GB free on its disk; expected about"):
-        write_synthetic_model(SMALL, tmp_path / "new")
+    for write in (
+        lambda: write_synthetic_model(SMALL, tmp_path / "new"),
+        lambda: compile_engine(engine.parent / "onnx", tmp_path / "other.engine", BuildOptions("cpu")),
+    ):
+        with pytest.raises(UsageError, match="GB free on its disk; expected about"):
+            write()
     assert not list(tmp_path.iterdir())
-
-
-def test_no_room_for_the_engine(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UsageError, match="GB free on its disk; expected about"):
-        compile_engine(engine.parent / "onnx", engine.with_name("other.engine"), BuildOptions("cpu"))
-    assert not engine.with_name("other.engine").exists()
 
 
 def test_settings_without_the_key_are_of_real_weights(folder: Path, tiny_folder: Path) -> None:

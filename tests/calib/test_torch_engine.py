@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -21,7 +21,6 @@ from intsr.calib.calibration.types import Calibration
 from intsr.calib.methods.maxmin import observe_maxmin
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
-from intsr.engines.commands.verify import verify as verify_command
 from intsr.engines.verify.agreement import verify
 from intsr.engines.verify.reference import open_reference, reference_for_verification, reference_from_calibration
 from intsr.export.graphs import OnnxExport, is_weight_only
@@ -42,29 +41,18 @@ class GraphNetwork:
         y: np.ndarray = self.session.run(None, {self.input.name: x})[0]
         return y
 
-    def close(self) -> None:
-        """Nothing is held but the session."""
 
-
-class Graphs:
+class Graphs(nullcontext):
     """An export in the place of an opened engine."""
 
     tile_px, precision, network_names = 16, "f32", NETWORKS
 
     def __init__(self, export: OnnxExport, folder: Path) -> None:
-        self._networks = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}
+        super().__init__(self)
+        self.network = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}.__getitem__
         self.manifest = SimpleNamespace(
             bits=export.bits, calibration_digest=export.calibration_digest, synthetic=False, target="onnxruntime"
         )
-
-    def __enter__(self) -> Graphs:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is held but the sessions."""
-
-    def network(self, name: str) -> GraphNetwork:
-        return self._networks[name]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +92,8 @@ def test_a_weight_only_engine_agrees_with_its_calibration(
 
 
 def test_verify_asks_the_engine_what_its_activations_are(
+    *,
+    intsr: Any,
     tiny_folder: Path,
     four_bits: tuple[Calibration, Path],
     weight_only: Graphs,
@@ -112,10 +102,9 @@ def test_verify_asks_the_engine_what_its_activations_are(
 ) -> None:
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr("intsr.runtime.engine.open_engine", lambda *_, **__: weight_only)
-    given = ["weight-only.engine", "--against", four_bits[1], "--model", tiny_folder, "--images", tmp_path, "--json"]
-    result = CliRunner().invoke(verify_command, [str(word) for word in given])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["end_to_end"]["psnr_db"] > 100
+    given = ("--against", four_bits[1], "--model", tiny_folder, "--images", tmp_path, "--json")
+    code, out, err = intsr("verify", "weight-only.engine", *given)
+    assert code == 0 and json.loads(out)["end_to_end"]["psnr_db"] > 100, err
 
 
 def test_which_bits_are_weight_only() -> None:

@@ -12,24 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intsr.calib.models.open import SRModel, load_model, open_model
-from intsr.errors import IntsrError, ModelError
+from intsr.errors import ModelError
 
 WHOLE = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WHOLE}.index.json"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4665...\nsize 3463726504\n"
 
 
-@pytest.fixture
-def folder(tiny_folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
-
-
 def divide(folder: Path, part: str = "unet") -> Path:
     """By diffusers itself; returns the index."""
     import diffusers
 
-    (folder / part / WHOLE).rename(folder / "kept")
-    shutil.copyfile(folder / "kept", folder / part / WHOLE)
     network = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
     network.from_pretrained(folder / part).save_pretrained(folder / part, max_shard_size="400KB")
     (folder / part / WHOLE).unlink(missing_ok=True)
@@ -37,8 +30,7 @@ def divide(folder: Path, part: str = "unet") -> Path:
     return folder / part / INDEX
 
 
-@pytest.mark.parametrize("part", ["unet", "vae"])
-@pytest.mark.parametrize("variant", ["", ".fp16"])
+@pytest.mark.parametrize(("part", "variant"), [("unet", ""), ("vae", ".fp16")])
 def test_several_files_with_an_index(folder: Path, tiny_model: SRModel, part: str, variant: str) -> None:
     index = divide(folder, part)
     index.rename(index.with_name(f"{WHOLE}.index{variant}.json"))
@@ -68,11 +60,6 @@ def test_the_plan_of_a_build_counts_all_of_them(folder: Path, intsr: Callable[..
     assert abs(peak_bytes() - before) < 100_000
 
 
-def _edit(index: Path, change: Callable[[dict[str, str]], object]) -> None:
-    weight_map = json.loads(index.read_text())["weight_map"]
-    index.write_text(json.dumps({"weight_map": change(weight_map)}))
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -80,13 +67,13 @@ def _edit(index: Path, change: Callable[[dict[str, str]], object]) -> None:
         (lambda names: dict(list(names.items())[1:]), "and the like: not both in the index and"),
         (lambda names: dict.fromkeys(names, "gone.safetensors"), "gone.safetensors: no such file"),
         (lambda names: dict.fromkeys(names, "../other.safetensors"), "'../other.safetensors' for "),
-        (lambda names: dict.fromkeys(names, "weights.bin"), "'weights.bin' for "),
         (lambda names: dict.fromkeys(names, 3), "3 for "),
         (lambda names: [], "no weight_map"),
     ],
 )
 def test_an_index_that_does_not_fit(folder: Path, change: Callable[[dict[str, str]], object], words: str) -> None:
-    _edit(divide(folder), change)
+    index = divide(folder)
+    index.write_text(json.dumps({"weight_map": change(json.loads(index.read_text())["weight_map"])}))
     with pytest.raises(ModelError) as error:
         load_model(str(folder))
     assert words in str(error.value) and "\n" not in str(error.value)
@@ -96,7 +83,6 @@ def test_an_index_that_does_not_fit(folder: Path, change: Callable[[dict[str, st
     ("name", "words"),
     [
         ("diffusion_pytorch_model.bin", "no weights but diffusion_pytorch_model.bin (a pickle)"),
-        ("diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.fp16.bin (a pickle)"),
         ("diffusion_pytorch_model.non_ema.safetensors", "(the variant non_ema)"),
         ("model.safetensors", "model.safetensors (another name)"),
     ],
@@ -126,10 +112,7 @@ def test_parts_without_their_index(folder: Path) -> None:
 
 
 STAND_INS = [
-    (
-        LFS.encode(),
-        "a git-lfs pointer, which only names the weights; expected the weights; fetch the file itself: git",
-    ),
+    (LFS.encode(), "a git-lfs pointer, which only names the weights; expected the weights; fetch the file itself"),
     (b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "a web page, not weights"),
     (b"\xef\xbb\xbf  <html lang='en'>", "a web page, not weights"),
     (b"Entry not found", "a text (Entry not found...), not weights"),
@@ -138,25 +121,19 @@ STAND_INS = [
 
 
 @pytest.mark.parametrize(("content", "words"), STAND_INS)
-@pytest.mark.parametrize("kind", ["weights", "context", "lora", "file", "pickle", "official", "convert"])
-def test_what_stands_in_a_files_place_is_told(folder: Path, kind: str, content: bytes, words: str) -> None:
-    from intsr.calib.models.convert import convert
-    from intsr.calib.passionsr.checkpoint import _read_tensors
-
-    suffix = {"pickle": ".ckpt", "official": ".pth", "lora": ".pkl", "convert": ".bin"}.get(kind, ".safetensors")
-    path = folder / "unet" / WHOLE if kind == "weights" else folder.parent / f"given{suffix}"
-    path.write_bytes(content)
-    opened: dict[str, Callable[[], object]] = {
-        "weights": lambda: load_model(str(folder)),
-        "context": lambda: open_model(str(folder), path),
-        "lora": lambda: open_model(str(folder), lora=path),
-        "official": lambda: _read_tensors(path),
-        "convert": lambda: convert(path, path.with_suffix(".safetensors")),
-    }
-    with pytest.raises(IntsrError) as error:
-        opened.get(kind, lambda: open_model(str(path)))()
-    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
-    assert "\n" not in str(error.value)
+def test_what_stands_in_a_files_place_is_told(folder: Path, content: bytes, words: str) -> None:
+    path, given = folder / "unet" / WHOLE, folder.parent / "given.safetensors"
+    for file, opened in (
+        (given, lambda: open_model(str(given))),
+        (given, lambda: open_model(str(folder), given)),
+        (given, lambda: open_model(str(folder), lora=given)),
+        (path, lambda: load_model(str(folder))),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(ModelError) as error:
+            opened()
+        assert str(error.value).startswith(f"{file}: ") and words in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_a_folder_where_a_file_belongs(folder: Path) -> None:

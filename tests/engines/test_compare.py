@@ -26,7 +26,7 @@ from intsr.engines.compare.child import CalibrationTask
 from intsr.engines.compare.types import Comparison, Row, label, recipes_from_options
 from intsr.errors import CalibrationError, ImageError, UsageError
 from intsr.runtime.measure.metrics import Scores, psnr_db, score_pair
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import read_pixels
 
 METHODS = ("maxmin", "maxmin+let")
 KEYS = {"method", "bits", "parts", "psnr_y_db", "ssim_y", "psnr_to_fp_db", "calibration_s", "peak_bytes"}

@@ -161,7 +161,7 @@ def test_what_verifying_needs_is_looked_for_before_any_work(
     given = ("compile", tiny_folder, "--bits", "fp", "-o", tmp_path / "x.engine", "--tile", TILE_PX)
     code, _, error = intsr(*given, "--verify", tmp_path / "nothing")
     assert code == 2 and "nothing" in error
-    monkeypatch.setattr("intsr.engines.verify.check.list_devices", lambda _: (["cpu"], "no driver"))
+    monkeypatch.setattr("intsr.engines.verify.check.list_devices", lambda: (["cpu"], "no driver"))
     monkeypatch.setattr("intsr.targets.target.find_spec", lambda _: True)
     code, _, error = intsr(*given, "--verify", pictures, "--target", "tensorrt-rtx")
     assert code == 2 and "--verify: an engine of target tensorrt-rtx cannot run here (no driver)" in error

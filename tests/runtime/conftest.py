@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,43 +27,34 @@ SHAPES = {
     "unet": (("latent", LATENT), ("denoised", LATENT)),
     "decoder": (("denoised", LATENT), ("image", PICTURE)),
 }
+LIBRARIES = {"cpu": "openvino", "onnxruntime": "onnxruntime"}
 
 
 def write_graph(path: Path, name: str, decoder_gain: float = 1.0, decoder_bias: float = 0.0) -> None:
     """encoder: space to depth. unet: identity. decoder: depth to space, times the gain, plus the bias."""
     (input_name, input_shape), (output_name, output_shape) = SHAPES[name]
-    constants = []
+    constants = {
+        "encoder": {},
+        "unet": {"kernel": np.eye(LATENT_CHANNELS)[:, :, None, None]},
+        "decoder": {"gain": decoder_gain, "bias": decoder_bias},
+    }[name]
     if name == "encoder":
         nodes = [helper.make_node("SpaceToDepth", [input_name], [output_name], blocksize=2)]
     elif name == "unet":
-        kernel = np.eye(LATENT_CHANNELS, dtype=np.float32)[:, :, None, None]
-        constants = [numpy_helper.from_array(kernel, "kernel")]
         nodes = [helper.make_node("Conv", [input_name, "kernel"], [output_name])]
     else:
-        constants = [
-            numpy_helper.from_array(np.array(value, np.float32), key)
-            for key, value in (("gain", decoder_gain), ("bias", decoder_bias))
-        ]
         nodes = [
             helper.make_node("DepthToSpace", [input_name], ["spread"], blocksize=2),
             helper.make_node("Mul", ["spread", "gain"], ["scaled"]),
             helper.make_node("Add", ["scaled", "bias"], [output_name]),
         ]
-    tensors = [
-        helper.make_tensor_value_info(key, TensorProto.FLOAT, shape)
-        for key, shape in ((input_name, input_shape), (output_name, output_shape))
-    ]
-    graph = helper.make_graph(nodes, name, tensors[:1], tensors[1:], constants)
+    source = helper.make_tensor_value_info(input_name, TensorProto.FLOAT, input_shape)
+    target = helper.make_tensor_value_info(output_name, TensorProto.FLOAT, output_shape)
+    initializers = [numpy_helper.from_array(np.array(value, np.float32), key) for key, value in constants.items()]
+    graph = helper.make_graph(nodes, name, [source], [target], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     checker.check_model(model)
     save(model, path)
-
-
-def library_version(target: str) -> str:
-    import onnxruntime
-    import openvino
-
-    return str({"cpu": openvino.__version__, "onnxruntime": onnxruntime.__version__}[target])
 
 
 def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
@@ -82,7 +70,7 @@ def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
     pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), member_path)
 
 
-def manifest_for(target: str, **changes: object) -> Manifest:
+def manifest_for(target: str, /, **changes: object) -> Manifest:
     networks = tuple(
         NetworkEntry(name, f"{name}.member", *((TensorInfo(key, shape, "float32"),) for key, shape in ports))
         for name, ports in SHAPES.items()
@@ -94,8 +82,8 @@ def manifest_for(target: str, **changes: object) -> Manifest:
         bits="fp",
         parts=(),
         target=target,
-        library={"cpu": "openvino"}.get(target, target),
-        library_version=library_version(target),
+        library=LIBRARIES[target],
+        library_version=str(import_module(LIBRARIES[target]).__version__),
         gpu_architecture="",
         precision="auto",
         tile_px=TILE_PX,
@@ -119,7 +107,7 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
     """make_engine(target, decoder_gain=, decoder_bias=, **manifest changes) -> path of a new bundle."""
 
     def make(
-        target: str = "onnxruntime", decoder_gain: float = 1.0, decoder_bias: float = 0.0, **changes: object
+        target: str = "onnxruntime", /, decoder_gain: float = 1.0, decoder_bias: float = 0.0, **changes: object
     ) -> Path:
         folder = tmp_path_factory.mktemp("engine")
         members = {}
@@ -167,31 +155,14 @@ def photo_path(tmp_path: Path, photo: np.ndarray) -> Path:
     return path
 
 
-Run = Callable[..., tuple[int, str, str]]
+@pytest.fixture
+def upscale(intsr, identity_engine: Path):
+    """upscale(*arguments, engine=) -> what `intsr upscale` answers, with an engine of identity networks."""
 
+    def run(*arguments: object, engine: Path = identity_engine) -> tuple[int, str, str]:
+        return intsr("upscale", engine, *arguments)
 
-def _support(name: str) -> dict[str, Any]:
-    """The public names of a module of tests/support."""
-    spec = importlib.util.spec_from_file_location(
-        f"intsr_tests_{name}", Path(__file__).parents[1] / "support" / f"{name}.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == spec.name}
-
-
-@pytest.fixture(scope="session")
-def fuzz_pictures() -> ModuleType:
-    """tests/support/fuzz_pictures.py: pictures of every kind, and broken ones."""
-    path = Path(__file__).parents[1] / "support" / "fuzz_pictures.py"
-    spec = importlib.util.spec_from_file_location("intsr_tests_fuzz_pictures", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return run
 
 
 # Of the libraries that the simulated GPU comes with.
@@ -201,17 +172,20 @@ VERSIONS = {"tensorrt": "10.13.0.35", "tensorrt-rtx": "1.7.1.116"}
 class FakeMachine:
     """A machine with a simulated GPU: `gpu`, its `trt`, and bundles that run there."""
 
-    def __init__(self, support, folder: Path) -> None:
-        self.support, self.folder = support, folder
-        self.gpu = support.Simulator()
-        self.trt = support.FakeTensorRT(self.gpu)
-        self.driver = support.CudaDriver(self.gpu)
-        self.pycuda = support.PyCudaDriver(self.gpu)
+    def __init__(self, folder: Path) -> None:
+        from fake_driver import CudaDriver, PyCudaDriver
+        from fake_gpu import Simulator
+        from fake_tensorrt import FakeTensorRT
+
+        self.folder, self.gpu = folder, Simulator()
+        self.trt, self.driver, self.pycuda = FakeTensorRT(self.gpu), CudaDriver(self.gpu), PyCudaDriver(self.gpu)
 
     def build_kernels(self) -> None:
         """As if nvcc had: without it, pictures go through host memory."""
+        from fake_driver import fatbin_of
+
         for source in SOURCES:
-            (self.folder / f"{source}.fatbin").write_bytes(self.support.fatbin_of(source))
+            (self.folder / f"{source}.fatbin").write_bytes(fatbin_of(source))
 
     def engine(
         self,
@@ -223,6 +197,8 @@ class FakeMachine:
         **changes: object,
     ) -> Path:
         """Its three networks are the identity. plan_version, plan_target: the plans' own, else the manifest's."""
+        from fake_tensorrt import write_plan
+
         version = VERSIONS[target]
         built = plan_version or tuple(map(int, version.split(".")))
         networks, members = [], {}
@@ -235,8 +211,9 @@ class FakeMachine:
             ]
             description = {"name": name, "tensors": tensors, "arena_bytes": arena_bytes, "weights_bytes": 100}
             members[f"{name}.plan"] = self.folder / f"{name}.plan"
-            members[f"{name}.plan"].write_bytes(self.support.write_plan(plan_target or target, built, description))
+            members[f"{name}.plan"].write_bytes(write_plan(plan_target or target, built, description))
         values = {
+            "target": target,
             "library": target,
             "library_version": version,
             "gpu_architecture": {"tensorrt": "sm89", "tensorrt-rtx": "sm86,sm89,sm120"}[target],
@@ -244,9 +221,7 @@ class FakeMachine:
             "networks": tuple(networks),
         }
         path = self.folder / f"{target}.engine"
-        write_bundle(
-            path, dataclasses.replace(manifest_for("cpu"), **{"target": target, **values, **changes}), members
-        )
+        write_bundle(path, dataclasses.replace(manifest_for("cpu"), **values | changes), members)
         return path
 
     def assert_nothing_is_left(self) -> None:
@@ -264,19 +239,14 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     from intsr.runtime.backends import compatibility
     from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
-    support = {**_support("fake_gpu"), **_support("fake_driver"), **_support("fake_tensorrt")}
-    machine = FakeMachine(SimpleNamespace(**support), tmp_path)
-    libraries = {
-        "cuda.bindings.driver": machine.driver,
-        "pycuda.driver": machine.pycuda,
-    }
+    machine = FakeMachine(tmp_path)
+    libraries = {"cuda.bindings.driver": machine.driver, "pycuda.driver": machine.pycuda}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Those of this machine, if it has any, are for real GPUs.
     monkeypatch.setattr(sources, "fatbin_path", lambda source: tmp_path / f"{source}.fatbin")
     monkeypatch.setattr(cuda_interface, "import_library", lambda name, where, extra: libraries[name])
     monkeypatch.setattr(tensorrt_library, "import_library", lambda name, where, extra: machine.trt.imported_as(name))
     installed = compatibility.installed_version
-    monkeypatch.setattr(
-        compatibility, "installed_version", lambda target: VERSIONS.get(target.name) or installed(target)
-    )
+    found = VERSIONS.get
+    monkeypatch.setattr(compatibility, "installed_version", lambda target: found(target.name) or installed(target))
     return machine

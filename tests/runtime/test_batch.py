@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from intsr.errors import EXIT_SOME_FAILED, EXIT_USAGE, UsageError
-from intsr.runtime.batch.jobs import Destination, Job, check_outputs, plan_jobs, shard_from_text
+from intsr.errors import EXIT_SOME_FAILED, UsageError
+from intsr.runtime.batch.jobs import Job, check_outputs, plan_jobs, shard_of
 from intsr.runtime.batch.naming import Naming
 
 Run = Callable[..., tuple[int, str, str]]
-_X4, _PNG = Naming("{stem}_x4{ext}"), Naming(output_format="png")
+_PLAIN, _X4, _PNG = Naming(), Naming("{stem}_x4{ext}"), Naming(output_format="png")
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
@@ -45,14 +45,19 @@ def _names(jobs: list[Job], output: Path) -> list[str]:
     return [job.output.relative_to(output).as_posix() for job in jobs]
 
 
-def _planned(folder: Path, inputs: str, output: str, recursive: bool, naming: Naming) -> list[str]:
+def _problems(inputs: Path, output: Path, naming: Naming = _PLAIN, **options: Any) -> dict[str, str]:
+    """By the names of sources, in their order."""
+    return {job.source.name: job.problem for job in plan_jobs([inputs], output, naming=naming, **options)}
+
+
+def _planned(folder: Path, inputs: str, output: str, **options: Any) -> list[str]:
     """`a.png > out/a.png` a job, or `a.png: problem`, or the error of all, without the folder."""
 
     def short(path: Path) -> str:
         return path.relative_to(folder).as_posix()
 
     try:
-        jobs = plan_jobs([folder / item for item in inputs.split()], folder / output, recursive, naming)
+        jobs = plan_jobs([folder / item for item in inputs.split()], folder / output, **options)
     except UsageError as error:
         return [str(error).replace(f"{folder}/", "").replace(str(folder), ".")]
     return [
@@ -88,22 +93,25 @@ a pattern                 | b.jpg c.txt            | ?.*              | out   | 
 a pattern of any depth    | s/t/a.png              | **/*.png         | out   |        | s/t/a.png > out/s/t/a.png
 a pattern without matches | a.png                  | *.webp           | out   |        | *.webp: no pictures
 a name like a pattern     | a[1].png a1.png        | a[1].png         | b.png |        | a[1].png > b.png
+a slash is a folder       |                        | a.jpg            | b.png/ |       | a.jpg > b.png/a.jpg
+of any name               |                        | a.jpg            | b.pgn/ |       | a.jpg > b.pgn/a.jpg
 a name that is none       | in/b\c.png             | in               | out   |        | in/b\c.png: is not made
 """
 
 
 @pytest.mark.parametrize("case", PLANS.strip().splitlines(), ids=lambda case: case.split("|")[0].strip())
 def test_which_file_becomes_which(tmp_path: Path, case: str) -> None:
-    """Of the first job; errors and problems by their beginnings."""
+    # Of the first job; errors and problems by their beginnings.
     _, files, inputs, output, how, expected = (part.strip() for part in case.split("|"))
     _touch(*(tmp_path / file for file in files.split()))
-    naming = next((found for name, found in (("x4", _X4), ("png", _PNG)) if name in how), Naming())
-    assert _planned(tmp_path, inputs, output, "-r" in how, naming)[0].startswith(expected)
+    naming = next((found for name, found in (("x4", _X4), ("png", _PNG)) if name in how), _PLAIN)
+    options = {"naming": naming, "recursive": "-r" in how, "must_be_folder": output.endswith("/")}
+    assert _planned(tmp_path, inputs, output, **options)[0].startswith(expected)
 
 
 def test_collisions_are_problems_of_their_own(tmp_path: Path) -> None:
     _touch(tmp_path / "in/a.png", tmp_path / "in/a.jpg", tmp_path / "in/b.png")
-    problems = {job.source.name: job.problem for job in plan_jobs([tmp_path / "in"], tmp_path / "out", False, _PNG)}
+    problems = _problems(tmp_path / "in", tmp_path / "out", _PNG)
     assert set(problems) == {"a.png", "a.jpg", "b.png"} and not problems["b.png"]
     for name in ("a.png", "a.jpg"):
         assert "a.jpg and " in problems[name] and problems[name].endswith("a.png would both be written here")
@@ -111,36 +119,35 @@ def test_collisions_are_problems_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("item", ["", "*.png", "**/*.png"])
 def test_outputs_beside_inputs_are_no_inputs_of_the_next_call(tmp_path: Path, item: str) -> None:
+    def plan() -> list[Job]:
+        return plan_jobs([tmp_path / item], tmp_path, recursive=True, naming=_X4)
+
     _touch(tmp_path / "a.png", tmp_path / "b.png")
-    first = plan_jobs([tmp_path / item], tmp_path, True, _X4)
+    first = plan()
     assert _names(first, tmp_path) == ["a_x4.png", "b_x4.png"] and not any(job.problem for job in first)
     _touch(first[0].output)
     # Shards count on the same jobs whatever others have written meanwhile.
-    assert plan_jobs([tmp_path / item], tmp_path, True, _X4) == first
+    assert plan() == first
     _touch(first[1].output, tmp_path / "a_x4_x4.png")
-    assert plan_jobs([tmp_path / item], tmp_path, True, _X4) == first
+    assert plan() == first
 
 
 def test_an_original_is_never_taken_for_an_earlier_output_by_its_name_alone(tmp_path: Path) -> None:
     _touch(tmp_path / "a.jpg", tmp_path / "a.png", tmp_path / "b.jpg")
     notes = list[str]()
     for item in (tmp_path, tmp_path / "*"):
-        jobs = plan_jobs([item], tmp_path, False, _PNG, notes.append)
-        problems = {job.source.name: job.problem for job in jobs}
+        problems = _problems(item, tmp_path, _PNG, note=notes.append)
         assert problems == {"a.jpg": "is itself an input", "a.png": "is itself an input", "b.jpg": ""}
     assert notes == []
-    jobs = plan_jobs([tmp_path], Destination(tmp_path, resuming=True), False, _PNG, notes.append)
-    assert [job.source.name for job in jobs] == ["a.jpg", "b.jpg"]
+    assert [*_problems(tmp_path, tmp_path, _PNG, resuming=True, note=notes.append)] == ["a.jpg", "b.jpg"]
     assert notes == [f"{tmp_path / 'a.png'}: an earlier call's output for another input, so no input"]
 
 
-def test_overwriting_destroys_no_original_of_the_batch(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_overwriting_destroys_no_original_of_the_batch(upscale: Run, photo: np.ndarray, tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg"):
         Image.fromarray(photo).save(tmp_path / name)
     before = (tmp_path / "a.png").read_bytes()
-    code, _, err = intsr("upscale", identity_engine, tmp_path, "-o", tmp_path, "--format", "png", "--overwrite")
+    code, _, err = upscale(tmp_path, "-o", tmp_path, "--format", "png", "--overwrite")
     assert (code, (tmp_path / "a.png").read_bytes()) == (EXIT_SOME_FAILED, before)
     assert "a.png is itself an input" in err and "1 ok, 2 failed" in err
 
@@ -151,7 +158,7 @@ def test_inputs_that_give_nothing_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     notes = list[str]()
     inputs = [tmp_path / "a.png", tmp_path / "nothing/*.png", tmp_path / "empty", tmp_path / "in"]
-    assert len(plan_jobs(inputs, tmp_path / "out", False, Naming(), notes.append)) == 2
+    assert len(plan_jobs(inputs, tmp_path / "out", naming=_PLAIN, note=notes.append)) == 2
     assert notes == [
         f"{tmp_path / 'nothing/*.png'}: no pictures",
         f"{tmp_path / 'empty'}: no pictures",
@@ -159,21 +166,26 @@ def test_inputs_that_give_nothing_are_named(tmp_path: Path) -> None:
     ]
     (tmp_path / "in/b.png").unlink()
     with pytest.raises(UsageError, match=r"no pictures \(.*2 files skipped, as \.gif, \.heic are not read\)"):
-        plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming())
+        plan_jobs([tmp_path / "in"], tmp_path / "out", naming=_PLAIN)
 
 
-def test_outputs_that_are_there_and_no_files(tmp_path: Path) -> None:
-    _touch(tmp_path / "in/a.png", tmp_path / "in/b.png", tmp_path / "in/c.png")
+def test_outputs_that_are_there(tmp_path: Path) -> None:
+    _touch(tmp_path / "in/a.png", tmp_path / "in/b.png", tmp_path / "in/c.png", tmp_path / "file")
     output = tmp_path / "out"
+    jobs = plan_jobs([tmp_path / "in"], output, naming=_PLAIN)
+    check_outputs(jobs, False, False)
+    assert not output.exists()
     (output / "a.png").mkdir(parents=True)
     (output / "b.png").symlink_to(output / "gone.png")
     for resuming, dangling in ((False, ""), (True, "is a link that leads nowhere: remove it")):
-        jobs = plan_jobs([tmp_path / "in"], Destination(output, resuming=resuming), False, Naming())
-        assert [job.problem for job in jobs] == ["is a folder", dangling, ""]
-    jobs = plan_jobs([tmp_path / "in"], output, False, Naming())
+        assert [*_problems(tmp_path / "in", output, resuming=resuming).values()] == ["is a folder", dangling, ""]
+    check_outputs(jobs, True, False)
     check_outputs(jobs, False, True)
-    with pytest.raises(UsageError, match=r"b\.png: already exists; give"):
-        check_outputs(jobs, False, False)
+    for some, words in ((jobs, "a.png: already exists and 1 more"), (jobs[1:], r"b\.png: already exists")):
+        with pytest.raises(UsageError, match=f"{words}; give --skip-existing or --overwrite"):
+            check_outputs(some, False, False)
+    with pytest.raises(UsageError, match="cannot write here"):
+        check_outputs([Job(tmp_path / "a.png", tmp_path / "file" / "a.png")], False, False)
 
 
 @pytest.mark.parametrize("item", ["in", "in/**/*.png"])
@@ -182,100 +194,67 @@ def test_a_folder_that_cannot_be_read_is_a_job_that_fails(
 ) -> None:
     _touch(tmp_path / "in/a.png", tmp_path / "in/m/b.png", tmp_path / "in/z/c.png")
     _forbid(monkeypatch, tmp_path / "in/m")
-    jobs = plan_jobs([tmp_path / item], tmp_path / "out", True, Naming())
+    jobs = plan_jobs([tmp_path / item], tmp_path / "out", naming=_PLAIN, recursive=True)
     assert _names(jobs, tmp_path / "out") == ["a.png", "m", "z/c.png"]
-    assert [job.problem for job in jobs] == [
-        "",
-        "is not made: the folder cannot be read (Permission denied)",
-        "",
-    ]
+    problem = "is not made: the folder cannot be read (Permission denied)"
+    assert [job.problem for job in jobs] == ["", problem, ""]
     check_outputs(jobs, False, False)
     _forbid(monkeypatch, tmp_path / "in")
-    (job,) = plan_jobs([tmp_path / item], tmp_path / "out", True, Naming())
-    assert (job.source, "cannot be read" in job.problem) == (tmp_path / "in", True)
+    assert _problems(tmp_path / item, tmp_path / "out", recursive=True) == {"in": problem}
 
 
 def test_subfolders_that_are_not_asked_for_may_be_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _touch(tmp_path / "a.png", tmp_path / "sub/b.png", tmp_path / ".hidden/c.png", tmp_path / "out/d.png")
     _forbid(monkeypatch, tmp_path / "sub", tmp_path / ".hidden", tmp_path / "out")
-    expected = [Job(tmp_path / "a.png", tmp_path / "out/a.png")]
-    assert plan_jobs([tmp_path], tmp_path / "out", False, Naming()) == expected
-    assert len(plan_jobs([tmp_path], tmp_path / "out", True, Naming())) == 2
+    assert _problems(tmp_path, tmp_path / "out") == {"a.png": ""}
+    assert len(_problems(tmp_path, tmp_path / "out", recursive=True)) == 2
 
 
-def test_a_link_to_itself_is_left_to_its_reader(tmp_path: Path) -> None:
+def test_links_to_nothing_are_left_to_their_reader(tmp_path: Path) -> None:
     _touch(tmp_path / "a.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "l.png").symlink_to("l.png")
     for item in (tmp_path, tmp_path / "*.png"):
-        jobs = plan_jobs([item], tmp_path / "out", True, Naming())
-        assert _names(jobs, tmp_path / "out") == ["a.png", "l.png"] and not any(job.problem for job in jobs)
+        problems = _problems(item, tmp_path / "out", recursive=True)
+        assert problems == {"a.png": "", "gone.png": "", "l.png": ""}
     with pytest.raises(UsageError, match="no pictures"):
-        plan_jobs([tmp_path / "l.png" / "*.png"], tmp_path / "out", True, Naming())
+        plan_jobs([tmp_path / "l.png" / "*.png"], tmp_path / "out", naming=_PLAIN, recursive=True)
 
 
 def test_a_name_that_gets_too_long_is_a_problem_of_its_own(tmp_path: Path) -> None:
-    long = "n" * 248 + ".png"
+    long, longer = "n" * 248 + ".png", Naming("{stem}_times4{ext}")
     _touch(tmp_path / "in/a.png", tmp_path / "in" / long)
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, _X4)
-    assert [job.problem for job in jobs] == ["", ""]
-    jobs = plan_jobs([tmp_path / "in"], tmp_path / "out", False, Naming("{stem}_times4{ext}"))
-    assert [job.problem for job in jobs] == ["", "cannot be written (File name too long)"]
-    check_outputs(jobs, False, False)
+    assert _problems(tmp_path / "in", tmp_path / "out", _X4) == {"a.png": "", long: ""}
+    problems = _problems(tmp_path / "in", tmp_path / "out", longer)
+    assert problems == {"a.png": "", long: "cannot be written (File name too long)"}
     with pytest.raises(UsageError, match=r"cannot be written \(File name too long\); choose another"):
-        plan_jobs([tmp_path / "in" / long], tmp_path / "out", False, Naming("{stem}_times4{ext}"))
+        plan_jobs([tmp_path / "in" / long], tmp_path / "out", naming=longer)
 
 
 def test_a_path_that_no_system_takes_stops_nothing_else(tmp_path: Path) -> None:
     _touch(tmp_path / "a.png")
     long = tmp_path / ("n" * 300 + ".png")
-    jobs = plan_jobs([long, tmp_path / "a.png"], tmp_path / "out", False, Naming())
+    jobs = plan_jobs([long, tmp_path / "a.png"], tmp_path / "out", naming=_PLAIN)
     assert [(job.source, bool(job.problem)) for job in jobs] == [(long, True), (tmp_path / "a.png", False)]
-    assert plan_jobs([long], tmp_path / "b.png", False, Naming()) == [Job(long, tmp_path / "b.png")]
+    assert plan_jobs([long], tmp_path / "b.png", naming=_PLAIN) == [Job(long, tmp_path / "b.png")]
     with pytest.raises(UsageError, match=r"^-o: .*File name too long"):
-        plan_jobs([tmp_path / "a.png"], long, False, Naming())
+        plan_jobs([tmp_path / "a.png"], long, naming=_PLAIN)
     with pytest.raises(UsageError, match="no pictures"):
-        plan_jobs([tmp_path / ("*" * 300 + ".webp")], tmp_path / "out", False, Naming())
-
-
-def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    (job,) = plan_jobs([tmp_path], tmp_path / "out", False, Naming())
-    assert job.source == tmp_path / "a.png"
-
-
-def test_existing_outputs(tmp_path: Path) -> None:
-    jobs = [Job(tmp_path / "a.png", tmp_path / "out" / name) for name in ("a.png", "b.png")]
-    check_outputs(jobs, False, False)
-    assert not (tmp_path / "out").exists()
-    _touch(tmp_path / "out/a.png", tmp_path / "out/b.png")
-    with pytest.raises(UsageError, match=r"already exists and 1 more.*--skip-existing or --overwrite"):
-        check_outputs(jobs, False, False)
-    check_outputs(jobs, True, False)
-    check_outputs(jobs, False, True)
-
-
-def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
-    _touch(tmp_path / "file")
-    with pytest.raises(UsageError, match="cannot write here"):
-        check_outputs([Job(tmp_path / "a.png", tmp_path / "file" / "a.png")], False, False)
+        plan_jobs([tmp_path / ("*" * 300 + ".webp")], tmp_path / "out", naming=_PLAIN)
 
 
 def test_patterns_follow_no_links_in_circles(tmp_path: Path) -> None:
     _touch(tmp_path / "p/a.png", tmp_path / "p/sub/b.png")
     for link in ("p/loop", "p/loop2", "p/sub/up"):
         (tmp_path / link).symlink_to(tmp_path / "p")
-    output = tmp_path / "out"
-    for pattern in ("**/*.png", "**/**/*.png", "**", "**/[ab].png"):
-        assert _names(plan_jobs([tmp_path / "p" / pattern], output, False, Naming()), output) == [
-            "a.png",
-            "sub/b.png",
-        ]
-    # A picture that is reached through links too is done once.
-    assert _names(plan_jobs([tmp_path / "p/*/**/*.png"], output, False, Naming()), output) == [
-        "loop/a.png",
-        "sub/b.png",
-    ]
-    assert _names(plan_jobs([tmp_path / "p/*/b.png"], output, False, Naming()), output) == ["sub/b.png"]
+    for pattern, expected in (
+        *((deep, ["a.png", "sub/b.png"]) for deep in ("**/*.png", "**/**/*.png", "**", "**/[ab].png")),
+        # A picture that is reached through links too is done once.
+        ("*/**/*.png", ["loop/a.png", "sub/b.png"]),
+        ("*/b.png", ["sub/b.png"]),
+    ):
+        jobs = plan_jobs([tmp_path / "p" / pattern], tmp_path / "out", naming=_PLAIN)
+        assert _names(jobs, tmp_path / "out") == expected
 
 
 _PARTS = st.sampled_from(["**", "*", "?", "[as]*", ".*", "a.png", "s"])
@@ -291,19 +270,11 @@ def test_patterns_match_what_shells_match(tmp_path_factory: pytest.TempPathFacto
     found = {Path(name) for name in glob.glob(str(item), recursive=True) if not name.endswith("/")}  # noqa: PTH207
     expected = sorted(path for path in found if path.is_file())
     try:
-        made = sorted(job.source for job in plan_jobs([item], folder / "out", False, Naming()))
+        made = sorted(job.source for job in plan_jobs([item], folder / "out", naming=_PLAIN))
     except UsageError as error:
         assert "no pictures" in str(error)
         made = []
     assert made == expected
-
-
-def test_a_slash_at_the_end_makes_a_folder(tmp_path: Path) -> None:
-    for name in ("b.pgn", "b.png"):
-        slash = Destination(tmp_path / name, must_be_folder=True)
-        assert plan_jobs([tmp_path / "a.jpg"], slash, False, Naming())[0].output == tmp_path / name / "a.jpg"
-    (tmp_path / "b.pgn").mkdir()
-    assert plan_jobs([tmp_path / "a.jpg"], tmp_path / "b.pgn", False, Naming())
 
 
 @pytest.mark.parametrize(
@@ -332,7 +303,7 @@ def test_templates_that_are_no_name(template: str) -> None:
 @given(count=st.integers(1, 9), jobs=st.integers(0, 40))
 def test_shards_are_a_partition(count: int, jobs: int) -> None:
     everything = [Job(Path(f"{index}.png"), Path(f"out/{index}.png")) for index in range(jobs)]
-    parts = [shard_from_text(f"{index}/{count}").part(everything) for index in range(1, count + 1)]
+    parts = [shard_of(everything, f"{index}/{count}") for index in range(1, count + 1)]
     assert sorted((job for part in parts for job in part), key=everything.index) == everything
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -340,60 +311,44 @@ def test_shards_are_a_partition(count: int, jobs: int) -> None:
 @pytest.mark.parametrize("text", ["", "1", "0/3", "4/3", "-1/2", "a/b", "1/0", "1/2/3", "\u0661/\u0662"])
 def test_shards_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
-        shard_from_text(text)
+        shard_of([], text)
 
 
-def test_shards_share_a_folder_that_is_its_own_output(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_shards_share_a_folder_that_is_its_own_output(upscale: Run, photo: np.ndarray, tmp_path: Path) -> None:
     for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(photo).save(tmp_path / name)
-    call = ("upscale", identity_engine, tmp_path, "-r", "-o", tmp_path, "--suffix", "_x4")
+    call = (tmp_path, "-r", "-o", tmp_path, "--suffix", "_x4")
     for index in (1, 2):
-        assert intsr(*call, "--shard", f"{index}/2")[0] == 0
+        assert upscale(*call, "--shard", f"{index}/2")[0] == 0
     pictures = ["a.png", "a_x4.png", "b.png", "b_x4.png", "c.png", "c_x4.png"]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == pictures
-    code, _, err = intsr(*call, "--skip-existing")
+    code, _, err = upscale(*call, "--skip-existing")
     assert (code, "3 skipped" in err) == (0, True)
-    code, out, err = intsr(*call, "--shard", "5/5", "--json")
+    code, out, err = upscale(*call, "--shard", "5/5", "--json")
     assert (code, out, err.splitlines()[-1]) == (0, "", "shard 5/5: nothing to do")
 
 
 @pytest.mark.parametrize("options", [(), ("--skip-existing",)])
 def test_bad_names_do_not_stop_the_others(
-    intsr: Run,
-    identity_engine: Path,
-    photo: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: tuple[str, ...],
+    upscale: Run, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "in"
     _touch(folder / "sub/b.png", folder / ("n" * 250 + ".png"))
     (folder / "l.png").symlink_to("l.png")
     Image.fromarray(photo).save(folder / "a.png")
     _forbid(monkeypatch, folder / "sub")
-    code, _, err = intsr(
-        "upscale", identity_engine, folder, "-r", "-o", tmp_path / "out", "--suffix", "_x4", *options
-    )
+    code, _, err = upscale(folder, "-r", "-o", tmp_path / "out", "--suffix", "_x4", *options)
     assert (code, [path.name for path in (tmp_path / "out").iterdir()]) == (EXIT_SOME_FAILED, ["a_x4.png"])
     assert "1 ok, 3 failed" in err and "the folder cannot be read (Permission denied)" in err
     assert "File name too long" in err and f"{folder / 'l.png'}: no such file" in err
 
 
 def test_a_named_file_that_cannot_be_read_does_not_stop_the_others(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upscale: Run, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret.png"
     secret.touch()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: Path(path) != secret and access(path, mode, **more))
-    code, _, err = intsr("upscale", identity_engine, secret, photo_path, "-o", tmp_path / "out")
+    code, _, err = upscale(secret, photo_path, "-o", tmp_path / "out")
     assert (code, "1 ok, 1 failed" in err) == (EXIT_SOME_FAILED, True)
-
-
-def test_tiles_are_counted_in_plain_digits(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path
-) -> None:
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "a.png", "--tile", "\u0661\u0666")
-    assert (code, "expected auto, or a number of pixels" in err) == (EXIT_USAGE, True)

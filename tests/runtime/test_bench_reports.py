@@ -90,10 +90,9 @@ def test_plot_without_matplotlib_names_the_extra_first(
     intsr: Run, identity_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, err = intsr("bench", identity_engine, *QUICK, "--plot", tmp_path / "b.png")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "intsr[plot]" in err
-    code, out, err = intsr("bench", identity_engine, *QUICK, "--plot", tmp_path / "b.jpg")
-    assert (code, out, err.count("\n")) == (2, "", 1) and ".svg" in err
+    for name, words in (("b.png", "intsr[plot]"), ("b.jpg", ".svg")):
+        code, out, err = intsr("bench", identity_engine, *QUICK, "--plot", tmp_path / name)
+        assert (code, out, err.count("\n"), words in err) == (2, "", 1, True)
 
 
 def test_layers_of_a_cpu_engine(intsr: Run, pair: tuple[Path, Path]) -> None:
@@ -104,9 +103,7 @@ def test_layers_of_a_cpu_engine(intsr: Run, pair: tuple[Path, Path]) -> None:
         assert {layer["network"] for layer in layers} == set(NETWORKS)
         assert sum(layer["share"] for layer in layers) == pytest.approx(1)
         assert all(layer["ms"] >= 0 and layer["kind"] for layer in layers)
-        # What the graph is made of, in the order that it runs.
-        kinds = [layer["kind"] for layer in layers if layer["network"] == "encoder"]
-        assert "SpaceToDepth" in kinds
+        assert "SpaceToDepth" in [layer["kind"] for layer in layers if layer["network"] == "encoder"]
         totals = totals_by_kind(layers)
         assert sum(total["layers"] for total in totals) == len(layers)
         assert totals[0]["ms"] == max(total["ms"] for total in totals)
@@ -120,7 +117,7 @@ def test_layers_are_not_to_be_had_of_onnxruntime(intsr: Run, identity_engine: Pa
 
 
 def test_a_gpu_engine(intsr: Run, machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a simulated GPU, whose clock ticks once an operation: numbers of no meaning, from the right places."""
+    # Simulated, its clock ticks once an operation: numbers of no meaning, from the right places.
     monkeypatch.setattr(benchmark, "WARM_UP_DEVICE_MS", 50.0)
     gpu = {"name": "GeForce Two", "clock_sm_mhz": "2520"}
     monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", lambda: [gpu])

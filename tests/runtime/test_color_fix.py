@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from intsr.errors import UsageError
-from intsr.runtime.color_fix import adain, fix_colors, open_color_fix, wavelet
+from intsr.runtime.color_fix import adain, open_color_fix, wavelet
 from intsr.runtime.color_fix.wavelet import WAVELET_REACH_PX
 from intsr.types import COLOR_FIXES
 
@@ -40,6 +42,16 @@ def _torch_wavelet(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return decompose(target)[0] + decompose(source)[1]
 
 
+def _fixed(
+    name: str, target: np.ndarray, source: np.ndarray, heights: Sequence[int] = (1 << 20,), folder: Path | None = None
+) -> np.ndarray:
+    """Fixed in bands of these heights."""
+    fix, bands, cuts = open_color_fix(name, folder), [], [0, *np.cumsum(heights)]
+    for top, bottom in pairwise(cuts):
+        bands += fix.push(target[:, top:bottom].copy(), source[:, top:bottom])
+    return np.concatenate([*bands, *fix.finish()], axis=1)
+
+
 @pytest.mark.parametrize(("name", "oracle"), [("adain", _torch_adain), ("wavelet", _torch_wavelet)])
 @pytest.mark.parametrize("shape", [(3, 61, 47), (3, 2, 64)])
 def test_agrees_with_torch(name: str, oracle: object, shape: tuple[int, ...]) -> None:
@@ -47,19 +59,18 @@ def test_agrees_with_torch(name: str, oracle: object, shape: tuple[int, ...]) ->
     target, source = (rng.random(shape, dtype=np.float32) * width for width in (1.0, 0.6))
     expected = oracle(torch.from_numpy(target), torch.from_numpy(source)).numpy()  # type: ignore[operator]
     before = source.copy()
-    fixed = fix_colors(target.copy(), source, name)
-    np.testing.assert_allclose(fixed, expected, atol=2e-6)
+    np.testing.assert_allclose(_fixed(name, target, source), expected, atol=2e-6)
     np.testing.assert_array_equal(source, before)
 
 
 def test_none_changes_nothing() -> None:
     target = np.random.default_rng(3).random((3, 9, 9), dtype=np.float32)
-    np.testing.assert_array_equal(fix_colors(target.copy(), np.zeros_like(target), "none"), target)
+    np.testing.assert_array_equal(_fixed("none", target, np.zeros_like(target)), target)
 
 
 def test_adain_of_one_pixel_takes_the_source() -> None:
     source = np.full((3, 1, 1), 0.4, np.float32)
-    np.testing.assert_allclose(fix_colors(np.zeros((3, 1, 1), np.float32), source, "adain"), source, atol=1e-6)
+    np.testing.assert_allclose(_fixed("adain", np.zeros_like(source), source), source, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", COLOR_FIXES)
@@ -68,19 +79,13 @@ def test_bands_have_the_bits_of_the_whole(
     name: str, heights: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(4)
-    height = sum(heights)
-    target, source = (rng.random((3, height, 70), dtype=np.float32) for _ in range(2))
-    whole = fix_colors(target.copy(), source, name)
+    target, source = (rng.random((3, sum(heights), 70), dtype=np.float32) for _ in range(2))
+    whole = _fixed(name, target, source)
     # Small enough that blocks are cut and rows wait on disk.
     monkeypatch.setattr(wavelet, "_BLOCK_ROWS", 48)
     monkeypatch.setattr(wavelet, "_BLOCK_COLUMNS", 32)
     monkeypatch.setattr(adain, "HELD_BYTES", 40_000)
-    fix, top, bands = open_color_fix(name, tmp_path), 0, []
-    for count in heights:
-        bands += list(fix.push(target[:, top : top + count].copy(), source[:, top : top + count]))
-        top += count
-    bands += list(fix.finish())
-    np.testing.assert_array_equal(np.concatenate(bands, axis=1), whole)
+    np.testing.assert_array_equal(_fixed(name, target, source, heights, tmp_path), whole)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -97,7 +102,7 @@ def test_statistics_of_a_large_offset_are_exact() -> None:
     rng = np.random.default_rng(5)
     target = (0.9 + 1e-3 * rng.standard_normal((3, 400, 300))).astype(np.float32)
     source = rng.random((3, 400, 300), dtype=np.float32)
-    fixed = fix_colors(target.copy(), source, "adain").astype(np.float64)
+    fixed = _fixed("adain", target, source).astype(np.float64)
     gain = np.sqrt(source.astype(np.float64).var(axis=(1, 2), ddof=1) + 1e-5)
     gain /= np.sqrt(target.astype(np.float64).var(axis=(1, 2), ddof=1) + 1e-5)
     np.testing.assert_allclose(fixed.std(axis=(1, 2)), target.astype(np.float64).std(axis=(1, 2)) * gain, rtol=1e-4)

@@ -131,14 +131,12 @@ def test_no_garbage_is_collected_in_a_capture(work: Work, enabled: bool) -> None
         gc.set_threshold(*threshold)
         (gc.enable if was_enabled else gc.disable)()
     gc.collect()
-    assert (work.gpu.calls["free CUDA_SUCCESS"], work.gpu.calls["free CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"]) == (
-        2,
-        0,
-    )
+    answers = {name: count for name, count in work.gpu.calls.items() if name.startswith("free ")}
+    assert answers == {"free CUDA_SUCCESS": 2}
 
 
 def test_the_simulated_capture_does_end_at_a_free(work: Work) -> None:
-    """Else the test above could not fail."""
+    # Else the test above could not fail.
     address = work.cuda.alloc(16)
     enqueue = work.enqueue
 

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from fake_driver import CALLS, fatbin_of
 
 from intsr.errors import BuildError, OutOfMemoryError
 from intsr.kernels.devices import emulated as emulate
@@ -44,7 +45,7 @@ def _warns(machine, words: str, photo: np.ndarray, dtype: str = "float16", backe
 
 def test_kernels_that_were_not_built(machine, photo: np.ndarray) -> None:
     _warns(machine, "picture.fatbin is not built.*python -m intsr.kernels.build", photo)
-    (machine.folder / "picture.fatbin").write_bytes(machine.support.fatbin_of("picture"))
+    (machine.folder / "picture.fatbin").write_bytes(fatbin_of("picture"))
     _warns(machine, "color_fix.fatbin is not built", photo)
 
 
@@ -58,7 +59,7 @@ def test_kernels_that_cuda_does_not_take(machine, photo: np.ndarray) -> None:
 
 def test_kernels_of_an_older_version(machine, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.build_kernels()
-    monkeypatch.setattr(type(machine.driver), "cuFuncGetParamInfo", lambda self, func, paramIndex: (0, 8))
+    monkeypatch.setitem(CALLS, "cuFuncGetParamInfo", lambda self, func, paramIndex: (0, 8))
     _warns(machine, "takes 8 bytes of parameters.*build the kernels again", photo)
 
 
@@ -68,7 +69,7 @@ def test_networks_in_another_dtype(machine, photo: np.ndarray) -> None:
 
 
 def test_only_gpu_engines_bring_the_kernels_package() -> None:
-    """Everything else of the runtime imports where it is not there at all."""
+    # Everything else of the runtime imports where it is not there at all.
     code = """
 import importlib, pkgutil, sys
 sys.modules["intsr.kernels"] = None

@@ -11,16 +11,21 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 
+import fake_tensorrt
 import pytest
+from fake_driver import CALLS, CUresult
 
-from intsr.errors import EngineMismatchError
+from intsr.cuda import driver as cuda_driver
+from intsr.cuda.driver import Cuda, open_cuda
+from intsr.cuda.pycuda import PyCuda
+from intsr.errors import EngineMismatchError, UsageError
 from intsr.runtime.backends.tensorrt import library as tensorrt_library
 
+# Launches of clusters and of more than 48 KiB: called through the stub of the driver, see tests/kernels.
+NOT_SIMULATED = {"cuFuncSetAttribute", "cuLaunchKernelEx"}
 RTX_CODE = """
 import json, sys
 import tensorrt_rtx as trt
@@ -67,10 +72,6 @@ def real() -> dict:
     return _child(DESCRIBE)
 
 
-def _own(cls: type) -> dict[str, object]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
-
-
 @needs_rtx
 @pytest.mark.parametrize(
     ("simulated", "name"),
@@ -82,33 +83,29 @@ def _own(cls: type) -> dict[str, object]:
         ("RtxCudaEngine", "ICudaEngine"),
     ],
 )
-def test_the_simulated_tensorrt_has_only_what_the_real_one_has(
-    machine, real: dict, simulated: str, name: str
-) -> None:
+def test_the_simulated_tensorrt_has_only_what_the_real_one_has(real: dict, simulated: str, name: str) -> None:
     known = real["classes"][name]
-    for attribute, value in _own(getattr(machine.support, simulated)).items():
+    for attribute, value in vars(getattr(fake_tensorrt, simulated)).items():
+        if attribute.startswith("_"):
+            continue
         assert attribute in known, f"{name}.{attribute}"
         if callable(value):
-            _check_parameters(value, f"{name}.{attribute}", known[attribute])
+            documented = re.findall(r"\((self: .*)\) ->", known[attribute])
+            signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in documented]
+            assert list(inspect.signature(value).parameters) in signatures, f"{name}.{attribute}{signatures}"
     assert "profiler" in real["settable"]
 
 
-def _check_parameters(simulated: Callable[..., object], name: str, documentation: str) -> None:
-    parameters = list(inspect.signature(simulated).parameters)[1:]
-    signatures = [re.findall(r"(?:^|, )(\w+): ", text) for text in re.findall(r"\((self: .*)\) ->", documentation)]
-    assert ["self", *parameters] in signatures, f"{name}{signatures}"
-
-
 @needs_rtx
-def test_enums(machine, real: dict) -> None:
+def test_enums(real: dict) -> None:
     for name, members in real["enums"].items():
-        used = [member.name for member in getattr(machine.support, name)]
+        used = [member.name for member in getattr(fake_tensorrt, name)]
         assert set(used) <= set(members), name
 
 
 @needs_rtx
 def test_the_real_deserializer_without_a_gpu_is_one_line(tmp_path: Path) -> None:
-    """A plan's tag and version, nothing behind them: what TensorRT logs comes out as one line, and no host code."""
+    # A plan's tag and version, nothing behind them: what TensorRT logs comes out as one line, and no host code.
     plan = tmp_path / "plan"
     plan.write_bytes(b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + bytes(200))
     said = _child(DESERIALIZE, str(plan))
@@ -116,24 +113,63 @@ def test_the_real_deserializer_without_a_gpu_is_one_line(tmp_path: Path) -> None
     assert (said["exit_code"], said["host"]) == (3, False) and "\n" not in said["text"]
 
 
-@needs_rtx
-def test_the_command_with_the_real_libraries_and_no_gpu(
-    intsr, machine, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
-    if find_library("cuda"):
-        pytest.skip("there is a driver here")
-    engine = machine.engine("tensorrt-rtx", plan_version=(1, 7, 1, 116))
-    monkeypatch.undo()
-    for arguments in (("upscale", engine, photo_path, "-o", tmp_path / "out.png"), ("bench", engine, "--alone")):
-        code, out, err = intsr(*arguments)
-        assert (code, out, err.count("\n")) == (3, "", 1)
-        assert "no usable NVIDIA driver" in err and "intsr compile MODEL" in err
-    assert "tensorrt_rtx" not in sys.modules, "it is loaded behind the checks"
-
-
 @pytest.mark.parametrize(("target", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")])
 def test_tensorrt_that_is_missing(target: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, target.replace("-", "_"), None)
     with pytest.raises(EngineMismatchError, match=rf"is not installed.*intsr\[{extra}\]"):
         tensorrt_library.load_tensorrt(target, "e.engine")
+
+
+def test_the_simulated_driver_is_cuda_pythons() -> None:
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    for name, value in CALLS.items():
+        parameters = [p for p in inspect.signature(value).parameters if p != "self"]
+        signature = getattr(driver, name).__doc__.strip().splitlines()[0]
+        inside = re.fullmatch(rf"{name}\((.*)\)", signature)
+        assert inside is not None, signature
+        # Written `unsigned int gridDimX`, `char *name`, `mode: CUstreamCaptureMode` or `hStream`.
+        real = [part.split(":")[0].split()[-1].lstrip("*") for part in inside[1].split(", ") if part]
+        assert parameters == real, signature
+    for status in CUresult:
+        assert getattr(driver.CUresult, status.name).value == status.value
+    assert set(driver.CUresult.__members__) >= cuda_driver._NO_DRIVER
+    assert all(hasattr(driver, name) for name in NOT_SIMULATED)
+    assert driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN == 97
+
+
+def test_all_that_is_called_is_simulated() -> None:
+    source = inspect.getsource(cuda_driver)
+    called = {*re.findall(r'"(cu[A-Z]\w+)"', source), *re.findall(r"_driver\.(cu[A-Z]\w+)\(", source)}
+    assert called - NOT_SIMULATED == set(CALLS)
+
+
+def test_pycuda_answers_every_call_but_those_of_graphs() -> None:
+    public = {name for name, value in vars(Cuda).items() if callable(value) and not name.startswith("_")}
+    graphs = {"begin_capture", "end_capture", "abandon_capture", "launch_graph", "destroy_graph"}
+    assert public - graphs == {name for name in public if name in vars(PyCuda)} and not PyCuda.graphs
+
+
+@pytest.mark.parametrize(
+    ("backend", "named"),
+    [("cuda-python", r"cuda is not installed.*intsr\[rtx\]"), ("pycuda", r"pycuda is not installed.*\[pycuda\]")],
+)
+def test_bindings_that_are_missing(backend: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.driver", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(EngineMismatchError, match=named) as caught:
+        open_cuda(backend, None, "e.engine", "rtx")
+    assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="--cuda-backend: 'numba'; expected one of cuda-python, pycuda"):
+        open_cuda("numba", None, "e.engine", "rtx")
+
+
+def test_bindings_that_lack_their_own_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").write_text("")
+    (tmp_path / "pycuda" / "driver.py").write_text(
+        "raise ImportError('libcuda.so.1: cannot open shared object file')"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EngineMismatchError, match=r"pycuda cannot be loaded \(libcuda.so.1.*intsr\[pycuda\]"):
+        open_cuda("pycuda", None, "e.engine", "rtx")
+    monkeypatch.delitem(sys.modules, "pycuda")

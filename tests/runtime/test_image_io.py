@@ -6,18 +6,20 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from intsr import memory
-from intsr.errors import ImageError, OutOfMemoryError
+from intsr.errors import ImageError, OutOfMemoryError, UsageError
 from intsr.runtime.pictures.picture import ImageMetadata
-from intsr.runtime.pictures.reader import read_header, read_image
+from intsr.runtime.pictures.reader import list_pictures, read_header, read_image, read_pixels
 from intsr.runtime.pictures.writer import write_image
 
 ORIENTATION = 0x0112
+RNG = np.random.default_rng(3)
 
 
 def _save(path: Path, image: Image.Image, **settings: object) -> Path:
@@ -25,36 +27,20 @@ def _save(path: Path, image: Image.Image, **settings: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
-def test_colour_of_every_format(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    settings = {"lossless": True} if suffix == ".webp" else {}
-    loaded = read_image(_save(tmp_path / f"a{suffix}", Image.fromarray(photo), **settings))
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "really_a_png.jpg"])
+def test_colour_of_every_format(tmp_path: Path, photo: np.ndarray, name: str) -> None:
+    settings = {"a.webp": {"lossless": True}, "really_a_png.jpg": {"format": "PNG"}}.get(name, {})
+    loaded = read_image(_save(tmp_path / name, Image.fromarray(photo), **settings))
     np.testing.assert_array_equal(loaded.pixels, photo)
     assert (loaded.alpha, loaded.notes) == (None, ())
 
 
-def test_content_decides_not_the_name(tmp_path: Path, photo: np.ndarray) -> None:
-    path = tmp_path / "really_a_png.jpg"
-    Image.fromarray(photo).save(path, format="PNG")
-    np.testing.assert_array_equal(read_image(path).pixels, photo)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_grey(tmp_path: Path, suffix: str) -> None:
-    pixels = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
-    loaded = read_image(_save(tmp_path / f"a{suffix}", Image.fromarray(pixels)))
-    assert loaded.pixels.dtype == np.uint16
-    np.testing.assert_array_equal(loaded.pixels, pixels)
-
-
-def test_grey_alpha_and_palette_modes(tmp_path: Path, photo: np.ndarray) -> None:
-    image = Image.fromarray(photo)
-    grey = image.convert("L")
-    assert read_image(_save(tmp_path / "l.png", grey)).pixels.shape == photo.shape[:2]
-    assert read_image(_save(tmp_path / "bilevel.png", image.convert("1"))).pixels.ndim == 2
-    assert read_image(_save(tmp_path / "p.png", image.quantize(16))).pixels.shape == photo.shape
-    transparent = read_image(_save(tmp_path / "la.png", grey.convert("LA")))
-    assert transparent.pixels.ndim == 2
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "P"])
+def test_grey_and_palettes(tmp_path: Path, photo: np.ndarray, mode: str) -> None:
+    image = Image.fromarray(photo).convert("L" if mode == "LA" else mode).convert(mode)
+    loaded = read_image(_save(tmp_path / "a.png", image))
+    np.testing.assert_array_equal(loaded.pixels, np.asarray(image.convert("RGB" if mode == "P" else "L")))
+    assert loaded.alpha is None
 
 
 def test_alpha_apart_and_opaque_alpha_gone(tmp_path: Path, photo: np.ndarray) -> None:
@@ -69,24 +55,16 @@ def test_alpha_apart_and_opaque_alpha_gone(tmp_path: Path, photo: np.ndarray) ->
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_orientation_is_applied_once(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    upright = {
-        1: photo,
-        2: photo[:, ::-1],
-        3: photo[::-1, ::-1],
-        4: photo[::-1],
-        5: photo.transpose(1, 0, 2),
-        6: np.rot90(photo, -1),
-        7: photo[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(photo),
-    }
-    for orientation, expected in upright.items():
-        exif = Image.Exif()
-        exif[ORIENTATION] = orientation
-        path = _save(tmp_path / f"a{suffix}", Image.fromarray(photo), exif=exif)
-        loaded, header = read_image(path), read_header(path)
-        np.testing.assert_array_equal(loaded.pixels, expected)
-        assert (header.height_px, header.width_px) == expected.shape[:2]
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once(tmp_path: Path, photo: np.ndarray, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = _save(tmp_path / f"a{suffix}", Image.fromarray(photo), exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    loaded, header = read_image(path), read_header(path)
+    np.testing.assert_array_equal(loaded.pixels, expected)
+    assert (header.height_px, header.width_px) == expected.shape[:2]
 
 
 def test_a_header_is_read_without_decoding(
@@ -152,35 +130,20 @@ def test_memory_while_decoding(tmp_path: Path, name: str, bits: int) -> None:
 
 def test_only_the_first_frame_is_noted(tmp_path: Path, photo: np.ndarray) -> None:
     image = Image.fromarray(photo)
-    path = _save(tmp_path / "a.tif", image, save_all=True, append_images=[image, image])
-    assert "first of 3 frames" in read_image(path).notes[0]
+    path = _save(tmp_path / "a.webp", image, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    assert read_image(path).notes == ("only the first of 3 frames was read",)
 
 
-def _broken_files(folder: Path, photo: np.ndarray) -> dict[str, Path]:
-    whole = _save(folder / "whole.png", Image.fromarray(photo)).read_bytes()
-    jpeg = _save(folder / "whole.jpg", Image.fromarray(photo)).read_bytes()
-    files = {
-        "empty": b"",
-        "text": b"This is no picture.\n" * 50,
-        "truncated": whole[: len(whole) // 2],
-        "header only": whole[:40],
-        "truncated jpeg": jpeg[: len(jpeg) // 2],
-        "bad checksum": whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],
-        "gif": b"GIF89a" + bytes(100),
-    }
-    paths = {"missing": folder / "missing.png", "folder": folder}
-    for name, data in files.items():
-        paths[name] = folder / f"{name}.png"
-        paths[name].write_bytes(data)
-    return paths
-
-
-def test_broken_files(tmp_path: Path, photo: np.ndarray) -> None:
-    for path in _broken_files(tmp_path, photo).values():
+def test_broken_files(tmp_path: Path, photo_path: Path) -> None:
+    whole, text = photo_path.read_bytes(), b"This is no picture.\n" * 50
+    contents = (b"", text, whole[: len(whole) // 2], whole[:40], whole[:60] + bytes([whole[60] ^ 255]) + whole[61:])
+    broken = [tmp_path / f"{number}.png" for number in range(len(contents))]
+    for path, data in zip(broken, contents, strict=True):
+        path.write_bytes(data)
+    for path in (*broken, tmp_path / "missing.png", tmp_path):
         with pytest.raises(ImageError) as caught:
             read_image(path)
-        assert str(path) in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_pillows_pixel_limit_is_kept(tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,21 +159,13 @@ def test_pillows_pixel_limit_is_kept(tmp_path: Path, photo: np.ndarray, monkeypa
 
 _FILES_OPENED = """
 import sys
-from pathlib import Path
-path, opened = Path(sys.argv[1]), []
-def watch(event, arguments):
-    if event == "open" and str(arguments[0]) == str(path):
-        opened.append(arguments[0])
-sys.addaudithook(watch)
-from intsr.runtime.batch.files import upscale_files
-from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.batch.run import Batch
-from intsr.runtime.engine import open_engine
-batch = Batch(open_engine(sys.argv[2]), FileOptions(), auto_tile=True)
-(report,) = batch.reports([Job(path, path.with_name("out.png"))])
-assert report.status == "ok", report
-print(len(opened))
+from intsr.cli.main import main
+opened = []
+sys.addaudithook(lambda event, values: event == "open" and str(values[0]) == sys.argv[3] and opened.append(event))
+try:
+    main()
+finally:
+    print(len(opened))
 """
 
 
@@ -221,6 +176,59 @@ def test_a_file_is_opened_twice(
     """Once for its header, whoever asks for it, and once for its pixels and metadata."""
     path = tmp_path / f"a{suffix}"
     write_image(path, photo.astype(np.uint16) * 257 if deep else photo, None, ImageMetadata())
-    command = [sys.executable, "-c", _FILES_OPENED, str(path), str(identity_engine)]
+    command = ["upscale", str(identity_engine), str(path), "-o", str(tmp_path / "out.png")]
+    command = [sys.executable, "-c", _FILES_OPENED, *command]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
-    assert (result.stdout, result.returncode) == ("2\n", 0), result.stderr
+    assert (result.stdout.splitlines()[-1:], result.returncode) == (["2"], 0), result
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", "png"), (".jpg", "jpeg")])
+def test_few_modules_are_on_the_way_of_a_picture(tmp_path: Path, photo: np.ndarray, suffix: str, kind: str) -> None:
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[ORIENTATION] = 6
+    path = _save(tmp_path / f"a{suffix}", Image.fromarray(photo), exif=exif, icc_profile=profile, dpi=(300, 300))
+    entered = set[str]()
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            entered.add(str(frame.f_globals.get("__name__")))
+
+    sys.setprofile(watch)
+    try:
+        read_image(path)
+    finally:
+        sys.setprofile(None)
+    ours = {name for name in entered if name.startswith("intsr.")}
+    assert f"intsr.runtime.pictures.formats.{kind}" in ours
+    assert len(ours) <= 5, ours
+
+
+def test_pictures_of_a_folder(tmp_path: Path, photo_path: Path) -> None:
+    for name in ("b.JPG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert list_pictures(tmp_path) == [tmp_path / "b.JPG", photo_path]
+    assert list_pictures(photo_path, or_picture=True) == [photo_path]
+    for path, or_picture, message in (
+        (photo_path, False, "no such folder; expected a folder of pictures$"),
+        (tmp_path / "none", True, "no such folder; expected a folder of pictures, or a picture"),
+        (tmp_path / "folder.png", False, r"no picture; expected files ending in \.png"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            list_pictures(path, or_picture=or_picture)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_numbers_for_measuring(tmp_path: Path, dtype: type, shape: tuple[int, ...]) -> None:
+    """16-bit ones on the scale of 8-bit ones; opaque transparency is dropped, and any other refused."""
+    most, path = np.iinfo(dtype).max, tmp_path / "a.png"
+    pixels, alpha = RNG.integers(0, most, shape, dtype, endpoint=True), np.full((5, 7), most, dtype)
+    write_image(path, pixels, alpha, ImageMetadata())
+    found = read_pixels(path)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, pixels / (most / 255), rtol=1e-15)
+    alpha[2, 3] -= 1
+    write_image(path, pixels, alpha, ImageMetadata())
+    with pytest.raises(ImageError, match="transparent pixels"):
+        read_pixels(path)

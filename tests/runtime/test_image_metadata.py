@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image, ImageCms, IptcImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
+from intsr.runtime.pictures.metadata import xmp_for_size
 from intsr.runtime.pictures.picture import ImageMetadata
 from intsr.runtime.pictures.reader import read_image
 from intsr.runtime.pictures.writer import notes_for_output, write_image
@@ -25,12 +26,11 @@ GREY_PROFILE = SRGB[:16] + b"GRAY" + SRGB[20:]
 XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/' tiff:Orientation='6' tiff:ImageWidth='7'/>"
 
 
-def _exif(**settings: object) -> Image.Exif:
+def _exif(orientation: int = 1) -> Image.Exif:
     exif = Image.Exif()
-    exif[MAKE], exif[ARTIST], exif[ORIENTATION] = "Acme", "somebody", settings.get("orientation", 1)
-    exif.get_ifd(EXIF_IFD).update(
-        {WIDTH: 7, HEIGHT: 9, DATE: "2020:02:02 02:02:02", MAKER_NOTE: b"maker", PLACE: (1, 2)}
-    )
+    exif[MAKE], exif[ARTIST], exif[ORIENTATION] = "Acme", "somebody", orientation
+    details = {WIDTH: 7, HEIGHT: 9, DATE: "2020:02:02 02:02:02", MAKER_NOTE: b"maker", PLACE: (1, 2)}
+    exif.get_ifd(EXIF_IFD).update(details)
     exif.get_ifd(GPS_IFD).update({1: "N", 2: (12.0, 30.0, 1.5)})
     return exif
 
@@ -43,11 +43,11 @@ def _again(source: Path, target: Path) -> tuple[str, ...]:
     return (*loaded.notes, *notes_for_output(loaded.metadata, target))
 
 
-@pytest.mark.parametrize("source", [".png", ".jpg", ".tif", ".webp", ".avif"])
+@pytest.mark.parametrize("source", WITH_EXIF)
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_exif_fits_the_new_file(tmp_path: Path, photo: np.ndarray, source: str, orientation: int) -> None:
     """Applied orientation, sides of the file, no thumbnail and no places of the original; all else as it was."""
-    Image.fromarray(photo).save(tmp_path / f"a{source}", exif=_exif(orientation=orientation).tobytes())
+    Image.fromarray(photo).save(tmp_path / f"a{source}", exif=_exif(orientation).tobytes())
     height, width = photo.shape[:2] if orientation == 1 else photo.shape[1::-1]
     for suffix in WITH_EXIF:
         assert _again(tmp_path / f"a{source}", tmp_path / f"b{suffix}") == ()
@@ -65,12 +65,10 @@ def test_a_thumbnail_does_not_come_along(tmp_path: Path, photo: np.ndarray) -> N
     image = Image.fromarray(photo)
     image.resize((16, 12)).save(tmp_path / "thumbnail.jpg")
     thumbnail = (tmp_path / "thumbnail.jpg").read_bytes()
-    make = struct.pack("<HHI4s", MAKE, 2, 4, b"abc\0")
+    first = struct.pack("<HHHI4sI", 1, MAKE, 2, 4, b"abc\0", 26)
     entries = ((0x103, 3, 6), (0x201, 4, 8 + 18 + 42), (0x202, 4, len(thumbnail)))
-    second = struct.pack("<H", 3) + b"".join(
-        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries
-    )
-    exif = b"Exif\0\0II*\0\x08\0\0\0\1\0" + make + struct.pack("<I", 26) + second + bytes(4) + thumbnail
+    second = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + first + struct.pack("<H", 3) + second + bytes(4) + thumbnail
     image.save(tmp_path / "a.jpg", exif=exif)
     assert thumbnail in (tmp_path / "a.jpg").read_bytes()
     for suffix in WITH_EXIF:
@@ -135,10 +133,9 @@ def test_exif_that_pillow_cannot_read_is_noted(
     assert "EXIF is broken" in loaded.notes[0]
 
 
-@pytest.mark.parametrize("value", [(6, 6), 6])
-def test_orientation_of_another_type(tmp_path: Path, photo: np.ndarray, value: object) -> None:
+def test_orientation_that_is_there_twice(tmp_path: Path, photo: np.ndarray) -> None:
     exif = Image.Exif()
-    exif[ORIENTATION] = value
+    exif[ORIENTATION] = (6, 6)
     Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").pixels, np.rot90(photo, -1))
 
@@ -150,17 +147,14 @@ def test_resolution_goes_wherever_there_is_a_place(
     tmp_path: Path, photo: np.ndarray, source: str, suffix: str
 ) -> None:
     """And rows become columns with it."""
-    for dpi, orientation in (((300, 300), 1), ((127, 127), 6), ((600, 300), 6)):
-        exif = {} if source == ".bmp" else {"exif": _exif(orientation=orientation)}
-        Image.fromarray(photo).save(tmp_path / f"a{source}", dpi=dpi, **exif)
-        _again(tmp_path / f"a{source}", tmp_path / f"b{suffix}")
-        expected = dpi[::-1] if orientation == 6 and exif else dpi
-        with Image.open(tmp_path / f"b{suffix}") as written:
-            # In a JPEG it is EXIF's, of which Pillow takes one side for both.
-            found = (
-                written.getexif() if suffix == ".jpg" else {282: written.info["dpi"][0], 283: written.info["dpi"][1]}
-            )
-        assert (found[282], found[283]) == pytest.approx(expected, abs=0.02)
+    dpi, exif = (600, 300), {} if source == ".bmp" else {"exif": _exif(6)}
+    Image.fromarray(photo).save(tmp_path / f"a{source}", dpi=dpi, **exif)
+    _again(tmp_path / f"a{source}", tmp_path / f"b{suffix}")
+    with Image.open(tmp_path / f"b{suffix}") as written:
+        # In a JPEG it is EXIF's, of which Pillow takes one side for both.
+        found = written.getexif()
+        sides = (found[282], found[283]) if suffix == ".jpg" else written.info["dpi"]
+    assert sides == pytest.approx(dpi[::-1] if exif else dpi, abs=0.02)
 
 
 def test_resolution_is_not_made_up(tmp_path: Path, photo: np.ndarray) -> None:
@@ -184,38 +178,25 @@ def test_iptc_stays_in_a_jpeg_and_is_named_elsewhere(tmp_path: Path, photo: np.n
     assert _again(tmp_path / "a.jpg", tmp_path / "b.jpg") == ()
     with Image.open(tmp_path / "b.jpg") as written:
         assert IptcImagePlugin.getiptcinfo(written) == {(2, 120): b"caption"}
-    for suffix in (".png", ".tif", ".bmp"):
-        (note,) = _again(tmp_path / "a.jpg", tmp_path / f"b{suffix}")
-        assert note.startswith("IPTC dropped: ")
+    assert _again(tmp_path / "a.jpg", tmp_path / "b.png")[0].startswith("IPTC dropped: ")
     # In two parts nobody knows what is in which.
     (tmp_path / "a.jpg").write_bytes(whole[:2] + segment * 2 + whole[2:])
     assert _again(tmp_path / "a.jpg", tmp_path / "b.jpg")[0].startswith("IPTC dropped: ")
 
 
 def test_one_note_names_what_is_dropped(tmp_path: Path, photo: np.ndarray) -> None:
-    text = PngInfo()
+    text, image = PngInfo(), Image.fromarray(photo)
     for name in ("parameters", "Software"):
         text.add_text(name, "words")
-    tags = {"exif": _exif(), "icc_profile": SRGB, "pnginfo": text}
-    Image.fromarray(photo).save(tmp_path / "a.png", **tags)
-    (note,) = _again(tmp_path / "a.png", tmp_path / "b.png")
-    assert note.startswith("text dropped: ")
-    (note,) = _again(tmp_path / "a.png", tmp_path / "b.bmp")
-    assert note == "EXIF, ICC, text dropped: BMP has no place for it, or it is kept in no format"
-    Image.fromarray(photo).save(tmp_path / "a.jpg", comment=b"by hand")
-    assert _again(tmp_path / "a.jpg", tmp_path / "b.jpg")[0].startswith("comment dropped: ")
-    Image.fromarray(photo).save(tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    for gamma, dropped in ((45455, False), (100000, True)):
-        chunk = _chunk(b"gAMA", struct.pack(">I", gamma)) + _chunk(b"cICP", bytes((1, 13, 0, 1)))
-        (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])
-        assert ["gamma dropped" in note for note in _again(tmp_path / "a.png", tmp_path / "b.png")] == [
-            True
-        ] * dropped
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    image.save(tmp_path / "a.png", exif=_exif(), icc_profile=SRGB, pnginfo=text)
+    image.save(tmp_path / "a.jpg", comment=b"by hand")
+    reason = "has no place for it, or it is kept in no format"
+    for source, target, note in (
+        ("a.png", "b.png", f"text dropped: PNG {reason}"),
+        ("a.png", "b.bmp", f"EXIF, ICC, text dropped: BMP {reason}"),
+        ("a.jpg", "b.jpg", f"comment dropped: JPEG {reason}"),
+    ):
+        assert _again(tmp_path / source, tmp_path / target) == (note,)
 
 
 def test_metadata_that_a_format_cannot_hold_is_named_and_left_out(tmp_path: Path, photo: np.ndarray) -> None:
@@ -235,41 +216,80 @@ def test_metadata_that_a_format_cannot_hold_is_named_and_left_out(tmp_path: Path
 
 @pytest.mark.parametrize("suffix", WITH_EXIF)
 def test_a_profile_stays_as_it_is_where_its_colours_do(tmp_path: Path, photo: np.ndarray, suffix: str) -> None:
-    becomes_colour = suffix in (".webp", ".avif")
     for profile, pixels in ((SRGB, photo), (GREY_PROFILE, photo[..., 0])):
-        metadata, dropped = ImageMetadata(icc_profile=profile), becomes_colour and pixels.ndim == 2
+        metadata, dropped = ImageMetadata(icc_profile=profile), pixels.ndim == 2 and suffix in (".webp", ".avif")
         write_image(tmp_path / f"a{suffix}", pixels, None, metadata)
         assert read_image(tmp_path / f"a{suffix}").metadata.icc_profile == (b"" if dropped else profile)
-        assert [note.split(":")[0] for note in notes_for_output(metadata, Path(f"a{suffix}"))] == (
-            ["ICC dropped"] if becomes_colour and profile is GREY_PROFILE else []
-        )
+        notes = notes_for_output(metadata, Path(f"a{suffix}"))
+        assert [note.split(":")[0] for note in notes] == ["ICC dropped"] * dropped
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize(
+    ("profile", "note"),
+    [
+        (SRGB[:16] + b"CMYK" + SRGB[20:], "it is a profile of CMYK, and the picture is RGB"),
+        (SRGB[:16] + b"Lab " + SRGB[20:], "it is a profile of Lab, and the picture is RGB"),
+        (GREY_PROFILE, "it is a profile of GRAY, and the picture is RGB"),
+        (SRGB[:-50], "the profile is broken"),
+        (b"no profile" * 20, "the profile is broken"),
+    ],
+)
 def test_a_profile_of_other_colours_or_a_broken_one_is_left_out_and_said(
-    tmp_path: Path, photo: np.ndarray, suffix: str
+    tmp_path: Path, photo: np.ndarray, profile: bytes, note: str
 ) -> None:
-    image = Image.fromarray(photo)
-    for of, name in ((b"GRAY", "GRAY"), (b"CMYK", "CMYK"), (b"Lab ", "Lab")):
-        image.save(tmp_path / f"a{suffix}", icc_profile=SRGB[:16] + of + SRGB[20:])
+    for suffix in (".png", ".tif"):
+        Image.fromarray(photo).save(tmp_path / f"a{suffix}", icc_profile=profile)
         loaded = read_image(tmp_path / f"a{suffix}")
-        assert loaded.metadata.icc_profile == b""
-        assert loaded.notes == (f"ICC was dropped: it is a profile of {name}, and the picture is RGB",)
-    for broken in (SRGB[:-50], b"no profile" * 20):
-        image.save(tmp_path / f"a{suffix}", icc_profile=broken)
-        assert read_image(tmp_path / f"a{suffix}").notes == ("ICC was dropped: the profile is broken",)
+        assert (loaded.metadata.icc_profile, loaded.notes) == (b"", (f"ICC was dropped: {note}",))
 
 
-def test_metadata_of_a_png_in_hexadecimal(tmp_path: Path, photo: np.ndarray) -> None:
-    """As ImageMagick and exiftool write it; what is no hexadecimal costs nothing else."""
-    exif = _exif(orientation=6).tobytes()
-    app1 = b"http://ns.adobe.com/xap/1.0/\0" + XMP
-    cases = (("exif", exif.hex(), "exif", exif), ("xmp", XMP.hex(), "xmp", XMP), ("APP1", app1.hex(), "xmp", XMP))
-    for kind, digits, field, expected in (*cases, ("APP1", exif.hex(), "exif", exif), ("xmp", "words", "xmp", b"")):
-        text = PngInfo()
-        text.add_text(f"Raw profile type {kind}", f"\n{kind}\n    {len(digits) // 2}\n{digits}\n")
-        Image.fromarray(photo).save(tmp_path / "a.png", pnginfo=text)
-        loaded = read_image(tmp_path / "a.png")
-        assert getattr(loaded.metadata, field) == expected and loaded.metadata.others == ()
-        is_turned = loaded.pixels.shape[:2] == photo.shape[1::-1]
-        assert is_turned == (b"somebody" in expected)
+RDF = b"http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+HEAD = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="' + RDF + b'"><rdf:Description xmlns:dc="dc" '
+    b'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" xmlns:exif="http://ns.adobe.com/exif/1.0/" '
+)
+
+
+def _xmp(attributes: bytes = b"", elements: bytes = b"") -> bytes:
+    return HEAD + attributes + b' dc:source="kept">' + elements + b"</rdf:Description></rdf:RDF></x:xmpmeta>"
+
+
+def _described(xmp: bytes) -> dict[str, str]:
+    """Attributes and elements without their namespaces, read by a parser of XML."""
+    (found,) = ElementTree.fromstring(xmp).iter(f"{{{RDF.decode()}}}Description")
+    made = {**found.attrib, **{item.tag: (item.text or "").strip() for item in found}}
+    return {name.partition("}")[2]: value for name, value in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "elements", "expected"),
+    [
+        (b'tiff:Orientation="6"', b"", {}),
+        (b"tiff:Orientation = ' 6 '\n", b"", {}),
+        (b"", b"<tiff:Orientation>\n 6 </tiff:Orientation >", {}),
+        (b"tiff:ImageWidth='30' tiff:ImageLength = \"20\"", b"", {"ImageWidth": "8", "ImageLength": "9"}),
+        (
+            b"",
+            b"<exif:PixelXDimension>30</exif:PixelXDimension><exif:PixelYDimension> 20\n</exif:PixelYDimension>",
+            {"PixelXDimension": "8", "PixelYDimension": "9"},
+        ),
+    ],
+)
+def test_xmp_fits_the_new_file(
+    tmp_path: Path, photo: np.ndarray, attributes: bytes, elements: bytes, expected: dict[str, str]
+) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.jpg", xmp=_xmp(attributes, elements))
+    metadata = read_image(tmp_path / "a.jpg").metadata
+    for suffix in WITH_EXIF:
+        write_image(tmp_path / f"b{suffix}", photo[:9, :8], None, metadata)
+        with Image.open(tmp_path / f"b{suffix}") as written:
+            found = written.info.get("xmp") or written.info["XML:com.adobe.xmp"].encode()
+        assert _described(found) == {"source": "kept"} | expected
+
+
+def test_what_only_looks_like_sides_and_orientation_stays() -> None:
+    xmp = _xmp(b'tiff:Orientations="6" dc:tiff.Orientation="7"', b"<exif:SubjectAreas>1</exif:SubjectAreas>")
+    assert xmp_for_size(xmp, (3, 4)) == xmp
+    # Beginnings without ends: looking for each of them to the last byte would take hours.
+    for part in (b"<tiff:Orientation>", b" ", b"tiff:Orientation=", b"<exif:PixelXDimension> ", b"x:"):
+        assert xmp_for_size(part * 20_000, (1, 2)) == part * 20_000

@@ -18,12 +18,10 @@ from intsr.runtime.batch.naming import OUTPUT_FORMATS
 from intsr.runtime.pictures import formats
 from intsr.runtime.pictures import writer as picture_writer
 from intsr.runtime.pictures.formats import registry, tiff
-from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, format_from_path
-from intsr.runtime.pictures.formats.unread import UNREAD_SUFFIXES
+from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES, UNREAD_SUFFIXES, format_from_path
 from intsr.runtime.pictures.picture import ImageMetadata
 from intsr.runtime.pictures.reader import read_image
-from intsr.runtime.pictures.tiff.ifd import read_ifd
-from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, open_writer, write_image
+from intsr.runtime.pictures.writer import check_pixels_fit, open_writer, write_image
 
 LOSSLESS = (".png", ".tif", ".bmp")
 ALL = (".png", ".jpg", ".tif", ".webp", ".avif", ".bmp")
@@ -53,23 +51,24 @@ def _read(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("suffix", ALL)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_every_format_in_bands(tmp_path: Path, suffix: str, channels: int) -> None:
-    target, has_alpha = format_from_path(Path(f"a{suffix}")), channels % 2 == 0
-    for dtype in (np.uint8, np.uint16):
-        path, rows = tmp_path / f"a{suffix}", _rows(150, 67, channels, dtype)
-        if (dtype is np.uint16 and not target.holds_16_bits) or (has_alpha and not target.holds_alpha):
-            with pytest.raises(ImageError, match=r"write a \.png"):
-                _write(path, rows, 41, has_alpha)
-            continue
-        _write(path, rows, 41, has_alpha)
-        read = _read(path)
-        assert read.dtype == dtype
-        if channels < 3 and not target.holds_grey:
-            read = read[..., [0, 3] if has_alpha else [0]]
-        differences = np.abs(read.astype(int) - rows)
-        assert differences[..., : channels - has_alpha].max() <= (0 if suffix in LOSSLESS else 12)
-        assert not has_alpha or differences[..., -1].max() <= (3 if suffix == ".avif" else 0)
-    assert {path.name for path in tmp_path.iterdir()} <= {f"a{suffix}"}
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_format_in_bands(tmp_path: Path, suffix: str, channels: int, dtype: type) -> None:
+    path, rows, has_alpha = tmp_path / f"a{suffix}", _rows(150, 67, channels, dtype), channels % 2 == 0
+    target = format_from_path(path)
+    if (dtype is np.uint16 and not target.holds_16_bits) or (has_alpha and not target.holds_alpha):
+        with pytest.raises(ImageError, match=r"write a \.png"):
+            _write(path, rows, 41, has_alpha)
+        assert list(tmp_path.iterdir()) == []
+        return
+    _write(path, rows, 41, has_alpha)
+    read = _read(path)
+    assert read.dtype == dtype
+    if channels < 3 and not target.holds_grey:
+        read = read[..., [0, 3] if has_alpha else [0]]
+    differences = np.abs(read.astype(int) - rows)
+    assert differences[..., : channels - has_alpha].max() <= (0 if suffix in LOSSLESS else 12)
+    assert not has_alpha or differences[..., -1].max() <= (3 if suffix == ".avif" else 0)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("suffix", ALL)
@@ -94,24 +93,19 @@ def test_resized_by_lanczos(tmp_path: Path, channels: int, dtype: type, new_size
     assert read.shape == expected.shape
     differences = np.abs(read - np.clip(expected, 0, np.iinfo(dtype).max)) / np.iinfo(dtype).max
     assert new_size == (1, 1) or (differences.mean() < 0.005 and differences.max() < 0.03)
-    for suffix in (".webp", ".bmp"):
-        _write(tmp_path / f"a{suffix}", _rows(201, 67, 3), 40, resize_to=new_size)
-        assert _read(tmp_path / f"a{suffix}").shape[1::-1] == new_size
 
 
-def test_quality(tmp_path: Path) -> None:
-    rows = _rows(200, 200, 3)
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif"])
+def test_quality(tmp_path: Path, suffix: str) -> None:
+    path, rows, sizes = tmp_path / f"a{suffix}", _rows(200, 200, 3), []
     rows += np.random.default_rng(0).integers(0, 20, rows.shape, np.uint8)
-    for suffix in (".jpg", ".webp", ".avif"):
-        sizes = []
-        for quality in (30, 80, None):
-            _write(tmp_path / f"a{suffix}", rows, 64, quality=quality)
-            sizes.append((tmp_path / f"a{suffix}").stat().st_size)
-        assert sizes == sorted(set(sizes))
-    _write(tmp_path / "a.png", rows, 64, quality=30)
-    np.testing.assert_array_equal(_read(tmp_path / "a.png"), rows)
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3, "colours in full resolution"  # type: ignore[attr-defined]
+    for quality in (30, 80, None):
+        _write(path, rows, 64, quality=quality)
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(set(sizes))
+    if suffix == ".jpg":
+        with Image.open(path) as image:
+            assert [layer[1:3] for layer in image.layer] == [(1, 1)] * 3, "colours in full resolution"  # type: ignore[attr-defined]
 
 
 def test_a_png_is_no_larger_than_pillows(tmp_path: Path) -> None:
@@ -124,37 +118,35 @@ def test_a_png_is_no_larger_than_pillows(tmp_path: Path) -> None:
     assert (tmp_path / "ours.png").stat().st_size < 1.05 * (tmp_path / "pillow.png").stat().st_size
 
 
-@pytest.mark.parametrize("big", [False, True])
-def test_tiff_of_either_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, big: bool) -> None:
-    """BigTIFF is for more than 4 GiB; here it is forced."""
-    monkeypatch.setattr(tiff, "_BIG_TIFF_BYTES", 0 if big else 1 << 40)
+def test_a_tiff_for_more_than_4_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff, "_BIG_TIFF_BYTES", 0)
     exif = Image.Exif()
     exif[0x013B] = "somebody"
-    exif.get_ifd(0x8769).update({0xA002: 1, 0x9003: "2020:02:02 02:02:02", 0x927C: b"maker"})
+    exif.get_ifd(0x8769).update({0xA002: 1, 0x927C: b"maker"})
     exif.get_ifd(0x8825).update({1: "N", 2: (12.0, 30.0, 1.5)})
-    rows = _rows(150, 67, 4)
-    _write(tmp_path / "a.tif", rows, 64, True, metadata=ImageMetadata(exif.tobytes(), xmp=b"<xmp/>"))
-    with (tmp_path / "a.tif").open("rb") as file:
-        assert read_ifd(file, ()).big == big
-    with Image.open(tmp_path / "a.tif") as image:
+    path, rows = tmp_path / "a.tif", _rows(150, 67, 4)
+    _write(path, rows, 64, True, metadata=ImageMetadata(exif.tobytes(), xmp=b"<xmp/>"))
+    assert path.read_bytes()[:4] == b"II+\0"
+    with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), rows)
         found, details, gps = image.getexif(), image.getexif().get_ifd(0x8769), image.getexif().get_ifd(0x8825)
         assert (found[0x013B], image.info["xmp"], gps[2]) == ("somebody", b"<xmp/>", (12.0, 30.0, 1.5))
-    assert (details[0xA002], details[0x9003], details[0x927C]) == (67, "2020:02:02 02:02:02", b"maker")
+    assert (details[0xA002], details[0x927C]) == (67, b"maker")
 
 
-def test_constant_and_16_bit_arrays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(80, 33), (80, 33, 3)])
+def test_a_whole_array_with_its_alpha(tmp_path: Path, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(1)
-    for shape in ((80, 33), (80, 33, 3)):
-        pixels, alpha = rng.integers(0, 65536, shape, np.uint16), rng.integers(0, 65536, (80, 33), np.uint16)
-        write_image(tmp_path / "a.png", pixels, alpha, NOTHING)
-        np.testing.assert_array_equal(_read(tmp_path / "a.png"), np.dstack([pixels, alpha]))
+    pixels, alpha = (rng.integers(0, 65536, size, np.uint16) for size in (shape, (80, 33)))
+    write_image(tmp_path / "a.png", pixels, alpha, NOTHING)
+    np.testing.assert_array_equal(_read(tmp_path / "a.png"), np.dstack([pixels, alpha]))
 
 
+@pytest.mark.parametrize("suffix", ALL)
 def test_a_file_that_did_not_arrive_is_noticed(
-    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
-    path = tmp_path / "a.png"
+    path = tmp_path / f"a{suffix}"
     path.write_bytes(b"before")
     check = picture_writer.check_written
 
@@ -164,9 +156,8 @@ def test_a_file_that_did_not_arrive_is_noticed(
         check(file, *expected)  # type: ignore[arg-type]
 
     monkeypatch.setattr(picture_writer, "check_written", check_half)
-    for suffix in ALL:
-        with pytest.raises(ImageError, match=r"cannot be (written|read)"):
-            write_image(tmp_path / f"a{suffix}", photo, None, NOTHING)
+    with pytest.raises(ImageError, match=r"cannot be (written|read)"):
+        write_image(path, photo, None, NOTHING)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -192,16 +183,6 @@ def test_what_cannot_be_written_is_known_beforehand(
         check_pixels_fit(*size, channels, bits, Path(name))
 
 
-def test_what_can_be_written_passes() -> None:
-    for suffix in ALL:
-        check_pixels_fit(16383, 16383, 3, 8, Path(f"a{suffix}"))
-        if format_from_path(Path(f"a{suffix}")).holds_alpha:
-            check_alpha_fits(True, Path(f"a{suffix}"))
-        else:
-            with pytest.raises(ImageError, match=r"transparent.*write a \.png"):
-                check_alpha_fits(True, Path(f"a{suffix}"))
-
-
 def test_formats_are_what_the_folder_has() -> None:
     assert [item.name for item in FORMATS] == ["PNG", "JPEG", "WebP", "AVIF", "TIFF", "BMP"]
     assert PICTURE_SUFFIXES == (".png", ".jpg", ".jpeg", ".webp", ".avif", ".tif", ".tiff", ".bmp")
@@ -212,7 +193,7 @@ def test_formats_are_what_the_folder_has() -> None:
 
 def test_another_format_is_one_more_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other.py").write_text(
-        "from intsr.runtime.pictures.formats.base import PictureFormat\n"
+        "from intsr.runtime.pictures.picture import PictureFormat\n"
         "class Other(PictureFormat):\n    name, suffixes = 'Other', ('.other',)\n"
         "FORMAT = Other()\n"
     )
@@ -220,37 +201,29 @@ def test_another_format_is_one_more_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert [item.name for item in registry._found()] == [*(item.name for item in FORMATS), "Other"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def _descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("suffix", ALL)
 @pytest.mark.parametrize("written", [0, 400])
-def test_an_exception_leaves_nothing(tmp_path: Path, written: int, error: type[BaseException]) -> None:
-    for suffix in ALL:
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
-        with pytest.raises(error), open_writer(tmp_path / f"a{suffix}", 400, 1000, 3, np.uint8) as writer:
-            writer.write(np.zeros((written, 400, 3), np.uint8))
-            raise error
-        assert list(tmp_path.iterdir()) == []
-        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+def test_an_exception_leaves_nothing(tmp_path: Path, suffix: str, written: int) -> None:
+    before = _descriptors()
+    with pytest.raises(KeyboardInterrupt), open_writer(tmp_path / f"a{suffix}", 400, 1000, 3, np.uint8) as writer:
+        writer.write(np.zeros((written, 400, 3), np.uint8))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    assert _descriptors() == before
 
 
-def test_an_encoder_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise OSError("out of order")
-
-    for suffix in ALL:
-        monkeypatch.setattr(type(format_from_path(Path(f"a{suffix}"))), "save", broken)
-        with pytest.raises(ImageError, match=r"cannot be written \(out of order\)"):
-            _write(tmp_path / f"a{suffix}", _rows(9, 8, 3), 9)
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_nothing_stays_open_after_a_picture(tmp_path: Path) -> None:
-    for _ in range(2):
-        for suffix in ALL:
-            _write(tmp_path / f"a{suffix}", _rows(9, 8, 3), 9, resize_to=(5, 5))
-        descriptors = len(list(Path("/proc/self/fd").iterdir()))
-    for suffix in ALL:
-        _write(tmp_path / f"a{suffix}", _rows(9, 8, 3), 9)
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+@pytest.mark.parametrize("suffix", ALL)
+def test_nothing_stays_open_after_a_picture(tmp_path: Path, suffix: str) -> None:
+    before = []
+    for _ in range(3):
+        before.append(_descriptors())
+        _write(tmp_path / f"a{suffix}", _rows(9, 8, 3), 9, resize_to=(5, 5))
+    # Libraries open something of their own, once.
+    assert _descriptors() == before[-1]
 
 
 def test_a_disk_without_room_is_known_before_the_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,35 +234,34 @@ def test_a_disk_without_room_is_known_before_the_rows_come(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_limit_of_pixels_is_for_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", ALL)
+def test_the_limit_of_pixels_is_for_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for suffix in ALL:
-        _write(tmp_path / f"a{suffix}", _rows(20, 30, 3), 20)
-        with pytest.raises(ImageError, match="more pixels than the limit"):
-            read_image(tmp_path / f"a{suffix}")
+    _write(tmp_path / f"a{suffix}", _rows(20, 30, 3), 20)
+    with pytest.raises(ImageError, match="more pixels than the limit"):
+        read_image(tmp_path / f"a{suffix}")
 
 
-def test_the_number_of_rows_is_checked(tmp_path: Path) -> None:
-    for height, message in ((9, "9 rows; expected 10"), (11, "11 rows; expected 10")):
-        opened = open_writer(tmp_path / "a.png", 7, 10, 3, np.uint8)
-        with pytest.raises(ImageError, match=message), opened as writer:
-            writer.write(np.zeros((height, 7, 3), np.uint8))
-        assert list(tmp_path.iterdir()) == []
+OTHER_KIND = r"rows of .*expected rows of \(7, 3\) uint8"
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("rows", "message"),
     [
-        np.zeros((5, 6, 3), np.uint8),
-        np.zeros((5, 7, 4), np.uint8),
-        np.zeros((5, 7), np.uint8),
-        np.zeros((5, 7, 3), np.uint16),
-        np.zeros(7, np.uint8),
+        (np.zeros((9, 7, 3), np.uint8), "9 rows; expected 10"),
+        (np.zeros((11, 7, 3), np.uint8), "11 rows; expected 10"),
+        (np.zeros((10, 6, 3), np.uint8), OTHER_KIND),
+        (np.zeros((10, 7, 4), np.uint8), OTHER_KIND),
+        (np.zeros((10, 7), np.uint8), OTHER_KIND),
+        (np.zeros((10, 7, 3), np.uint16), OTHER_KIND),
+        (np.zeros(7, np.uint8), OTHER_KIND),
     ],
 )
-def test_rows_of_another_kind(tmp_path: Path, rows: np.ndarray) -> None:
-    opened = open_writer(tmp_path / "a.png", 7, 5, 3, np.uint8)
-    with pytest.raises(ImageError, match=r"rows of .*expected rows of \(7, 3\) uint8"), opened as writer:
+def test_other_rows_than_announced(tmp_path: Path, rows: np.ndarray, message: str) -> None:
+    opened = open_writer(tmp_path / "a.png", 7, 10, 3, np.uint8)
+    with pytest.raises(ImageError, match=message), opened as writer:
         writer.write(rows)
     assert list(tmp_path.iterdir()) == []
 
@@ -305,8 +277,8 @@ _CHILD = """
 import resource, sys, time
 import numpy as np
 from pathlib import Path
-from intsr.errors import ImageError, UsageError
-from intsr.memory import peak_resident_bytes, resident_bytes
+from intsr.errors import ImageError
+from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
 from intsr.runtime.pictures.writer import open_writer
 path = Path(sys.argv[1])
 noise = np.random.default_rng(0).integers(0, 256, (100, 1200, 3)).astype(np.uint8)
@@ -315,8 +287,7 @@ _FULL = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:
     with open_writer(path, 1200, 1200, 3, np.uint8) as writer:
-        for _ in range(12):
-            writer.write(noise)
+        [writer.write(noise) for _ in range(12)]
 except ImageError as error:
     print(error)
 """
@@ -342,20 +313,19 @@ with open_writer(path, 1200, 1200, 3, np.uint8) as writer:
 """
 
 
-def test_ctrl_c_and_a_kill_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_and_a_kill_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     """Rows are in a file without a name: the system removes it whatever becomes of the process."""
-    for number in (signal.SIGINT, signal.SIGKILL):
-        command = [sys.executable, "-c", _CHILD + _INTERRUPTED, str(tmp_path / "a.png")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout is not None and process.stdout.readline() == "running\n"
-            os.kill(process.pid, number)
-            process.wait(30)
-        left = [path.name for path in tmp_path.iterdir()]
-        assert len(left) == (number == signal.SIGKILL) and all(name.endswith(".part") for name in left)
+    command = [sys.executable, "-c", _CHILD + _INTERRUPTED, str(tmp_path / "a.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "running\n"
+        os.kill(process.pid, number)
+        process.wait(30)
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == (number == signal.SIGKILL) and all(name.endswith(".part") for name in left)
 
 
 _LARGE = """
-from intsr.memory import restart_peak
 def write(side):
     restart_peak()
     rows = (np.arange(64 * side * 3) // 500).astype(np.uint8).reshape(64, side, 3)
@@ -381,11 +351,6 @@ def test_rows_that_wait_take_no_memory(tmp_path: Path, suffix: str, resize_to: t
         assert image.size == (resize_to or (6000, 6000))
 
 
-def test_help_does_not_import_libvips() -> None:
-    for lines, arguments in (
-        ("import sys, intsr.runtime.pictures.writer; print('pyvips' in sys.modules)", []),
-        ("import sys\nfrom intsr.cli.main import main\ntry: main()\nfinally: print('pyvips' in sys.modules)", ["-h"]),
-    ):
-        command = [sys.executable, "-c", lines, *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert result.stdout.endswith("False\n")
+def test_a_writer_is_imported_without_libvips() -> None:
+    code = "import sys, intsr.runtime.pictures.writer; print('pyvips' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -4,53 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import upscaler_of
 from PIL import Image
 
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
-from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.upscaler import Upscaler
-from intsr.types import TensorInfo
-
-
-class Identity:
-    def __init__(self) -> None:
-        self.input = self.output = TensorInfo("x", (1, 3, 128, 128), "float32")
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def close(self) -> None:
-        pass
 
 
 def _upscaler(activation_bytes: int = 0) -> Upscaler:
-    backend = Backend((Identity(), Identity(), Identity()))
-    backend.activation_bytes = activation_bytes
-    return Upscaler(backend, 32, 8, 4, resize_filter="bicubic", color_fix="wavelet")
+    upscaler = upscaler_of(tile_px=32, upscale_factor=4, color_fix="wavelet")
+    upscaler.backend.activation_bytes = activation_bytes
+    return upscaler
 
 
 def _job(width: int, height: int, bits: int = 8, output: str = "out.png") -> Job:
-    source = Path("in.png")
-    header = PictureHeader(
-        path=source,
-        format="PNG",
-        width_px=width,
-        height_px=height,
-        bits=bits,
-        channels=3,
-        has_alpha=False,
-    )
-    return Job(source, Path(output), header=header)
+    size = {"width_px": width, "height_px": height}
+    header = PictureHeader(path=Path("in.png"), format="PNG", **size, bits=bits, channels=3, has_alpha=False)
+    return Job(header.path, Path(output), header=header)
 
 
 def _needed(width: int, height: int, bits: int = 8, output: str = "out.png") -> int:
@@ -99,25 +78,13 @@ def test_the_engine_counts_by_the_area_of_its_tile() -> None:
     assert upscaler.resident_bytes_at(32) - upscaler.resident_bytes_at(16) == 3 << 28
 
 
-def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "none")
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of control groups of a machine with 8 GiB free."""
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    assert memory.free_bytes() == 8 << 30
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text(f"{1 << 30}\n")
-    assert memory.free_bytes() == 8 << 30
-    (tmp_path / "memory.max").write_text(f"{2 << 30}\n")
-    assert memory.free_bytes() == 1 << 30
-    (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {1 << 29}\n")
-    assert memory.free_bytes() == (1 << 30) + (1 << 29)
-    (tmp_path / "memory.max").unlink()
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory/memory.limit_in_bytes").write_text(f"{9223372036854771712}\n")
-    (tmp_path / "memory/memory.usage_in_bytes").write_text(f"{1 << 30}\n")
-    assert memory.free_bytes() == 8 << 30
-    monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    assert memory.free_bytes() is None and MemoryBudget(_upscaler(), FileOptions()).fits([_job(10**6, 10**6)])
+    return tmp_path / "fs"
 
 
 def _group(folder: Path, limit: object, used_bytes: int, version: int = 2, stat: str = "") -> None:
@@ -127,29 +94,35 @@ def _group(folder: Path, limit: object, used_bytes: int, version: int = 2, stat:
         (folder / name).write_text(f"{text}\n")
 
 
-def test_the_limit_of_a_group_is_for_those_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with systemd's MemoryMax: the mounted root knows nothing of it."""
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    (tmp_path / "cgroup").write_text("1:name=systemd:/other\n0::/user.slice/a:b.scope\n")
-    _group(tmp_path / "fs/user.slice/a:b.scope", "max", 100)
+def test_a_container_has_less_than_its_machine(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.free_bytes() == 8 << 30
-    _group(tmp_path / "fs/user.slice", 3 << 20, 1 << 20)
+    for limit, stat, left in (("max", "", 8 << 30), (2 << 30, "", 1 << 30), (2 << 30, "inactive_file 512", 1 << 30)):
+        _group(groups, limit, 1 << 30, stat=f"anon 5\n{stat}")
+        assert memory.free_bytes() == left + (512 if stat else 0)
+    (groups / "memory.max").unlink()
+    # Version 1 writes a number in the place of no limit.
+    _group(groups / "memory", 9223372036854771712, 1 << 30, 1)
+    assert memory.free_bytes() == 8 << 30
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert memory.free_bytes() is None and MemoryBudget(_upscaler(), FileOptions()).fits([_job(10**6, 10**6)])
+
+
+def test_the_limit_of_a_group_is_for_those_below_it(groups: Path) -> None:
+    # As with systemd's MemoryMax: the mounted root knows nothing of it.
+    (groups.parent / "cgroup").write_text("1:name=systemd:/other\n0::/user.slice/a:b.scope\n")
+    _group(groups / "user.slice/a:b.scope", "max", 100)
+    assert memory.free_bytes() == 8 << 30
+    _group(groups / "user.slice", 3 << 20, 1 << 20)
     assert memory.free_bytes() == 2 << 20
-    _group(tmp_path / "fs/user.slice/a:b.scope", 1 << 20, 1000)
+    _group(groups / "user.slice/a:b.scope", 1 << 20, 1000)
     assert memory.free_bytes() == (1 << 20) - 1000
-    (tmp_path / "cgroup").write_text("0::/../outside\n")
+    (groups.parent / "cgroup").write_text("0::/../outside\n")
     assert memory.free_bytes() == 8 << 30
 
 
-def test_version_1_counts_cached_files_of_groups_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path / "fs")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "available_bytes", lambda: 8 << 30)
-    (tmp_path / "cgroup").write_text("4:cpu,memory:/job\n0::/\n")
-    stat = "inactive_file 10\ntotal_inactive_file 500000"
-    _group(tmp_path / "fs/memory/job", 1 << 20, 1 << 19, 1, stat)
+def test_version_1_counts_cached_files_of_groups_below(groups: Path) -> None:
+    (groups.parent / "cgroup").write_text("4:cpu,memory:/job\n0::/\n")
+    _group(groups / "memory/job", 1 << 20, 1 << 19, 1, "inactive_file 10\ntotal_inactive_file 500000")
     assert memory.free_bytes() == (1 << 19) + 500_000
 
 
@@ -168,23 +141,32 @@ def test_sizes_that_are_none(text: str) -> None:
         bytes_from_text(text)
 
 
-_CHILD = """
+def _child(code: str, *arguments: object) -> list[int]:
+    """Numbers that the code prints, in a process of its own. argv: an engine, two paths, and what the code takes."""
+    imports = """
 import sys, pathlib
 from intsr.memory import peak_resident_bytes, resident_bytes, restart_peak
-from intsr.runtime.batch.files import upscale_file, with_header
-from intsr.runtime.backends.protocol import Backend
+from intsr.runtime.batch.files import upscale_file, upscale_files, with_header
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import open_engine
-engine, source, output, fix = sys.argv[1:]
-options = FileOptions(color_fix=fix)
+engine, source, output = map(pathlib.Path, sys.argv[1:4])
+"""
+    command = [sys.executable, "-c", imports + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+PREDICTION = """
+options = FileOptions(color_fix=sys.argv[4])
 with open_engine(engine, threads=1) as opened:
-    warm = pathlib.Path(output).with_name("warm.png")
+    warm = output.with_name("warm.png")
     upscale_file(opened, Job(warm, warm.with_name("warm-out.png")), options)
     restart_peak()
     before = resident_bytes()
-    job = with_header(Job(pathlib.Path(source), pathlib.Path(output)))
+    job = with_header(Job(source, output))
     upscale_file(opened, job, options)
     print(peak_resident_bytes() - before, MemoryBudget(opened, options).picture_bytes(job))
 """
@@ -192,15 +174,30 @@ with open_engine(engine, threads=1) as opened:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "fix"), [(".png", "wavelet"), (".jpg", "adain"), (".webp", "none")])
-def test_predictions_err_high_and_not_by_much(
-    make_engine: Callable[..., Path], tmp_path: Path, suffix: str, fix: str
-) -> None:
+def test_predictions_err_high_and_not_by_much(make_engine, tmp_path: Path, suffix: str, fix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1200, 1000, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / f"in{suffix}")
     Image.fromarray(noise[:50, :50]).save(tmp_path / "warm.png")
-    arguments = [make_engine(), tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", fix]
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, *map(str, arguments)], capture_output=True, text=True, check=True
-    )
-    measured, predicted = map(int, done.stdout.split())
+    paths = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    measured, predicted = _child(PREDICTION, make_engine(), *paths, fix)
     assert measured <= predicted <= 6 * measured + (64 << 20), (measured >> 20, predicted >> 20)
+
+
+MANY = """
+jobs = [Job(path, output / f"{i}{path.suffix}") for i, path in enumerate(sorted(source.iterdir()) * 84)]
+with open_engine(engine, threads=1) as opened:
+    for count, report in enumerate(upscale_files(opened, jobs, FileOptions(color_fix="wavelet")), 1):
+        assert report.status == "ok", report
+        if count in (len(jobs) // 2, len(jobs)):
+            print(resident_bytes())
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_500_pictures(make_engine, photo: np.ndarray, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for index, suffix in enumerate((".png", ".jpg", ".webp", ".tif", ".png", ".jpg")):
+        Image.fromarray(photo[: 20 + 5 * index, : 30 + 7 * index]).save(source / f"{index}{suffix}")
+    early, late = _child(MANY, make_engine("cpu"), source, tmp_path / "out")
+    assert late <= 1.05 * early, (early >> 20, late >> 20)

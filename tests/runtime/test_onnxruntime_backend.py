@@ -26,7 +26,7 @@ CPU = "CPUExecutionProvider"
 def test_weights_beside_the_graph_give_the_same(
     make_engine: Callable[..., Path], tmp_path: Path, photo: np.ndarray, mapped_engines: None
 ) -> None:
-    """As graphs above 2 GB are kept, which one protobuf cannot hold."""
+    # As graphs above 2 GB are kept, which one protobuf cannot hold.
     plain = make_engine("onnxruntime")
     model = onnx.load(plain.parent / "unet.onnx")
     kernel = np.zeros((12, 12, 3, 3), np.float32)
@@ -85,7 +85,7 @@ def test_devices_that_there_are_not(device: str) -> None:
 
 
 def test_a_provider_that_cannot_be_loaded_is_told() -> None:
-    """ONNX Runtime itself would go on with the CPU."""
+    # ONNX Runtime itself would go on with the CPU.
     providers = [("CUDAExecutionProvider", {}), (CPU, {})]
     with pytest.raises(EngineMismatchError, match="cannot load its CUDAExecutionProvider: a library of CUDA"):
         create_session(_library(loads=False), memoryview(b"x"), None, "e.engine", providers)

@@ -13,6 +13,10 @@ import pytest
 from intsr.runtime.tiles.overlap import AbandonedError, Handoff, overlapped
 
 
+def _same(job: int) -> int:
+    return job
+
+
 def _count(prepared: int) -> Generator[int]:
     yield from range(prepared)
 
@@ -21,37 +25,35 @@ def _total(prepared: int, items: Iterable[int]) -> int:
     return sum(items)
 
 
-def test_results_come_in_order() -> None:
-    made = list(overlapped([3, 0, 5, 1], lambda job: job, _count, _total))
-    assert made == [(3, 3), (0, 0), (5, 10), (1, 0)]
-
-
-def test_nothing_to_do() -> None:
-    assert list(overlapped([], lambda job: job, _count, _total)) == []
+@pytest.mark.parametrize("jobs", [[], [3, 0, 5, 1]])
+def test_results_come_in_order(jobs: list[int]) -> None:
+    made = list(overlapped(jobs, _same, _count, _total))
+    assert made == [(job, sum(range(job))) for job in jobs]
 
 
 @pytest.mark.parametrize("stage", ["prepare", "compute", "finish"])
 def test_an_error_is_its_own_jobs_result(stage: str) -> None:
+    def fail_in(now: str, job: int) -> None:
+        if (now, job) == (stage, 2):
+            raise ValueError(now)
+
     def prepare(job: int) -> int:
-        if stage == "prepare" and job == 2:
-            raise ValueError("read")
+        fail_in("prepare", job)
         return job
 
     def compute(job: int) -> Generator[int]:
         yield 10
-        if stage == "compute" and job == 2:
-            raise ValueError("compute")
+        fail_in("compute", job)
         yield 20
 
     def finish(job: int, items: Iterable[int]) -> int:
         first = next(iter(items))
-        if stage == "finish" and job == 2:
-            raise ValueError("finish")
+        fail_in("finish", job)
         return first + sum(items)
 
     results = dict(overlapped([1, 2, 3], prepare, compute, finish))
     assert (results[1], results[3]) == (30, 30)
-    assert isinstance(results[2], ValueError) and str(results[2]) in ("read", "compute", "finish")
+    assert isinstance(results[2], ValueError) and str(results[2]) == stage
 
 
 def test_what_finishes_never_takes_a_part_for_the_whole() -> None:
@@ -68,7 +70,7 @@ def test_what_finishes_never_takes_a_part_for_the_whole() -> None:
             seen.append(error)
             raise
 
-    ((_, result),) = overlapped([1], lambda job: job, compute, finish)
+    ((_, result),) = overlapped([1], _same, compute, finish)
     assert isinstance(result, ValueError)
     assert [type(error) for error in seen] == [AbandonedError]
 
@@ -105,12 +107,12 @@ def test_what_is_under_way_is_told() -> None:
         asked.append((job, tuple(under_way)))
         return True
 
-    list(overlapped([0, 1, 2, 3], lambda job: job, _count, _total, may_overlap))
+    list(overlapped([0, 1, 2, 3], _same, _count, _total, may_overlap))
     assert asked == [(1, (0,)), (2, (0, 1)), (3, (1, 2))]
 
 
 def test_a_job_without_room_waits_for_the_ones_before() -> None:
-    """And of that nothing is left by then."""
+    # And of those nothing is left by then.
     held: list[weakref.ref[Held]] = []
     finished: list[int] = []
     second_is_read = threading.Event()
@@ -141,29 +143,22 @@ def test_a_job_without_room_waits_for_the_ones_before() -> None:
 
 
 def test_a_slow_taker_holds_the_giver_up() -> None:
-    under_way, most = 0, 0
-    lock = threading.Lock()
+    made, taken, ahead = list[int](), list[int](), list[int]()
 
     def compute(job: int) -> Generator[int]:
-        nonlocal under_way, most
-        for _ in range(20):
-            with lock:
-                under_way += 1
-                most = max(most, under_way)
-            yield 1
+        for item in range(20):
+            made.append(item)
+            ahead.append(len(made) - len(taken))
+            yield item
 
     def finish(job: int, items: Iterable[int]) -> int:
-        nonlocal under_way
-        total = 0
         for item in items:
             time.sleep(0.002)
-            total += item
-            with lock:
-                under_way -= 1
-        return total
+            taken.append(item)
+        return len(taken)
 
-    assert list(overlapped([1], lambda job: job, compute, finish)) == [(1, 20)]
-    assert most <= 3, "one being made, one waiting, one being taken"
+    assert list(overlapped([1], _same, compute, finish)) == [(1, 20)]
+    assert max(ahead) <= 3, "one being made, one waiting, one being taken"
 
 
 def test_a_taker_that_leaves_lets_the_giver_go() -> None:
@@ -185,7 +180,7 @@ def test_ctrl_c_ends_every_thread() -> None:
             closed.append(job)
 
     with pytest.raises(KeyboardInterrupt):
-        list(overlapped([1, 2, 3], lambda job: job, compute, _total))
+        list(overlapped([1, 2, 3], _same, compute, _total))
     assert closed == [1]
     assert threading.active_count() == before
 
@@ -198,7 +193,7 @@ def test_jobs_may_have_no_end_and_are_taken_one_ahead() -> None:
             taken.append(job)
             yield job
 
-    made = overlapped(endless(), lambda job: job, _count, _total)
+    made = overlapped(endless(), _same, _count, _total)
     assert [next(made) for _ in range(3)] == [(0, 0), (1, 0), (2, 1)]
     assert taken == [0, 1, 2, 3, 4]
     made.close()  # type: ignore[attr-defined]

@@ -8,22 +8,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from networks import bicubic
 from PIL import Image
 
 from intsr.bundle import read_manifest, write_bundle
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.backends.devices import list_devices
+from intsr.runtime.backends.compatibility import list_devices
 from intsr.runtime.backends.tensorrt import library as tensorrt_library
 from intsr.runtime.engine import open_engine
 
 BACKENDS = ("cuda-python", "pycuda")
 # Their engines take float32: see test_device_picture.py for those whose pictures stay on the device.
 pytestmark = pytest.mark.filterwarnings("ignore:.* blends its pictures on the CPU:RuntimeWarning")
-
-
-def _bicubic(pixels: np.ndarray) -> np.ndarray:
-    size = (pixels.shape[1] * 2, pixels.shape[0] * 2)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
 def _fails(machine, error: type[Exception], words: str, path: Path | None = None, **options: object) -> None:
@@ -41,8 +37,8 @@ def test_a_driver_that_is_too_old_is_not_called_missing(machine, version: int, t
     machine.driver.version = version
     words = rf"is for CUDA {text}; expected CUDA 13\.0 or newer \(driver R580\); update the NVIDIA driver"
     _fails(machine, EngineMismatchError, words)
-    devices, reason = list_devices("cuda-python")
-    assert [device.name for device in devices] == ["cpu"] and "update the NVIDIA driver" in reason
+    devices, reason = list_devices()
+    assert list(devices) == ["cpu"] and "update the NVIDIA driver" in reason
 
 
 @pytest.mark.parametrize("status", ["CUDA_ERROR_NOT_INITIALIZED", "CUDA_ERROR_NO_DEVICE"])
@@ -60,19 +56,15 @@ def test_no_gpu_at_all(machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "capability", "target"),
+    ("architecture", "capability"),
     [
-        ("sm90", (8, 9), "tensorrt"),
-        ("sm89", (9, 0), "tensorrt"),
-        ("sm80+", (7, 5), "tensorrt"),
-        ("", (8, 9), "tensorrt"),
-        *(("sm86,sm89,sm120", capability, "tensorrt-rtx") for capability in [(8, 0), (8, 7), (9, 0), (12, 1)]),
-        ("sm86,sm120", (8, 9), "tensorrt-rtx"),
+        *(("sm90", (8, 9)), ("sm89", (9, 0)), ("sm80+", (7, 5)), ("", (8, 9)), ("sm86,sm120", (8, 9))),
+        *(("sm86,sm89,sm120", capability) for capability in [(8, 0), (8, 7), (9, 0), (12, 1)]),
     ],
 )
-def test_another_architecture(machine, architecture: str, capability: tuple[int, int], target: str) -> None:
+def test_another_architecture(machine, architecture: str, capability: tuple[int, int]) -> None:
     machine.gpu.capability = capability
-    path = machine.engine(target, gpu_architecture=architecture)
+    path = machine.engine("tensorrt-rtx", gpu_architecture=architecture)
     here = f"sm{capability[0]}{capability[1]}"
     words = f"built for .*; here is cuda:0 .*{here}.*--device, or .*intsr compile MODEL --target tensorrt$"
     _fails(machine, EngineMismatchError, words, path)
@@ -80,19 +72,15 @@ def test_another_architecture(machine, architecture: str, capability: tuple[int,
 
 
 @pytest.mark.parametrize(
-    ("architecture", "capability", "target"),
+    ("architecture", "capability"),
     [
-        ("sm80+", (9, 0), "tensorrt"),
-        ("sm120", (12, 0), "tensorrt"),
-        *(("sm86,sm89,sm120", capability, "tensorrt-rtx") for capability in [(8, 6), (8, 9), (12, 0)]),
-        # Asked for by name.
-        ("sm75", (7, 5), "tensorrt-rtx"),
-        ("sm121", (12, 1), "tensorrt-rtx"),
+        *(("sm80+", (9, 0)), ("sm120", (12, 0)), ("sm75", (7, 5)), ("sm121", (12, 1))),
+        *(("sm86,sm89,sm120", capability) for capability in [(8, 6), (8, 9), (12, 0)]),
     ],
 )
-def test_architectures_that_fit(machine, architecture: str, capability: tuple[int, int], target: str) -> None:
+def test_architectures_that_fit(machine, architecture: str, capability: tuple[int, int]) -> None:
     machine.gpu.capability = capability
-    open_engine(machine.engine(target, gpu_architecture=architecture)).close()
+    open_engine(machine.engine(gpu_architecture=architecture)).close()
 
 
 def test_a_plan_of_another_version_than_its_manifest_says(machine) -> None:
@@ -150,12 +138,12 @@ def test_tensorrt_is_out_of_memory(machine, what: str) -> None:
 
 
 def test_memory_that_the_context_refuses_is_an_error_when_the_engine_is_opened(machine) -> None:
-    """The call answers nothing."""
+    # The call answers nothing.
     machine.trt.failures["memory"] = "Parameter check failed, condition: size >= deviceMemorySize"
     _fails(machine, EngineMismatchError, "encoder: giving the execution context its memory failed .Parameter check")
     # What was said before, of something else, is not what this call said.
     library = tensorrt_library.load_tensorrt("tensorrt", "e.engine")
-    library.log.errors.append("something was said")
+    library.errors.append("something was said")
     taken: list[tuple[int, int]] = []
     context = SimpleNamespace(set_device_memory=lambda memory, size: taken.append((memory, size)))
     tensorrt_library.give_memory(library, context, 4096, 100, "e.engine")
@@ -186,7 +174,7 @@ def test_calls_that_answer_false(machine, photo: np.ndarray, what: str) -> None:
                 run()
             assert machine.gpu.idle(), "nothing may still be using the buffers"
         machine.trt.failures.clear()
-        np.testing.assert_array_equal(engine.upscale(photo), _bicubic(photo))
+        np.testing.assert_array_equal(engine.upscale(photo), bicubic(photo))
     machine.assert_nothing_is_left()
 
 
@@ -224,12 +212,11 @@ def test_closing_twice_and_running_after(machine) -> None:
         engine.network("unet").run(np.zeros((1, 12, 16, 16), np.float32))
 
 
-def test_the_command_says_it_in_one_line(intsr, photo_path: Path, tmp_path: Path, machine) -> None:
+def test_the_command_says_it_in_one_line(upscale, photo_path: Path, tmp_path: Path, machine) -> None:
     machine.gpu.fail["cuInit"] = "CUDA_ERROR_NO_DEVICE"
-    code, out, err = intsr("upscale", machine.engine(), photo_path, "-o", tmp_path / "out.png", "--device", "cuda:1")
-    assert (code, out, err.count("\n")) == (3, "", 1)
-    assert not (tmp_path / "out.png").exists()
+    call = (photo_path, "-o", tmp_path / "out.png", "--device", "cuda:1")
+    code, out, err = upscale(*call, engine=machine.engine())
+    assert (code, out, err.count("\n"), (tmp_path / "out.png").exists()) == (3, "", 1, False)
     machine.gpu.fail.clear()
-    code, out, err = intsr("upscale", machine.engine(), photo_path, "-o", tmp_path / "out.png", "--device", "cuda:1")
-    assert code == 0 and machine.gpu.current == 1
+    assert upscale(*call, engine=machine.engine())[0] == 0 and machine.gpu.current == 1
     assert Image.open(tmp_path / "out.png").size == (142, 106)

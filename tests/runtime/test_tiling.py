@@ -18,18 +18,11 @@ AXES = st.integers(2, 40).flatmap(
 
 
 @given(AXES)
-def test_tiles_cover_the_axis_and_the_last_is_flush(axis: tuple[int, int, int]) -> None:
+def test_tiles_cover_the_axis_and_weights_sum_to_one_at_every_pixel(axis: tuple[int, int, int]) -> None:
     length_px, tile_px, overlap_px = axis
     starts = tile_starts(length_px, tile_px, overlap_px)
-    assert starts[0] == 0
-    assert starts[-1] == max(length_px - tile_px, 0)
+    assert (starts[0], starts[-1]) == (0, max(length_px - tile_px, 0))
     assert all(0 < after - before <= tile_px - overlap_px for before, after in pairwise(starts))
-
-
-@given(AXES)
-def test_weights_sum_to_one_at_every_pixel(axis: tuple[int, int, int]) -> None:
-    length_px, tile_px, overlap_px = axis
-    starts = tile_starts(length_px, tile_px, overlap_px)
     total = np.zeros(length_px)
     for start, weights in zip(starts, blend_weights(starts, tile_px, length_px), strict=True):
         assert weights.min() > 0
@@ -56,10 +49,6 @@ def test_overlap_must_be_below_the_tile(overlap_px: int) -> None:
         plan_tiles(64, 64, 16, overlap_px)
 
 
-def test_padding_reflects() -> None:
+def test_padding_reflects_and_repeats_one_pixel() -> None:
     padded = pad_to_square(np.array([[[0.0, 1.0, 2.0]]] * 3), 5)
     np.testing.assert_array_equal(padded[1], [[0, 1, 2, 1, 0]] * 5)
-
-
-def test_padding_of_one_pixel_repeats_it() -> None:
-    np.testing.assert_array_equal(pad_to_square(np.full((3, 1, 1), 7.0), 4), np.full((3, 4, 4), 7.0))

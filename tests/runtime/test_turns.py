@@ -12,58 +12,44 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from networks import upscaler_of
 
 from intsr.errors import UsageError
-from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.upscaler import Upscaler
-from intsr.types import TensorInfo
 
 TIMEOUT_S = 120
 # Their engines take float32: pictures go through host memory, tile by tile.
 pytestmark = pytest.mark.filterwarnings("ignore:.* blends its pictures on the CPU:RuntimeWarning")
 
 
-class SharedBuffer:
-    """A network that keeps what it is at in one buffer, as engines do, and takes its time."""
-
-    def __init__(self) -> None:
-        self.input = self.output = TensorInfo("x", (1, 3, 32, 32), "float32")
-        self._buffer = np.zeros(self.input.shape, np.float32)
-        self.closed = False
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        self._buffer[:] = x
-        time.sleep(0.001)
-        assert not self.closed, "closed in the middle of a run"
-        return self._buffer.copy()
-
-    def close(self) -> None:
-        self.closed = True
-
-
 def _shared_buffers() -> Upscaler:
-    return Upscaler(
-        Backend((SharedBuffer(), SharedBuffer(), SharedBuffer())), 16, 4, 2, resize_filter="bicubic", color_fix="none"
-    )
+    """Of networks that keep what they are at in one buffer, as engines do, and take their time."""
+    upscaler = upscaler_of()
+    for network in upscaler.networks:
+        buffer = np.zeros(network.input.shape, np.float32)
+
+        def run(x: np.ndarray, buffer: np.ndarray = buffer) -> np.ndarray:
+            buffer[:] = x
+            time.sleep(0.001)
+            assert not upscaler._closed, "closed in the middle of a run"
+            return buffer.copy()
+
+        network.function = run
+    return upscaler
 
 
-@pytest.fixture(
-    params=[
-        "shared buffers",
-        "onnxruntime",
-        "cpu, two threads",
-        pytest.param("simulated GPU", marks=pytest.mark.slow),
-    ]
-)
+KINDS = ["shared buffers", "onnxruntime", "cpu", pytest.param("simulated GPU", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=KINDS)
 def engine(request: pytest.FixtureRequest, make_engine: Callable[..., Path]) -> Iterator[Upscaler]:
     if request.param == "shared buffers":
         opened: Upscaler = _shared_buffers()
     elif request.param == "simulated GPU":
         opened = open_engine(request.getfixturevalue("machine").engine())
     else:
-        target, _, more = request.param.partition(", ")
-        opened = open_engine(make_engine(target), threads=2 if more else 1)
+        opened = open_engine(make_engine(request.param), threads=2 if request.param == "cpu" else 1)
     with opened:
         yield opened
 
@@ -100,7 +86,7 @@ def test_threads_get_the_pixels_of_one_thread(engine: Upscaler, pictures: list[n
 
 
 def test_asyncio(engine: Upscaler, pictures: list[np.ndarray]) -> None:
-    """Rows are asked for one by one, each time by another thread."""
+    # Rows are asked for one by one, each time by another thread.
     expected = [engine.upscale(picture) for picture in pictures]
 
     async def rows_of(picture: np.ndarray) -> np.ndarray:
@@ -119,7 +105,7 @@ def test_asyncio(engine: Upscaler, pictures: list[np.ndarray]) -> None:
 
 
 def test_who_takes_his_time_keeps_nobody_waiting(engine: Upscaler, pictures: list[np.ndarray]) -> None:
-    """Neither in another thread nor in his own, and both get what is theirs."""
+    # Neither in another thread nor in his own, and both get what is theirs.
     expected = [engine.upscale(picture) for picture in pictures[:3]]
     rows, many = engine.upscale_rows(pictures[0]), engine.upscale_many([pictures[1]] * 3)
     begun = [next(rows)], [next(many)]
@@ -133,7 +119,7 @@ def test_who_takes_his_time_keeps_nobody_waiting(engine: Upscaler, pictures: lis
 
 
 def test_frames_that_the_same_engine_makes(engine: Upscaler, pictures: list[np.ndarray]) -> None:
-    """The iterator of `upscale_many` may use the engine itself, and wait for a thread that does."""
+    # The iterator of `upscale_many` may use the engine itself, and wait for a thread that does.
     small = pictures[0][:12, :12]
     with ThreadPoolExecutor(1) as pool:
 
@@ -169,7 +155,8 @@ def test_closing_waits_for_a_turn_and_ends_what_is_between_two(engine: Upscaler,
             assert started.acquire(timeout=TIMEOUT_S)
         engine.close()
         said = {call.result(TIMEOUT_S) for call in calls}
-    assert said == {f"{_place(engine)}: the engine is closed; open it again"}
+    place = engine.path if isinstance(engine, Engine) else "engine"
+    assert said == {f"{place}: the engine is closed; open it again"}
     for use in (
         lambda: next(rows),
         lambda: engine.upscale(pictures[0]),
@@ -180,10 +167,6 @@ def test_closing_waits_for_a_turn_and_ends_what_is_between_two(engine: Upscaler,
         with pytest.raises(UsageError, match="is closed; open it again"):
             use()
     engine.close()
-
-
-def _place(engine: Upscaler) -> object:
-    return engine.path if isinstance(engine, Engine) else "engine"
 
 
 def test_reopening_ends_what_others_are_at(any_engine: Path, pictures: list[np.ndarray]) -> None:
@@ -199,24 +182,21 @@ def test_reopening_ends_what_others_are_at(any_engine: Path, pictures: list[np.n
 
 
 def test_different_engines_do_not_wait_for_each_other(pictures: list[np.ndarray]) -> None:
-    """Each is in its network when the other is: a turn that both took would never let them meet."""
+    # Each is in its network when the other is: a turn that both took would never let them meet.
     meeting = threading.Barrier(2, timeout=TIMEOUT_S)
-    engines = [_shared_buffers(), _shared_buffers()]
-    for engine in engines:
-        run = engine.networks[1].run
 
-        def meet(x: np.ndarray, run: Callable[[np.ndarray], np.ndarray] = run) -> np.ndarray:
-            meeting.wait()
-            return run(x)
+    def meet(x: np.ndarray) -> np.ndarray:
+        meeting.wait()
+        return x
 
-        engine.networks[1].run = meet  # type: ignore[method-assign]
+    engines = [upscaler_of(meet) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         made = list(pool.map(lambda engine: engine.upscale(pictures[0]), engines, timeout=TIMEOUT_S))
     np.testing.assert_array_equal(made[0], made[1])
 
 
 def test_openvino_runs_in_no_thread_of_the_callers(make_engine: Callable[..., Path], photo: np.ndarray) -> None:
-    """`infer` would: OpenVINO crashes when such a thread ends while the model is closed, once in some 100 times."""
+    # `infer` would: OpenVINO crashes when such a thread ends while the model is closed, once in some 100 times.
     with open_engine(make_engine("cpu"), threads=2) as engine:
         for network in engine.networks:
             request = network._request  # type: ignore[attr-defined]

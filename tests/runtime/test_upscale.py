@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import bicubic
 from PIL import Image
 
 from intsr import memory
@@ -22,55 +23,53 @@ from intsr.runtime.pictures import writer as image_stream
 Run = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "out.png"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: np.ndarray) -> Path:
+    """With a.png, b.png and c.png."""
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(photo).save(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_one_picture(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.png"
-    assert intsr("upscale", identity_engine, photo_path, "-o", output)[0] == 0
-    with Image.open(photo_path) as image:
-        expected = image.resize((142, 106), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(Image.open(output)), np.asarray(expected))
+def test_one_picture(upscale: Run, photo: np.ndarray, photo_path: Path, output: Path) -> None:
+    assert upscale(photo_path, "-o", output)[0] == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(output)), bicubic(photo))
 
 
-def test_json_is_one_line_a_picture(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
+def test_json_is_one_line_a_picture(upscale: Run, photo_path: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("text")
-    code, out, err = intsr("upscale", identity_engine, photo_path, bad, "-o", tmp_path / "out", "--json")
-    assert code == EXIT_SOME_FAILED
+    code, out, err = upscale(photo_path, bad, "-o", tmp_path / "out", "--json")
+    assert (code, str(bad) in err) == (EXIT_SOME_FAILED, True)
     good_line, bad_line = (json.loads(line) for line in out.splitlines())
-    assert set(good_line) >= {"input", "output", "status", "width", "height", "tile_px", "ms", "error"}
-    assert (good_line["status"], good_line["width"], good_line["height"], good_line["tile_px"]) == (
-        "ok",
-        142,
-        106,
-        16,
-    )
-    assert (good_line["error"], good_line["ms"] > 0) == (None, True)
-    assert (bad_line["status"], bad_line["width"]) == ("failed", None)
-    assert "not a picture" in bad_line["error"]
-    assert str(bad) in err
+    expected = {"status": "ok", "width": 142, "height": 106, "tile_px": 16, "tiles": 30, "error": None, "notes": []}
+    assert good_line.pop("ms") > 0
+    assert good_line == {"input": str(photo_path), "output": str(tmp_path / "out/photo.png"), **expected}
+    assert (bad_line["status"], bad_line["width"]) == ("failed", None) and "not a picture" in bad_line["error"]
 
 
-def test_a_bad_picture_does_not_stop_the_others(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    (folder / "sub").mkdir(parents=True)
-    Image.fromarray(photo).save(folder / "a.png")
+def test_a_bad_picture_does_not_stop_the_others(upscale: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "sub").mkdir()
+    Image.open(folder / "a.png").save(folder / "sub" / "d.jpg")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:2000])
     (folder / "c.png").write_bytes(b"")
-    Image.fromarray(photo).save(folder / "sub" / "d.jpg")
-    code, _, err = intsr("upscale", identity_engine, folder, "-r", "-o", output)
-    assert code == EXIT_SOME_FAILED
-    assert _files(output) == ["a.png", "sub/d.jpg"]
-    assert err.count("intsr: error:") == 2
-    assert "2 ok, 2 failed" in err
+    code, _, err = upscale(folder, "-r", "-o", tmp_path / "out")
+    assert (code, _files(tmp_path / "out")) == (EXIT_SOME_FAILED, ["a.png", "sub/d.jpg"])
+    assert err.count("intsr: error:") == 2 and "2 ok, 2 failed" in err
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upscale: Run, photo_path: Path, tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, bad = photo_path.read_bytes(), tmp_path / "bad.png"
     for data in (None, b"", whole[:3000], b"hello" * 99, whole):
@@ -78,150 +77,98 @@ def test_bad_input_is_one_line_and_leaves_nothing(
             bad.write_bytes(data)
         # The last one has too many pixels.
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if data == whole else 10**6)
-        code, out, err = intsr("upscale", identity_engine, bad, "-o", tmp_path / "new" / "out.png")
+        code, out, err = upscale(bad, "-o", output)
         assert (code, out, err.count("\n")) == (EXIT_SOME_FAILED, "", 1)
         assert err.startswith(f"intsr: error: {bad}: ")
-        assert not (tmp_path / "new").exists()
+        assert not output.parent.exists()
 
 
-def test_existing_outputs_need_a_word(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.png"
-    output.write_bytes(b"before")
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", output)
-    assert (code, output.read_bytes()) == (EXIT_USAGE, b"before")
-    assert "--skip-existing or --overwrite" in err
-    code, out, _ = intsr("upscale", identity_engine, photo_path, "-o", output, "--skip-existing", "--json")
-    assert (code, json.loads(out)["status"], output.read_bytes()) == (0, "skipped", b"before")
-    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--overwrite")[0] == 0
-    assert Image.open(output).size == (142, 106)
-    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--overwrite", "--skip-existing")[0] == 2
-
-
-def test_a_batch_is_resumed(intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(photo).save(folder / name)
+def test_existing_outputs_need_a_word(upscale: Run, folder: Path, tmp_path: Path) -> None:
+    output, before = tmp_path / "out", b"done before"
     output.mkdir()
-    (output / "a.png").write_bytes(b"done before")
-    code, _, err = intsr("upscale", identity_engine, folder, "-o", output, "--skip-existing")
-    assert code == 0
-    assert "1 ok, 1 skipped" in err
-    assert (output / "a.png").read_bytes() == b"done before"
-    assert Image.open(output / "b.png").size == (142, 106)
+    (output / "a.png").write_bytes(before)
+    code, _, err = upscale(folder, "-o", output)
+    assert (code, _files(output)) == (EXIT_USAGE, ["a.png"]) and "--skip-existing or --overwrite" in err
+    code, out, err = upscale(folder, "-o", output, "--skip-existing", "--json")
+    assert [json.loads(line)["status"] for line in out.splitlines()] == ["skipped", "ok", "ok"]
+    assert (code, (output / "a.png").read_bytes()) == (0, before) and "2 ok, 1 skipped" in err
+    assert upscale(folder, "-o", output, "--overwrite", "--skip-existing")[0] == EXIT_USAGE
+    assert upscale(folder, "-o", output, "--overwrite")[0] == 0
+    assert Image.open(output / "a.png").size == (142, 106)
 
 
 @pytest.mark.parametrize(
-    ("option", "code", "status", "kept"),
-    [
-        ("", EXIT_SOME_FAILED, "failed", True),
-        ("--skip-existing", 0, "skipped", True),
-        ("--overwrite", 0, "ok", False),
-    ],
-)
+    ("option", "answer"),
+    [((), (EXIT_SOME_FAILED, "failed", True)), (("--skip-existing",), (0, "skipped", True)),
+     (("--overwrite",), (0, "ok", False))],
+)  # fmt: skip
 def test_a_file_that_appears_while_one_is_made(
-    intsr: Run,
-    identity_engine: Path,
-    photo_path: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    option: str,
-    code: int,
-    status: str,
-    kept: bool,
+    upscale: Run, photo_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, option, answer
 ) -> None:
-    """Somebody else writes it between the check before the first picture and the end of this one."""
-    output, check = tmp_path / "out.png", image_stream.check_written
+    # Somebody else writes it between the check before the first picture and the end of this one.
+    check = image_stream.check_written
 
     def written_by_another(*args) -> None:
         check(*args)
         output.write_bytes(b"another's")
 
     monkeypatch.setattr(image_stream, "check_written", written_by_another)
-    arguments = ["upscale", identity_engine, photo_path, "-o", output, "--json", *filter(None, [option])]
-    got, out, _ = intsr(*arguments)
-    assert (got, json.loads(out)["status"]) == (code, status)
-    assert (output.read_bytes() == b"another's") == kept
-    assert [name for name in _files(tmp_path) if name.endswith(".part")] == []
+    code, out, _ = upscale(photo_path, "-o", output, "--json", *option)
+    assert (code, json.loads(out)["status"], output.read_bytes() == b"another's") == answer
+    assert _files(output.parent) == ["out.png"]
 
 
-def test_names_and_formats(intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    assert intsr("upscale", identity_engine, photo_path, "-o", output, "--suffix", "_x2", "--format", "webp")[0] == 0
-    assert _files(output) == ["photo_x2.webp"]
-
-
-def test_alpha_and_orientation_come_through(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path
-) -> None:
-    source, output = tmp_path / "in.png", tmp_path / "out.png"
-    image = Image.fromarray(photo)
+def test_alpha_and_orientation_come_through(upscale: Run, photo: np.ndarray, tmp_path: Path, output: Path) -> None:
+    source, image = tmp_path / "in.png", Image.fromarray(photo)
     alpha = Image.linear_gradient("L").resize(image.size)
     image.putalpha(alpha)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(source, exif=exif)
-    assert intsr("upscale", identity_engine, source, "-o", output)[0] == 0
+    assert upscale(source, "-o", output)[0] == 0
     with Image.open(output) as written:
         assert (written.mode, written.size) == ("RGBA", (106, 142))
         assert written.getexif().get(0x0112, 1) == 1
         expected = alpha.transpose(Image.Transpose.ROTATE_270).resize((106, 142), Image.Resampling.LANCZOS)
         np.testing.assert_array_equal(np.asarray(written.getchannel("A")), np.asarray(expected))
-    code, _, err = intsr("upscale", identity_engine, source, "-o", tmp_path / "out.jpg")
-    assert code == EXIT_SOME_FAILED
-    assert "transparent" in err
-    assert not (tmp_path / "out.jpg").exists()
+    code, _, err = upscale(source, "-o", output.with_suffix(".jpg"))
+    assert (code, "transparent" in err, _files(output.parent)) == (EXIT_SOME_FAILED, True, ["out.png"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--overlap", 16], "--overlap"),
+        (["--batch-tiles", 2], "--batch-tiles: 2; expected 1"),
         (["--threads", 0], "--threads"),
+        (["--quality", 101], "--quality: 101; expected 1 to 100"),
+        (["-s", "17x"], "--outscale: 17.0; expected above 0, up to 16"),
         (["--precision", "bf16"], "--precision"),
         (["--color-fix", "sepia"], "sepia"),
         (["--no-such-option"], "no-such-option"),
+        # Only plain digits are.
+        (["--tile", "\u0661\u0666"], "expected auto, or a number of pixels"),
+        *((["-s", text], "for example 2 or 2x") for text in ("x", "2xx", "x2x", "two")),
     ],
 )
-def test_wrong_options_are_usage_errors(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, options: list[object], message: str
-) -> None:
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "new" / "out.png", *options)
-    assert (code, message in err, err.count("\n")) == (EXIT_USAGE, True, 1)
-    assert not (tmp_path / "new").exists()
+def test_wrong_options_are_usage_errors(upscale: Run, photo_path: Path, output: Path, options, message) -> None:
+    code, _, err = upscale(photo_path, "-o", output, *options)
+    assert (code, message in err, err.count("\n"), output.parent.exists()) == (EXIT_USAGE, True, 1, False)
 
 
-def test_an_engine_for_another_target(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
-    engine = make_engine("onnxruntime", library_version="2099.1")
-    code, _, err = intsr("upscale", engine, photo_path, "-o", tmp_path / "new" / "out.png")
-    assert (code, err.count("\n")) == (EXIT_ENGINE_MISMATCH, 1)
-    assert not (tmp_path / "new").exists()
-
-
-def test_an_engine_with_a_flipped_byte(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
-    engine = make_engine("onnxruntime")
-    data = bytearray(engine.read_bytes())
+def test_engines_that_do_not_run(upscale: Run, make_engine, photo_path: Path, output: Path) -> None:
+    newer, flipped = make_engine("onnxruntime", library_version="2099.1"), make_engine("onnxruntime")
+    data = bytearray(flipped.read_bytes())
     data[-1000] ^= 1
-    engine.write_bytes(data)
-    code, _, err = intsr("upscale", engine, photo_path, "-o", tmp_path / "new" / "out.png")
-    assert (code, err.count("\n")) == (EXIT_USAGE, 1)
-    assert not (tmp_path / "new").exists()
+    flipped.write_bytes(data)
+    for engine, expected in ((newer, EXIT_ENGINE_MISMATCH), (flipped, EXIT_USAGE)):
+        code, _, err = upscale(photo_path, "-o", output, engine=engine)
+        assert (code, err.count("\n"), output.parent.exists()) == (expected, 1, False)
 
 
-def test_an_output_folder_that_cannot_be_made(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "file" / "out.png")
-    assert (code, err.count("\n")) == (EXIT_USAGE, 1)
-    assert "cannot write here" in err
-
-
-def test_too_little_memory(
-    intsr: Run, identity_engine: Path, photo_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory(upscale: Run, photo_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
+    code, _, err = upscale(photo_path, "-o", output)
     assert (code, "pixels out need about" in err) == (EXIT_OUT_OF_MEMORY, True)
 
     def exhausted(*_: object) -> None:
@@ -229,24 +176,19 @@ def test_too_little_memory(
 
     monkeypatch.undo()
     monkeypatch.setattr(upscale_file, "read_image", exhausted)
-    code, _, err = intsr("upscale", identity_engine, photo_path, "-o", tmp_path / "out.png")
+    code, _, err = upscale(photo_path, "-o", output)
     assert (code, "out of memory" in err) == (EXIT_OUT_OF_MEMORY, True)
 
 
-def test_a_black_file_is_never_written(intsr: Run, make_engine, photo_path: Path, tmp_path: Path) -> None:
+def test_a_black_file_is_never_written(upscale: Run, make_engine, photo_path: Path, output: Path) -> None:
     for gain, message in ((float("nan"), "NaN"), (0.0, "flat")):
-        code, _, err = intsr("upscale", make_engine(decoder_gain=gain), photo_path, "-o", tmp_path / "out.png")
-        assert (code, message in err) == (EXIT_SOME_FAILED, True)
-        assert not (tmp_path / "out.png").exists()
+        code, _, err = upscale(photo_path, "-o", output, engine=make_engine(decoder_gain=gain))
+        assert (code, message in err, output.exists()) == (EXIT_SOME_FAILED, True, False)
 
 
 def test_interrupted_while_writing(
-    intsr: Run, identity_engine: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upscale: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, output = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        Image.fromarray(photo).save(folder / name)
     # They are kept, as another might get the number of one that is gone.
     write, written = image_stream.PictureWriter.write, list[image_stream.PictureWriter]()
 
@@ -257,11 +199,11 @@ def test_interrupted_while_writing(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(image_stream.PictureWriter, "write", interrupted)
-    assert intsr("upscale", identity_engine, folder, "-o", output)[0] == EXIT_INTERRUPTED
-    files = _files(output)
+    assert upscale(folder, "-o", tmp_path / "out")[0] == EXIT_INTERRUPTED
+    files = _files(tmp_path / "out")
     assert "a.png" in files and "b.png" not in files
     for name in files:
-        with Image.open(output / name) as image:
+        with Image.open(tmp_path / "out" / name) as image:
             image.load()
 
 
@@ -299,12 +241,12 @@ def test_ctrl_c_for_real(identity_engine: Path, tmp_path: Path, times: int) -> N
 
 
 def test_a_fault_in_the_library_is_that_pictures_alone(
-    intsr: Run, make_engine, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upscale: Run, make_engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from intsr.runtime.backends.openvino.backend import OpenVINONetwork
 
-    for name in ("a.png", "b.png", "c.png"):
-        Image.fromarray(photo[:16, :16]).save(tmp_path / name)
+    for path in folder.iterdir():
+        Image.open(path).crop((0, 0, 16, 16)).save(path)
     run, count = OpenVINONetwork.run, iter(range(100))
 
     class Broken:
@@ -312,39 +254,30 @@ def test_a_fault_in_the_library_is_that_pictures_alone(
             raise RuntimeError("somewhere in C++\nCheck 'false' failed")
 
         def wait(self) -> None:
-            """Nothing runs."""
+            pass
 
     def sometimes(network: OpenVINONetwork, x: np.ndarray) -> np.ndarray:
         if next(count) != 4:
             return run(network, x)
-        whole, network._request = network._request, Broken()
-        try:
+        with monkeypatch.context() as broken:
+            broken.setattr(network, "_request", Broken())
             return run(network, x)
-        finally:
-            network._request = whole
 
     monkeypatch.setattr(OpenVINONetwork, "run", sometimes)
-    code, _, err = intsr("upscale", make_engine("cpu"), tmp_path, "-o", tmp_path / "out", "-q")
-    assert code == EXIT_SOME_FAILED
-    assert err.count("\n") == 1 and "OpenVINO cannot run it (Check 'false' failed)" in err
-    assert _files(tmp_path / "out") == ["a.png", "c.png"]
+    code, _, err = upscale(folder, "-o", tmp_path / "out", "-q", engine=make_engine("cpu"))
+    assert (code, err.count("\n"), _files(tmp_path / "out")) == (EXIT_SOME_FAILED, 1, ["a.png", "c.png"])
+    assert "OpenVINO cannot run it (Check 'false' failed)" in err
 
 
-def test_names_do_nothing_to_the_terminal(intsr: Run, identity_engine: Path, tmp_path: Path) -> None:
+def test_names_do_nothing_to_the_terminal(upscale: Run, tmp_path: Path) -> None:
     name = tmp_path / "new\nline\x1b[2J.png"
     name.write_bytes(b"")
-    _, _, err = intsr("upscale", identity_engine, name, "-o", tmp_path / "out.png")
+    _, _, err = upscale(name, "-o", tmp_path / "out.png")
     assert err.count("\n") == 1 and "new\\nline\\x1b[2J.png: file is empty" in err
 
 
-def test_help_shows_an_example(intsr: Run) -> None:
-    code, out, _ = intsr("upscale", "--help")
-    assert code == 0
-    assert "Example: intsr upscale" in out
-
-
 def test_a_cpu_engine_upscales_where_the_compiler_is_not_installed(
-    make_engine: Callable[..., Path], photo_path: Path, tmp_path: Path
+    make_engine, photo_path: Path, output: Path
 ) -> None:
     code = """
 import sys
@@ -352,9 +285,6 @@ sys.modules.update(dict.fromkeys(("torch", "diffusers", "transformers", "onnx", 
 from intsr.cli.main import main
 main()
 """
-    output = tmp_path / "out.png"
-    arguments = ["upscale", make_engine("cpu"), photo_path, "-o", output]
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", code, "upscale", make_engine("cpu"), photo_path, "-o", output]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert result.returncode == 0, result.stderr
-    assert output.is_file()
+    assert (result.returncode, output.is_file()) == (0, True), result.stderr

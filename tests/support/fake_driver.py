@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +61,117 @@ def put_launch(gpu, name: str, grid, block: int, shared_bytes: int, params: byte
     gpu.put(stream, name, run)
 
 
+def _keep(gpu, kind: str, thing) -> int:
+    number = gpu.number()
+    getattr(gpu, kind)[number] = thing
+    return number
+
+
+def _free(self, dptr):
+    if self.gpu.capturing:
+        # It would wait for the device: forbidden, and the end of the capture.
+        self.gpu.spoiled |= set(self.gpu.capturing)
+        return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+    del self.gpu.device[dptr]
+    return ()
+
+
+def _destroy_stream(self, hStream):
+    assert not self.gpu.streams.pop(hStream), "a stream went while it had work"
+
+
+def _end_capture(self, hStream):
+    work = self.gpu.capturing.pop(hStream)
+    if hStream in self.gpu.spoiled:
+        self.gpu.spoiled.remove(hStream)
+        return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
+    return _keep(self.gpu, "graphs", work)
+
+
+def _launch_graph(self, hGraphExec, hStream):
+    for name, function in self.gpu.graphs[hGraphExec]:
+        self.gpu.put(hStream, f"graph {name}", function)
+
+
+def _attribute(self, attrib, dev):
+    major, minor = self.gpu.capability
+    return {75: major, 76: minor, 16: self.gpu.multiprocessors, 97: 99 << 10}[attrib]
+
+
+def _load(self, image):
+    kernels = kernels_of(image)
+    return _keep(self.gpu, "modules", kernels) if kernels else (CUresult.CUDA_ERROR_INVALID_IMAGE, None)
+
+
+def _get_function(self, hmod, name):
+    found = name.decode() in self.gpu.modules[hmod]
+    return ((hmod, name.decode()),) if found else (CUresult.CUDA_ERROR_NOT_FOUND, None)
+
+
+def _launch_kernel(
+    self, f, gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ,
+    sharedMemBytes, hStream, kernelParams, extra,
+):  # fmt: skip
+    module, name = f
+    assert module in self.gpu.modules, "a kernel of a module that was unloaded"
+    assert (blockDimY, blockDimZ, extra) == (1, 1, 0) and sharedMemBytes <= 48 << 10
+    # CUDA reads the parameters before it returns.
+    params = ctypes.string_at(ctypes.c_void_p.from_address(kernelParams).value, params_bytes(name))
+    put_launch(self.gpu, name, (gridDimX, gridDimY, gridDimZ), blockDimX, sharedMemBytes, params, hStream)
+
+
+_NO_MEMORY = (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None)
+# Of `CudaDriver`, with the parameters of the real functions. What has no status succeeds.
+CALLS = {
+    "cuInit": lambda self, Flags: (),
+    "cuDriverGetVersion": lambda self: self.version,
+    "cuDeviceGetCount": lambda self: len(self.gpu.device_names),
+    "cuDeviceGet": lambda self, ordinal: ordinal,
+    "cuDeviceGetName": lambda self, length, dev: self.gpu.device_names[dev].encode().ljust(length, b"\0"),
+    "cuDeviceGetAttribute": _attribute,
+    "cuDeviceTotalMem": lambda self, dev: self.gpu.total_bytes,
+    "cuDevicePrimaryCtxRetain": lambda self, dev: dev,
+    "cuCtxSetCurrent": lambda self, ctx: setattr(self.gpu, "current", ctx),
+    "cuCtxSynchronize": lambda self: self.gpu.drain_all(),
+    "cuMemAlloc": lambda self, bytesize: self.gpu.alloc(bytesize) or _NO_MEMORY,
+    "cuMemFree": _free,
+    "cuMemAllocHost": lambda self, bytesize: self.gpu.alloc_pinned(bytesize).ctypes.data,
+    "cuMemFreeHost": lambda self, p: self.gpu.host_memory.pop(p),
+    "cuMemcpyHtoDAsync": lambda self, dstDevice, srcHost, ByteCount, hStream: self.gpu.put_copy(
+        dstDevice, srcHost, ByteCount, "up", hStream
+    ),
+    "cuMemcpyDtoHAsync": lambda self, dstHost, srcDevice, ByteCount, hStream: self.gpu.put_copy(
+        dstHost, srcDevice, ByteCount, "down", hStream
+    ),
+    "cuMemcpyDtoDAsync": lambda self, dstDevice, srcDevice, ByteCount, hStream: self.gpu.put_copy(
+        dstDevice, srcDevice, ByteCount, "copy", hStream
+    ),
+    "cuMemsetD8Async": lambda self, dstDevice, uc, N, hStream: self.gpu.put_fill(dstDevice, uc, N, hStream),
+    "cuMemGetInfo": lambda self: self.gpu.memory_info(),
+    "cuStreamCreate": lambda self, Flags: self.gpu.create_stream(),
+    "cuStreamDestroy": _destroy_stream,
+    "cuStreamSynchronize": lambda self, hStream: self.gpu.drain(hStream),
+    "cuStreamWaitEvent": lambda self, hStream, hEvent, Flags: self.gpu.wait(hStream, hEvent),
+    "cuEventCreate": lambda self, Flags: self.gpu.create_event(),
+    # What waits for it waits on.
+    "cuEventDestroy": lambda self, hEvent: self.gpu.events.pop(hEvent),
+    "cuEventRecord": lambda self, hEvent, hStream: self.gpu.record(hEvent, hStream),
+    "cuEventSynchronize": lambda self, hEvent: self.gpu.reach(self.gpu.events[hEvent]),
+    "cuEventElapsedTime": lambda self, hStart, hEnd: self.gpu.elapsed(hStart, hEnd),
+    "cuStreamBeginCapture": lambda self, hStream, mode: self.gpu.capturing.update({hStream: []}),
+    "cuStreamEndCapture": _end_capture,
+    "cuGraphInstantiate": lambda self, hGraph, flags: _keep(self.gpu, "graphs", [*self.gpu.graphs[hGraph]]),
+    "cuGraphDestroy": lambda self, hGraph: self.gpu.graphs.pop(hGraph),
+    "cuGraphExecDestroy": lambda self, hGraphExec: self.gpu.graphs.pop(hGraphExec),
+    "cuGraphLaunch": _launch_graph,
+    "cuModuleLoadData": _load,
+    "cuModuleUnload": lambda self, hmod: self.gpu.modules.pop(hmod),
+    "cuModuleGetFunction": _get_function,
+    "cuFuncGetParamInfo": lambda self, func, paramIndex: (0, params_bytes(func[1])),
+    "cuLaunchKernel": _launch_kernel,
+}
+
+
 class CudaDriver:
     """`cuda.bindings.driver`; a context is its device's number."""
 
@@ -78,186 +188,23 @@ class CudaDriver:
     )
 
     def __init__(self, gpu) -> None:
-        self._gpu, self.version = gpu, VERSION
+        self.gpu, self.version = gpu, VERSION
 
-    def __getattribute__(self, name: str):
-        value = object.__getattribute__(self, name)
-        if not name.startswith("cu"):
-            return value
-        gpu = self._gpu
+    def __getattr__(self, name: str):
+        if name not in CALLS:
+            raise AttributeError(name)
+        gpu = self.gpu
 
         def call(*arguments):
             gpu.calls[name] += 1
             if name in gpu.fail:
                 return CUresult[gpu.fail[name]], None
-            result = value(*arguments)
+            result = CALLS[name](self, *arguments)
             if not isinstance(result, tuple):
                 result = () if result is None else (result,)
             return result if result and isinstance(result[0], CUresult) else (CUresult.CUDA_SUCCESS, *result)
 
         return call
-
-    def cuInit(self, Flags):
-        """Nothing happens."""
-
-    def cuDriverGetVersion(self):
-        return self.version
-
-    def cuDeviceGetCount(self):
-        return len(self._gpu.device_names)
-
-    def cuDeviceGet(self, ordinal):
-        return ordinal
-
-    def cuDeviceGetName(self, length, dev):
-        return self._gpu.device_names[dev].encode().ljust(length, b"\0")
-
-    def cuDeviceGetAttribute(self, attrib, dev):
-        major, minor = self._gpu.capability
-        return ({75: major, 76: minor, 16: self._gpu.multiprocessors, 97: 99 << 10}[attrib],)
-
-    def cuDeviceTotalMem(self, dev):
-        return self._gpu.total_bytes
-
-    def cuDevicePrimaryCtxRetain(self, dev):
-        return dev
-
-    def cuCtxSetCurrent(self, ctx):
-        self._gpu.current = ctx
-
-    def cuCtxSynchronize(self):
-        self._gpu.drain_all()
-
-    def cuMemAlloc(self, bytesize):
-        address = self._gpu.alloc(bytesize)
-        return (CUresult.CUDA_ERROR_OUT_OF_MEMORY, None) if address is None else (address,)
-
-    def cuMemFree(self, dptr):
-        if self._gpu.capturing:
-            # It would wait for the device: forbidden, and the end of the capture.
-            self._gpu.spoiled |= set(self._gpu.capturing)
-            return CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-        del self._gpu.device[dptr]
-        return ()
-
-    def cuMemAllocHost(self, bytesize):
-        return self._gpu.alloc_pinned(bytesize).ctypes.data
-
-    def cuMemFreeHost(self, p):
-        del self._gpu.host_memory[p]
-
-    def cuMemcpyHtoDAsync(self, dstDevice, srcHost, ByteCount, hStream):
-        self._gpu.put_copy(dstDevice, srcHost, ByteCount, "up", hStream)
-
-    def cuMemcpyDtoHAsync(self, dstHost, srcDevice, ByteCount, hStream):
-        self._gpu.put_copy(dstHost, srcDevice, ByteCount, "down", hStream)
-
-    def cuMemcpyDtoDAsync(self, dstDevice, srcDevice, ByteCount, hStream):
-        self._gpu.put_copy(dstDevice, srcDevice, ByteCount, "copy", hStream)
-
-    def cuMemsetD8Async(self, dstDevice, uc, N, hStream):
-        self._gpu.put_fill(dstDevice, uc, N, hStream)
-
-    def cuMemGetInfo(self):
-        return self._gpu.memory_info()
-
-    def cuStreamCreate(self, Flags):
-        return self._gpu.create_stream()
-
-    def cuStreamDestroy(self, hStream):
-        assert not self._gpu.streams.pop(hStream), "a stream went while it had work"
-
-    def cuStreamSynchronize(self, hStream):
-        self._gpu.drain(hStream)
-
-    def cuStreamWaitEvent(self, hStream, hEvent, Flags):
-        self._gpu.wait(hStream, hEvent)
-
-    def cuEventCreate(self, Flags):
-        return self._gpu.create_event()
-
-    def cuEventDestroy(self, hEvent):
-        # What waits for it waits on.
-        del self._gpu.events[hEvent]
-
-    def cuEventRecord(self, hEvent, hStream):
-        self._gpu.streams.setdefault(hStream, deque())
-        self._gpu.record(hEvent, hStream)
-
-    def cuEventSynchronize(self, hEvent):
-        self._gpu.reach(self._gpu.events[hEvent])
-
-    def cuEventElapsedTime(self, hStart, hEnd):
-        return self._gpu.elapsed(hStart, hEnd)
-
-    def cuStreamBeginCapture(self, hStream, mode):
-        self._gpu.capturing[hStream] = []
-
-    def cuStreamEndCapture(self, hStream):
-        work, graph = self._gpu.capturing.pop(hStream), self._gpu.number()
-        if hStream in self._gpu.spoiled:
-            self._gpu.spoiled.remove(hStream)
-            return CUresult.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, None
-        self._gpu.graphs[graph] = work
-        return graph
-
-    def cuGraphInstantiate(self, hGraph, flags):
-        executable = self._gpu.number()
-        self._gpu.graphs[executable] = list(self._gpu.graphs[hGraph])
-        return executable
-
-    def cuGraphDestroy(self, hGraph):
-        del self._gpu.graphs[hGraph]
-
-    def cuGraphExecDestroy(self, hGraphExec):
-        del self._gpu.graphs[hGraphExec]
-
-    def cuGraphLaunch(self, hGraphExec, hStream):
-        for name, function in self._gpu.graphs[hGraphExec]:
-            self._gpu.put(hStream, f"graph {name}", function)
-
-    def cuModuleLoadData(self, image):
-        kernels = kernels_of(image)
-        if not kernels:
-            return CUresult.CUDA_ERROR_INVALID_IMAGE, None
-        module = self._gpu.number()
-        self._gpu.modules[module] = kernels
-        return module
-
-    def cuModuleUnload(self, hmod):
-        del self._gpu.modules[hmod]
-
-    def cuModuleGetFunction(self, hmod, name):
-        if name.decode() not in self._gpu.modules[hmod]:
-            return CUresult.CUDA_ERROR_NOT_FOUND, None
-        return ((hmod, name.decode()),)
-
-    def cuFuncGetParamInfo(self, func, paramIndex):
-        assert paramIndex == 0
-        return 0, params_bytes(func[1])
-
-    def cuLaunchKernel(
-        self,
-        f,
-        gridDimX,
-        gridDimY,
-        gridDimZ,
-        blockDimX,
-        blockDimY,
-        blockDimZ,
-        sharedMemBytes,
-        hStream,
-        kernelParams,
-        extra,
-    ):
-        module, name = f
-        assert module in self._gpu.modules, "a kernel of a module that was unloaded"
-        assert (blockDimY, blockDimZ, extra) == (1, 1, 0) and sharedMemBytes <= 48 << 10
-        # CUDA reads the parameters before it returns.
-        pointer = ctypes.c_void_p.from_address(kernelParams).value
-        params = ctypes.string_at(pointer, params_bytes(name))
-        grid = (gridDimX, gridDimY, gridDimZ)
-        put_launch(self._gpu, name, grid, blockDimX, sharedMemBytes, params, hStream)
 
 
 class PyCudaModule:

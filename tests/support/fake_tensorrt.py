@@ -6,44 +6,22 @@ import enum
 import json
 import weakref
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
-
-class ExecutionContextAllocationStrategy(enum.Enum):
-    STATIC = 0
-    ON_PROFILE_CHANGE = 1
-    USER_MANAGED = 2
-
-
-class TensorIOMode(enum.Enum):
-    NONE = 0
-    INPUT = 1
-    OUTPUT = 2
-
-
-class DataType(enum.Enum):
-    FLOAT = 0
-    HALF = 1
-
-
-class ErrorSeverity(enum.Enum):
-    INTERNAL_ERROR = 0
-    ERROR = 1
-    INFO = 3
+_STRATEGIES = ("STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED")
+ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", _STRATEGIES)
+TensorIOMode = enum.Enum("TensorIOMode", ("NONE", "INPUT", "OUTPUT"))
+DataType = enum.Enum("DataType", ("FLOAT", "HALF"))
+ErrorSeverity = enum.Enum("ErrorSeverity", ("INTERNAL_ERROR", "ERROR", "INFO"))
 
 
 class ILogger:
-    def __init__(self):
-        self.closed = False
-
     def log(self, severity, msg):
         raise NotImplementedError
 
 
 class IProfiler:
-    def __init__(self):
-        pass
-
     def report_layer_time(self, layer_name, ms):
         raise NotImplementedError
 
@@ -74,12 +52,7 @@ class FakeTensorRT:
         self.IRuntimeConfig, self.compiled, self.faults = IRuntimeConfig, [], []
         self.cache_contents, self.driver = [], "580"
         self.__version__ = "10.13.0.35"
-        module = self
-
-        class BoundRuntime(Runtime):
-            _module = module
-
-        self.Runtime = BoundRuntime
+        self.Runtime = partial(Runtime, self)
 
     def imported_as(self, name: str) -> FakeTensorRT:
         """As `tensorrt_rtx` it keeps kernels, too, and takes back those of the same driver."""
@@ -95,10 +68,8 @@ class FakeTensorRT:
 
 
 class Runtime:
-    _module: FakeTensorRT
-
-    def __init__(self, logger):
-        self._logger = logger
+    def __init__(self, module, logger):
+        self._module, self._logger = module, logger
 
     @property
     def engine_host_code_allowed(self):
@@ -183,9 +154,8 @@ class IExecutionContext:
 
     def set_device_memory(self, memory, size):
         assert size >= self._engine.device_memory_size_v2
-        if self._module.fails("memory", self._engine._logger):
-            return
-        self._state.arena = (memory, size)
+        if not self._module.fails("memory", self._engine._logger):
+            self._state.arena = (memory, size)
 
     def set_tensor_address(self, name, memory):
         if self._module.fails("address", self._engine._logger):

@@ -18,7 +18,7 @@ import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,28 +60,24 @@ def originals() -> list[bytes]:
     tags = {"exif": exif.tobytes(), "icc_profile": b"profile" * 40}
     modes = [grey, grey.convert("1"), grey.convert("LA"), colour.quantize(16), colour, clear]
     deep = Image.fromarray(photo[..., 0].astype(np.uint16) * 257)
-    made = [_saved(image, "PNG", **tags) for image in [*modes, deep]]
-    made += [_saved(colour.quantize(16), "PNG", transparency=3), _saved(colour, "PNG", transparency=(1, 2, 3))]
-    made += [deep_png(photo.astype(np.uint16)[..., :channels], kind) for channels, kind in ((1, 0), (2, 4), (3, 2))]
-    made += [deep_png(np.dstack([photo, photo[..., 0]]).astype(np.uint16) * 257, 6)]
-    made += [_saved(image, "JPEG", **tags) for image in (grey, colour, colour.convert("CMYK"))]
-    made += [_saved(colour, "JPEG", progressive=True, **tags)]
+    made = [saved(image, "PNG", **tags) for image in [*modes, deep]]
+    made += [saved(colour.quantize(16), "PNG", transparency=3), saved(colour, "PNG", transparency=(1, 2, 3))]
+    made += [deep_png(photo.astype(np.uint16)[..., :channels]) for channels in (1, 2, 3)]
+    made += [deep_png(np.dstack([photo, photo[..., 0]]).astype(np.uint16) * 257)]
+    made += [saved(image, "JPEG", **tags) for image in (grey, colour, colour.convert("CMYK"))]
+    made += [saved(colour, "JPEG", progressive=True, **tags)]
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
-        made += [_saved(image, "TIFF", compression=compression) for image in (grey, colour)]
-    made += [_saved(image, "TIFF", **tags) for image in (grey, colour)]
-    made += [_saved(image, "TIFF") for image in (*modes, colour.convert("CMYK"), deep)]
-    made += [
-        _saved(colour, "TIFF", save_all=True, append_images=[grey, clear]),
-        _saved(colour, "TIFF", big_tiff=True),
-    ]
+        made += [saved(image, "TIFF", compression=compression) for image in (grey, colour)]
+    made += [saved(image, "TIFF", **tags) for image in (grey, colour)]
+    made += [saved(image, "TIFF") for image in (*modes, colour.convert("CMYK"), deep)]
+    made += [saved(colour, "TIFF", save_all=True, append_images=[grey, clear]), saved(colour, "TIFF", big_tiff=True)]
     made += [deep_tiff(photo, channels, big) for channels in (2, 3, 4) for big in (False, True)]
     made += odd_tiffs(photo)
-    made += [
-        _saved(image, "WEBP", lossless=lossless, **tags) for image in (colour, clear) for lossless in (True, False)
-    ]
-    made += [_saved(colour, "WEBP", save_all=True, append_images=[clear], duration=10)]
-    made += [_saved(image, "BMP") for image in (grey, grey.convert("1"), colour.quantize(16), colour)]
-    made += [_saved(image, "AVIF", speed=10, **tags) for image in (grey, colour, clear)]
+    for image in (colour, clear):
+        made += [saved(image, "WEBP", lossless=lossless, **tags) for lossless in (True, False)]
+    made += [saved(colour, "WEBP", save_all=True, append_images=[clear], duration=10)]
+    made += [saved(image, "BMP") for image in (grey, grey.convert("1"), colour.quantize(16), colour)]
+    made += [saved(image, "AVIF", speed=10, **tags) for image in (grey, colour, clear)]
     return made + with_texts(colour)
 
 
@@ -106,37 +102,41 @@ def with_texts(colour: Image.Image) -> list[bytes]:
     xmp = b"<x:xmpmeta tiff:Orientation='6' tiff:ImageWidth='45' hdrgm:Version='1.0'><exif:SubjectArea>1<"
     blocks = b"8BIM\4\4\0\0\0\0\0\6\x1c\2\x78\0\1c8BIM\4\x0c\0\0\0\0\0\2xx"
     segment = b"Photoshop 3.0\0" + blocks
-    jpeg = _saved(colour, "JPEG", comment=b"by hand", dpi=(300, 150), xmp=xmp)
+    jpeg = saved(colour, "JPEG", comment=b"by hand", dpi=(300, 150), xmp=xmp)
     jpeg = jpeg[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
-    few = _saved(colour.convert("L").quantize(4), "PNG", bits=2)
+    few = saved(colour.convert("L").quantize(4), "PNG", bits=2)
     few = few[:25] + b"\0" + few[26:]
-    few = _with_checksums(few[:33] + _chunk(b"tRNS", b"\0\2") + few[33:])
+    few = _with_checksums(few[:33] + png_chunk(b"tRNS", b"\0\2") + few[33:])
+    made = [saved(colour, "PNG", pnginfo=texts, dpi=(300, 300)), jpeg, few]
     return [
-        _saved(colour, "PNG", pnginfo=texts, dpi=(300, 300)),
-        jpeg,
-        few,
-        _saved(colour, "TIFF", dpi=(300, 150)),
-        _saved(colour, "BMP", dpi=(300, 150)),
-        _saved(colour, "AVIF", speed=10),
+        *made,
+        *(saved(colour, kind, dpi=(300, 150)) for kind in ("TIFF", "BMP")),
+        saved(colour, "AVIF", speed=10),
     ]
 
 
-def _saved(image: Image.Image, kind: str, **settings: object) -> bytes:
+def saved(image: Image.Image, kind: str, **settings: object) -> bytes:
     file = io.BytesIO()
     image.save(file, format=kind, **settings)
     return file.getvalue()
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
+def png_chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def deep_png(components: np.ndarray, kind: int) -> bytes:
-    """components: (H, W) or (H, W, C) uint16. kind: PNG's colour type."""
-    height, width = components.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in components)
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+def png_from_rows(rows: list[bytes], width: int, bits: int, kind: int, chunks: bytes = b"") -> bytes:
+    """kind: PNG's colour type. chunks: between header and pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0)) + chunks
+    body = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + body + png_chunk(b"IEND", b"")
+
+
+def deep_png(components: np.ndarray, chunks: bytes = b"") -> bytes:
+    """components: (H, W, 1 to 4) uint16."""
+    _, width, channels = components.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    return png_from_rows([row.astype(">u2").tobytes() for row in components], width, 16, kind, chunks)
 
 
 def deep_tiff(photo: np.ndarray, channels: int, big: bool) -> bytes:
@@ -152,49 +152,48 @@ def deep_tiff(photo: np.ndarray, channels: int, big: bool) -> bytes:
 def mutant(seed: int, number: int, wholes: list[bytes]) -> bytes:
     """The same bytes for the same seed and number."""
     rng = np.random.default_rng([seed, number])
-    data = bytearray(wholes[int(rng.integers(len(wholes)))])
-    for _ in range(int(rng.integers(1, 4))):
-        change = _CHANGES[int(rng.integers(len(_CHANGES)))]
-        data = change(rng, data, wholes) or bytearray(b"\0")
+    data = bytearray(wholes[rng.integers(len(wholes))])
+    for _ in range(rng.integers(1, 4)):
+        data = _CHANGES[rng.integers(len(_CHANGES))](rng, data, wholes) or bytearray(b"\0")
     # Behind a wrong checksum most readers stop at once.
     return _with_checksums(bytes(data)) if rng.random() < 0.7 else bytes(data)
 
 
 def _flip(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
-    for _ in range(int(rng.integers(1, 20))):
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    for _ in range(rng.integers(1, 20)):
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
     return data
 
 
 def _flip_head(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
-    for _ in range(int(rng.integers(1, 8))):
-        data[int(rng.integers(min(len(data), 300)))] = int(rng.integers(256))
+    for _ in range(rng.integers(1, 8)):
+        data[rng.integers(min(len(data), 300))] = int(rng.integers(256))
     return data
 
 
 def _truncate(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
-    return data[: int(rng.integers(len(data)))]
+    return data[: rng.integers(len(data))]
 
 
 def _lie(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
     """A number of 16 or 32 bits becomes an extreme one: sizes, lengths, offsets, counts."""
     size = int(rng.choice([2, 4]))
     where = min(len(data), 200) if rng.random() < 0.5 else len(data)
-    at = int(rng.integers(max(where - size, 1)))
-    value = _HUGE[int(rng.integers(len(_HUGE)))] & (256**size - 1)
+    at = rng.integers(max(where - size, 1))
+    value = _HUGE[rng.integers(len(_HUGE))] & (256**size - 1)
     data[at : at + size] = value.to_bytes(size, "big" if rng.random() < 0.5 else "little")
     return data
 
 
 def _blank(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
-    at, size = int(rng.integers(len(data))), int(rng.integers(1, 100))
+    at, size = rng.integers(len(data)), rng.integers(1, 100)
     data[at : at + size] = bytes([int(rng.choice([0, 255]))]) * len(data[at : at + size])
     return data
 
 
 def _move(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
     """A block is cut out, doubled, or put elsewhere."""
-    at, size, to = int(rng.integers(len(data))), int(rng.integers(1, 200)), int(rng.integers(len(data)))
+    at, size, to = rng.integers(len(data)), rng.integers(1, 200), rng.integers(len(data))
     block = data[at : at + size]
     if rng.random() < 0.5:
         del data[at : at + size]
@@ -204,8 +203,8 @@ def _move(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> byt
 
 
 def _splice(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) -> bytearray:
-    other = wholes[int(rng.integers(len(wholes)))]
-    at = int(rng.integers(min(len(data), len(other))))
+    other = wholes[rng.integers(len(wholes))]
+    at = rng.integers(min(len(data), len(other)))
     return bytearray(data[:at] + other[at:])
 
 
@@ -226,17 +225,7 @@ def _point_back(rng: np.random.Generator, data: bytearray, wholes: list[bytes]) 
     return data
 
 
-_CHANGES: tuple[Callable[[np.random.Generator, bytearray, list[bytes]], bytearray], ...] = (
-    _flip,
-    _flip_head,
-    _truncate,
-    _lie,
-    _lie,
-    _blank,
-    _move,
-    _splice,
-    _point_back,
-)
+_CHANGES = (_flip, _flip_head, _truncate, _lie, _lie, _blank, _move, _splice, _point_back)
 
 
 def _with_checksums(data: bytes) -> bytes:
@@ -273,28 +262,26 @@ def read_mutants(seed: int, first: int, last: int) -> None:
             path.write_bytes(mutant(seed, number, wholes))
             print("begin", number, flush=True)
             restart_peak()
-            kinds = []
+            result = ""
             for read in (read_header, read_image):
                 try:
                     read(path)
-                    kinds.append("read")
+                    kind = "read"
                 except (ImageError, OutOfMemoryError) as error:
-                    kinds.append("refused" if "\n" not in str(error) else f"leaked {error!r}")
+                    kind = "refused" if "\n" not in str(error) else f"leaked {error!r}"
                 except BaseException as error:
-                    kinds.append(f"leaked {type(error).__name__} {' '.join(str(error).split())}")
-            bad = [kind for kind in kinds if kind.startswith("leaked")]
-            result = bad[0] if bad else kinds[-1]
+                    kind = f"leaked {type(error).__name__} {' '.join(str(error).split())}"
+                result = result if result.startswith("leaked") else kind
             if peak_resident_bytes() > MOST_BYTES:
                 result = f"swollen {peak_resident_bytes() >> 20} MiB"
             print("end", number, result, flush=True)
 
 
-def outcomes(seed: int, count: int, batch: int = _BATCH) -> Iterator[Outcome]:
+def outcomes(seed: int, count: int) -> Iterator[Outcome]:
     """Every mutant's. A process that dies or hangs is followed by another one, behind the mutant that did it."""
     number = 0
     while number < count:
-        last = min(number + batch, count)
-        for outcome in _outcomes_of_process(seed, number, last):
+        for outcome in _outcomes_of_process(seed, number, min(number + _BATCH, count)):
             yield outcome
             number = outcome.number + 1
 

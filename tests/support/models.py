@@ -57,3 +57,8 @@ def write_tiny_model(folder: Path, seed: int = 0, upscale_factor: int = 4, times
     }
     (folder / "intsr_model.json").write_text(json.dumps(settings))
     return folder
+
+
+def edit_json(path: Path, **values: object) -> None:
+    """Set keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

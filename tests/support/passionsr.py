@@ -11,9 +11,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from intsr.calib.models.open import SRModel, load_model
-from intsr.calib.passionsr.checkpoint import PIECES, PREFIX, expected_shapes
 from intsr.calib.passionsr.forward import halves
-from intsr.calib.passionsr.names import ldm_names
+from intsr.calib.passionsr.layout import PREFIX, checkpoint_layout
 
 LDM_PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 
@@ -33,14 +32,11 @@ def write_reference_model(reference: Path, folder: Path) -> Path:
     empty = load_model(str(folder))
     for part in ("unet", "vae"):
         network = getattr(empty, part)
-        names = ldm_names(empty, part)
         state = {}
-        for site, name in {**names.layers, **names.norms}.items():
-            module = network.get_submodule(site.partition(".")[2])
-            for key, parameter in module.named_parameters():
-                state[f"{site.partition('.')[2]}.{key}"] = base.pop(f"{LDM_PREFIX[part]}{name}.{key}").reshape(
-                    parameter.shape
-                )
+        for entry in checkpoint_layout(empty, part):
+            for key, parameter in entry.module.named_parameters(recurse=False):
+                name = f"{LDM_PREFIX[part]}{entry.key.removeprefix(PREFIX)}.{key}"
+                state[f"{entry.site.partition('.')[2]}.{key}"] = base.pop(name).reshape(parameter.shape)
         network.load_state_dict(state, strict=True)
         network.save_pretrained(folder / part)
     assert not base, sorted(base)[:3]
@@ -94,58 +90,46 @@ def sd21_on_meta() -> SRModel:
     return model
 
 
+@torch.no_grad()
 def random_checkpoint(model: SRModel, part: str, tile_px: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """A whole official checkpoint of any model: norms and weight ranges are the model's, all else is plausible."""
     generator = torch.Generator().manual_seed(seed)
-    network, names = getattr(model, part), ldm_names(model, part)
-    shapes = expected_shapes(model, part, names)
     tensors: dict[str, torch.Tensor] = {}
-    for key, shape in shapes.items():
-        if shape is None:
-            tensors[key] = torch.exp(0.1 * torch.randn(_tokens(model, key, tile_px), generator=generator))
-        elif "scale_factor" in key:
-            tensors[key] = torch.exp(0.1 * torch.randn(shape, generator=generator))
-        elif key.endswith(".offset"):
-            tensors[key] = 0.05 * torch.randn(shape, generator=generator)
-        elif key.endswith(("x_min", "x_max")):
-            weights = "act_quantizer_w" in key
-            ends = {"x_min": 0.0 if weights else -4.0, "x_max": 1.0 if weights else 4.0}
-            tensors[key] = torch.tensor(ends[key[-5:]] * (1 + 0.1 * float(torch.rand((), generator=generator))))
-    for site, name in names.norms.items():
-        for kind, value in network.get_submodule(site.partition(".")[2]).named_parameters():
-            tensors[f"{PREFIX}{name}.{kind}"] = value.detach().clone()
-    for site, name in names.layers.items():
-        layer, key = network.get_submodule(site.partition(".")[2]), PREFIX + name
-        if layer.bias is not None:
-            ends_of_bias = (layer.bias.min() - 1e-3, layer.bias.max() + 1e-3)
-            for end, value in zip(("x_min", "x_max"), ends_of_bias, strict=True):
-                tensors[f"{key}.bias_quantizer.{end}"] = value.detach()
-        scale = tensors[f"{key}.scale_factor"].flatten().reshape(1, -1, *[1] * (layer.weight.ndim - 2))
-        rows = (layer.weight * scale).detach().flatten(2) if layer.weight.ndim == 4 else layer.weight * scale
-        for piece, cut in enumerate(halves(layer.weight.shape[1], PIECES[part])):
-            flat = rows[:, cut].flatten(1)
-            for end, value in (("x_min", flat.amin(1)), ("x_max", flat.amax(1))):
-                place = f"{key}.weight_quantizer_{piece}.{end}"
-                shape = shapes[place]
-                assert shape is not None
-                tensors[place] = value.detach().reshape(shape)
+    for entry in checkpoint_layout(model, part):
+        module: Any = entry.module
+        for name, (keys, shape) in entry.tensors.items():
+            if name in ("weight", "bias"):
+                values = [getattr(module, name).clone()]
+            elif name == "bias_range":
+                values = [module.bias.min() - 1e-3, module.bias.max() + 1e-3]
+            elif name.startswith("weight_"):
+                scale = tensors[entry.tensors["scale"][0][0]]
+                scaled = module.weight * scale.reshape(1, -1, *[1] * (module.weight.ndim - 2))
+                reach = torch.amin if name == "weight_low" else torch.amax
+                cuts = halves(scaled.shape[1], len(keys))
+                values = [reach(scaled[:, cut].flatten(1), 1).reshape(shape) for cut in cuts]
+            elif name == "offset":
+                values = [0.05 * torch.randn(shape, generator=generator)]
+            elif name.startswith("scale"):
+                shape = shape or (_tokens(model, entry.site, tile_px),)
+                values = [torch.exp(0.1 * torch.randn(shape, generator=generator))]
+            else:
+                # Softmax is from 0 to 1.
+                ends = [(0.0, 1.0) if "act_quantizer_w" in key else (-4.0, 4.0) for key in keys]
+                shares = 1 + 0.1 * torch.rand(len(keys), generator=generator)
+                values = [share * end[name.endswith("high")] for share, end in zip(shares, ends, strict=True)]
+            tensors.update(zip(keys, values, strict=True))
     return tensors
 
 
-def _tokens(model: SRModel, key: str, tile_px: int) -> int:
-    """Key tokens of an attention block, told by its ldm name's place."""
-    if ".attn2." in key:
+def _tokens(model: SRModel, site: str, tile_px: int) -> int:
+    """Key tokens of an attention block."""
+    if site.endswith(".attn2"):
         return int(model.context.shape[1])
-    site = {name: site for site, name in ldm_names(model, "unet").attentions.items()}[
-        key.removeprefix(PREFIX).removesuffix(".scale_factor_vw")
-    ]
-    side = tile_px * model.spec.upscale_factor // 2 ** (len(model.vae.config.block_out_channels) - 1)
-    levels = len(model.unet.down_blocks)
-    _, block, index, *_ = site.split(".")
-    level = {"down_blocks": int(index) if block == "down_blocks" else 0, "mid_block": levels - 1}.get(block)
-    if level is None:
-        level = levels - 1 - int(index)
-    return (side >> level) ** 2
+    _, blocks, index, *_ = site.split(".")
+    last = len(model.unet.down_blocks) - 1
+    level = last if blocks == "mid_block" else int(index) if blocks == "down_blocks" else last - int(index)
+    return (tile_px * model.spec.upscale_factor >> level + len(model.vae.config.block_out_channels) - 1) ** 2
 
 
 def save_checkpoints(model: SRModel, folder: Path, tile_px: int) -> list[Path]:

@@ -16,8 +16,7 @@ from intsr.errors import ImageError, IntsrError, UsageError
 from intsr.files import sha256_from_path
 from intsr.manifest import Manifest
 from intsr.runtime.engine import open_engine
-from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
-from intsr.runtime.pictures.rgb8 import read_pixels
+from intsr.runtime.pictures.reader import list_pictures, read_pixels
 from intsr.runtime.tiles.enlarge import enlarge
 
 U8 = NDArray[np.uint8]
@@ -60,19 +59,6 @@ class Picture:
     # Variant -> wall time of its one run, whole and by stage.
     ms: dict[str, float] = field(default_factory=dict)
     stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def list_pictures(where: Path) -> list[Path]:
-    """A picture, or those directly in a folder, by name. Raises UsageError."""
-    if where.is_file():
-        return [where]
-    if not where.is_dir():
-        raise UsageError(where, "no such folder", "a folder of pictures, or a picture")
-    found = [p for p in sorted(where.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
-    found = [path for path in found if not path.name.startswith(".")]
-    if not found:
-        raise UsageError(where, "no picture", f"files ending in {', '.join(PICTURE_SUFFIXES)}")
-    return found
 
 
 def read_rgb(path: Path) -> U8:
@@ -172,7 +158,7 @@ def _sources(request: ReportRequest, variants: Sequence[Variant]) -> Iterator[tu
     """Yield every picture's file and factor; without --images, the first folder of --outputs names them."""
     manifests = [variant.manifest for variant in variants if variant.manifest]
     folder = request.images or next(iter(request.outputs.values()))
-    for path in list_pictures(folder)[: request.limit]:
+    for path in list_pictures(folder, or_picture=True)[: request.limit]:
         yield path, manifests[0].upscale_factor if manifests else 0 if request.images else 1
 
 
@@ -201,7 +187,7 @@ def _same_name(folder: Path, path: Path) -> Path:
     """The picture of this name, whatever its suffix."""
     if folder.is_file():
         return folder
-    found = [other for other in list_pictures(folder) if other.stem == path.stem]
+    found = [other for other in list_pictures(folder, or_picture=True) if other.stem == path.stem]
     if not found:
         raise ImageError(path, f"no picture of this name in {folder}")
     return found[0]

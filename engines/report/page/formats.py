@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from intsr.engines.verify.agreement import EXACT_DB
+from intsr.runtime.measure.metrics import EXACT_DB
 
 NONE = "–"
 

@@ -15,11 +15,12 @@ from intsr.engines.inspect.calibration import inspect_calibration
 from intsr.engines.report.measure.layer_order import graph_order, short_name
 from intsr.engines.report.measure.reasons import reason_of_site
 from intsr.engines.report.measure.request import ReportRequest
-from intsr.engines.report.measure.variants import Say, list_pictures, read_rgb
+from intsr.engines.report.measure.variants import Say, read_rgb
 from intsr.engines.report.page.embed import thumbnail_url
 from intsr.engines.report.plots import calibration as plots
 from intsr.engines.report.sections.section import Section
 from intsr.errors import ImageError
+from intsr.runtime.pictures.reader import list_pictures
 from intsr.types import NETWORKS
 
 WORST = 20
@@ -73,7 +74,7 @@ class _Measured:
 
 
 def _pictures(request: ReportRequest) -> list[Path]:
-    return list_pictures(request.layer_images) if request.layer_images is not None else []
+    return list_pictures(request.layer_images, or_picture=True) if request.layer_images is not None else []
 
 
 def _measured(request: ReportRequest, say: Say) -> _Measured | None:
@@ -174,7 +175,7 @@ def _draw(
 
 def _thumbnails(folder: Path, say: Say) -> list[dict[str, str]]:
     thumbnails = []
-    for path in list_pictures(folder)[:THUMBNAILS]:
+    for path in list_pictures(folder, or_picture=True)[:THUMBNAILS]:
         try:
             thumbnails.append({"name": path.name, "url": thumbnail_url(read_rgb(path))})
         except ImageError as error:

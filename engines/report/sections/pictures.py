@@ -28,7 +28,6 @@ from intsr.engines.report.measure.variants import (
     PictureStore,
     Say,
     Variant,
-    list_pictures,
     make_pictures,
     reference_of,
     variants_of_request,
@@ -39,6 +38,7 @@ from intsr.engines.report.sections.section import Section
 from intsr.engines.verify.smooth_tiles import smooth_scores
 from intsr.files import sha256_from_path
 from intsr.runtime.engine import open_engine
+from intsr.runtime.pictures.reader import list_pictures
 
 # The colour scale ends where this part of all errors lies below: one pixel must not darken a whole map.
 SCALE_QUANTILE = 0.999
@@ -111,7 +111,7 @@ def _variant_facts(variant: Variant) -> dict[str, Any]:
 
 
 def _hashes(folder: Path | None) -> set[str]:
-    return set() if folder is None else {sha256_from_path(path) for path in list_pictures(folder)}
+    return set() if folder is None else {sha256_from_path(path) for path in list_pictures(folder, or_picture=True)}
 
 
 def _mean_stages(pictures: Sequence[Picture], name: str) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.runtime.backends.codes import are_packed, unpacked
-from intsr.runtime.backends.open import open_each
+from intsr.runtime.backends.compatibility import cpu_description
 from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
 from intsr.runtime.backends.protocol import (
@@ -21,6 +20,7 @@ from intsr.runtime.backends.protocol import (
     SessionOptions,
     checked_input,
     closed_error,
+    open_each,
     ran_out_of_memory,
 )
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from intsr.manifest import NetworkEntry
 
 _DEVICE = "CPU"
-CPU_INFO = Path("/proc/cpuinfo")
 
 
 class OpenVINONetwork:
@@ -49,20 +48,17 @@ class OpenVINONetwork:
 
     def run(self, x: Array) -> Array:
         with self._lock:
-            return self._run(x)
-
-    def _run(self, x: Array) -> Array:
-        if self._request is None:
-            raise closed_error(self._where)
-        try:
-            self._infer(checked_input(x, self.input))
-        except RuntimeError as error:
-            text = str(error).strip().splitlines()[-1]
-            if ran_out_of_memory(error):
-                raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
-            raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
-        # A copy: the next call writes into the same tensor.
-        return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+            if self._request is None:
+                raise closed_error(self._where)
+            try:
+                self._infer(checked_input(x, self.input))
+            except RuntimeError as error:
+                text = str(error).strip().splitlines()[-1]
+                if ran_out_of_memory(error):
+                    raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
+                raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
+            # A copy: the next call writes into the same tensor.
+            return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
 
     def _infer(self, x: Array) -> None:
         """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that
@@ -84,17 +80,15 @@ class OpenVINONetwork:
 
     def close(self) -> None:
         with self._lock:
-            self._request = self._compiled = None
-            self._weights = None
+            self._request = self._compiled = self._weights = None
 
 
 def resolve_precision(requested: str, quantized: bool, capabilities: list[str], where: object, cpu: str = "") -> str:
-    """`f32` or `bf16` for what is not integer. cpu: what the system says of it, see `cpu_description`.
+    """Return `f32` or `bf16` for what is not integer. cpu: of `cpu_description`. Raises EngineMismatchError.
 
     `auto` takes bf16 for a quantized engine where the CPU has it and is faster with it: attention and other float
     parts then cost half. Without AMX, Intel's bf16 products are slower than its float32 ones:
     docs/measure/performance.md. A full-precision engine stays in float32, so that its name is true.
-    Raises EngineMismatchError.
     """
     if requested == "bf16" and "BF16" not in capabilities:
         raise EngineMismatchError(where, "--precision bf16", "a CPU with BF16 instructions", "use --precision f32")
@@ -104,17 +98,7 @@ def resolve_precision(requested: str, quantized: bool, capabilities: list[str], 
     return requested
 
 
-def cpu_description() -> str:
-    """Linux's own words on the first CPU, vendor and flags among them; "" elsewhere."""
-    try:
-        return CPU_INFO.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-    except OSError:
-        return ""
-
-
 class OpenVINOBackend(Backend):
-    """Three compiled models."""
-
     networks: tuple[OpenVINONetwork, ...]
 
     def layer_times_ms(self) -> dict[str, list[LayerTime]]:
@@ -127,7 +111,7 @@ def load_library() -> None:
 
 
 def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
-    """Raises EngineMismatchError where this OpenVINO refuses a model, BundleError for a member of another kind."""
+    """Open all networks. Raises what `open_network` raises."""
     networks = open_each(open_network, bundle, options)
     names = tuple(entry.name for entry in bundle.manifest.networks)
     backend = OpenVINOBackend(networks, networks[0].precision, names)
@@ -147,14 +131,9 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     # What the user asks for here, else what the engine was compiled with, else what suits this CPU.
     precision = bundle.manifest.precision if options.precision == "auto" else options.precision
     capabilities = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
-    settings: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": resolve_precision(
-            precision, quantized, capabilities, bundle.path, cpu_description()
-        ),
-        **integer_settings(quantized),
-    }
+    hint = resolve_precision(precision, quantized, capabilities, bundle.path, cpu_description())
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
+    settings |= integer_settings(quantized)
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
@@ -174,7 +153,10 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         ) from error
     # Most weights are in there now in layouts of its own.
     member.drop_pages()
-    _check_shapes(compiled, entry, bundle.path)
+    for info, ports in ((entry.input, compiled.inputs), (entry.output, compiled.outputs)):
+        got = [tuple(port.partial_shape.get_min_shape()) for port in ports]
+        if got != [info.shape]:
+            raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"[{info.shape}] by the manifest")
     return OpenVINONetwork(entry, compiled, bundle.path, weights)
 
 
@@ -199,10 +181,3 @@ def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Array, Lasting
         with bundle.member(entry.member) as view:
             xml = unpack_xml(view, f"{bundle.path}:{entry.member}")
     return xml, weights, member
-
-
-def _check_shapes(compiled: Any, entry: NetworkEntry, where: object) -> None:
-    for info, ports in ((entry.input, compiled.inputs), (entry.output, compiled.outputs)):
-        got = [tuple(port.partial_shape.get_min_shape()) for port in ports]
-        if got != [info.shape]:
-            raise EngineMismatchError(where, f"{entry.name} has {got}", f"[{info.shape}] by the manifest")

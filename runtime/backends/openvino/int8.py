@@ -13,12 +13,11 @@ import numpy as np
 
 IN_FLOAT_NOTE = "this CPU multiplies bytes inexactly (no VNNI): integer layers are computed in float32, slower"
 _CHANNELS = 64
-_IN_FLOAT = {"LP_TRANSFORMS_MODE": "NO"}
 
 
 @cache
 def integers_are_exact() -> bool:
-    """Multiplies the largest codes there are, as engines do. Takes some milliseconds, once a process."""
+    """Multiply the largest codes there are, as engines do. Takes some milliseconds, once a process."""
     import openvino
     from openvino import opset13
 
@@ -36,5 +35,5 @@ def integers_are_exact() -> bool:
 
 
 def integer_settings(quantized: bool) -> dict[str, Any]:
-    """What to compile a model with, so that its integers are what they are elsewhere."""
-    return {} if not quantized or integers_are_exact() else dict(_IN_FLOAT)
+    """Return what to compile a model with, so that its integers are what they are elsewhere."""
+    return {} if not quantized or integers_are_exact() else {"LP_TRANSFORMS_MODE": "NO"}

@@ -7,6 +7,7 @@ at the same time.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray, device_array
 from intsr.cuda.driver import open_cuda
 from intsr.errors import UsageError
-from intsr.runtime.backends.protocol import Backend, LayerTime, PicturePipeline, SessionOptions, checked_input
+from intsr.runtime.backends.protocol import Backend, LayerTime, SessionOptions, checked_input
 from intsr.runtime.backends.tensorrt.kernel_cache import KernelCache, open_kernel_cache
 from intsr.runtime.backends.tensorrt.library import (
     check_tensors,
@@ -29,7 +30,6 @@ from intsr.runtime.backends.tensorrt.plan_header import check_device, check_plan
 from intsr.runtime.backends.tensorrt.session import Session, Stage
 from intsr.runtime.backends.tensorrt.tile_pipeline import Pipeline
 from intsr.targets import target_from_name
-from intsr.types import TensorInfo
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -76,8 +76,10 @@ class TensorRTNetwork:
         if out is None:
             dtype = np.dtype(self.output.dtype)
             result = DeviceArray(self._output_address, self.output.shape, dtype, stream=own_stream)
-        source = _checked_array(x, self.input, writable=False)
-        target = _checked_array(result, self.output, writable=True)
+        source, target = (
+            device_array(value, f"array for {info.name}", info.dtype, info.shape, writable)
+            for value, info, writable in ((x, self.input, False), (result, self.output, True))
+        )
         session.wait_for_others((source.stream, target.stream))
         self._stage.run(source.pointer, target.pointer)
         return result
@@ -91,29 +93,23 @@ class TensorRTNetwork:
         self._session.close()
 
 
-def _checked_array(value: Any, info: TensorInfo, writable: bool) -> DeviceArray:
-    return device_array(value, f"array for {info.name}", info.dtype, info.shape, writable)
-
-
 class TensorRTBackend(Backend):
     """All networks of an engine on one GPU, in one session."""
 
-    def __init__(
-        self,
-        session: Session,
-        stages: list[Stage],
-        pipeline: Pipeline,
-        pictures: PicturePipeline | None,
-        precision: str,
-    ) -> None:
-        """pictures: None where pictures have to go through host memory. precision: as the plans were built."""
+    def __init__(self, session: Session, stages: list[Stage], precision: str) -> None:
+        """precision: as the plans were built."""
+        # Brings `intsr.kernels`, which no other target needs.
+        from intsr.runtime.backends.tensorrt.picture_pipeline import open_device_picture
+
+        pipeline = Pipeline(session, stages)
         super().__init__(
             [TensorRTNetwork(session, *each) for each in zip(stages, pipeline.addresses, strict=True)],
             precision,
             tuple(stage.name for stage in stages),
         )
         self._session, self._stages = session, stages
-        self.tile_pipeline, self.picture_pipeline = pipeline, pictures
+        self.tile_pipeline = pipeline
+        self.picture_pipeline = open_device_picture(session, stages, pipeline.addresses)
         self.device = str(session.cuda.device)
 
     def layer_times_ms(self) -> dict[str, list[LayerTime]]:
@@ -142,27 +138,17 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend:
             check_plan(plan, manifest, f"{where}:{entry.member}")
     check_plugins(manifest, where)
     cuda = open_cuda(options.cuda_backend, options.device, where, target_from_name(manifest.target).extra)
-    try:
+    with ExitStack() as opened:
+        opened.callback(cuda.close)
         check_device(manifest, cuda.device, where)
         library = load_tensorrt(manifest.target, where)
-    except BaseException:
-        cuda.close()
-        raise
-    return _open_on_device(bundle, options, Session(cuda, library, where))
-
-
-def _open_on_device(bundle: Bundle, options: SessionOptions, session: Session) -> TensorRTBackend:
-    # Brings `intsr.kernels`, which no other target needs.
-    from intsr.runtime.backends.tensorrt.picture_pipeline import open_device_picture
-
-    try:
-        stages = _make_stages(bundle, options, session)
-        pipeline = Pipeline(session, stages)
-        pictures = open_device_picture(session, stages, pipeline.addresses)
-        return TensorRTBackend(session, stages, pipeline, pictures, bundle.manifest.precision)
-    except BaseException:
-        session.close()
-        raise
+        # From here on it is the session's.
+        opened.pop_all()
+        session = Session(cuda, library, where)
+        opened.callback(session.close)
+        backend = TensorRTBackend(session, _make_stages(bundle, options, session), manifest.precision)
+        opened.pop_all()
+    return backend
 
 
 def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> list[Stage]:
@@ -172,9 +158,8 @@ def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> l
     runtimes, engines, caches = [runtime], list[Any](), list[KernelCache | None]()
     # TensorRT's objects go when the last reference to them does: contexts before the caches that they look into and
     # before engines, engines before the runtime.
-    session.on_close(runtimes.clear)
-    session.on_close(engines.clear)
-    session.on_close(caches.clear)
+    for held in (runtimes, engines, caches):
+        session.on_close(held.clear)
     for entry in entries:
         with bundle.member(entry.member) as plan:
             engines.append(deserialize(library, runtime, plan, f"{where}:{entry.member}"))

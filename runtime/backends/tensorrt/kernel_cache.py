@@ -31,12 +31,12 @@ class KernelCache:
         """Raises EngineMismatchError, OutOfMemoryError where TensorRT makes none."""
         config = engine.create_runtime_config()
         if config is None:
-            raise library.log.error(where, "creating a runtime configuration")
+            raise library.error(where, "creating a runtime configuration")
         config.set_execution_context_allocation_strategy(library.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         self.config, self._path, self._saved, self._digest = config, path, False, b""
         self._cache = config.create_runtime_cache()
         if self._cache is None:
-            raise library.log.error(where, "creating a runtime cache")
+            raise library.error(where, "creating a runtime cache")
         content = self._read()
         if content and self._cache.deserialize(content) is False:
             # Which leaves the cache as it was: empty.
@@ -44,7 +44,7 @@ class KernelCache:
         if config.set_runtime_cache(self._cache) is False:
             self._warn("TensorRT-RTX uses none here")
         # What it had to say of a cache is no reason for anything that fails later.
-        library.log.errors.clear()
+        library.errors.clear()
 
     def _read(self) -> bytes:
         """Empty where there is none, or none that is whole."""
@@ -90,7 +90,7 @@ def _warn(reason: str) -> None:
 def open_kernel_cache(
     library: Library, engine: Any, plan_sha256: str, device: CudaDevice, where: object
 ) -> KernelCache | None:
-    """None where the library keeps no kernels. Raises EngineMismatchError, OutOfMemoryError."""
+    """Return None where the library keeps no kernels. Raises EngineMismatchError, OutOfMemoryError."""
     # TensorRT has the class, too, without this method.
     if not hasattr(getattr(library.trt, "IRuntimeConfig", None), "create_runtime_cache"):
         return None
@@ -103,7 +103,7 @@ def open_kernel_cache(
 
 
 def kernel_cache_path(plan_sha256: str, device: CudaDevice, version: str) -> Path:
-    """One file a plan, model of GPU and version of TensorRT-RTX: it takes back none of another.
+    """Return a file for a plan, model of GPU and version of TensorRT-RTX, which takes back none of another.
 
     Raises RuntimeError where the user has no home.
     """

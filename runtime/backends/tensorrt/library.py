@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from intsr.cuda.driver import import_library
@@ -16,11 +16,15 @@ _KEPT_MESSAGES = 20
 _OUT_OF_MEMORY = ("out of memory", "outofmemory", "cudaerrormemoryallocation", "cudaerror 2:", "cuda error 2 ")
 
 
-@dataclass(slots=True)
-class RuntimeLog:
-    """The last errors that TensorRT reported."""
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A loaded TensorRT. trt: its Python API. logger: for its objects, kept as long as any of them. errors: the last
+    ones that it reported.
+    """
 
-    errors: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT_MESSAGES))
+    trt: Any
+    logger: Any
+    errors: deque[str]
 
     def error(self, where: object, what: str) -> IntsrError:
         """Return the error of a call that answered None or False, in TensorRT's own words."""
@@ -33,23 +37,11 @@ class RuntimeLog:
         return EngineMismatchError(where, f"{what} failed ({text})", fix="compile the model again on this machine")
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
-    """A loaded TensorRT."""
-
-    # Its Python API.
-    trt: Any
-    # What its objects log to; kept as long as any of them.
-    logger: Any
-    # What the logger kept.
-    log: RuntimeLog
-
-
 def load_tensorrt(target: str, where: object) -> Library:
     """Return the target's library. Raises EngineMismatchError naming the extra that brings it."""
     found = target_from_name(target)
     trt = import_library(found.module, where, found.extra)
-    log = RuntimeLog()
+    errors = deque[str](maxlen=_KEPT_MESSAGES)
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
         def __init__(self) -> None:
@@ -57,13 +49,13 @@ def load_tensorrt(target: str, where: object) -> Library:
 
         def log(self, severity: Any, message: str) -> None:
             if severity.name in ("INTERNAL_ERROR", "ERROR"):
-                log.errors.append(message)
+                errors.append(message)
 
-    return Library(trt, Logger(), log)
+    return Library(trt, Logger(), errors)
 
 
 def make_runtime(library: Library, where: object) -> Any:
-    """A deserializer that runs no code of the plan's on the host. Raises EngineMismatchError."""
+    """Return a deserializer that runs no code of the plan's on the host. Raises EngineMismatchError."""
     runtime = library.trt.Runtime(library.logger)
     # A plan that carries host code would run it with the user's rights. It is off by default; this is for certain.
     if runtime.engine_host_code_allowed:
@@ -72,48 +64,45 @@ def make_runtime(library: Library, where: object) -> Any:
 
 
 def deserialize(library: Library, runtime: Any, plan: memoryview, where: object) -> Any:
-    """An ICudaEngine. Check the plan first (`tensorrt_plan`). Raises EngineMismatchError, OutOfMemoryError."""
+    """Return an ICudaEngine of a checked plan (`plan_header`). Raises EngineMismatchError, OutOfMemoryError."""
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise library.log.error(where, "reading the plan")
+        raise library.error(where, "reading the plan")
     return engine
 
 
 def create_context(library: Library, engine: Any, where: object, config: Any = None) -> Any:
-    """An IExecutionContext without memory of its own: give it some with `give_memory`.
+    """Return an IExecutionContext that needs `give_memory`. config: an IRuntimeConfig that says so, too.
 
-    config: an IRuntimeConfig that says so, too. Raises EngineMismatchError, OutOfMemoryError.
+    Raises EngineMismatchError, OutOfMemoryError.
     """
     strategy = library.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     context = engine.create_execution_context(strategy if config is None else config)
     if context is None:
-        raise library.log.error(where, "creating an execution context")
+        raise library.error(where, "creating an execution context")
     return context
 
 
 def give_memory(library: Library, context: Any, address: int, size_bytes: int, where: object) -> None:
     """Raises EngineMismatchError, OutOfMemoryError."""
     # The call answers nothing: that it was refused can only be read in the log.
-    library.log.errors.clear()
+    library.errors.clear()
     context.set_device_memory(address, size_bytes)
-    if library.log.errors:
-        raise library.log.error(where, "giving the execution context its memory")
+    if library.errors:
+        raise library.error(where, "giving the execution context its memory")
 
 
 def check_tensors(library: Library, engine: Any, entry: NetworkEntry, where: object) -> None:
     """Raises EngineMismatchError where the plan's input and output are not the manifest's."""
     mode = library.trt.TensorIOMode
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+
+    def described(name: str) -> tuple[str, tuple[int, ...], str]:
+        dtype: str = engine.get_tensor_dtype(name).name
+        return name, tuple(engine.get_tensor_shape(name)), _DTYPES.get(dtype, dtype)
+
     for wanted, info in ((mode.INPUT, entry.input), (mode.OUTPUT, entry.output)):
-        got = [
-            (name, tuple(engine.get_tensor_shape(name)), _dtype(engine.get_tensor_dtype(name)))
-            for name in names
-            if engine.get_tensor_mode(name) == wanted
-        ]
+        got = [described(name) for name in names if engine.get_tensor_mode(name) == wanted]
         if got != [(info.name, info.shape, info.dtype)]:
             expected = f"[{(info.name, info.shape, info.dtype)}] by the manifest"
             raise EngineMismatchError(where, f"{entry.name} has {got}", expected, "compile the model again")
-
-
-def _dtype(data_type: Any) -> str:
-    return _DTYPES.get(data_type.name, str(data_type.name))

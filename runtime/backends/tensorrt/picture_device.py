@@ -79,10 +79,8 @@ class KernelDevice:
     def run(self, plan: Plan) -> DeviceArray:
         """Into the compute stream, behind what is there."""
         for launch in plan.launches:
-            kernel, params = self._kernels[launch.kernel], bytes(launch.params)
-            self._cuda.launch_kernel(
-                kernel, launch.grid, launch.block, launch.shared_bytes, params, self._session.compute
-            )
+            work = self._kernels[launch.kernel], launch.grid, launch.block, launch.shared_bytes, bytes(launch.params)
+            self._cuda.launch_kernel(*work, self._session.compute)
         return plan.output
 
     def free(self) -> None:
@@ -99,9 +97,7 @@ class KernelDevice:
 
 
 class Laps:
-    """Device times of parts of work in the compute stream, one after the other. names: of the parts, as clocks know
-    them; one may come twice.
-    """
+    """Device times of parts of work in the compute stream. names: of the parts, for a clock; one may come twice."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._session, self._names, self._passed = session, tuple(names), 0
@@ -120,7 +116,6 @@ class Laps:
 
     def finish(self, record: Callable[[str, float], None]) -> None:
         """Wait for the end of the last part. record: told the milliseconds of each."""
-        cuda = self._session.cuda
-        cuda.synchronize_event(self._events[-1])
-        for name, (start, end) in zip(self._names, pairwise(self._events), strict=True):
-            record(name, cuda.elapsed_ms(start, end))
+        self._session.cuda.synchronize_event(self._events[-1])
+        for name, ends in zip(self._names, pairwise(self._events), strict=True):
+            record(name, self._session.cuda.elapsed_ms(*ends))

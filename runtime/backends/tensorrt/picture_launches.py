@@ -29,18 +29,17 @@ _MOST_ROWS = 65535 * 8
 
 @dataclass(frozen=True, slots=True)
 class PictureShape:
-    """All that a picture's launches depend on."""
+    """All that a picture's launches depend on. grey: one channel in and out."""
 
     tiles: TilePlan
     upscale_factor: int
     resize_filter: str
     color_fix: str
-    # One channel in and out.
     grey: bool
 
     @property
     def size(self) -> tuple[int, int]:
-        """The height and width of the output, pixels."""
+        """Height and width of the output, pixels."""
         return self.tiles.height_px * self.upscale_factor, self.tiles.width_px * self.upscale_factor
 
     @property
@@ -78,16 +77,14 @@ class PicturePlan:
     enlarge: Plan
     # (3, H f, W f) float32, to be cleared.
     canvas: DeviceArray
-    # By tile, to the first network's input.
+    # By tile, to the first network's input and from the last one's output.
     extract: tuple[Plan, ...]
-    # By tile, from the last network's output.
     accumulate: tuple[Plan, ...]
     # See `plan_clip_and_range`.
     check: Plan
     color_fix: Plan | None
-    # (H f, W f, 3) or (H f, W f) uint8.
+    # (H f, W f, 3) or (H f, W f) uint8, and page-locked memory for some rows of that.
     output: Plan
-    # Page-locked, for some rows of that.
     strip: Array
 
 
@@ -121,8 +118,10 @@ def _plan_tiles(
 ) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
     tiles, factor = shape.tiles, shape.upscale_factor
     side = tiles.tile_px * factor
-    rows = _weights_on_device(device, tiles.tops, factor, side, shape.size[0])
-    columns = _weights_on_device(device, tiles.lefts, factor, side, shape.size[1])
+    rows, columns = (
+        _weights_on_device(device, tuple(start * factor for start in starts), side, length)
+        for starts, length in zip((tiles.tops, tiles.lefts), shape.size, strict=True)
+    )
     extract, accumulate = [], []
     for index, tile in enumerate(tiles.tiles):
         # Engines that take several tiles at once have them one behind the other.
@@ -134,16 +133,11 @@ def _plan_tiles(
     return tuple(extract), tuple(accumulate)
 
 
-def _weights_on_device(
-    device: KernelDevice, starts: tuple[int, ...], factor: int, side: int, length: int
-) -> list[DeviceArray]:
-    vectors = np.stack(blend_weights(tuple(start * factor for start in starts), side, length))
-    whole = device.upload(vectors)
-    step = vectors[0].nbytes
-    return [
-        DeviceArray(whole.pointer + index * step, vectors[0].shape, whole.dtype, whole)
-        for index in range(len(vectors))
-    ]
+def _weights_on_device(device: KernelDevice, starts: tuple[int, ...], side: int, length: int) -> list[DeviceArray]:
+    vectors = np.stack(blend_weights(starts, side, length))
+    whole, step = device.upload(vectors), vectors[0].nbytes
+    pointers = range(whole.pointer, whole.pointer + vectors.nbytes, step)
+    return [DeviceArray(pointer, vectors[0].shape, whole.dtype, whole) for pointer in pointers]
 
 
 def _tile_of(info: TensorInfo, address: int, index: int) -> DeviceArray:

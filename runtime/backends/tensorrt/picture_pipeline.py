@@ -123,8 +123,9 @@ class DevicePicture:
     ) -> Generator[FinishedBand]:
         self._busy = True
         try:
-            # Held until the end: the copy up may read it late.
-            source = _rgb(pixels)
+            # (H, W, 3), contiguous; held until the end: the copy up may read it late.
+            grey = pixels.ndim == 2
+            source = np.repeat(pixels[..., None], CHANNELS, axis=2) if grey else np.ascontiguousarray(pixels)
             self._begin(made, source)
             tiles = made.shape.tiles.tiles
             self._run_tiles(made, tile_progress(tiles) if tile_progress else tiles, clock.add)
@@ -152,9 +153,11 @@ class DevicePicture:
 
     def _run_tiles(self, made: PicturePlan, tiles: Iterable[Tile], record: Callable[[str, float], None]) -> None:
         columns = len(made.shape.tiles.lefts)
-        batches = _batches((tile.row * columns + tile.column for tile in tiles), self._ends[0][0].shape[0])
+        numbers = (tile.row * columns + tile.column for tile in tiles)
         under_way: deque[Laps] = deque()
-        for batch, laps in zip(batches, cycle(self._tile_laps), strict=False):
+        for laps in cycle(self._tile_laps):
+            if not (batch := list(islice(numbers, self._ends[0][0].shape[0]))):
+                break
             if len(under_way) == _TILES_AHEAD:
                 under_way.popleft().finish(record)
             self._run_batch(made, batch, laps)
@@ -216,15 +219,3 @@ class DevicePicture:
         """Free the buffers; the stream must be idle."""
         self._made = None
         self._device.free()
-
-
-def _rgb(pixels: Array) -> Array:
-    """(H, W) or (H, W, 3) -> (H, W, 3), contiguous."""
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], CHANNELS, axis=2)
-    return np.ascontiguousarray(pixels)
-
-
-def _batches(tiles: Iterator[int], size: int) -> Iterator[list[int]]:
-    while batch := list(islice(tiles, size)):
-        yield batch

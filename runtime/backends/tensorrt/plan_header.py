@@ -24,17 +24,14 @@ def check_plan(view: memoryview, manifest: Manifest, where: object) -> None:
         raise EngineMismatchError(where, f"the plan has {len(view)} bytes", f"{_HEADER_BYTES} or more", fix)
     tag, expected = int.from_bytes(view[:4], "little"), target_from_name(manifest.target).plan_tag
     if tag != expected:
-        raise EngineMismatchError(
-            where, f"the plan starts with {tag:#010x}", f"{expected:#010x} of {manifest.target}", fix
-        )
+        wanted = f"{expected:#010x} of {manifest.target}"
+        raise EngineMismatchError(where, f"the plan starts with {tag:#010x}", wanted, fix)
     built = tuple(view[_VERSION])
     stated = tuple(int(part) for part in re.findall(r"\d+", manifest.library_version)[:4])
     # One byte holds no more than 255.
     if len(stated) < 3 or built[: len(stated)] != tuple(part & 0xFF for part in stated):
-        version = ".".join(map(str, built))
-        raise EngineMismatchError(
-            where, f"the plan is of {manifest.target} {version}", f"{manifest.library_version} by the manifest", fix
-        )
+        got = f"the plan is of {manifest.target} {'.'.join(map(str, built))}"
+        raise EngineMismatchError(where, got, f"{manifest.library_version} by the manifest", fix)
 
 
 def check_plugins(manifest: Manifest, where: object) -> None:
@@ -58,12 +55,10 @@ def check_device(manifest: Manifest, device: CudaDevice, where: object) -> None:
 
 
 def architecture_fits(architecture: str, capability: tuple[int, int]) -> bool:
-    """`sm89`: that capability alone. `sm86,sm89`: one of them. `sm80+`: that one and every later one."""
+    """Tell whether it is that capability (`sm89`), one of them (`sm86,sm89`), that or a later one (`sm80+`)."""
     for part in architecture.split(","):
-        match = re.fullmatch(r"sm(\d+)(\d)(\+?)", part.strip())
-        if match is None:
-            continue
-        wanted = (int(match[1]), int(match[2]))
-        if capability == wanted or (match[3] and capability > wanted):
-            return True
+        if match := re.fullmatch(r"sm(\d+)(\d)(\+?)", part.strip()):
+            wanted = int(match[1]), int(match[2])
+            if capability == wanted or (match[3] and capability > wanted):
+                return True
     return False

@@ -108,8 +108,6 @@ class Session:
 
     def close(self) -> None:
         """Free everything; a second time does nothing."""
-        if self._closed:
-            return
         self.drain()
         self._closed = True
         self._owned.close()
@@ -126,8 +124,7 @@ class Stage:
         self._session, self._context, self._kernels = session, context, kernels
         self._graphs = GraphCache(session.cuda, f"{session.where}: {entry.name}")
         if profile:
-            self._profiler = _make_profiler(session.library.trt, self.layer_times)
-            context.profiler = self._profiler
+            context.profiler = self._profiler = _make_profiler(session.library.trt, self.layer_times)
             # A replayed graph reports nothing.
             self._graphs.active = False
         session.on_close(self._release)
@@ -153,9 +150,9 @@ class Stage:
         session = self._session
         for info, address in ((self.input, input_address), (self.output, output_address)):
             if not self._context.set_tensor_address(info.name, address):
-                raise session.library.log.error(session.where, f"setting the address of {self.name}'s {info.name}")
+                raise session.library.error(session.where, f"setting the address of {self.name}'s {info.name}")
         if not self._context.execute_async_v3(session.cuda.stream_address(stream)):
-            raise session.library.log.error(session.where, f"running the {self.name}")
+            raise session.library.error(session.where, f"running the {self.name}")
 
     def _release(self) -> None:
         self._graphs.close()

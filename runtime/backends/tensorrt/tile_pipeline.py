@@ -26,15 +26,12 @@ _MARKS = ("upload", "uploaded", "start", "download", "downloaded")
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Buffers of one tile on its way."""
+    """Buffers of one tile on its way, page-locked and on the device. events: by `_MARKS` and by network."""
 
-    # Page-locked.
     host_input: Array
     host_output: Array
-    # On the device.
     input_address: int
     output_address: int
-    # By `_MARKS` and by network.
     events: dict[str, Any]
 
 
@@ -52,28 +49,25 @@ class Pipeline:
                 got = f"{first.name} gives {handed.shape} {handed.dtype}"
                 raise EngineMismatchError(session.where, got, f"{taken.shape} {taken.dtype} for the {second.name}")
         self._between = [session.alloc(size_bytes_from_info(stage.output)) for stage in stages[:-1]]
-        ends = [session.alloc(size_bytes_from_info(info)) for info in (stages[0].input, stages[-1].output)]
-        self.addresses = tuple(zip([ends[0], *self._between], [*self._between, ends[1]], strict=True))
+        start, end = (session.alloc(size_bytes_from_info(info)) for info in (stages[0].input, stages[-1].output))
+        self.addresses = tuple(pairwise([start, *self._between, end]))
         # Of pictures that have ended. Mostly one comes after another, and takes the same.
         self._free_slots = [self._make_slots()]
         session.on_close(self._free_slots.clear)
 
     def _make_slots(self) -> list[Slot]:
-        return [self._make_slot() for _ in range(SLOTS)]
-
-    def _make_slot(self) -> Slot:
         session, first, last = self._session, self._stages[0].input, self._stages[-1].output
-        return Slot(
-            session.alloc_pinned(first),
-            session.alloc_pinned(last),
-            session.alloc(size_bytes_from_info(first)),
-            session.alloc(size_bytes_from_info(last)),
-            {mark: session.create_event() for mark in (*_MARKS, *(stage.name for stage in self._stages))},
-        )
-
-    def _ends(self, slot: Slot) -> tuple[list[int], list[int]]:
-        """Return input and output addresses of the networks for a slot."""
-        return [slot.input_address, *self._between], [*self._between, slot.output_address]
+        marks = (*_MARKS, *(stage.name for stage in self._stages))
+        return [
+            Slot(
+                session.alloc_pinned(first),
+                session.alloc_pinned(last),
+                session.alloc(size_bytes_from_info(first)),
+                session.alloc(size_bytes_from_info(last)),
+                {mark: session.create_event() for mark in marks},
+            )
+            for _ in range(SLOTS)
+        ]
 
     def run_batches(self, batches: Iterable[Array], record: Callable[[str, float], None]) -> Generator[Array]:
         """Run tiles as `TilePipeline` says. Each batch is read when the one before it is being computed.
@@ -114,7 +108,8 @@ class Pipeline:
         cuda.record(events["uploaded"], copies)
         cuda.wait(compute, events["uploaded"])
         cuda.record(events["start"], compute)
-        for stage, input_address, output_address in zip(self._stages, *self._ends(slot), strict=True):
+        addresses = [slot.input_address, *self._between, slot.output_address]
+        for stage, (input_address, output_address) in zip(self._stages, pairwise(addresses), strict=True):
             stage.run(input_address, output_address)
             cuda.record(events[stage.name], compute)
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from PIL import features
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.formats.base import PictureFormat, save_by_pillow
-from intsr.runtime.pictures.picture import ImageMetadata, PictureHeader
-from intsr.runtime.pictures.pillow import PictureFile
+from intsr.runtime.pictures.picture import ImageMetadata, PictureFile, PictureHeader
+from intsr.runtime.pictures.pillow import PillowFormat, save_by_pillow
 
 # Boxes in front of the pixels; a picture of a thousand tiles has about 64 KiB of them.
 _MOST_HEAD_BYTES = 1 << 20
 
 
-class _Avif(PictureFormat):
+class _Avif(PillowFormat):
     name = "AVIF"
     suffixes = (".avif",)
+    head = rb".{4}ftypavi[fs]"
     place = 3
     holds_alpha = True
     holds_grey = False
@@ -27,33 +28,24 @@ class _Avif(PictureFormat):
     decoder_bytes = 14
     encoder_bytes = 48
 
-    def recognizes(self, head: bytes) -> bool:
-        return head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis")
-
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         if not features.check("avif"):
             fix = "install a Pillow with AVIF, or convert it"
             raise ImageError(path, "AVIF, which this Pillow does not read", fix=fix)
         head = file.read(_MOST_HEAD_BYTES)
+        header = self.header_by_pillow(path, file)
         # The third byte of `av1C`: tier, high_bitdepth, ... Source: AV1 in ISOBMFF, 2.3.
         at = head.find(b"av1C")
-        is_above_8_bits = 0 <= at < len(head) - 6 and bool(head[at + 6] & 0x40)
-        notes = ("10 or 12 bits a channel became 8: AVIF is read in no other way",) if is_above_8_bits else ()
-        return self.header_by_pillow(path, file, notes=lambda image: notes)
+        if 0 <= at < len(head) - 6 and head[at + 6] & 0x40:
+            note = "10 or 12 bits a channel became 8: AVIF is read in no other way"
+            return replace(header, notes=(note, *header.notes))
+        return header
 
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
         if not features.check("avif"):
             raise OSError("this Pillow has no AVIF")
-        save_by_pillow(
-            image,
-            path,
-            self.name,
-            quality=quality,
-            subsampling="4:4:4",
-            exif=metadata.exif,
-            icc_profile=metadata.icc_profile,
-            xmp=metadata.xmp,
-        )
+        about = {"exif": metadata.exif, "icc_profile": metadata.icc_profile, "xmp": metadata.xmp}
+        save_by_pillow(image, path, self.name, quality=quality, subsampling="4:4:4", **about)
 
 
 FORMAT = _Avif()

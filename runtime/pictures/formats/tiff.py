@@ -5,35 +5,20 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import ICCPROFILE, RESOLUTION_UNIT, X_RESOLUTION, XMP, Y_RESOLUTION
 
 from intsr.arrays import Array
-from intsr.runtime.pictures.arrays import arrays_from_image, rgb_from_cmyk
-from intsr.runtime.pictures.depth16 import Samples, read_samples
-from intsr.runtime.pictures.formats.base import PictureFormat, keep_flags, save_by_vips
-from intsr.runtime.pictures.metadata.exif import (
-    ICC,
-    ORIENTATION,
-    RESOLUTION_UNIT,
-    X_RESOLUTION,
-    XMP,
-    Y_RESOLUTION,
-    Tags,
-    append_exif,
-    exif_from_tags,
-    tags_from_directory,
-)
-from intsr.runtime.pictures.metadata.read import dpi_of_upright, orientation_from_tags
-from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureHeader
-from intsr.runtime.pictures.pillow import PictureFile, check_mode, opened, peak_16
-from intsr.runtime.pictures.tiff.ifd import PIXEL_TAGS, STRIP_ROWS, TILE_ROWS, read_ifd
+from intsr.runtime.pictures import pillow
+from intsr.runtime.pictures.metadata import ORIENTATION, Tags, append_exif, exif_from_tags, tags_from_directory
+from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage, PictureFile, PictureFormat, PictureHeader
 from intsr.runtime.pictures.tiff.kind import TiffKind, kind_of_tiff
-from intsr.runtime.pictures.tiff.pages import NO_SUB_DIRECTORY, Page, picture_page
+from intsr.runtime.pictures.tiff.pages import STRIP_ROWS, TILE_ROWS, Page, picture_page
+from intsr.runtime.pictures.vips import Samples, read_samples, save_by_vips
 
 # Offsets of 32 bits reach to 4 GiB; deflate can make noise a little longer than it was.
 _BIG_TIFF_BYTES = 3 << 30
@@ -42,30 +27,21 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _UNIT_INCHES = {2: 1.0, 3: 1 / 2.54}
 
 
-@dataclass(frozen=True, slots=True)
-class _Details:
-    """What decoding needs to know of the file."""
-
-    page: Page
-    kind: TiffKind
-
-
 class _Tiff(PictureFormat):
     name = "TIFF"
     suffixes = (".tif", ".tiff")
+    head = rb"II[*+]\0|MM\0[*+]"
     place = 4
     holds_alpha = holds_16_bits = True
 
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
-
     def read_header(self, path: Path, file: PictureFile) -> PictureHeader:
         page, notes = picture_page(path, file)
-        ifd = read_ifd(file, PIXEL_TAGS, page.ifd.offset, strict=True)
-        kind = kind_of_tiff(path, ifd)
-        orientation = _orientation(_tags(file, page))
+        kind = kind_of_tiff(path, page)
+        tags = _tags(file, page).values
+        in_xmp = _XMP_ORIENTATION.search(pillow.bytes_or_nothing(tags.get(XMP)))
+        orientation = pillow.orientation_from_tags(({ORIENTATION: int(in_xmp[1])} if in_xmp else {}) | tags)
         width_px, height_px = page.size if orientation < 5 else page.size[::-1]
-        rows = (*ifd.numbers.get(TILE_ROWS, ()), *ifd.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
+        rows = (*page.numbers.get(TILE_ROWS, ()), *page.numbers.get(STRIP_ROWS, ()), page.size[1])[0]
         return PictureHeader(
             path=path,
             format=self.name,
@@ -77,31 +53,35 @@ class _Tiff(PictureFormat):
             orientation=orientation,
             decoder_bytes=_decoder_bytes(kind, rows / page.size[1]),
             notes=(*notes, *kind.notes),
-            details=_Details(page, kind),
+            details=(page, kind),
         )
 
     def decode(self, header: PictureHeader) -> LoadedImage:
-        page, kind = header.details.page, header.details.kind
+        page, kind = header.details
         with PictureFile(header.path) as file:
             tags = _tags(file, page)
-            icc_profile = _bytes(tags.values.get(ICC))
+            icc_profile = pillow.bytes_or_nothing(tags.values.get(ICCPROFILE))
             notes: tuple[str, ...] = ()
             if kind.by_pillow:
                 pixels, alpha, notes = _read_by_pillow(file, header)
             else:
                 to_rgb = None
                 if kind.inks:
-                    convert, note = rgb_from_cmyk(icc_profile)
+                    convert, note = pillow.rgb_from_cmyk(icc_profile)
                     to_rgb, notes = (lambda rows: np.asarray(convert(Image.fromarray(rows, "CMYK")))), (note,)
-                sub = None if page.sub == NO_SUB_DIRECTORY else page.sub
-                samples = Samples(page.size, kind.colours, kind.bits, kind.alpha, to_rgb, page.number, sub)
+                samples = Samples(
+                    page.size, kind.colours, kind.bits, kind.alpha, to_rgb=to_rgb, page=page.number, sub=page.sub
+                )
                 pixels, alpha = read_samples(file, samples)
+        unit = _UNIT_INCHES.get(tags.values.get(RESOLUTION_UNIT, 2))
+        sides = (tags.values.get(X_RESOLUTION), tags.values.get(Y_RESOLUTION))
+        dpi = pillow.dpi_of_upright(sides, turned=header.orientation >= 5)
         metadata = ImageMetadata(
             exif_from_tags(tags, (header.width_px, header.height_px)),
             # A profile of inks does not fit what became of them.
             b"" if kind.inks else icc_profile,
-            _bytes(tags.values.get(XMP)),
-            dpi=_dpi(tags, header.orientation >= 5),
+            pillow.bytes_or_nothing(tags.values.get(XMP)),
+            dpi=(dpi[0] / unit, dpi[1] / unit) if dpi and unit else None,
         )
         return LoadedImage(pixels, alpha, metadata, (*header.notes, *notes))
 
@@ -109,28 +89,13 @@ class _Tiff(PictureFormat):
         samples_bytes = 2 if image.format == "ushort" else 1
         big = image.width * image.height * image.bands * samples_bytes > _BIG_TIFF_BYTES
         settings = {"compression": "deflate", "level": 4, "predictor": "horizontal", "bigtiff": big}
-        save_by_vips(image, path, "tiffsave_target", keep=keep_flags(metadata), **settings)
+        save_by_vips(image, path, "tiffsave_target", metadata, **settings)
         append_exif(path, metadata.exif, (image.width, image.height))
 
 
 def _tags(file: PictureFile, page: Page) -> Tags:
     """Read the picture's directory, and what it does not say from the first one, which may be its preview's."""
-    return tags_from_directory(file) | tags_from_directory(file, page.ifd.offset)
-
-
-def _orientation(tags: Tags) -> int:
-    in_xmp = _XMP_ORIENTATION.search(_bytes(tags.values.get(XMP)))
-    return orientation_from_tags(({ORIENTATION: int(in_xmp[1])} if in_xmp else {}) | tags.values)
-
-
-def _bytes(value: Any) -> bytes:
-    return value if isinstance(value, bytes) else b""
-
-
-def _dpi(tags: Tags, turned: bool) -> tuple[float, float] | None:
-    unit = _UNIT_INCHES.get(tags.values.get(RESOLUTION_UNIT, 2), 0.0)
-    found = dpi_of_upright((tags.values.get(X_RESOLUTION), tags.values.get(Y_RESOLUTION)), turned)
-    return (found[0] / unit, found[1] / unit) if found and unit else None
+    return tags_from_directory(file) | tags_from_directory(file, page.offset)
 
 
 def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
@@ -147,17 +112,18 @@ def _decoder_bytes(kind: TiffKind, strip_height: float) -> int:
 
 
 def _read_by_pillow(file: PictureFile, header: PictureHeader) -> tuple[Array, Array | None, tuple[str, ...]]:
-    page, kind = header.details.page, header.details.kind
+    page, kind = header.details
     # So that the picture's directory is the first.
-    code, place = ("Q", 8) if page.ifd.big else ("I", 4)
-    file.patches = {place: struct.pack(page.ifd.order + code, page.ifd.offset)}
-    with opened(file, FORMAT.name) as image:
-        check_mode(header.path, image)
-        peak = peak_16(image)
+    code, place = ("Q", 8) if page.big else ("I", 4)
+    file.patches = {place: struct.pack(page.order + code, page.offset)}
+    with pillow.opened(file, header.format) as image:
+        pillow.check_mode(header.path, image)
+        # Packed values of 12 bits are left as they are.
+        peak = 4095 if "I;12" in pillow.stored_modes(image) else pillow.PEAK_16
         # Pillow would turn the picture by what it finds here, and who reads it turns it once more.
         image.getexif()[ORIENTATION] = 1
         image.load()
-        return arrays_from_image(image, kind.alpha is not None, peak)
+        return pillow.arrays_from_image(image, kind.alpha is not None, peak)
 
 
 FORMAT = _Tiff()

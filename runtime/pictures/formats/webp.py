@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from intsr.runtime.pictures.formats.base import PictureFormat, keep_flags, save_by_vips
 from intsr.runtime.pictures.picture import ImageMetadata
+from intsr.runtime.pictures.pillow import PillowFormat
+from intsr.runtime.pictures.vips import save_by_vips
 
 
-class _WebP(PictureFormat):
+class _WebP(PillowFormat):
     name = "WebP"
     suffixes = (".webp",)
+    head = rb"RIFF.{4}WEBP"
     place = 2
     holds_alpha = True
     holds_grey = False
@@ -20,11 +22,8 @@ class _WebP(PictureFormat):
     decoder_bytes = 14
     encoder_bytes = 30
 
-    def recognizes(self, head: bytes) -> bool:
-        return head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-
     def save(self, image: Any, path: Path, metadata: ImageMetadata, quality: int | None) -> None:
-        save_by_vips(image, path, "webpsave_target", Q=quality, keep=keep_flags(metadata))
+        save_by_vips(image, path, "webpsave_target", metadata, Q=quality)
 
     def is_whole(self, head: bytes, tail: bytes, size_bytes: int) -> bool:
         return int.from_bytes(head[4:8], "little") + 8 == size_bytes

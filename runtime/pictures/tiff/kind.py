@@ -11,19 +11,8 @@ from pathlib import Path
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
 from intsr.errors import ImageError
-from intsr.runtime.pictures.tiff.ifd import (
-    BITS,
-    COMPRESSION,
-    EXTRA_SAMPLES,
-    INK_SET,
-    PHOTOMETRIC,
-    PLANES,
-    SAMPLE_FORMAT,
-    SAMPLES,
-    SUBSAMPLING,
-    TILE_WIDTH,
-    Ifd,
-)
+from intsr.runtime.pictures.tiff import pages
+from intsr.runtime.pictures.tiff.pages import Page
 
 _NEGATIVE, _GREY, _RGB, _PALETTE, _INKS, _YCBCR = 0, 1, 2, 3, 5, 6
 # Channels that are no transparency.
@@ -35,9 +24,11 @@ _UNSIGNED = {1, 4}
 # Multiplied with the colours, not multiplied, and CorelDRAW's number for it.
 _TRANSPARENCIES = (1, 2, 999)
 _CMYK_INK_SET = 1
+_APART = 2
 # LZMA and Zstandard are read by Pillow's libtiff only.
 _NONE, _FAX, _OLD_JPEG, _VIPS_COMPRESSIONS = 1, (2, 3, 4), 6, {1, 5, 7, 8, 32773, 32946}
-_COMPRESSION_NAMES = {33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"} | {
+_COMPRESSION_NAMES = {
+    **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
     34661: "JBIG",
     34887: "LERC",
     34925: "LZMA",
@@ -63,10 +54,10 @@ class TiffKind:
     # Which of the channels is the transparency; None where none is.
     alpha: int | None
     palette: bool
-    # Else by libvips.
-    by_pillow: bool
     # Tiles, or channels apart, from which the rows are put together.
     in_pieces: bool
+    # Else by libvips.
+    by_pillow: bool = False
 
     @property
     def inks(self) -> bool:
@@ -90,12 +81,12 @@ class TiffKind:
         return tuple(notes)
 
 
-def kind_of_tiff(path: Path, ifd: Ifd) -> TiffKind:
+def kind_of_tiff(path: Path, page: Page) -> TiffKind:
     """Tell what the picture of a directory is. Raises ImageError for what is not read, by its name."""
-    compression = (*ifd.numbers.get(COMPRESSION, ()), _NONE)[0]
-    photometric = _photometric(path, ifd, compression)
-    samples, bits = _samples_and_bits(path, ifd, photometric, compression)
-    _check_numbers(path, ifd, bits)
+    compression = page.first(pages.COMPRESSION, _NONE)
+    photometric = _photometric(path, page, compression)
+    samples = page.first(pages.SAMPLES, 3 if compression == _OLD_JPEG else 1)
+    bits = _bits(path, page, samples)
     if photometric not in _COLOURS:
         name = _OTHER_NAMES.get(photometric, f"colours of the kind {photometric}")
         raise ImageError(path, f"a TIFF in {name}", _EXPECTED, "convert it to RGB first")
@@ -103,64 +94,49 @@ def kind_of_tiff(path: Path, ifd: Ifd) -> TiffKind:
     if bits not in _DEPTHS.get(photometric, _COLOUR_DEPTHS):
         raise ImageError(path, f"a TIFF of {bits}-bit {name}", _EXPECTED, "convert it to 8 or 16 bits first")
     colours = 1 if photometric == _YCBCR and samples == 1 else _COLOURS[photometric]
-    alpha = _alpha(path, ifd, name, colours, samples)
-    apart = samples > 1 and ifd.numbers.get(PLANES, ()) == (2,)
-    tiled = bool(ifd.numbers.get(TILE_WIDTH, ()))
-    kind = TiffKind(
-        colours=colours,
-        bits=bits,
-        samples=samples,
-        alpha=alpha,
-        palette=photometric == _PALETTE,
-        by_pillow=False,
-        in_pieces=apart or tiled,
-    )
+    alpha = _alpha(path, page, name, colours, samples)
+    apart = samples > 1 and page.numbers.get(pages.PLANES) == (_APART,)
+    tiled = bool(page.numbers.get(pages.TILE_WIDTH))
+    kind = TiffKind(colours, bits, samples, alpha, palette=photometric == _PALETTE, in_pieces=apart or tiled)
     vips_colours = photometric in (_RGB, _INKS) or (photometric in (_NEGATIVE, _GREY) and not apart)
     if vips_colours and bits in (8, 16) and compression in _VIPS_COMPRESSIONS and not (apart and tiled):
         return kind
-    _check_pillow_reads(path, kind, name, compression, ifd)
-    subsampling = ifd.numbers.get(SUBSAMPLING, ()) or (2, 2)
+    _check_pillow_reads(path, page, kind, name, apart=apart)
+    subsampling = page.numbers.get(pages.SUBSAMPLING, ()) or (2, 2)
     if photometric == _YCBCR and compression == _NONE and colours == 3 and subsampling != (1, 1):
         raise ImageError(path, "a TIFF of YCbCr with fewer colours than pixels", _EXPECTED, "convert it to RGB first")
     return replace(kind, by_pillow=True)
 
 
-def _photometric(path: Path, ifd: Ifd, compression: int) -> int:
-    found = ifd.numbers.get(PHOTOMETRIC, ())
+def _photometric(path: Path, page: Page, compression: int) -> int:
+    found = page.numbers.get(pages.PHOTOMETRIC, ())
     if compression == _OLD_JPEG:
         return _YCBCR
-    if not found and compression in _FAX:
-        return _NEGATIVE
-    if not found:
+    if not found and compression not in _FAX:
         raise ImageError(path, "a TIFF that does not say what its colours are", _EXPECTED, "save it anew")
-    return found[0]
+    return found[0] if found else _NEGATIVE
 
 
-def _samples_and_bits(path: Path, ifd: Ifd, photometric: int, compression: int) -> tuple[int, int]:
-    usual = 3 if compression == _OLD_JPEG and photometric == _YCBCR else 1
-    samples = (*ifd.numbers.get(SAMPLES, ()), usual)[0]
-    depths = set((ifd.numbers.get(BITS, ()) or (1,))[: max(samples, 1)])
-    if len(depths) > 1:
+def _bits(path: Path, page: Page, samples: int) -> int:
+    """Return the bits of every channel. Raises ImageError where they differ, or are no whole numbers from 0."""
+    bits, *others = set((page.numbers.get(pages.BITS, ()) or (1,))[: max(samples, 1)])
+    if others:
         raise ImageError(path, "a TIFF whose channels have different depths", _EXPECTED, "convert it to 8 bits first")
-    return samples, depths.pop()
-
-
-def _check_numbers(path: Path, ifd: Ifd, bits: int) -> None:
-    odd = set(ifd.numbers.get(SAMPLE_FORMAT, ())) - _UNSIGNED
-    if odd:
+    if odd := set(page.numbers.get(pages.SAMPLE_FORMAT, ())) - _UNSIGNED:
         name = _FORMATS.get(min(odd), f"numbers of the kind {min(odd)}")
         fix = "scale it to 8 or 16 bits first, in a program that knows what is black and what is white"
         raise ImageError(path, f"a TIFF of {bits}-bit {name}", _EXPECTED, fix)
+    return bits
 
 
-def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int | None:
+def _alpha(path: Path, page: Page, name: str, colours: int, samples: int) -> int | None:
     """Find the channel that is transparency. Raises ImageError where nobody knows which channels are the picture."""
     extras = samples - colours
     if extras < 0:
         raise ImageError(path, f"a TIFF of {name} with {samples} channels", f"{colours}", "save it anew")
-    if name == "CMYK" and ifd.numbers.get(INK_SET, ()) not in ((), (_CMYK_INK_SET,)):
+    if name == "CMYK" and page.numbers.get(pages.INK_SET, ()) not in ((), (_CMYK_INK_SET,)):
         raise ImageError(path, "a TIFF of inks that are not CMYK", _EXPECTED, "convert it to RGB first")
-    meanings = ifd.numbers.get(EXTRA_SAMPLES, ())[:extras]
+    meanings = page.numbers.get(pages.EXTRA_SAMPLES, ())[:extras]
     if name == "grey" and (extras > 1 or (extras and not meanings)):
         fix = "say which of them are red, green and blue, as gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB does"
         raise ImageError(path, f"a TIFF of {samples} channels that are called grey", "1, or colours", fix)
@@ -170,17 +146,18 @@ def _alpha(path: Path, ifd: Ifd, name: str, colours: int, samples: int) -> int |
     return next((colours + at for at, meaning in enumerate(meanings) if meaning in _TRANSPARENCIES), None)
 
 
-def _check_pillow_reads(path: Path, kind: TiffKind, name: str, compression: int, ifd: Ifd) -> None:
+def _check_pillow_reads(path: Path, page: Page, kind: TiffKind, name: str, *, apart: bool) -> None:
     """Raise ImageError for what Pillow does not read either, or not rightly."""
     got, fix = "", "save it anew, uncompressed or with LZW or Deflate"
-    extras, meanings = kind.samples - kind.colours, ifd.numbers.get(EXTRA_SAMPLES, ())
-    apart, method = kind.samples > 1 and ifd.numbers.get(PLANES, ()) == (2,), _method(compression)
+    extras, meanings = kind.samples - kind.colours, page.numbers.get(pages.EXTRA_SAMPLES, ())
+    compression = page.first(pages.COMPRESSION, _NONE)
+    method = _COMPRESSION_NAMES.get(compression) or COMPRESSION_INFO.get(compression, f"the method {compression}")
     plain_alpha = name == "RGB" and kind.bits == 8 and meanings in ((), (2,))
     one_extra = extras == 1 and kind.bits == 8 and (name == "RGB" or meanings in ((0,), (2,)))
     if compression not in COMPRESSION_INFO:
         got = f"a TIFF compressed by {method}"
-    elif ifd.order == ">" and (ifd.big or kind.bits == 12):
-        got = f"a big-endian {'BigTIFF' if ifd.big else 'TIFF'} of {kind.bits}-bit {name}"
+    elif page.order == ">" and (page.big or kind.bits == 12):
+        got = f"a big-endian {'BigTIFF' if page.big else 'TIFF'} of {kind.bits}-bit {name}"
     elif apart and (kind.bits == 16 or kind.colours == 1 or (extras and not (extras == 1 and plain_alpha))):
         got = "a TIFF with its channels apart"
         fix = "save it with them together, as -co INTERLEAVE=PIXEL does in GDAL"
@@ -190,7 +167,3 @@ def _check_pillow_reads(path: Path, kind: TiffKind, name: str, compression: int,
         got = f"a TIFF of {kind.bits}-bit {name} with {kind.samples} channels, compressed by {method}"
     if got:
         raise ImageError(path, got, fix=fix)
-
-
-def _method(compression: int) -> str:
-    return _COMPRESSION_NAMES.get(compression) or COMPRESSION_INFO.get(compression, f"the method {compression}")

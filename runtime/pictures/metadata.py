@@ -1,12 +1,13 @@
-"""EXIF of the original made into EXIF of the new file, by Pillow: the same for every format.
+"""EXIF and XMP of the original made into those of the new file: the same for every format.
 
-Orientation and thumbnail go, sides become those of the file. libvips, which writes it, adds none of that, and none at
-all into a TIFF.
+Orientation and thumbnail go, sides become those of the file. libvips, which writes EXIF, adds none of that, and none
+at all into a TIFF.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import warnings
 from collections.abc import Container
@@ -20,8 +21,6 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 EXIF_HEADER = b"Exif\0\0"
 ORIENTATION, EXIF_IFD, GPS_IFD = 0x0112, 0x8769, 0x8825
-X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 282, 283, 296
-XMP, ICC = 700, 34675
 _WIDTH, _HEIGHT = 0xA002, 0xA003
 # Of EXIF's and GPS's directories all but places in pixels of the original, and a pointer to a directory that says
 # nothing of pictures.
@@ -35,6 +34,12 @@ _DESCRIBING = frozenset({270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 18246
 _ROOTS = {False: b"II*\0\x08\0\0\0", True: b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"}
 # What Pillow raises on broken directories.
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, OverflowError, ArithmeticError, struct.error)
+# Nothing here looks far for its end: XMP comes from strangers.
+_NOT_IN_NAME = rb"(?<![\w:.-])"
+_XMP_ORIENTATION = re.compile(
+    rb"\s?" + _NOT_IN_NAME + rb"tiff:Orientation\s*=\s*(?:\"[^\"<]*\"|'[^'<]*')"
+    rb"|<tiff:Orientation\s*>[^<]*</tiff:Orientation\s*>"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,26 +145,43 @@ def append_exif(path: Path, exif: bytes, size: tuple[int, int]) -> None:
     tags = tags_from_directory(BytesIO(exif.removeprefix(EXIF_HEADER)))
     with path.open("r+b") as file:
         big = file.read(4) == _ROOTS[True][:4]
+        # Where the file says where its first directory is, and how; how many entries that has, and each of how many
+        # bytes.
+        root, offset_code, count_code, entry_bytes = (8, "<Q", "<Q", 20) if big else (4, "<I", "<H", 12)
         start = file.seek(0, os.SEEK_END)
         start += file.write(b"\0" * (start % 2))
         data, place = _ifds(tags, size, start, big, b"II")
         if not data:
             return
         file.write(data + b"\0" * (len(data) % 2))
-        file.seek(8 if big else 4)
-        (first,) = struct.unpack("<Q" if big else "<I", file.read(8 if big else 4))
-        # Entries point to absolute places, so that they may be copied as they are.
-        entries = dict(entry for offset in (place, first) for entry in _entries(file, offset, big))
+        file.seek(root)
+        (first,) = struct.unpack(offset_code, file.read(struct.calcsize(offset_code)))
+        entries: dict[int, bytes] = {}
+        for offset in (place, first):
+            file.seek(offset)
+            (count,) = struct.unpack(count_code, file.read(struct.calcsize(count_code)))
+            # They point to absolute places, so that they may be copied as they are.
+            found = [file.read(entry_bytes) for _ in range(count)]
+            entries |= {int.from_bytes(entry[:2], "little"): entry for entry in found}
         place = file.seek(0, os.SEEK_END)
-        file.write(struct.pack("<Q" if big else "<H", len(entries)))
+        file.write(struct.pack(count_code, len(entries)))
         file.write(b"".join(entries[tag] for tag in sorted(entries)) + bytes(8))
-        file.seek(8 if big else 4)
-        file.write(struct.pack("<Q" if big else "<I", place))
+        file.seek(root)
+        file.write(struct.pack(offset_code, place))
 
 
-def _entries(file: BinaryIO, offset: int, big: bool) -> list[tuple[int, bytes]]:
-    """Read tags and whole entries of a little-endian directory."""
-    file.seek(offset)
-    (count,) = struct.unpack("<Q" if big else "<H", file.read(8 if big else 2))
-    entries = [file.read(20 if big else 12) for _ in range(count)]
-    return [(int.from_bytes(entry[:2], "little"), entry) for entry in entries]
+def _sides(names: bytes) -> re.Pattern[bytes]:
+    """Return a pattern for these properties, as attributes and as elements; its first group is all but the number."""
+    attribute, element = _NOT_IN_NAME + b"(?:" + names + rb")\s*=\s*[\"']\s*", b"<(?:" + names + rb")\s*>\s*"
+    return re.compile(b"(" + attribute + b"|" + element + rb")\d+(?=\s*[\"'<])")
+
+
+_XMP_SIDES = _sides(b"exif:PixelXDimension|tiff:ImageWidth"), _sides(b"exif:PixelYDimension|tiff:ImageLength")
+
+
+def xmp_for_size(xmp: bytes, size: tuple[int, int]) -> bytes:
+    """Return the XMP without its orientation, which has been applied, and with these sides where it names some."""
+    xmp = _XMP_ORIENTATION.sub(b"", xmp)
+    for pattern, side_px in zip(_XMP_SIDES, size, strict=True):
+        xmp = pattern.sub(rb"\g<1>%d" % side_px, xmp)
+    return xmp
