@@ -12,7 +12,7 @@ import torch
 
 import intsr
 from intsr.calib.calibration.types import PARTS, Calibration, SiteQuantizer
-from intsr.calib.data.crops import crops_from_pictures
+from intsr.calib.data.crops import Crops, crops_from_pictures
 from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
@@ -22,7 +22,7 @@ from intsr.calib.learn.train import Report, TrainingOptions
 from intsr.calib.learn.walk import Run, learn
 from intsr.calib.methods import method_from_name, methods
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
-from intsr.calib.models.families.sd21 import network_of_site
+from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
@@ -122,16 +122,7 @@ def calibrate(
     curves: Mapping[str, list[list[float]]] = {}
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
-            crops = crops_from_pictures(
-                pictures,
-                model.spec,
-                tile_px=recipe.tile_px,
-                crop_px=recipe.crop_px,
-                count=recipe.crops,
-                batch=recipe.training.batch,
-                seed=recipe.seed,
-                guard=recipe.guard,
-            )
+            crops = crops_of_recipe(model, pictures, recipe)
             run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
             sites, curves = _trained_sites(model, recipe, run)
         else:
@@ -159,6 +150,20 @@ def calibrate(
     )
 
 
+def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Crops:
+    """The training crops. Raises UsageError, ImageError."""
+    return crops_from_pictures(
+        pictures,
+        model.spec,
+        tile_px=recipe.tile_px,
+        crop_px=recipe.crop_px,
+        count=recipe.crops,
+        batch=recipe.training.batch,
+        seed=recipe.seed,
+        guard=recipe.guard,
+    )
+
+
 def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
     """Training steps in all, for a progress bar; 0 for methods that do not train."""
     if not recipe.trains:
@@ -169,6 +174,11 @@ def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
     blocks = sum(len(blocks_by_name(networks[name], own)) for name, own in of_network.items())
     trained = sum(bool(own) for own in of_network.values())
     of_block, of_network_steps = recipe.steps
+    if recipe.stages.reverse:
+        modules = {
+            module_of_site(block) for name, own in of_network.items() for block in blocks_by_name(networks[name], own)
+        }
+        return len(modules) * of_block + of_network_steps
     return blocks * of_block + trained * of_network_steps
 
 
@@ -191,7 +201,7 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
     settings = {key: str(value) for key, value in {**asdict(recipe), **training}.items() if key != "training"}
     return {
         **settings,
-        "bits": str(recipe.bits),
+        "bits": repr(recipe.bits) if recipe.bits.rules else str(recipe.bits),
         "model": model.digest,
         "pictures": [sha256_from_path(path) for path in pictures],
         # The order of a sum depends on how many threads share it.

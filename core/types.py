@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -14,6 +15,7 @@ NETWORKS = ("encoder", "unet", "decoder")
 COLOR_FIXES = ("wavelet", "adain", "none")
 RESIZE_FILTERS = ("bicubic", "lanczos")
 MIN_BITS, MAX_BITS = 2, 8
+MIXED_SUFFIX = "-mixed"
 SYNTHETIC_NOTE = "random weights: for measuring speed and memory only"
 
 # What arrays can be made of; the libraries' own names are mapped to these.
@@ -33,28 +35,52 @@ class Bits:
 
     weights: int | None
     activations: int | None
+    # (pattern of sites, bits of weights, of activations): the first that fits a site has its own, "*" standing for
+    # anything. What is written of such bits is `w4a4-mixed`, and the sites know the rest.
+    rules: tuple[tuple[str, int, int], ...] = ()
+    mixed: bool = False
 
     def __post_init__(self) -> None:
-        widths = (self.weights, self.activations)
-        if widths != (None, None) and not all(width in range(MIN_BITS, MAX_BITS + 1) for width in widths):
-            raise ValueError(f"bits {widths} are neither two of {MIN_BITS} to {MAX_BITS} nor two of None")
+        pairs = [
+            (self.weights, self.activations),
+            *((weights, activations) for _, weights, activations in self.rules),
+        ]
+        for pair in pairs if pairs != [(None, None)] else ():
+            if not all(width in range(MIN_BITS, MAX_BITS + 1) for width in pair):
+                raise ValueError(f"bits {pair} are neither two of {MIN_BITS} to {MAX_BITS} nor two of None")
+        object.__setattr__(self, "mixed", self.mixed or bool(self.rules))
 
     @classmethod
     def parse(cls, text: str) -> Bits:
-        """Read `fp` or wXaY with X and Y from 2 to 8. Raises UsageError."""
+        """Read `fp`, wXaY with X and Y from 2 to 8, or `wXaY PATTERN=wXaY ...`. Raises UsageError."""
         if text == "fp":
             return cls(None, None)
-        match = re.fullmatch(r"w([0-9])a([0-9])", text)
-        if match is None or not all(MIN_BITS <= int(group) <= MAX_BITS for group in match.groups()):
-            raise UsageError("--bits", repr(text), "wXaY with X and Y from 2 to 8, or fp", "for example --bits w8a8")
-        return cls(int(match[1]), int(match[2]))
+        default, *rules = text.split(" ")
+        name = default.removesuffix(MIXED_SUFFIX)
+        parsed = tuple(
+            (pattern, *_widths(bits, text)) for pattern, _, bits in (rule.partition("=") for rule in rules)
+        )
+        return cls(*_widths(name, text), parsed, mixed=name != default)
 
     @property
     def quantized(self) -> bool:
         return self.weights is not None
 
+    def of_site(self, site: str) -> tuple[int, int] | None:
+        """(weight bits, activation bits) by the first rule that fits, or None."""
+        fitting = (rule for rule in self.rules if fnmatchcase(site, rule[0]))
+        return next(((weights, activations) for _, weights, activations in fitting), None)
+
     def __str__(self) -> str:
-        return f"w{self.weights}a{self.activations}" if self.quantized else "fp"
+        return f"w{self.weights}a{self.activations}{MIXED_SUFFIX * self.mixed}" if self.quantized else "fp"
+
+
+def _widths(name: str, text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"w([0-9])a([0-9])", name)
+    if match is None or not all(MIN_BITS <= int(group) <= MAX_BITS for group in match.groups()):
+        expected = "wXaY with X and Y from 2 to 8, or fp"
+        raise UsageError("--bits", repr(text), expected, "for example --bits w8a8")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True, slots=True)

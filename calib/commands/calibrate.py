@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import click
 
 from intsr.calib.options import check_source, check_training_options, symmetric_option, training_options
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
-from intsr.cli.options import SeveralValuesCommand, model_options, passionsr_option
+from intsr.cli.options import FiniteFloat, SeveralValuesCommand, given_options, model_options, passionsr_option
 from intsr.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,19 @@ WORK_SUFFIX = ".work"
     help="One pass: maxmin, maxmin+let. Searched: quarot, svdquant. "
     "Trained: lbq, lbq+let, passionsr, qartsr, lsq, qdiffusion, efficientdm.",
 )
-@click.option("--bits", default="w8a8", show_default=True, help="Bits of weights and activations, 2 to 8 each.")
+@click.option(
+    "--bits",
+    default="w8a8",
+    show_default=True,
+    metavar="BITS",
+    help="Bits of weights and activations, 2 to 8 each; with rules for layers, 'w4a4 vae.decoder.*=w8a8'; or a .json "
+    "file with `default` and `rules`.",
+)
+@click.option(
+    "--budget",
+    type=FiniteFloat(2, 8),
+    help="Mean bits a weight: each block gets 2 to 8, by what it does to pictures.",
+)
 @click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
 @symmetric_option
 @click.option(
@@ -62,6 +74,7 @@ def calibrate(
     context: Path | None,
     lora: Path | None,
     limit: int | None,
+    budget: float | None,
     overwrite: bool,
     restart: bool,
     dry_run: bool,
@@ -76,10 +89,14 @@ def calibrate(
     same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
     """
     from intsr.calib.estimate import estimate
+    from intsr.calib.mixed_bits import check_rules
     from intsr.calib.models.open import open_model
+    from intsr.calib.models.sites import sites_of_model
     from intsr.runtime.pictures.reader import list_pictures
 
     check_source(images is not None, bool(official))
+    if budget is not None and "bits" in given_options():
+        raise UsageError("--budget", "together with --bits", "one of them")
     recipe = _recipe(**settings)
     check_training_options(recipe.method, recipe.trains or bool(official), dry_run)
     pictures = list_pictures(images) if images is not None else []
@@ -97,9 +114,13 @@ def calibrate(
     if official:
         calibration = _import(source, official, recipe, output, overwrite)
     else:
-        _announce_replaced(output, source, recipe, overwrite)
+        loaded = source.load()
+        check_rules(recipe.bits, sites_of_model(loaded, recipe.parts))
         pictures = _usable(pictures, limit)
-        calibration = _run(source.load(), pictures, recipe, output, restart)
+        if budget is not None:
+            recipe = _within_budget(loaded, pictures, recipe, budget)
+        _announce_replaced(output, source, recipe, overwrite)
+        calibration = _run(loaded, pictures, recipe, output, restart)
     if as_json:
         facts = {"output": str(output), "sites": len(calibration.sites)}
         facts |= {name: getattr(calibration, name) for name in ("seconds", "peak_bytes", "method", "bits", "parts")}
@@ -166,10 +187,23 @@ def _import(
 def _recipe(*, bits: str, parts: str, **settings: Any) -> Recipe:
     from intsr.calib.calibrate import Recipe, parse_parts
     from intsr.calib.learn.train import TrainingOptions
-    from intsr.types import Bits
+    from intsr.calib.mixed_bits import bits_from_text
 
     training = TrainingOptions(**{field.name: settings.pop(field.name) for field in fields(TrainingOptions)})
-    return Recipe(bits=Bits.parse(bits), parts=parse_parts(parts), training=training, **settings)
+    return Recipe(bits=bits_from_text(bits), parts=parse_parts(parts), training=training, **settings)
+
+
+def _within_budget(model: SRModel, pictures: list[Path], recipe: Recipe, mean_bits: float) -> Recipe:
+    """The recipe with bits by layer."""
+    from intsr.calib.calibrate import crops_of_recipe
+    from intsr.calib.mixed_bits import BUDGET_CROPS, bits_in_budget, block_errors
+    from intsr.calib.models.sites import integer_sites
+
+    say(f"measuring what each block's rounding does to {BUDGET_CROPS} crops")
+    crops = crops_of_recipe(model, pictures, replace(recipe, crops=max(BUDGET_CROPS, recipe.training.batch)))
+    errors = block_errors(model, recipe.parts, crops.train[:BUDGET_CROPS], crops.guard)
+    sizes = {site: layer.weight.numel() for site, layer in integer_sites(model, recipe.parts).items()}
+    return replace(recipe, bits=bits_in_budget(errors, sizes, mean_bits))
 
 
 def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, restart: bool) -> Calibration:

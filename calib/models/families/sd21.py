@@ -175,8 +175,11 @@ def part_of_network(network: str) -> str:
 
 
 def bits_of_site(site: str, bits: Bits) -> tuple[int, int]:
-    """Return (weight bits, activation bits) of one site."""
+    """Return (weight bits, activation bits) of one site: by the bits' own rules, then by EIGHT_BIT_SITES."""
     assert bits.weights is not None and bits.activations is not None
+    own = bits.of_site(site)
+    if own is not None:
+        return own
     return (8, 8) if site in EIGHT_BIT_SITES else (bits.weights, bits.activations)
 
 
