@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 IMAGE_WEIGHT = 1.0
 # Of the extended training: the picture's share and the perceptual one's.
-PICTURE_WEIGHT, PERCEPTUAL_WEIGHT = 1.0, 1.0
+PICTURE_WEIGHT, PERCEPTUAL_WEIGHT = 1.0, 0.01
 
 
 def learn_reverse(
