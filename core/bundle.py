@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -18,10 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from intsr.errors import BundleError, UsageError
-from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
+from intsr.files import atomic_path, sha256_from_path
 from intsr.manifest import Manifest, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
+COPY_CHUNK_BYTES = 1 << 22
 # What a manifest never reaches: a small file must not unpack into all the memory there is.
 MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
@@ -51,8 +53,7 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, Path]) ->
             info = _zip_info(name)
             info.extra = _alignment(output.tell() + _LOCAL_HEADER_BYTES + len(name.encode()) + _ZIP64_BYTES)
             with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
-                while chunk := source.read(HASH_CHUNK_BYTES):
-                    target.write(chunk)
+                shutil.copyfileobj(source, target, COPY_CHUNK_BYTES)
     return manifest
 
 

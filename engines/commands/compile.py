@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,13 @@ from intsr.errors import UsageError
 from intsr.targets import TARGETS, target_from_name
 
 if TYPE_CHECKING:
-    from intsr.engines.compile.request import CompileRequest
     from intsr.engines.verify.agreement import Verification
     from intsr.manifest import Manifest
 
 # Parameters that an export folder has answered already.
 OF_MODEL = (
-    *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify"),
-    *("activations", "plugins"),
+    *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify", "activations"),
+    "plugins",
 )
 
 
@@ -127,12 +127,17 @@ def compile_command(
     _check_options(target, is_export, of_model)
     if not is_export:
         # What an export needs nothing of, and takes seconds to import.
-        from intsr.engines.compile.request import CompileRequest, compile_model
+        from intsr.engines.compile.estimate import lines_of_estimate
+        from intsr.engines.compile.request import CompileRequest, compile_model, estimate_of
         from intsr.engines.verify.check import Check
 
         request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
         if dry_run:
-            _show_estimate(request, as_json)
+            estimate = estimate_of(request)
+            if as_json:
+                emit_json(asdict(estimate))
+            else:
+                click.echo("\n".join(lines_of_estimate(estimate)))
             return
     if dry_run:
         raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
@@ -161,6 +166,8 @@ def compile_command(
     facts = f"{tiles}, {report['size_bytes'] / 1e6:.1f} MB, {watch.seconds:.1f} s"
     if agreement is not None:
         facts += f", against torch {agreement.end_to_end.psnr_db:.2f} dB, {agreement.worst[1]:.2f} at worst"
+        for line in agreement.metric_lines:
+            say(line)
     say(f"{output}: {manifest.bits} for {target}, {facts}")
     if as_json:
         emit_json(report)
@@ -182,18 +189,8 @@ def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verific
     if agreement is not None:
         report["agreement"] = {item.name: item.to_mapping() for item in (*agreement.networks, agreement.end_to_end)}
         report["agreement"]["worst"] = dict(zip(("name", "psnr_db"), agreement.worst, strict=True))
+        report["agreement"] |= {"metrics": agreement.metrics} if agreement.metrics else {}
     return report
-
-
-def _show_estimate(request: CompileRequest, as_json: bool) -> None:
-    from intsr.engines.compile.estimate import lines_of_estimate
-    from intsr.engines.compile.request import estimate_of, prepare
-
-    estimate = estimate_of(prepare(request))
-    if as_json:
-        emit_json(estimate.to_mapping())
-    else:
-        click.echo("\n".join(lines_of_estimate(estimate)))
 
 
 def _check_options(target: str, is_export: bool, of_model: Mapping[str, Any]) -> None:

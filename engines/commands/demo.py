@@ -18,7 +18,7 @@ def demo(output: Path, as_json: bool) -> None:
     from intsr.files import check_writable_folder
 
     check_writable_folder(output)
-    summary = run_demo(output, say)
+    summary = run_demo(output)
     say(
         f"\n{output}: a 128x128 photograph upscaled to 512x512\n"
         f"  PSNR-Y against the original: bicubic {summary['psnr_bicubic_db']:.2f} dB, "

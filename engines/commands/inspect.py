@@ -10,16 +10,8 @@ import click
 from intsr.cli.console import common_options, emit_json
 from intsr.types import SYNTHETIC_NOTE
 
-MEMORY = (("activations", "activation"), ("weights", "weight"))
 SHOWN = (
-    "model",
-    "method",
-    "bits",
-    "target",
-    "library",
-    "library_version",
-    "gpu_architecture",
-    "precision",
+    *("model", "method", "bits", "target", "library", "library_version", "gpu_architecture", "precision"),
     "tile_px",
 )
 
@@ -78,7 +70,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
     facts.append(f"fp32 GEMMs {plan['fp32_gemms']}")
     if "quantize_kernels" in plan:
         facts.append(f"kernels that only quantize {plan['quantize_kernels']}, reformat {plan['reformat_kernels']}")
-    facts += [f"{part} {plan[f'{key}_bytes'] / 1e6:.1f} MB" for part, key in MEMORY]
+    facts += [f"{kind}s {plan[f'{kind}_bytes'] / 1e6:.1f} MB" for kind in ("activation", "weight")]
     click.echo(f"{plan['name']:<8} {plan['kernels']} kernels: {kinds}")
     click.echo(f"{'':<8} {', '.join(facts)}")
 

@@ -67,7 +67,7 @@ def report(
         **rest,
     )
     check_output_file(output)
-    facts = build_report(request, output, say)
+    facts = build_report(request, output)
     say(f"{output}: {facts['size_bytes'] / 1e6:.2f} MB, {facts['seconds']:.0f} s")
     if as_json:
         emit_json(facts)

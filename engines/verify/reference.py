@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 
 
 class TorchNetwork:
-    """Runs one module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
+    """Runs one module as a runtime network, eager, on the CPU."""
 
     def __init__(self, module: nn.Module, value_in: TensorInfo, value_out: TensorInfo) -> None:
         self.module, self.input, self.output = module.eval(), value_in, value_out
@@ -53,7 +53,7 @@ class TorchReference:
 
 
 def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
-    """encoder, unet and decoder as runtime networks for one tile size."""
+    """encoder, unet and decoder for one tile size."""
     side = tile_px * model.spec.upscale_factor
     latent_side = side // 2 ** (len(model.vae.config.block_out_channels) - 1)
     picture, latent = (1, 3, side, side), (1, model.vae.config.latent_channels, latent_side, latent_side)

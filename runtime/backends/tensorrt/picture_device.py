@@ -81,7 +81,12 @@ class KernelDevice:
         for launch in plan.launches:
             kernel, params = self._kernels[launch.kernel], bytes(launch.params)
             self._cuda.launch_kernel(
-                kernel, launch.grid, launch.block, launch.shared_bytes, params, self._session.compute
+                kernel,
+                self._session.compute,
+                grid=launch.grid,
+                block=launch.block,
+                shared_bytes=launch.shared_bytes,
+                params=params,
             )
         return plan.output
 
