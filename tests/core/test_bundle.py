@@ -12,13 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intsr import bundle as bundle_module
-from intsr.bundle import (
-    MANIFEST_NAME,
-    MEMBER_ALIGNMENT_BYTES,
-    Bundle,
-    read_manifest,
-    write_bundle,
-)
+from intsr.bundle import MANIFEST_NAME, MEMBER_ALIGNMENT_BYTES, Bundle, read_manifest, write_bundle
 from intsr.errors import BundleError, UsageError
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -37,13 +31,6 @@ def _rewrite(path: Path, change, compression=zipfile.ZIP_STORED) -> None:
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-
-
-def _change_manifest(path: Path, **values) -> None:
-    def change(contents):
-        contents[MANIFEST_NAME] = json.dumps(json.loads(contents[MANIFEST_NAME]) | values).encode()
-
-    _rewrite(path, change)
 
 
 def test_round_trip(tmp_path, bundle_path, manifest, members):
@@ -109,7 +96,7 @@ def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bund
 
 @pytest.mark.parametrize("copy", [False, True])
 def test_what_is_written_into_the_file_is_not_written_into_a_copy(bundle_path, members, copy, monkeypatch):
-    """A small engine is one, a large one where that is asked for."""
+    # A small engine is one, a large one where that is asked for.
     if copy:
         monkeypatch.setattr(bundle_module, "COPIED_BYTES", 0)
     with Bundle(bundle_path, copy=copy) as opened:
@@ -139,15 +126,8 @@ def test_a_file_is_overwritten_or_another_one_takes_its_place(bundle_path, tmp_p
     assert not bundle_module.is_overwritten(bundle_path, identity)
 
 
-def test_a_failed_write_leaves_the_old_bundle(bundle_path, manifest, members):
-    before = bundle_path.read_bytes()
-    with pytest.raises(FileNotFoundError):
-        write_bundle(bundle_path, manifest, members | {"unet.plan": Path("nothing")})
-    assert bundle_path.read_bytes() == before
-
-
 def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
-    """Headers have fields that nobody reads, dates for one: the content must then be what it was."""
+    # Headers have fields that nobody reads, dates for one: the content must then be what it was.
     whole = bundle_path.read_bytes()
     good_manifest, good_members = read_manifest(bundle_path), _open_whole(bundle_path)
     # The manifest is one long stretch of text under one checksum: some of its bytes will do.
@@ -182,7 +162,6 @@ def test_a_file_cut_short_anywhere_is_found(bundle_path):
     [
         (lambda contents: contents.pop("unet.plan"), "members"),
         (lambda contents: contents.update(extra=b"x"), "members .*extra"),
-        (lambda contents: contents.update({"../outside": b"x"}), r"members .*\.\./outside"),
         (lambda contents: contents.pop(MANIFEST_NAME), "not a bundle"),
         (lambda contents: contents.update({MANIFEST_NAME: b"\xff"}), "is not valid"),
     ],
@@ -192,23 +171,6 @@ def test_wrong_contents(bundle_path, change, message):
     with pytest.raises(BundleError, match=message) as caught:
         Bundle(bundle_path)
     assert str(caught.value).startswith(str(bundle_path))
-
-
-def test_names_that_lead_outside_are_only_names(bundle_path, tmp_path):
-    """A member may be called anything: it is looked up in memory, and nothing is written on opening."""
-    name = "../../outside.plan"
-
-    def change(contents):
-        values = json.loads(contents[MANIFEST_NAME])
-        values["networks"][0]["member"] = name
-        values["sha256"][name] = values["sha256"].pop("encoder.plan")
-        contents[name] = contents.pop("encoder.plan")
-        contents[MANIFEST_NAME] = json.dumps(values).encode()
-
-    before = sorted(tmp_path.parent.rglob("*"))
-    _rewrite(bundle_path, change)
-    assert name in _open_whole(bundle_path)
-    assert sorted(tmp_path.parent.rglob("*")) == before
 
 
 def test_compressed_members_are_refused(bundle_path):
@@ -224,26 +186,26 @@ def test_a_manifest_that_unpacks_into_gigabytes_is_not_unpacked(bundle_path, mon
         read_manifest(bundle_path)
 
 
-def test_a_network_without_its_member(bundle_path, manifest):
-    networks = [asdict(entry) for entry in manifest.networks]
-    networks[2]["member"] = "elsewhere.plan"
-    _change_manifest(bundle_path, networks=networks)
-    with pytest.raises(BundleError, match=r"no member elsewhere\.plan"):
-        Bundle(bundle_path)
-
-
 def test_further_tile_sizes(bundle_path, manifest):
     networks = [asdict(entry) for entry in manifest.networks]
-    networks[1] |= {"member": "unet.plan", "weights_member": "decoder.plan"}
-    _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": networks}])
+    networks[1]["weights_member"] = "decoder.plan"
+
+    def change_tile(networks):
+        def change(contents):
+            values = json.loads(contents[MANIFEST_NAME])
+            values["tiles"] = [{"tile_px": 8, "overlap_px": 2, "networks": networks}]
+            contents[MANIFEST_NAME] = json.dumps(values).encode()
+
+        _rewrite(bundle_path, change)
+
+    change_tile(networks)
     with Bundle(bundle_path, tile_px=8) as bundle:
         assert (bundle.manifest.tile_px, bundle.manifest.overlap_px) == (8, 2)
         assert bundle.manifest.networks[1].weights_member == "decoder.plan"
     with pytest.raises(UsageError, match="--tile: 12 pixels; expected 16 or 8"):
         Bundle(bundle_path, tile_px=12)
     for key in ("member", "weights_member"):
-        wrong = [networks[0], networks[1] | {key: "elsewhere"}, networks[2]]
-        _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": wrong}])
+        change_tile([networks[0], networks[1] | {key: "elsewhere"}, networks[2]])
         with pytest.raises(BundleError, match="no member elsewhere"):
             Bundle(bundle_path)
 

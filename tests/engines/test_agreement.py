@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from intsr.engines.verify.agreement import polygraphy_metrics, verify
+from intsr.engines.verify.agreement import check_agreement, default_bound_db, polygraphy_metrics, verify
 from intsr.errors import UsageError, VerificationError
 from intsr.types import TensorInfo
 
@@ -69,3 +69,23 @@ def test_verification_needs_pictures_finite_numbers_and_one_model() -> None:
     other.network_names = ("first",)
     with pytest.raises(UsageError, match="the engine has networks first; expected the model's first, second"):
         verify(other, Adds(0), inputs)
+
+
+def test_one_wrong_picture_is_enough_to_fail() -> None:
+    class Wrong(Adds):
+        def run(self, x: np.ndarray) -> np.ndarray:
+            return x + (0.5 if x.max() > 0 else 1e-4)
+
+    dark = np.linspace(-1, -0.5, 192, dtype=np.float32).reshape(1, 3, 8, 8)
+    result = verify(Wrong(0), Adds(0), [("dark", dark), ("bright", dark + 1)])
+    assert result.worst[0] == "bright" and result.worst[1] < 30 < result.per_image_db["dark"]
+    with pytest.raises(
+        VerificationError, match=r"^engine: [\d.]+ dB on bright; expected at least 30 on every picture"
+    ):
+        check_agreement(result, 30.0, "engine", "mend it")
+
+
+def test_bounds_are_what_correct_engines_reach() -> None:
+    bounds = [default_bound_db(bits, "f32") for bits in ("fp", "w8a8", "w6a6", "w4a8", "w2a2")]
+    assert bounds == sorted(bounds, reverse=True) and bounds[0] == 60
+    assert default_bound_db("w4a16", "f16") == default_bound_db("fp", "f16") < bounds[0]
