@@ -45,7 +45,7 @@ def network_input(name: str, side: int = 16) -> torch.Tensor:
 
 
 def random_layers(
-    model: SRModel, bits: Bits, let: str, symmetric: bool = False, weights: str = "ranges", exact: bool = True
+    model: SRModel, bits: Bits, let: str, *, symmetric: bool = False, weights: str = "ranges", exact: bool = True
 ) -> dict[str, QuantizedLayer]:
     """Every integer layer of a float64 model with random s and d, and ranges that clip a little of what is seen.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from models import write_model
+from safetensors.torch import load_file
 
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.passionsr.checkpoint import PIECES, PREFIX, expected_shapes
@@ -21,14 +23,8 @@ LDM_PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 def write_reference_model(reference: Path, folder: Path) -> Path:
     """The reference's random base weights, in ldm's format there, as a model folder; 16x16 latents are tiles of 8."""
     config = json.loads((reference / "config.json").read_text())
-    for part, network in (("unet", _unet(config["unet_config"])), ("vae", _vae(config["vae_config"]))):
-        network.save_pretrained(folder / part)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    scheduler.save_pretrained(folder / "scheduler")
-    save_file({"context": load_file(reference / "inputs.safetensors")["context"]}, folder / "context.safetensors")
-    settings = {"schema_version": 1, "name": "reference", "timestep": 999, "upscale_factor": 4}
-    settings |= {"resize_filter": "lanczos", "context": "context.safetensors", "licence": "none"}
-    (folder / "intsr_model.json").write_text(json.dumps(settings))
+    context = load_file(reference / "inputs.safetensors")["context"]
+    write_model(folder, "reference", _unet(config["unet_config"]), _vae(config["vae_config"]), context)
     base = load_file(reference / "base_ldm.safetensors")
     empty = load_model(str(folder))
     for part in ("unet", "vae"):
@@ -36,11 +32,9 @@ def write_reference_model(reference: Path, folder: Path) -> Path:
         names = ldm_names(empty, part)
         state = {}
         for site, name in {**names.layers, **names.norms}.items():
-            module = network.get_submodule(site.partition(".")[2])
-            for key, parameter in module.named_parameters():
-                state[f"{site.partition('.')[2]}.{key}"] = base.pop(f"{LDM_PREFIX[part]}{name}.{key}").reshape(
-                    parameter.shape
-                )
+            inner = site.partition(".")[2]
+            for key, parameter in network.get_submodule(inner).named_parameters():
+                state[f"{inner}.{key}"] = base.pop(f"{LDM_PREFIX[part]}{name}.{key}").reshape(parameter.shape)
         network.load_state_dict(state, strict=True)
         network.save_pretrained(folder / part)
     assert not base, sorted(base)[:3]
@@ -78,8 +72,6 @@ def _vae(config: dict[str, Any]) -> AutoencoderKL:
 
 def sd21_on_meta() -> SRModel:
     """The architecture of Stable Diffusion 2.1 without memory: shapes only."""
-    from types import SimpleNamespace
-
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
@@ -94,9 +86,9 @@ def sd21_on_meta() -> SRModel:
     return model
 
 
-def random_checkpoint(model: SRModel, part: str, tile_px: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_checkpoint(model: SRModel, part: str, tile_px: int) -> dict[str, torch.Tensor]:
     """A whole official checkpoint of any model: norms and weight ranges are the model's, all else is plausible."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     network, names = getattr(model, part), ldm_names(model, part)
     shapes = expected_shapes(model, part, names)
     tensors: dict[str, torch.Tensor] = {}
@@ -150,7 +142,7 @@ def _tokens(model: SRModel, key: str, tile_px: int) -> int:
 
 def save_checkpoints(model: SRModel, folder: Path, tile_px: int) -> list[Path]:
     """Both files of `random_checkpoint`, as torch writes them."""
-    paths = [folder / f"{part}_ckpt_merge_saw_sep.pth" for part in ("unet", "vae")]
-    for part, path in zip(("unet", "vae"), paths, strict=True):
+    paths = {part: folder / f"{part}_ckpt_merge_saw_sep.pth" for part in ("unet", "vae")}
+    for part, path in paths.items():
         torch.save(random_checkpoint(model, part, tile_px), path)
-    return paths
+    return list(paths.values())
