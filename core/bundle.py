@@ -110,14 +110,6 @@ class LastingMember:
             _drop_pages(self._map)
 
 
-def _mapped_member(descriptor: int, start: int, end: int) -> LastingMember:
-    skipped = start % mmap.ALLOCATIONGRANULARITY
-    length = end - start + skipped
-    # A length of 0 would mean all of the file.
-    memory = mmap.mmap(descriptor, max(length, 1), access=mmap.ACCESS_COPY, offset=start - skipped)
-    return LastingMember(memory, skipped, length, in_place=True)
-
-
 def is_overwritten(path: Path, identity: Identity) -> bool:
     """Tell whether somebody has written into the file since; not where another one has taken its place."""
     try:
@@ -197,14 +189,10 @@ class Bundle:
     def _check_hashes(self) -> None:
         for name, expected in self.manifest.sha256.items():
             with self.member(name) as view:
-                got = hashlib.sha256(view).hexdigest()
-            if got != expected:
-                raise BundleError(
-                    self.path,
-                    f"member {name} is altered (SHA-256 {got[:12]})",
-                    f"{expected[:12]}",
-                    "compile or copy the file again",
-                )
+                found = hashlib.sha256(view).hexdigest()
+            if found != expected:
+                got, fix = f"member {name} is altered (SHA-256 {found[:12]})", "compile or copy the file again"
+                raise BundleError(self.path, got, expected[:12], fix)
             self.drop_pages()
 
     def member(self, name: str) -> memoryview:
@@ -218,7 +206,11 @@ class Bundle:
         if self.is_copy:
             return LastingMember(self._map, start, end, in_place=False)
         self.is_used_in_place = True
-        return _mapped_member(self._file.fileno(), start, end)
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        length, offset = end - start + skipped, start - skipped
+        # A length of 0 would mean all of the file.
+        memory = mmap.mmap(self._file.fileno(), max(length, 1), access=mmap.ACCESS_COPY, offset=offset)
+        return LastingMember(memory, skipped, length, in_place=True)
 
     def _range(self, name: str) -> tuple[int, int]:
         start, end = self._ranges[name]
