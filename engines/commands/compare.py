@@ -13,7 +13,7 @@ import click
 
 from intsr.calib.options import DEFAULT_CROP_PX, TRAINING_OPTIONS, symmetric_option, training_options
 from intsr.cli.console import common_options, emit_json, say
-from intsr.cli.options import model_options
+from intsr.cli.options import PATH, model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak 
 @click.option(
     "--calibration",
     "calibration_images",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder of low-resolution pictures to calibrate on.",
 )
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of pictures to upscale.")
-@click.option("--hr", type=click.Path(path_type=Path), required=True, help="Folder of their originals.")
+@click.option("--images", type=PATH, required=True, help="Folder of pictures to upscale.")
+@click.option("--hr", type=PATH, required=True, help="Folder of their originals.")
 @click.option("--allow-missing", is_flag=True, help="Leave out pictures that only one folder has.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the table and the calibrations.")
+@click.option("-o", "--output", type=PATH, help="Folder for the table and the calibrations.")
 @click.option("--keep-pictures", is_flag=True, help="Keep every row's pictures in FOLDER/pictures.")
 @click.option("--restart", is_flag=True, help="Calibrate anew, whatever is there.")
 @click.option("--limit", type=click.IntRange(1), help="Calibrate on at most so many pictures.")

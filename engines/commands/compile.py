@@ -12,6 +12,7 @@ import click
 
 from intsr.cli.console import Stopwatch, common_options, emit_json, say
 from intsr.cli.options import (
+    PATH,
     FiniteFloat,
     SeveralValuesCommand,
     TileSizes,
@@ -40,10 +41,10 @@ OF_MODEL = (
     "intsr compile demo-onnx/ --target tensorrt-rtx -o demo.rtx.engine",
 )
 @click.argument("source", metavar="MODEL|EXPORT")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The .engine file to write.  [required]")
+@click.option("-o", "--output", type=PATH, help="The .engine file to write.  [required]")
 @click.option("--target", default="cpu", show_default=True, help="cpu, onnxruntime, tensorrt or tensorrt-rtx.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder.")
-@click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these first, in one pass.")
+@click.option("--calibration", type=PATH, help="Calibration folder.")
+@click.option("--images", type=PATH, help="Calibrate on these first, in one pass.")
 @click.option("--bits", default="w8a8", show_default=True, help="With --images, --passionsr: wXaY; or fp.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
 @passionsr_option
@@ -77,11 +78,11 @@ OF_MODEL = (
     show_default=True,
     help="tensorrt: other GPUs that the plan must run on; costs speed.",
 )
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="tensorrt: reuse measured kernel times.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of networks built before, used and added to.")
+@click.option("--timing-cache", type=PATH, help="tensorrt: reuse measured kernel times.")
+@click.option("--cache", type=PATH, help="Folder of networks built before, used and added to.")
 @click.option(
     "--verify",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Compare with torch on this folder's pictures and on smooth ones; below --min-psnr nothing is written.",
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH
 
 
 @click.command(epilog="Example: intsr demo -o build/demo")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option("-o", "--output", type=PATH, default=Path("build/demo"), show_default=True)
 @common_options
 def demo(output: Path, as_json: bool) -> None:
     """Calibrate, export, compile, upscale and report, with the bundled model on real photographs."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -21,8 +22,8 @@ _COPY_CHUNK_BYTES = 1 << 24
     epilog="Example: intsr extract model.engine -o plans && trtexec --loadEngine=plans/unet.plan",
     short_help="Write the raw plans of an .engine file.",
 )
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("engine", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @common_options
 def extract(engine: Path, output: Path, as_json: bool) -> None:
     """Write every member of ENGINE as a file in a folder, with manifest.json beside them.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from intsr.cli.console import common_options, emit_json
+from intsr.cli.options import PATH
 from intsr.types import SYNTHETIC_NOTE
 
 SHOWN = (
@@ -20,9 +21,9 @@ SHOWN = (
     epilog="Example: intsr inspect demo.engine --layers",
     short_help="What is in an .engine file, down to its kernels, or in a calibration folder.",
 )
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--layers", is_flag=True, help="An engine's finished plan, or one line for each calibrated layer.")
-@click.option("--against", type=click.Path(path_type=Path), help="Another engine, to compare the finished plan with.")
+@click.option("--against", type=PATH, help="Another engine, to compare the finished plan with.")
 @common_options
 def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> None:
     """Show what is in PATH, an .engine file or a calibration folder.

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from intsr.cli.console import common_options, emit_json, say
-from intsr.cli.options import FiniteFloat, weight_options
+from intsr.cli.options import PATH, FiniteFloat, weight_options
 from intsr.types import SYNTHETIC_NOTE
 
 
 @click.command(epilog="Example: intsr verify demo.engine --against demo-w8a8 --model demo --images photos/")
-@click.argument("engine", type=click.Path(path_type=Path))
+@click.argument("engine", type=PATH)
 @click.option(
     "--against", required=True, help="Calibration folder (fake-quantized torch), or model (full precision)."
 )
 @click.option("--model", help="With a calibration: the model it was made for.")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of low-resolution pictures.")
+@click.option("--images", type=PATH, required=True, help="Folder of low-resolution pictures.")
 @click.option(
     "--min-psnr",
     "min_psnr_db",
