@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ import pytest
 from builds import built_in_this_process
 from safetensors.torch import load_file, save_file
 
-from intsr.calib.data.made_pictures import flat, gradient, noisy, page
-from intsr.calib.data.pictures import tiles_from_pixels
+from intsr.calib.data.pictures import verification_inputs
 from intsr.calib.models.open import SRModel, load_model
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine
@@ -27,34 +25,7 @@ from intsr.targets import lowering_from_name
 TILE_PX = 64
 
 
-def pictures() -> dict[str, np.ndarray]:
-    """Flat black, white and greys, saturated colours, a sky with noise of one level, gradients, text on white."""
-    rng = np.random.default_rng(4)
-    colours = {
-        "black": (0, 0, 0),
-        "white": (255, 255, 255),
-        "grey 127": (127, 127, 127),
-        "grey 128": (128, 128, 128),
-        "red": (255, 0, 0),
-        "green": (0, 255, 0),
-        "blue": (0, 0, 255),
-        "yellow": (255, 255, 0),
-        "magenta": (255, 0, 255),
-    }
-    return {name: flat(TILE_PX, colour) for name, colour in colours.items()} | {
-        "sky": noisy(flat(TILE_PX, (120, 170, 235)), 1.0, rng),
-        "sky gradient": gradient(TILE_PX, (90, 140, 220), (190, 215, 245)),
-        "grey gradient": gradient(TILE_PX, (0, 0, 0), (255, 255, 255)),
-        "text": page(TILE_PX, "Hamburgefonstiv", (0, 0, 0), (255, 255, 255), lines=1),
-    }
-
-
-def inputs_of(model: SRModel) -> Iterator[tuple[str, np.ndarray]]:
-    for name, pixels in pictures().items():
-        yield name, tiles_from_pixels(pixels, model.spec, TILE_PX)
-
-
-def full_precision_engine(model: SRModel, folder: Path, tile_px: int = TILE_PX) -> Path:
+def full_precision_engine(model: SRModel, folder: Path, tile_px: int) -> Path:
     export_model(model, None, lowering_from_name("cpu"), tile_px, folder / "onnx")
     with built_in_this_process():
         compile_engine(folder / "onnx", folder / "fp.engine", BuildOptions("cpu", detailed=False))
@@ -63,7 +34,7 @@ def full_precision_engine(model: SRModel, folder: Path, tile_px: int = TILE_PX) 
 
 @pytest.fixture(scope="module")
 def demo_engine(demo_model: SRModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return full_precision_engine(demo_model, tmp_path_factory.mktemp("demo-fp"))
+    return full_precision_engine(demo_model, tmp_path_factory.mktemp("demo-fp"), TILE_PX)
 
 
 @pytest.mark.parametrize(("precision", "least_db"), [("f32", 80), ("bf16", 40)])
@@ -71,7 +42,8 @@ def test_the_demonstration_model(demo_engine: Path, demo_model: SRModel, precisi
     if precision == "bf16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no BF16")
     with open_engine(demo_engine, precision=precision) as engine:
-        result = verify(engine, reference_from_calibration(demo_model, None, TILE_PX), inputs_of(demo_model))
+        inputs = verification_inputs((), demo_model.spec, TILE_PX)
+        result = verify(engine, reference_from_calibration(demo_model, None, TILE_PX), inputs)
     assert result.worst[1] >= least_db, result.per_image_db
     assert precision != "f32" or result.end_to_end.max_abs_error < 2 / 255
 
@@ -88,10 +60,7 @@ def test_a_random_model_with_large_biases(tiny_folder: Path, tmp_path: Path) -> 
         save_file(tensors, path)
     model = load_model(str(folder))
     reference = reference_from_calibration(model, None, tile_px)
-    inputs = [
-        (str(colour), tiles_from_pixels(flat(tile_px, colour), model.spec, tile_px))
-        for colour in ((0, 0, 0), (255, 255, 255), (255, 0, 255))
-    ]
+    inputs = verification_inputs((), model.spec, tile_px)
     with open_engine(full_precision_engine(model, tmp_path, tile_px), precision="f32") as engine:
         result = verify(engine, reference, inputs)
     assert result.worst[1] >= 60, result.per_image_db
