@@ -140,11 +140,10 @@ def test_a_parent_that_ends_takes_the_child_with_it(fake_builder, onnx_path: Pat
 
 def _alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        # A zombie that nobody has waited for is dead, too.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-    # A zombie that nobody has waited for is dead, too.
-    return state != "Z"
 
 
 def _wait_until(condition, seconds: float = 20) -> None:

@@ -6,9 +6,10 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -57,18 +58,9 @@ def run(*given: str) -> Result:
     return CliRunner().invoke(commands.compare, given, catch_exceptions=False)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The same command twice, the first time interrupted while the second method calibrated."""
-
-    folder: Path
-    first: Result
-    second: Result
-    calibrated: tuple[str, ...]
-
-
 @pytest.fixture(scope="module")
-def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same command twice, the first time interrupted while the second method calibrated."""
     folder = tmp_path_factory.mktemp("compared")
     given = arguments(tiny_folder, pictures, "--methods", ",".join(METHODS), "-o", folder, "--keep-pictures")
     calibrated: list[str] = []
@@ -84,15 +76,16 @@ def runs(tiny_folder: Path, pictures: Path, tmp_path_factory: pytest.TempPathFac
         patch.setattr(library, "calibrate_in_child", watched)
         first = run(*given)
         assert not (folder / "compare.json").exists()
-        yield Runs(folder, first, run(*given, "--json"), tuple(calibrated))
+        second = run(*given, "--json")
+    return SimpleNamespace(folder=folder, first=first, second=second, calibrated=calibrated)
 
 
-def rows_of(runs: Runs) -> list[dict[str, Any]]:
+def rows_of(runs: SimpleNamespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = json.loads(runs.second.stdout)["rows"]
     return rows
 
 
-def test_rows(runs: Runs) -> None:
+def test_rows(runs: SimpleNamespace) -> None:
     rows = rows_of(runs)
     assert runs.second.exit_code == 0 and runs.second.stdout.count("\n") == 1
     assert all(row["error"] is None for row in rows)
@@ -102,17 +95,18 @@ def test_rows(runs: Runs) -> None:
     answer = json.loads(runs.second.stdout)
     assert (answer["images"], answer["color_fix"], answer["precision"]) == (2, "none", "f32")
     assert answer == json.loads((runs.folder / "compare.json").read_text())
+    assert (runs.folder / "compare.md").read_text() == f"{commands.table_from_rows(rows)}\n"
 
 
-def test_an_interrupted_comparison_goes_on(runs: Runs) -> None:
+def test_an_interrupted_comparison_goes_on(runs: SimpleNamespace) -> None:
     assert runs.first.exit_code != 0 and runs.first.stdout == ""
     # Once each, and the one that was interrupted again.
-    assert runs.calibrated == ("maxmin", "maxmin+let", "maxmin+let")
+    assert runs.calibrated == ["maxmin", "maxmin+let", "maxmin+let"]
     assert "maxmin w8a8 unet,vae: calibrated before" in runs.second.stderr
     assert "maxmin+let w8a8 unet,vae: calibrating\n" in runs.second.stderr
 
 
-def test_costs_are_the_calibrations_own(runs: Runs) -> None:
+def test_costs_are_the_calibrations_own(runs: SimpleNamespace) -> None:
     for row in rows_of(runs)[2:]:
         (folder,) = (runs.folder / "calibrations").glob(f"{row['method']}-w8a8-unet-vae-????????")
         stored = json.loads((folder / JSON_NAME).read_text())
@@ -122,7 +116,7 @@ def test_costs_are_the_calibrations_own(runs: Runs) -> None:
         assert line in runs.second.stderr
 
 
-def test_numbers_are_those_of_the_pictures(runs: Runs, pictures: Path) -> None:
+def test_numbers_are_those_of_the_pictures(runs: SimpleNamespace, pictures: Path) -> None:
     rows, kept = rows_of(runs), runs.folder / "pictures"
     folders = [next(kept.glob(f"{name}*")) for name in ("bicubic", "fp", "maxmin-", "maxmin+let-")]
     exact = [read_pixels(kept / "fp" / f"{name}.png") for name in "ab"]
@@ -135,18 +129,6 @@ def test_numbers_are_those_of_the_pictures(runs: Runs, pictures: Path) -> None:
         assert row["psnr_to_fp_db"] == (None if row["method"] == "fp" else pytest.approx(np.mean(to_fp)))
     # Quantized, so not equal, and far nearer than anything else would be.
     assert all(30 < row["psnr_to_fp_db"] < 60 for row in rows[2:])
-
-
-def test_table(runs: Runs) -> None:
-    lines = (runs.folder / "compare.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [line[0] for line in cells] == ["method", "---", "bicubic", "fp", *METHODS]
-    assert len({len(line) for line in cells}) == 1
-    row = rows_of(runs)[2]
-    numbers = [f"{row['psnr_y_db']:.3f}", f"{row['psnr_y_loss_db']:.3f}", f"{row['ssim_y']:.4f}"]
-    costs = [f"{row['psnr_to_fp_db']:.2f}", f"{row['calibration_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"]
-    assert cells[4] == ["maxmin", "w8a8", "unet,vae", *numbers, *costs]
-    assert cells[3][6:] == ["-", "-", "-"]
 
 
 MISTAKES = (
@@ -244,6 +226,7 @@ def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str
         commands._finish(report, None, as_json=False)
     captured = capsys.readouterr()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in captured.out.splitlines()]
+    assert len({len(line) for line in table}) == 1
     assert ended.value.code == 1 and "1 of 2 rows failed" in captured.err
     assert table[0][7:] == ["LPIPS", "calibration s", "peak GB"]
     assert table[2][3:8] == ["-", "0.000", "1.0000", "-", "0.2500"]

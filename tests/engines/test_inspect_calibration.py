@@ -76,14 +76,13 @@ def test_what_a_person_reads(folder: Path, learned: Calibration) -> None:
     facts = inspect_calibration(folder)["calibration"]
     shown = dict(line.split(maxsplit=1) for line in run(folder).stdout.splitlines())
     assert shown["method"] == "passionsr" and shown["parts"] == "unet, vae" and shown["seconds"] == "12.2"
-    kinds = facts["layers"]
+    kinds, let = (
+        facts["layers"],
+        "{sites} sites: {free} free, {explicit} with an explicit step, {shifted} with a shift",
+    )
     counts = f"{kinds['integer']} integer, {kinds['float']} float, {kinds['constant']} constant"
     assert shown["sites"] == f"{len(learned.sites)}: {counts}"
-    let = facts["let"]
-    assert shown["LET"] == (
-        f"{let['sites']} sites: {let['free']} free, {let['explicit']} with an explicit step, "
-        f"{let['shifted']} with a shift"
-    )
+    assert shown["LET"] == let.format_map(facts["let"])
     assert shown["learned"] == f"weights    {kinds['integer']} ranges, 0 codes"
 
 
