@@ -119,17 +119,12 @@ def test_without_an_output_there_is_only_a_dry_run(intsr: Intsr, tiny_folder: Pa
 
 
 def test_only_an_engine_that_agrees_is_written_and_says_how_well(
-    intsr: Intsr,
-    tiny_folder: Path,
-    calibration: Path,
-    pictures: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As of an engine for a GPU.
     monkeypatch.setattr("intsr.engines.verify.check.target_from_name", lambda _: SimpleNamespace(gpu=True))
     monkeypatch.setattr("intsr.engines.verify.check.polygraphy_metrics", lambda *_: {"l2": 0.25})
-    output = tmp_path / "out" / "x.engine"
+    output = pictures.with_name("out") / "x.engine"
     given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--target", "onnxruntime")
     code, out, error = intsr(*given, "-o", output, "--verify", pictures, "--json")
     assert code == 0, error
