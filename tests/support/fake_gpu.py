@@ -59,6 +59,11 @@ class Simulator:
         self.host_memory[memory.ctypes.data] = memory
         return memory
 
+    def tensor(self, address: int, shape, dtype) -> np.ndarray:
+        """A view of device memory; KeyError where it was freed."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.device[address][:size].view(dtype).reshape(shape)
+
     def memory_info(self) -> tuple[int, int]:
         return self.total_bytes - sum(map(len, self.device.values())), self.total_bytes
 
@@ -129,6 +134,9 @@ class Simulator:
         # What the event is now, as CUDA does: it may be recorded anew or destroyed before the stream comes here.
         state = self.events[event]
         self.put(stream, "", lambda: self.reach(state))
+
+    def idle(self) -> bool:
+        return not any(self.streams.values())
 
     def leftovers(self) -> dict[str, int]:
         kinds = ("device", "host_memory", "streams", "events", "graphs", "modules")
