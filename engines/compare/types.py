@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,8 @@ def recipes_from_options(
     named = _names(methods, "--methods")
     for name in named:
         if name not in quantization.methods():
-            raise UsageError(
-                "--methods", repr(name), f"some of {', '.join(quantization.methods())}, separated by commas"
-            )
+            known = ", ".join(quantization.methods())
+            raise UsageError("--methods", repr(name), f"some of {known}, separated by commas")
     widths = [Bits.parse(name) for name in _names(bits, "--bits")]
     if not all(width.quantized for width in widths):
         raise UsageError("--bits", "fp", "wXaY: full precision is a row of its own")
@@ -125,11 +125,11 @@ def recipes_from_options(
     options = TrainingOptions(**{name: value for name, value in training.items() if name in names})
     rest = {name: value for name, value in training.items() if name not in names}
 
-    def recipe(method: str, width: Bits, part: tuple[str, ...]) -> Recipe:
-        shared = Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
-        return replace(shared, training=options, **rest) if shared.trains else shared
-
-    return tuple(recipe(method, width, part) for part in chosen for width in widths for method in named)
+    recipes = [
+        Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
+        for part, width, method in product(chosen, widths, named)
+    ]
+    return tuple(replace(recipe, training=options, **rest) if recipe.trains else recipe for recipe in recipes)
 
 
 def _names(text: str, option: str) -> list[str]:

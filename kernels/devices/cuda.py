@@ -105,7 +105,13 @@ class GpuDevice:
         cluster = 1 if launch.params.separate else launch.cluster
         kernel, params = self._kernel(launch.kernel), bytes(launch.params)
         self._cuda.launch_kernel(
-            kernel, launch.grid, launch.block, launch.shared_bytes, params, self._stream, cluster
+            kernel,
+            self._stream,
+            grid=launch.grid,
+            block=launch.block,
+            shared_bytes=launch.shared_bytes,
+            params=params,
+            cluster=cluster,
         )
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:

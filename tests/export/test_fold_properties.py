@@ -85,7 +85,7 @@ CASES = [
 @pytest.mark.parametrize("bits", [Bits(8, 8), Bits(5, 6)], ids=str)
 def test_folded_equals_simulated(tiny_model: SRModel, bits: Bits, let: str, symmetric: bool, weights: str) -> None:
     model = exact_model(tiny_model)
-    layers = random_layers(model, bits, let, symmetric, weights)
+    layers = random_layers(model, bits, let, symmetric=symmetric, weights=weights)
     folded = folded_from_layers(model, layers, bits)
     for name in NETWORKS:
         compare(name, model, layers, folded)

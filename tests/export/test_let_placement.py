@@ -41,7 +41,7 @@ def test_it_needs_no_torch() -> None:
     families = ", ".join(
         f"intsr.calib.models.families.{name}" for name in ("sd21", "sd21_ldm", "architecture", "supported")
     )
-    modules = f"intsr.export.fold.let_sites, intsr.engines.report.measure.reasons, {families}"
+    modules = f"intsr.export.fold.let_sites, intsr.engines.report.measure.layer_names, {families}"
     code = f"import sys; sys.modules['torch'] = sys.modules['diffusers'] = None; import {modules}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -220,7 +220,9 @@ for wrong in (
     lambda: cuda.alloc(1 << 34),
     lambda: cuda.load_module(bytes(16)),
     lambda: cuda.kernel(module, "luma_from_unit", ((0, 8),)),
-    lambda: cuda.launch_kernel(kernel, (1, 1, 1), 256, 0, bytes(params), cuda._driver.CUstream(8)),
+    lambda: cuda.launch_kernel(
+        kernel, cuda._driver.CUstream(8), grid=(1, 1, 1), block=256, shared_bytes=0, params=bytes(params)
+    ),
 ):
     try:
         wrong()
