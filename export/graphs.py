@@ -95,6 +95,7 @@ def write_export(
     networks: Iterable[FoldedNetwork],
     spec: ModelSpec,
     calibration: Calibration | None,
+    *,
     lowering: Lowering,
     tiles_px: Sequence[int],
     folder: Path,

@@ -122,7 +122,7 @@ def reference_from_calibration(
 ) -> TorchReference:
     """Open what an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
     # The engine's own folding, seen from torch.
-    from intsr.export.fold.fake_quant import fake_quantized
+    from intsr.export.fold.fold import fake_quantized
     from intsr.export.pipeline import fold_networks
 
     if calibration is None:

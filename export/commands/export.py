@@ -78,7 +78,9 @@ def export(
     for tile_px in tiles_px:
         check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
     ranges = _ranges(source, calibration, official, bits, tiles_px)
-    written = export_model(source, ranges, lowering, tiles_px[0], output, detail, tiles_px[1:])
+    written = export_model(
+        source, ranges, lowering, tiles_px[0], output, on_network=detail, further_tiles=tiles_px[1:]
+    )
     say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {', '.join(map(str, tiles_px))}")
     if as_json:
         emit_json({"output": str(output), **asdict(written)})

@@ -47,9 +47,10 @@ def argument(node: fx.Node, index: int, keyword: str, default: Any) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(keyword, default)
 
 
-def pair(value: Any) -> list[int]:
+def pair(value: Any) -> tuple[int, int]:
     """Return (height, width) of a setting that may be one number for both."""
-    return [int(value)] * 2 if isinstance(value, int) else [int(v) for v in (list(value) * 2)[:2]]
+    height, width = (value, value) if isinstance(value, int) else (list(value) * 2)[:2]
+    return int(height), int(width)
 
 
 class LoweringContext:

@@ -25,7 +25,7 @@ from intsr.engines.inspect.engine import compare_plans, inspect_engine
 from intsr.engines.verify.agreement import verify
 from intsr.engines.verify.reference import TorchReference, torch_networks
 from intsr.errors import BuildError, ExportError, UsageError, VerificationError
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.export.pipeline import export_model
 from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.runtime.engine import open_engine

@@ -13,7 +13,7 @@ from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.kernels.quantizer import dequantize_weight
 from intsr.types import NETWORKS
 

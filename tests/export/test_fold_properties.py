@@ -21,7 +21,7 @@ from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites, runs_in_integers
 from intsr.calib.observe.fake_quant import FakeQuantLayer
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.export.fold.specialize import specialize
 from intsr.types import NETWORKS, Bits
 

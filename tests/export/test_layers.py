@@ -18,8 +18,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
+from intsr.export.fold.fold import FoldedLayer, FoldedNetwork, fake_quantized
 from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.layers import LARGEST_PRODUCT, tensor_scale
 from intsr.kernels.quantizer import MIN_SCALE, QuantParams, quantize_weight
@@ -188,7 +187,7 @@ def test_quantized_attention_has_no_weight_only_form() -> None:
 
 
 def test_a_static_calibration_covers_every_layer(tiny_model: Any) -> None:
-    from intsr.export.fold.weight_only import static_calibration
+    from intsr.export.pipeline import static_calibration
     from intsr.types import Bits
 
     source = SimpleNamespace(load=lambda *parts: tiny_model, spec=tiny_model.spec, digest=tiny_model.digest)

@@ -30,8 +30,7 @@ from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.errors import ExportError
-from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
+from intsr.export.fold.fold import FoldedLayer, FoldedNetwork, fake_quantized
 from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.activations import ActivationWriter, plan_grid
 from intsr.kernels.layer_algebra import transform

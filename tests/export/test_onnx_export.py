@@ -145,7 +145,7 @@ def test_a_failure_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], 16, tmp_path / "onnx", fail)
+        export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], 16, tmp_path / "onnx", on_network=fail)
     assert not list(tmp_path.iterdir())
 
 

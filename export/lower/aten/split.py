@@ -11,11 +11,12 @@ from torch import fx
 import intsr.export.fold.split_layers  # noqa: F401  it registers intsr::fake_quantize
 from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, lowers
-from intsr.export.lower.write.activations import UINT8_MAX, plan_grid
+from intsr.export.lower.write.activations import plan_grid
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams
 
 aten: Any = torch.ops.aten
+UINT8_MAX = 255
 
 
 @lowers(torch.ops.intsr.fake_quantize.default)
