@@ -101,12 +101,9 @@ class GpuDevice:
         return self._kernels[name]
 
     def _launch(self, launch: Launch) -> None:
-        # Kernels of separate parameters have their cluster compiled in, as TensorRT cannot ask for one.
-        cluster = 1 if launch.params.separate else launch.cluster
+        # Clusters are compiled into their kernels, as TensorRT cannot ask for one.
         kernel, params = self._kernel(launch.kernel), bytes(launch.params)
-        self._cuda.launch_kernel(
-            kernel, launch.grid, launch.block, launch.shared_bytes, params, self._stream, cluster
-        )
+        self._cuda.launch_kernel(kernel, launch.grid, launch.block, launch.shared_bytes, params, self._stream)
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:
         """Return the median over runs of one CUDA graph, whose launches cost little, from empty caches."""

@@ -178,12 +178,12 @@ def test_weight_only_networks_equal_torch(tiny_folded: Folded, name: str) -> Non
 
 def test_quantized_attention_has_no_weight_only_form() -> None:
     from intsr.errors import ExportError
-    from intsr.export.lower.write.activations import ActivationWriter, GridPlan
+    from intsr.export.lower.write.activations import ActivationWriter
     from intsr.export.onnx.builder import GraphBuilder
 
     writer = ActivationWriter(GraphBuilder(LOWERINGS["weight-only"]))
     with pytest.raises(ExportError, match="quantized attention"):
-        writer.write_grid("x", ASYMMETRIC, GridPlan(0.0, 0, None), "attention")
+        writer.write_grid("x", ASYMMETRIC, "attention")
 
 
 def test_a_static_calibration_covers_every_layer(tiny_model: Any) -> None:

@@ -102,13 +102,14 @@ class ActivationWriter:
             return value
         return self._quantize(value, params, plan, site)
 
-    def write_grid(self, value: str, params: QuantParams, plan: GridPlan, name: str) -> str:
+    def write_grid(self, value: str, params: QuantParams, name: str) -> str:
         """A value on a grid, for whatever reads it: the shift that the container needs is added back.
 
         Raises ExportError in a weight-only lowering: the methods that ask for it are about activations.
         """
         if self.builder.lowering.activation == FLOAT:
             raise ExportError(name, "quantized attention", "float activations", "leave --activations fp16 out")
+        plan = plan_grid(params, self.builder.lowering.activation)
         if not plan.shift:
             return self._quantize(value, params, plan, name)
         b, shift = self.builder, np.float32(plan.shift)
