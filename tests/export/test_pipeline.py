@@ -83,11 +83,3 @@ def test_a_folded_network_keeps_no_float_weight_beside_its_codes(
         else:
             assert torch.isfinite(layer.weight).all()
     assert all(torch.isfinite(parameter).all() for parameter in tiny_model.unet.parameters())
-
-
-def test_a_source_loads_what_is_asked_for(source: ModelSource, tiny_model: SRModel) -> None:
-    only = source.load("vae")
-    assert only.unet is None and only.vae is not None and only.digest == tiny_model.digest
-    copied = tiny_model.load("unet")
-    assert copied.vae is None and copied.unet is not tiny_model.unet
-    assert copied.unet.conv_in.weight is tiny_model.unet.conv_in.weight
