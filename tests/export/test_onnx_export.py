@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,18 @@ from intsr.export.pipeline import export_model
 from intsr.targets.lowering import LOWERINGS
 
 
+@pytest.fixture(scope="module")
+def exported_once(
+    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], 16, folder)
+    return folder
+
+
 @pytest.fixture
-def exported(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path) -> Path:
-    export_model(tiny_model, tiny_calibration, LOWERINGS["asymmetric"], 16, tmp_path / "onnx")
-    return tmp_path / "onnx"
+def exported(exported_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported_once, tmp_path / "onnx"))
 
 
 def test_files_and_their_contract(exported: Path) -> None:
