@@ -6,14 +6,13 @@ smallest mistake of the algebra would spread to the whole output.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from folding import Folded, fold
-from learned import calibration_of, exact_model, move_off_midpoints, network_input, random_layers
+from learned import calibration_of, exact_model, network_input, random_layers
 from torch import nn
 
 from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
@@ -92,20 +91,6 @@ def test_layers_of_few_channels(tiny_model: SRModel, let: str, weights: str, mon
     layers = random_layers(model, bits, let, weights=weights)
     assert {"unet.conv_out", "vae.quant_conv", "vae.post_quant_conv"} <= set(layers)
     check(model, layers, bits, *NETWORKS)
-
-
-def test_the_latents_factor_goes_through_a_let(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """post_quant_conv's s and d are of latents that specialization multiplies by f. Its weights are not learned."""
-    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
-    model, bits, site = exact_model(tiny_model), Bits(8, 8), "vae.post_quant_conv"
-    layers = random_layers(model, bits, "channel")
-    reach = layers[site].scaled_weight().flatten(1).abs().amax(1)
-    layers[site].set_weight_range(-reach, reach)
-    move_off_midpoints(layers[site])
-    calibration = calibration_of(layers, model, bits)
-    plain = replace(calibration.sites[site], weight_low=None, weight_high=None)
-    folded = fold(model, replace(calibration, sites=dict(calibration.sites) | {site: plain}))
-    compare("decoder", model, layers, folded)
 
 
 def test_a_padded_range_without_zero_and_a_shift_of_zeros(tiny_model: SRModel) -> None:

@@ -13,13 +13,11 @@ from learned import calibration_of, exact_model, move_off_midpoints, random_laye
 from numpy.typing import NDArray
 
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
-from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.open import SRModel
 from intsr.export.fold.fold import FoldedLayer, _multiplied
 from intsr.kernels.quantizer import dequantize_weight, rescale
 from intsr.types import Bits
 
-POST_QUANT_CONV = "vae.post_quant_conv"
 CONV_OUT = "unet.conv_out"
 
 
@@ -35,35 +33,16 @@ def expected_factors(model: SRModel, layers: dict[str, QuantizedLayer]) -> dict[
         elif site.endswith("ff.net.2"):
             factors[site.replace("net.2", "net.0.proj")][: len(s)] /= s
     alpha_bar, f = model.spec.alpha_bar, model.spec.latent_scaling_factor
-    for site, factor in ((CONV_OUT, -(((1 - alpha_bar) / alpha_bar) ** 0.5)), ("vae.quant_conv", f)):
-        if site in factors:
-            factors[site] *= factor
-    if POST_QUANT_CONV in factors and not layers[POST_QUANT_CONV].grid.has_let:
+    factors[CONV_OUT] *= -(((1 - alpha_bar) / alpha_bar) ** 0.5)
+    factors["vae.quant_conv"] *= f
+    if not layers["vae.post_quant_conv"].grid.has_let:
         # Its input is f times what it was, which its LET, where it has one, takes back.
-        factors[POST_QUANT_CONV] /= f
+        factors["vae.post_quant_conv"] /= f
     return factors
 
 
 def folded_layers(folded: Folded) -> dict[str, FoldedLayer]:
     return {site: layer for network in folded.values() for site, layer in network.layers.items()}
-
-
-def expected_weight(layer: QuantizedLayer, factors: NDArray[np.float64]) -> NDArray[np.float64]:
-    weight = layer.quantized_weight().numpy()
-    return weight * factors.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def check_exactly(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits, sites: set[str]) -> None:
-    """Integer weights times their scales, of `sites`, are bit by bit what is expected."""
-    folded = folded_layers(fold(model, calibration_of(layers, model, bits)))
-    assert set(folded) == set(layers) and sites <= set(layers)
-    factors = expected_factors(model, layers)
-    for site in sites:
-        expected = expected_weight(layers[site], factors[site])
-        if site == "vae.quant_conv":
-            expected = expected[: len(expected) // 2]  # the mean's half
-        got = dequantize_weight(folded[site].weight_codes, folded[site].weight_scale)
-        np.testing.assert_array_equal(got, expected, err_msg=site)
 
 
 @pytest.fixture(autouse=True)
@@ -78,29 +57,18 @@ def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_training_held_is_what_engines_hold(tiny_model: SRModel, bits: Bits, let: str, weights: str) -> None:
     model = exact_model(tiny_model)
     layers = random_layers(model, bits, let, weights=weights)
-    check_exactly(model, layers, bits, set(layers))
+    folded, factors = folded_layers(fold(model, calibration_of(layers, model, bits))), expected_factors(model, layers)
+    assert set(folded) == set(layers)
+    for site, layer in layers.items():
+        weight = layer.quantized_weight().numpy()
+        expected = weight * factors[site].reshape(-1, *[1] * (weight.ndim - 1))
+        got = dequantize_weight(folded[site].weight_codes, folded[site].weight_scale)
+        # quant_conv keeps the mean's half.
+        np.testing.assert_array_equal(got, expected[: len(got)], err_msg=site)
     # The factors in question are there.
-    factors = expected_factors(model, layers)
     assert set(factors[CONV_OUT]) == {-4} and set(factors["vae.quant_conv"]) == {0.25}
     rows = [site for site in factors if site.endswith((".to_v", "net.0.proj"))]
     assert rows and all((set(factors[site]) == {1}) == (let == "none") for site in rows)
-
-
-@pytest.mark.parametrize("weights", ["ranges", "rounding"])
-@pytest.mark.parametrize("bits", [2, 4, 7])
-def test_a_negative_factor_turns_an_asymmetric_grid_round(tiny_model: SRModel, bits: int, weights: str) -> None:
-    """conv_out at few bits: no method asks for it, the arithmetic holds all the same."""
-    model = exact_model(tiny_model)
-    layers = random_layers(model, Bits(8, 8), "none")
-    plain = layers[CONV_OUT]
-    layer = QuantizedLayer(CONV_OUT, plain.layer, plain.grid, bits).double().requires_grad_(False)
-    scale = torch.tensor([0.5, 1.0, 0.25, 0.5]) * 2.0**-bits
-    first = torch.tensor([-0.75, -0.1, -1.0, 0.0]).mul(2**bits - 1).round()
-    layer.set_weight_range((first + 0.25) * scale, (first + 0.25 + 2**bits - 1).clamp_min(0) * scale)
-    if weights == "rounding":
-        layer.rounding = LearnedRounding(torch.randn_like(layer.layer.weight)).requires_grad_(False)
-        layer.hard_rounding = True
-    check_exactly(model, {**layers, CONV_OUT: layer}, Bits(8, 8), {CONV_OUT})
 
 
 @pytest.mark.parametrize("weights", ["ranges", "rounding"])

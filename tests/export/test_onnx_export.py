@@ -59,23 +59,6 @@ def test_integer_weights_are_stored_as_integers(exported: Path, tiny_folded: Fol
     assert scales and all(len(tensor.dims) == 0 for tensor in scales)
 
 
-@pytest.mark.parametrize("name", ["symmetric", "symmetric-f32"])
-def test_symmetric_graphs_have_zero_points_of_zero(
-    tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path, name: str
-) -> None:
-    export_model(tiny_model, tiny_calibration, LOWERINGS[name], 16, tmp_path / "onnx")
-    float_type = onnx.TensorProto.FLOAT16 if name == "symmetric" else onnx.TensorProto.FLOAT
-    for network in ("encoder", "unet", "decoder"):
-        graph = onnx.load(tmp_path / "onnx" / f"{network}.onnx").graph
-        for tensor in graph.initializer:
-            array = onnx.numpy_helper.to_array(tensor)
-            if "zero_point" in tensor.name:
-                assert array.dtype == np.int8 and not array.any()
-            elif np.issubdtype(array.dtype, np.floating):
-                assert tensor.data_type == float_type, tensor.name
-        assert graph.input[0].type.tensor_type.elem_type == float_type
-
-
 def test_large_graphs_put_their_weights_outside(
     tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 """The kernels' CUDA sources, run on the CPU a thread at a time, and launched through a stub of the driver."""
 
-import ctypes
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from intsr.kernels.devices import emulated as emulate
 from intsr.kernels.launches import sources
 from intsr.kernels.launches.group_norm_plugin import PluginNorm, plugin_launch
 from intsr.kernels.launches.launch import Launch, Plan
-from intsr.kernels.launches.parameters import KERNELS, SOURCES, ReadParams
+from intsr.kernels.launches.parameters import SOURCES, ReadParams
 
 try:
     emulate.find_cpp_compiler()
@@ -44,11 +43,6 @@ def test_the_example_runs():
     example = sources.FOLDER.resolve().parents[1] / "examples" / "kernels" / "int8_matmul.py"
     result = subprocess.run([sys.executable, example, "--emulate"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and len(result.stdout.splitlines()) == 8, result.stdout + result.stderr
-
-
-def test_every_struct_is_as_large_as_in_its_source():
-    for kernel, (source, params) in KERNELS.items():
-        assert emulate._library(source)[f"{kernel}_params"]() == ctypes.sizeof(params), kernel
 
 
 def changed_device(monkeypatch, tmp_path, source, old, new):
