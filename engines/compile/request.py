@@ -19,9 +19,8 @@ from intsr.engines.compile.estimate import CompileEstimate, estimate_compilation
 from intsr.engines.verify.agreement import Verification
 from intsr.engines.verify.check import Check
 from intsr.errors import UsageError
-from intsr.export.fold.weight_only import static_calibration
 from intsr.export.graphs import check_tile, tile_step
-from intsr.export.pipeline import export_model
+from intsr.export.pipeline import export_model, static_calibration
 from intsr.manifest import Manifest
 from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target, lowering_from_name, target_from_name
@@ -147,7 +146,15 @@ def _export(prepared: _Prepared, folder: Path) -> Calibration | None:
         check_one_tile(ranges, [tile_px, *further])
     name = (prepared.target.weight_only_lowering if request.weight_only else None) or prepared.target.lowering
     lowering = lowering_from_name(name, request.plugins)
-    export_model(prepared.source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"), further)
+    export_model(
+        prepared.source,
+        ranges,
+        lowering,
+        tile_px,
+        folder,
+        on_network=lambda name: say(f"exporting {name}"),
+        further_tiles=further,
+    )
     return ranges
 
 

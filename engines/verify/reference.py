@@ -17,7 +17,7 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import passionsr_model
 from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.errors import CalibrationError, UsageError
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.export.pipeline import fold_networks
 from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.upscaler import Upscaler

@@ -24,8 +24,7 @@ from intsr.engines.report.page import embed as picture_files
 from intsr.engines.report.page.render import decibels, share, spark
 from intsr.engines.report.sections.head import head_of
 from intsr.errors import CalibrationError
-from intsr.export.fold.fake_quant import folded_layer
-from intsr.export.fold.fold import FoldedLayer
+from intsr.export.fold.fold import FoldedLayer, folded_layer
 from intsr.kernels.quantizer import quantize_weight, quantize_weight_in_range
 
 RNG = np.random.default_rng(5)
