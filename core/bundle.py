@@ -9,6 +9,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import stat
 import struct
 import zipfile
@@ -18,10 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from intsr.errors import BundleError, UsageError
-from intsr.files import HASH_CHUNK_BYTES, atomic_path, sha256_from_path
+from intsr.files import atomic_path, sha256_from_path
 from intsr.manifest import Manifest, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
+COPY_CHUNK_BYTES = 1 << 22
 # What a manifest never reaches: a small file must not unpack into all the memory there is.
 MAX_MANIFEST_BYTES = 1 << 24
 _LOCAL_HEADER_BYTES = 30
@@ -51,8 +53,7 @@ def write_bundle(path: Path, manifest: Manifest, members: Mapping[str, Path]) ->
             info = _zip_info(name)
             info.extra = _alignment(output.tell() + _LOCAL_HEADER_BYTES + len(name.encode()) + _ZIP64_BYTES)
             with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
-                while chunk := source.read(HASH_CHUNK_BYTES):
-                    target.write(chunk)
+                shutil.copyfileobj(source, target, COPY_CHUNK_BYTES)
     return manifest
 
 
@@ -107,14 +108,6 @@ class LastingMember:
         """Have the pages no longer count as this process's memory; see `Bundle.drop_pages`."""
         if self.in_place:
             _drop_pages(self._map)
-
-
-def _mapped_member(descriptor: int, start: int, end: int) -> LastingMember:
-    skipped = start % mmap.ALLOCATIONGRANULARITY
-    length = end - start + skipped
-    # A length of 0 would mean all of the file.
-    memory = mmap.mmap(descriptor, max(length, 1), access=mmap.ACCESS_COPY, offset=start - skipped)
-    return LastingMember(memory, skipped, length, in_place=True)
 
 
 def is_overwritten(path: Path, identity: Identity) -> bool:
@@ -196,14 +189,10 @@ class Bundle:
     def _check_hashes(self) -> None:
         for name, expected in self.manifest.sha256.items():
             with self.member(name) as view:
-                got = hashlib.sha256(view).hexdigest()
-            if got != expected:
-                raise BundleError(
-                    self.path,
-                    f"member {name} is altered (SHA-256 {got[:12]})",
-                    f"{expected[:12]}",
-                    "compile or copy the file again",
-                )
+                found = hashlib.sha256(view).hexdigest()
+            if found != expected:
+                got, fix = f"member {name} is altered (SHA-256 {found[:12]})", "compile or copy the file again"
+                raise BundleError(self.path, got, expected[:12], fix)
             self.drop_pages()
 
     def member(self, name: str) -> memoryview:
@@ -217,7 +206,11 @@ class Bundle:
         if self.is_copy:
             return LastingMember(self._map, start, end, in_place=False)
         self.is_used_in_place = True
-        return _mapped_member(self._file.fileno(), start, end)
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        length, offset = end - start + skipped, start - skipped
+        # A length of 0 would mean all of the file.
+        memory = mmap.mmap(self._file.fileno(), max(length, 1), access=mmap.ACCESS_COPY, offset=offset)
+        return LastingMember(memory, skipped, length, in_place=True)
 
     def _range(self, name: str) -> tuple[int, int]:
         start, end = self._ranges[name]

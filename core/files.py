@@ -49,26 +49,22 @@ def check_writable_folder(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
-def check_writable_place(folder: Path) -> None:
-    """Check as `check_writable_folder` and create nothing: the nearest folder that is there must be writable."""
-    nearest = folder
+def _nearest(folder: Path) -> Path:
+    """The folder, or what is there of those above it."""
     try:
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
+        return next((place for place in (folder, *folder.parents) if place.exists()), folder)
     except OSError as error:
         raise _unwritable(folder, error) from error
-    check_writable_folder(nearest)
+
+
+def check_writable_place(folder: Path) -> None:
+    """Check as `check_writable_folder` and create nothing: the nearest folder that is there must be writable."""
+    check_writable_folder(_nearest(folder))
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Raise UsageError where the disk below `folder`, which need not exist yet, has no room for `needed_bytes`."""
-    nearest = folder.absolute()
-    try:
-        while not nearest.is_dir() and nearest != nearest.parent:
-            nearest = nearest.parent
-        free_bytes = shutil.disk_usage(nearest).free
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+    free_bytes = shutil.disk_usage(_nearest(folder)).free
     if free_bytes < needed_bytes:
         got = f"{free_bytes / 1e9:.2f} GB free on its disk"
         raise UsageError(folder, got, f"about {needed_bytes / 1e9:.2f} GB", "free some, or choose another output")
@@ -126,11 +122,9 @@ def _rename_to_new(temporary: Path, path: Path) -> None:
     """Renaming replaces what is there; a second name for the same file does not. Raises OutputExistsError."""
     try:
         os.link(temporary, path)
-    except FileExistsError as error:
-        raise OutputExistsError(path, "already exists", fix="give --skip-existing or --overwrite") from error
     except OSError as error:
         # Some drives know no second names (FAT, network shares): only a look is left, a moment before.
-        if os.path.lexists(path):
+        if isinstance(error, FileExistsError) or os.path.lexists(path):
             raise OutputExistsError(path, "already exists", fix="give --skip-existing or --overwrite") from error
         temporary.replace(path)
 
@@ -263,8 +257,5 @@ def _umask() -> int:
 
 def sha256_from_path(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

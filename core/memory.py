@@ -43,31 +43,25 @@ def resident_bytes() -> int:
 
 
 def free_bytes() -> int | None:
-    """Return what this process can still have, of the machine's memory and of its control group's."""
-    found = [value for value in (available_bytes(), _group_bytes()) if value is not None]
-    return min(found, default=None)
-
-
-def _group_bytes() -> int | None:
-    """Return what is left in the control groups that this process is in; None without a limit.
+    """Return what this process can still have, of the machine's memory and of its control groups'.
 
     A group's limit is for all groups below it too. Source: Linux, admin-guide/cgroup-v1/memory and cgroup-v2.
     """
-    found = [_left_bytes(folder, names) for folder, names in _own_groups()]
+    found = [available_bytes(), *(_left_bytes(folder, names) for folder, names in _own_groups())]
     return min((value for value in found if value is not None), default=None)
 
 
 def _own_groups() -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Folders of the process's group and of those above it, up to what is mounted: in a container that is mostly its
-    own group, whatever path the host calls it by.
+    """Folders of the process's group and of those above it, up to what is mounted, and the names of their files.
+
+    In a container that is mostly its own group, whatever path the host calls it by.
     """
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = _OWN_GROUPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     ways = {"": "/", "memory": "/"}
     for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        _, controllers, path = line.split(":", 2)
         for name in controllers.split(","):
             if name in ways and ".." not in path.split("/"):
                 ways[name] = path

@@ -9,14 +9,10 @@ from intsr.errors import MissingLibraryError
 
 # library's import name -> the extra of this package that installs it
 EXTRAS = {
-    "torch": "compile",
-    "diffusers": "compile",
-    "onnx": "compile",
-    "safetensors": "compile",
-    "transformers": "compile",
-    "skimage": "compile",
+    **dict.fromkeys(
+        ("torch", "diffusers", "onnx", "onnxruntime", "safetensors", "transformers", "skimage"), "compile"
+    ),
     "polygraphy": "rtx",
-    "onnxruntime": "compile",
     "tensorrt": "tensorrt",
     "cuda": "tensorrt",
     "pycuda": "pycuda",

@@ -95,6 +95,7 @@ def write_export(
     networks: Iterable[FoldedNetwork],
     spec: ModelSpec,
     calibration: Calibration | None,
+    *,
     lowering: Lowering,
     tiles_px: Sequence[int],
     folder: Path,
@@ -159,7 +160,10 @@ def _write_network(
     network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, tuple[int, ...]], folder: Path
 ) -> list[NetworkEntry]:
     """shapes: file name without its ending -> shape of the input. Large constants are in one file for all."""
-    size_bytes = stored_bytes(network, lowering)
+    float_bytes = np.dtype(lowering.float_dtype).itemsize
+    codes = {f"{site}.weight" for site in network.layers}
+    tensors = network.module.state_dict().items()
+    size_bytes = sum(tensor.numel() * (1 if name in codes else float_bytes) for name, tensor in tensors)
     external = size_bytes > EXTERNAL_DATA_BYTES
     check_free_space(folder, size_bytes if external else len(shapes) * size_bytes)
     data = ExternalData(folder / f"{network.name}.onnx.data") if external else None
@@ -177,14 +181,6 @@ def _write_graph(
     # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
     onnx.checker.check_model(str(path), full_check=data is None)
     return NetworkEntry(network.name, path.name, (info_in,), (info_out,))
-
-
-def stored_bytes(network: FoldedNetwork, lowering: Lowering) -> int:
-    """Return the size of a network's weights in its ONNX file: a byte for an integer one."""
-    float_bytes = np.dtype(lowering.float_dtype).itemsize
-    codes = {f"{site}.weight" for site in network.layers}
-    tensors = network.module.state_dict().items()
-    return sum(tensor.numel() * (1 if name in codes else float_bytes) for name, tensor in tensors)
 
 
 def load_export(folder: Path) -> OnnxExport:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from intsr.calib.calibration.types import PASSIONSR, Calibration
-from intsr.calib.models.families.sd21 import part_of_network
+from intsr.calib.calibration.types import PASSIONSR, Calibration, SiteQuantizer
+from intsr.calib.models.families.sd21 import bits_of_site, part_of_network
 from intsr.calib.models.open import ModelSource, SRModel
+from intsr.calib.models.sites import sites_of_model
 from intsr.export.fold.fold import FoldedNetwork, fold_network
 from intsr.export.fold.passionsr import fold_passionsr_network
 from intsr.export.fold.specialize import specialize
 from intsr.export.graphs import OnnxExport, write_export
 from intsr.targets.lowering import Lowering
-from intsr.types import NETWORKS
+from intsr.types import NETWORKS, Bits
 
 
 def fold_networks(model: ModelSource | SRModel, calibration: Calibration | None) -> Iterator[FoldedNetwork]:
@@ -30,12 +31,25 @@ def fold_networks(model: ModelSource | SRModel, calibration: Calibration | None)
     return (_fold(name, model, calibration) for name in NETWORKS)
 
 
+@torch.no_grad()
 def _fold(name: str, model: ModelSource | SRModel, calibration: Calibration | None) -> FoldedNetwork:
     part = part_of_network(name)
-    with torch.no_grad():
-        if calibration is not None and calibration.folding == PASSIONSR:
-            return fold_passionsr_network(name, model.load(part), calibration)
-        return fold_network(specialize(name, model.load(part)), calibration)
+    if calibration is not None and calibration.folding == PASSIONSR:
+        return fold_passionsr_network(name, model.load(part), calibration)
+    return fold_network(specialize(name, model.load(part)), calibration)
+
+
+def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], tile_px: int) -> Calibration:
+    """Each output channel's own largest weight, and no picture: a calibration for weight-only engines alone.
+
+    The activations' ranges are [0, 0]; `Lowering.activation` `float` never reads them. One part is held at a time.
+    """
+    sites = {}
+    for part in parts:
+        for site in sites_of_model(source.load(part), (part,)):
+            weight_bits, activation_bits = bits_of_site(site, bits)
+            sites[site] = SiteQuantizer(0.0, 0.0, activation_bits, weight_bits)
+    return Calibration("static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites)
 
 
 def export_model(
@@ -44,6 +58,7 @@ def export_model(
     lowering: Lowering,
     tile_px: int,
     folder: Path,
+    *,
     on_network: Callable[[str], None] = lambda name: None,
     further_tiles: Sequence[int] = (),
 ) -> OnnxExport:
@@ -54,4 +69,6 @@ def export_model(
     """
     networks = fold_networks(model, calibration)
     tiles_px = (tile_px, *further_tiles)
-    return write_export(networks, model.spec, calibration, lowering, tiles_px, folder, on_network)
+    return write_export(
+        networks, model.spec, calibration, lowering=lowering, tiles_px=tiles_px, folder=folder, on_network=on_network
+    )

@@ -87,22 +87,22 @@ def check_reports(source: str, reports: Sequence[KernelReport], architectures: S
             raise BuildError(report.kernel, got, "none", "make its tile smaller, or its launch bounds wider")
 
 
-def nvcc_command(nvcc: Path, source: str, out: Path, architectures: Sequence[int]) -> list[str]:
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in architectures]
+def nvcc_command(nvcc: Path, source: str, out: Path) -> list[str]:
+    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
     targets += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in PTX_ARCHITECTURES]
     return [str(nvcc), *_FLAGS, *targets, "-o", str(out), *_source_arguments(source)]
 
 
 def _source_arguments(source: str) -> list[str]:
-    return [f"-I{sources.FOLDER / 'cuda'}", str(sources.cuda_path(source))]
+    return [f"-I{sources.FOLDER}", str(sources.cuda_path(source))]
 
 
-def build_source(nvcc: Path, source: str, architectures: Sequence[int] = ARCHITECTURES) -> tuple[KernelReport, ...]:
+def build_source(nvcc: Path, source: str) -> tuple[KernelReport, ...]:
     """Compile, check and put the fatbin in place; a failure leaves the old one. Raises BuildError."""
     with tempfile.TemporaryDirectory(dir=sources.fatbin_path(source).parent) as scratch:
-        made = Path(scratch) / f"{source}.fatbin"
-        reports = parse_reports(_run(nvcc_command(nvcc, source, made, architectures), source))
-        check_reports(source, reports, architectures)
+        made = Path(scratch) / "kernels.fatbin"
+        reports = parse_reports(_run(nvcc_command(nvcc, source, made), source))
+        check_reports(source, reports, ARCHITECTURES)
         made.replace(sources.fatbin_path(source))
     return reports
 
@@ -111,7 +111,7 @@ def ptx_from_source(source: str, architecture: int) -> bytes:
     """Compile cuda/`source`.cu to PTX, which runs on that architecture and every later one. Raises BuildError."""
     nvcc = find_nvcc()
     with tempfile.TemporaryDirectory() as scratch:
-        made = Path(scratch) / f"{source}.ptx"
+        made = Path(scratch) / "kernels.ptx"
         target = f"-arch=compute_{architecture}"
         command = [str(nvcc), *_LANGUAGE, "--ptx", target, "-o", str(made), *_source_arguments(source)]
         _run(command, source)

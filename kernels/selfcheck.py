@@ -11,34 +11,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import EXIT_ENGINE_MISMATCH, EXIT_OK, EXIT_SOME_FAILED, IntsrError
-from intsr.kernels.checks import group_norm_plugin, network, picture
+from intsr.kernels.checks import group_norm_plugin, picture
 from intsr.kernels.checks.check import Check, Random
-from intsr.kernels.launches.launch import Device, Launch, Plan
-from intsr.kernels.launches.parameters import PeakParams
+from intsr.kernels.launches.launch import Device
 
 _COPY_BYTES = 1 << 30
-_PEAK_TURNS, _PEAK_THREADS = 4096, 256
-# Of one turn of a warp in int8_peak: 8 products of 16x32 by 32x8, a multiply-add being two.
-_TURN_OPERATIONS = 8 * 2 * 16 * 32 * 8
-
-
-_KINDS = (picture, group_norm_plugin, network)
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """Rates that this GPU reaches, measured here."""
-
-    # Bytes read plus written.
-    copy_gbs: float
-    # Of mma.sync out of registers.
-    int8_tops: float
+_KINDS = (picture, group_norm_plugin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +36,8 @@ class Result:
     differing_share: float
     # This and what follows from it are None on an emulated device, whose times mean nothing.
     time_ms: float | None = None
-    # Of reading the inputs and writing the output, each once; None where operations count.
+    # Of reading the inputs and writing the output, each once.
     gbs: float | None = None
-    tops: float | None = None
     share_of_peak: float | None = None
     # Whether the kernel's fault left the GPU unusable, so that no later check was run.
     context_lost: bool = False
@@ -62,20 +45,14 @@ class Result:
     def line(self) -> str:
         head = f"{'ok  ' if self.passed else 'FAIL'} {self.name:36} {self.shape:40} "
         error = f"error {self.max_error:.3g} in {self.differing_share:.4%}"
-        if self.time_ms is None or self.share_of_peak is None:
+        if self.time_ms is None:
             return head + error
-        rate = f"{self.gbs:.0f} GB/s" if self.tops is None else f"{self.tops:.1f} TOPS"
-        return f"{head}{error}, {self.time_ms:.4f} ms, {rate}, {self.share_of_peak:.0%} of peak"
+        return f"{head}{error}, {self.time_ms:.4f} ms, {self.gbs:.0f} GB/s, {self.share_of_peak:.0%} of peak"
 
 
-def measure_peaks(device: Device, repeats: int = 20) -> Peaks:
-    copy_ms = device.copy_milliseconds(_COPY_BYTES, repeats)
-    blocks = device.multiprocessors * 8
-    out = device.empty((blocks * _PEAK_THREADS,), np.int32)
-    launch = Launch("int8_peak", (blocks, 1, 1), _PEAK_THREADS, PeakParams(out=out, turns=_PEAK_TURNS))
-    peak_ms = device.milliseconds(Plan((launch,), out), repeats)
-    operations = blocks * _PEAK_THREADS // 32 * _PEAK_TURNS * _TURN_OPERATIONS
-    return Peaks(2 * _COPY_BYTES / copy_ms / 1e6, operations / peak_ms / 1e9)
+def measure_peak(device: Device, repeats: int = 20) -> float:
+    """Return the rate in GB/s at which this GPU copies its memory, bytes read plus written."""
+    return 2 * _COPY_BYTES / device.copy_milliseconds(_COPY_BYTES, repeats) / 1e6
 
 
 def compare(got: Array, expected: Array) -> tuple[float, float]:
@@ -89,31 +66,25 @@ def compare(got: Array, expected: Array) -> tuple[float, float]:
     return (float(error.max()) if np.isfinite(error).all() else float("inf")), float(differs.mean())
 
 
-def run_check(device: Device, check: Check, peaks: Peaks | None, repeats: int = 20) -> Result:
+def run_check(device: Device, check: Check, copy_gbs: float | None, repeats: int = 20) -> Result:
+    """copy_gbs: the rate to compare with; None where times mean nothing."""
     plan = check.plan(device)
     expected = check.expected()
     error, share = compare(device.download(device.run(plan)), expected)
     passed = error <= check.tolerance.max_error and share <= check.tolerance.max_share
-    if peaks is None:
-        return Result(check.name, check.shape, passed, error, share)
+    result = Result(check.name, check.shape, passed, error, share)
+    if copy_gbs is None:
+        return result
     time_ms = device.milliseconds(plan, repeats)
-    if check.operations:
-        tops = check.operations / time_ms / 1e9
-        return Result(check.name, check.shape, passed, error, share, time_ms, None, tops, tops / peaks.int8_tops)
     gbs = sum(array.nbytes for array in (*check.inputs, expected)) / time_ms / 1e6
-    return Result(check.name, check.shape, passed, error, share, time_ms, gbs, None, gbs / peaks.copy_gbs)
+    return replace(result, time_ms=time_ms, gbs=gbs, share_of_peak=gbs / copy_gbs)
 
 
-def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
-    """Yield every kernel and every branch, in sizes that an emulation can do."""
+def all_checks(rng: Random, clusters: bool, full: bool) -> Iterator[Check]:
+    """Yield every kernel and every branch in small sizes, and, where `full`, in sizes where times mean something."""
     for kind in _KINDS:
         yield from kind.small_checks(rng, clusters)
-
-
-def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
-    """Yield the small ones, then sizes where times mean something."""
-    yield from small_checks(rng, clusters)
-    for kind in _KINDS:
+    for kind in _KINDS if full else ():
         yield from kind.full_checks(rng, clusters)
 
 
@@ -137,18 +108,20 @@ def _is_lost(device: Device) -> bool:
     return False
 
 
-def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[Peaks | None, list[Result]]:
-    """Run all checks, saying one line each; one that cannot run has failed, and is the last where the GPU is lost."""
-    peaks = None if device.emulated else measure_peaks(device)
+def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tuple[float | None, list[Result]]:
+    """Run all checks, saying one line each; one that cannot run has failed, and is the last where the GPU is lost.
+
+    The rate of `measure_peak` is returned with the results.
+    """
+    copy_gbs = None if device.emulated else measure_peak(device)
     say(f"{device.name}, compute capability {device.capability[0]}.{device.capability[1]}, seed {seed}")
-    if peaks:
-        say(f"measured peaks: copy {peaks.copy_gbs:.0f} GB/s, int8 mma.sync {peaks.int8_tops:.0f} TOPS")
+    if copy_gbs:
+        say(f"measured peak: copy {copy_gbs:.0f} GB/s")
     rng: Random = np.random.default_rng(seed)
-    checks = small_checks if device.emulated else full_checks
     results = []
-    for check in checks(rng, device.capability >= (9, 0)):
+    for check in all_checks(rng, device.capability >= (9, 0), full=not device.emulated):
         try:
-            result = run_check(device, check, peaks)
+            result = run_check(device, check, copy_gbs)
         except IntsrError as error:
             lost = _is_lost(device)
             say(f"FAIL {check.name} {check.shape}: {error}")
@@ -159,7 +132,7 @@ def run_selfcheck(device: Device, seed: int, say: Callable[[str], None]) -> tupl
             continue
         results.append(result)
         say(result.line())
-    return peaks, results
+    return copy_gbs, results
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -176,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_ENGINE_MISMATCH
     stream = sys.stderr if options.json else sys.stdout
     try:
-        peaks, results = run_selfcheck(device, seed, lambda line: print(line, file=stream, flush=True))
+        copy_gbs, results = run_selfcheck(device, seed, lambda line: print(line, file=stream, flush=True))
     except IntsrError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -186,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = {
             "device": device.name,
             "seed": seed,
-            "peaks": asdict(peaks) if peaks else None,
+            "peaks": {"copy_gbs": copy_gbs} if copy_gbs else None,
             "checks": [asdict(result) for result in results],
         }
         print(json.dumps(report).replace("Infinity", "null"))

@@ -28,7 +28,6 @@ from intsr.kernels.launches.group_norm_plugin import (
     OPERATORS,
     SOURCE,
     VECTORS,
-    PluginLaunch,
     PluginNorm,
     plugin_launch,
     takes_last,
@@ -60,16 +59,6 @@ def _ptx(architecture: int) -> bytes:
     return ptx_from_source(SOURCE, architecture)
 
 
-def layer_launch(
-    trt: Any, shape: tuple[int, ...], tensor_format: Any, norm: PluginNorm, output: str, tactic: int
-) -> PluginLaunch:
-    """Return the launch for (N, C, H, W). Raises BuildError for a shape that is not known while building."""
-    if min(shape) < 1:
-        raise BuildError("TensorRT plugin", f"shape {shape}", "static shapes")
-    layout = "linear" if tensor_format == trt.TensorFormat.LINEAR else "last"
-    return plugin_launch(shape, norm, layout, output, TACTICS[tactic])
-
-
 @functools.cache
 def register_plugins(trt: ModuleType, architecture: int) -> None:
     """Register both operators, once a process. architecture: of the PTX, see `ptx_architecture`.
@@ -97,9 +86,10 @@ def _register(trt: Any, plugin: Any, plugin_id: str, output: str, architecture: 
         return _combinations(plugin, int(x.shape[1]), output, architecture)
 
     def compile_ahead(x: Any, *others: Any) -> tuple[str, bytes, Any, Any]:
-        *vectors_and_attributes, _, tactic = others
-        norm = _norm(*vectors_and_attributes[len(VECTORS) :])
-        launch = layer_launch(trt, tuple(int(side) for side in x.shape), x.format, norm, output, tactic)
+        groups, epsilon, activation, lowest, highest, _, tactic = others[len(VECTORS) :]
+        norm = PluginNorm(groups, epsilon, bool(activation), lowest, highest)
+        layout = "linear" if x.format == trt.TensorFormat.LINEAR else "last"
+        launch = plugin_launch(tuple(int(side) for side in x.shape), norm, layout, output, TACTICS[tactic])
         params = plugin.KernelLaunchParams(*launch.grid, launch.block, shared_mem=launch.shared_bytes)
         numbers = plugin.SymIntExprs(len(launch.numbers))
         for index, number in enumerate(launch.numbers):
@@ -118,10 +108,6 @@ def _signed(function: Callable[..., Any], parameters: dict[str, Any], returns: A
     listed = [inspect.Parameter(name, kind, annotation=of) for name, of in parameters.items()]
     function.__signature__ = inspect.Signature(listed, return_annotation=returns)  # type: ignore[attr-defined]
     return function
-
-
-def _norm(groups: int, epsilon: float, activation: int, lowest: int, highest: int) -> PluginNorm:
-    return PluginNorm(groups, epsilon, bool(activation), lowest, highest)
 
 
 def _combinations(plugin: Any, channels: int, output: str, architecture: int) -> list[Any]:

@@ -61,88 +61,53 @@ def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> Non
     assert all(word in errors[0] for word in words), errors[0]
 
 
-def hidden_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if ".part" in path.name or path.name.startswith(".")]
+def test_bad_pictures_fail_alone(intsr: Run, bench_top: Path) -> None:
+    pictures, out = bench_top / "pictures", bench_top / "out"
+    # 20000 x 20000 grey pixels of one bit: 50 MB decoded to bits, 400 megapixels, a file of a few kilobytes.
+    Image.new("1", (20000, 20000)).save(pictures / "huge.png", optimize=True)
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    code, shown, _ = intsr("upscale", bench_top / "tiny.engine", pictures, "-o", out, "--json", "-q")
+    errors = {Path(line["input"]).name: line["error"] for line in map(json.loads, shown.splitlines())}
+    assert code == 1 and errors["a.png"] is None and errors["b.png"] is None
+    for name in ("huge.png", "truncated.png"):
+        assert name in errors[name] and "\n" not in errors[name]
+    assert {path.name: Image.open(path).size for path in out.iterdir()} == dict.fromkeys(("a.png", "b.png"), (80, 96))
 
 
-def test_the_good_case_works(intsr: Run, workshop: Path, tmp_path: Path) -> None:
-    code, _, err = intsr("upscale", workshop / "tiny.engine", workshop / "pictures", "-o", tmp_path / "out", "-q")
-    assert (code, err) == (0, "")
-    for name in ("a.png", "b.png"):
-        assert Image.open(tmp_path / "out" / name).size == (80, 96)
-
-
-def broken_picture(kind: str, path: Path) -> None:
-    if kind == "truncated":
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    else:
-        # 20000 x 20000 grey pixels of one bit: 50 MB decoded to bits, 400 megapixels, a file of a few kilobytes.
-        Image.new("1", (20000, 20000)).save(path, optimize=True)
-
-
-@pytest.mark.parametrize("kind", ["truncated", "huge"])
-def test_one_bad_picture_fails_alone(intsr: Run, bench_top: Path, kind: str) -> None:
-    broken_picture(kind, bench_top / "pictures" / "bad.png")
-    out = bench_top / "out"
-    code, shown, _ = intsr("upscale", bench_top / "tiny.engine", bench_top / "pictures", "-o", out, "--json", "-q")
-    assert code == 1
-    lines = {Path(line["input"]).name: line for line in map(json.loads, shown.splitlines())}
-    assert lines["a.png"]["error"] is None and lines["b.png"]["error"] is None
-    assert "bad.png" in lines["bad.png"]["error"] and "\n" not in lines["bad.png"]["error"]
-    assert sorted(path.name for path in out.iterdir()) == ["a.png", "b.png"]
-
-
-def test_missing_picture(intsr: Run, bench_top: Path) -> None:
-    out = bench_top / "out.png"
-    code, _, err = intsr("upscale", bench_top / "tiny.engine", bench_top / "none.png", "-o", out)
-    assert code == 1 and "none.png" in err
-    assert not out.exists() and not hidden_files(bench_top)
-
-
-def test_missing_engine(intsr: Run, bench_top: Path) -> None:
-    result = intsr("upscale", bench_top / "none.engine", bench_top / "pictures", "-o", bench_top / "out")
-    assert_one_line(result, 2, "none.engine")
-    assert not (bench_top / "out").exists()
-
-
-def test_an_engine_with_a_flipped_byte(intsr: Run, bench_top: Path) -> None:
-    path = bench_top / "tiny.engine"
+def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-    result = intsr("upscale", path, bench_top / "pictures", "-o", bench_top / "out")
-    assert_one_line(result, 2, "tiny.engine", "altered")
-    assert not (bench_top / "out").exists()
+    path.write_bytes(data)
 
 
 def rewrite_manifest(path: Path, **changes: object) -> None:
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    manifest = json.loads(members["manifest.json"]) | changes
+    members["manifest.json"] = json.dumps(json.loads(members["manifest.json"]) | changes).encode()
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("manifest.json", json.dumps(manifest))
         for name, data in members.items():
-            if name != "manifest.json":
-                archive.writestr(name, data)
+            archive.writestr(name, data)
+
+
+RTX = {"target": "tensorrt-rtx", "library": "tensorrt-rtx", "library_version": "1.7.1"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("spoil", "code", "words"),
     [
-        (
-            {"target": "tensorrt-rtx", "library": "tensorrt-rtx", "library_version": "1.7.1"},
-            ["plan starts with", "of tensorrt-rtx"],
-        ),
-        ({"library_version": "2099.1.0"}, ["2099.1.0"]),
+        (Path.unlink, 2, ["no such file"]),
+        (flip_a_byte, 2, ["altered"]),
+        (lambda path: rewrite_manifest(path, **RTX), 3, ["plan starts with", "of tensorrt-rtx"]),
+        (lambda path: rewrite_manifest(path, library_version="2099.1.0"), 3, ["2099.1.0"]),
     ],
 )
-def test_an_engine_for_another_target_or_version(
-    intsr: Run, bench_top: Path, changes: dict[str, str], words: list[str]
+def test_an_engine_that_cannot_be_used(
+    intsr: Run, bench_top: Path, spoil: Callable[[Path], None], code: int, words: list[str]
 ) -> None:
-    rewrite_manifest(bench_top / "tiny.engine", **changes)
+    spoil(bench_top / "tiny.engine")
     result = intsr("upscale", bench_top / "tiny.engine", bench_top / "pictures", "-o", bench_top / "out")
-    assert_one_line(result, 3, *words)
+    assert_one_line(result, code, "tiny.engine", *words)
     assert not (bench_top / "out").exists()
 
 
@@ -161,9 +126,8 @@ def test_an_engine_is_not_verified_against_another_calibration(
     intsr: Run, bench_top: Path, tiny_folder: Path, tiny_calibration: Calibration
 ) -> None:
     save_calibration(replace(tiny_calibration, method="other"), bench_top / "other")
-    arguments = ("--model", tiny_folder, "--images", bench_top / "pictures", "--min-psnr", 1, "--limit", 1)
-    result = intsr("verify", bench_top / "tiny.engine", "--against", bench_top / "other", *arguments)
-    assert_one_line(result, 2, "digest")
+    arguments = ("--against", bench_top / "other", "--model", tiny_folder, "--images", bench_top / "pictures")
+    assert_one_line(intsr("verify", bench_top / "tiny.engine", *arguments), 2, "digest")
 
 
 def test_an_onnx_whose_data_lies_outside_its_folder(intsr: Run, bench_top: Path) -> None:
@@ -171,26 +135,17 @@ def test_an_onnx_whose_data_lies_outside_its_folder(intsr: Run, bench_top: Path)
     (bench_top / "secret.bin").write_bytes(b"\0" * 4096)
     model = onnx.load(path)
     tensor = next(t for t in model.graph.initializer if len(t.raw_data) > 100)
-    size = len(tensor.raw_data)
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../secret.bin")
-    tensor.external_data.add(key="length", value=str(size))
     path.write_bytes(model.SerializeToString())
     result = intsr("compile", bench_top / "onnx", "-o", bench_top / "x.engine")
     assert_one_line(result, 2, "../secret.bin")
     assert not (bench_top / "x.engine").exists()
 
 
-def test_bits_that_do_not_exist(intsr: Run, bench_top: Path, tiny_folder: Path) -> None:
-    arguments = ("--images", bench_top / "pictures", "--bits", "w9a9", "-o", bench_top / "c")
-    assert_one_line(intsr("calibrate", tiny_folder, *arguments), 2, "w9a9", "wXaY")
-    assert not (bench_top / "c").exists()
-
-
 OPTIONS_WITHOUT_EFFECT = (
     ("onnx", ("--bits", "w4a4"), ["--bits", "export folder"]),
-    ("onnx", ("--images", "pictures"), ["--images", "export folder"]),
     ("demo", ("--calibration", "calibration", "--parts", "unet"), ["--parts", "--calibration"]),
     ("demo", ("--bits", "fp", "--parts", "unet"), ["--parts", "--bits fp"]),
     ("demo", ("--passionsr", "a.pth", "--parts", "unet"), ["--parts", "--passionsr"]),
@@ -233,7 +188,6 @@ def test_an_unwritable_output_folder(intsr: Run, bench_top: Path, tiny_folder: P
     ("command", "number", "code"), [("compile", signal.SIGINT, 130), ("upscale", signal.SIGTERM, 143)]
 )
 def test_interrupted_in_the_middle(bench_top: Path, command: str, number: signal.Signals, code: int) -> None:
-    """A process of its own, which has begun to write."""
     out = bench_top / "out"
     out.mkdir()
     if command == "compile":
@@ -253,8 +207,4 @@ def test_interrupted_in_the_middle(bench_top: Path, command: str, number: signal
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
-    assert not list(out.iterdir()) and not hidden_files(out)
-
-
-def test_no_arguments_at_all_is_not_a_crash(intsr: Run) -> None:
-    assert intsr("compile")[0] == 2
+    assert not list(out.iterdir())

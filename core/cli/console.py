@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -38,14 +39,10 @@ def _set_verbosity(context: click.Context, parameter: click.Parameter, value: bo
 
 def common_options(function: F) -> F:
     """--json (passed as `as_json`), -q and -v."""
-    decorators = (
-        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there."),
-        click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Errors only."),
-        click.option("-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbosity, help="Details."),
-    )
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
+    flag = partial(click.option, is_flag=True, expose_value=False, callback=_set_verbosity)
+    quiet, verbose = flag("-q", "--quiet", help="Errors only."), flag("-v", "--verbose", help="Details.")
+    as_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else there.")
+    return as_json(quiet(verbose(function)))
 
 
 def on_terminal() -> bool:

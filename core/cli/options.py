@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from intsr.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 
 
 class TileSizes(click.ParamType[tuple[int, ...]]):
@@ -75,7 +76,7 @@ def passionsr_option(function: F) -> F:
         "official",
         cls=SeveralValues,
         multiple=True,
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="UNET.pth [VAE.pth]",
         help="PassionSR's calibrated checkpoints, behind MODEL; --bits says what they were made for.",
     )(function)
@@ -83,11 +84,9 @@ def passionsr_option(function: F) -> F:
 
 def weight_options(function: F) -> F:
     """--context and --lora: what a model takes from other files."""
-    path = click.Path(path_type=Path)
-    function = click.option(
-        "--lora", type=path, help="OSEDiff's LoRA (.pkl or .safetensors), merged into the weights."
-    )(function)
-    return click.option("--context", type=path, help="Prompt context, safetensors with `context`.")(function)
+    lora = click.option("--lora", type=PATH, help="OSEDiff's LoRA (.pkl or .safetensors), merged into the weights.")
+    context = click.option("--context", type=PATH, help="Prompt context, safetensors with `context`.")
+    return context(lora(function))
 
 
 def model_options(function: F) -> F:

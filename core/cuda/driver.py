@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from intsr.arrays import Array
-from intsr.errors import EngineMismatchError, IntsrError, OutOfMemoryError, UsageError
+from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 
 # name -> "module:class"; the first is the default.
 CUDA_BACKENDS = {"cuda-python": "intsr.cuda.driver:Cuda", "pycuda": "intsr.cuda.pycuda:PyCuda"}
@@ -25,15 +25,10 @@ PLAIN_SHARED_BYTES = 48 * 1024
 # What cuda-bindings 13 are made for: the driver of any CUDA 13.
 _NEEDED_VERSION, _NEEDED_DRIVER = 13000, "R580"
 _NO_GPU_FIX = "run it on a machine with an NVIDIA GPU, or make an engine that runs here: intsr compile MODEL"
-_NO_DRIVER = frozenset(
-    (
-        "CUDA_ERROR_NOT_INITIALIZED",
-        "CUDA_ERROR_STUB_LIBRARY",
-        "CUDA_ERROR_NO_DEVICE",
-        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
-        "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
-    )
-)
+_NO_DRIVER = {
+    *("CUDA_ERROR_NOT_INITIALIZED", "CUDA_ERROR_STUB_LIBRARY", "CUDA_ERROR_NO_DEVICE"),
+    *("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE"),
+}
 # (offset, bytes) of each parameter of a kernel inside the struct that holds them all; one where it takes the struct.
 Places = Sequence[tuple[int, int]]
 
@@ -97,9 +92,8 @@ class Cuda:
         except RuntimeError as error:
             # cuda-python's own, where the driver's library is not installed.
             raise no_driver(where, str(error).splitlines()[0]) from error
-        return [
-            _device(driver, where, index, version) for index in range(_checked(driver, where, "cuDeviceGetCount"))
-        ]
+        count = _checked(driver, where, "cuDeviceGetCount")
+        return [_device(driver, where, index, version) for index in range(count)]
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return _checked(self._driver, self._where, name, *arguments)
@@ -249,11 +243,12 @@ class Cuda:
     def launch_kernel(
         self,
         kernel: Any,
+        stream: Any,
+        *,
         grid: tuple[int, int, int],
         block: int,
         shared_bytes: int,
         params: bytes,
-        stream: Any,
         cluster: int = 1,
     ) -> None:
         """Launch blocks along x, y and z. block: threads, along x. params: the struct. cluster: blocks, along x."""
@@ -284,17 +279,12 @@ class Cuda:
 def _checked(driver: Any, where: object, name: str, *arguments: Any) -> Any:
     """Call `name`, raise for its status, return the rest: None, one value or a tuple."""
     status, *values = getattr(driver, name)(*arguments)
-    if int(status) != 0:
-        raise _error(status.name, f"{name} reports {status.name}", where)
-    return values[0] if len(values) == 1 else tuple(values) or None
-
-
-def _error(status: str, text: str, where: object) -> IntsrError:
-    if status == "CUDA_ERROR_OUT_OF_MEMORY":
-        return out_of_memory(where, text)
-    if status in _NO_DRIVER:
-        return no_driver(where, status)
-    return cuda_failed(where, text)
+    if int(status) == 0:
+        return values[0] if len(values) == 1 else tuple(values) or None
+    if status.name in _NO_DRIVER:
+        raise no_driver(where, status.name)
+    failed = out_of_memory if status.name == "CUDA_ERROR_OUT_OF_MEMORY" else cuda_failed
+    raise failed(where, f"{name} reports {status.name}")
 
 
 def cuda_failed(where: object, reason: str) -> EngineMismatchError:
@@ -311,7 +301,7 @@ def no_driver(where: object, reason: str) -> EngineMismatchError:
 
 
 def version_text(version: int) -> str:
-    """Return 12.8 for 12080."""
+    """12080 -> 12.8."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
@@ -352,11 +342,7 @@ def list_devices(backend: str, where: object, extra: str) -> list[CudaDevice]:
 
 
 def open_cuda(backend: str, requested: str | None, where: object, extra: str) -> Cuda:
-    """Open the device that was asked for.
-
-    Raises EngineMismatchError where the library or the driver is missing, or no such device is there; UsageError for
-    another backend.
-    """
+    """Open the device that was asked for. Raises EngineMismatchError, also where it is not there, UsageError."""
     cuda, library = load_backend(backend, where, extra)
     return cuda(library, pick_device(cuda.list_devices(library, where), requested, where), where)
 
@@ -387,6 +373,5 @@ def pick_device(devices: Sequence[CudaDevice], requested: str | None, where: obj
     for device in devices:
         if str(requested).lower() in device.name.lower():
             return device
-    there = ", ".join(map(str, devices))
-    got, example = f"no GPU is {requested!r}", "for example --device cuda:0"
-    raise EngineMismatchError("--device", got, f"one of {there}", example)
+    expected = f"one of {', '.join(map(str, devices))}"
+    raise EngineMismatchError("--device", f"no GPU is {requested!r}", expected, "for example --device cuda:0")

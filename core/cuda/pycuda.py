@@ -149,11 +149,12 @@ class PyCuda(Cuda):
     def launch_kernel(
         self,
         kernel: Any,
+        stream: Any,
+        *,
         grid: tuple[int, int, int],
         block: int,
         shared_bytes: int,
         params: bytes,
-        stream: Any,
         cluster: int = 1,
     ) -> None:
         if cluster > 1:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+FloatDtype = Literal["float32", "float16"]
 # What a target may run with a kernel of ours; `plugin_nodes` writes it.
 PLUGINS = ("group-norm",)
 # In the names of all nodes between GroupNorm's reductions over x and its affine step: builders keep them in float32
@@ -18,44 +20,30 @@ class Lowering:
     name: str
     # `uint8` takes asymmetric grids as they are; `int8` is symmetric with zero-point 0, reached by an exact shift
     # (docs/theory.md, "Exact lowerings"); `float` leaves activations alone: weights only are integers.
-    activation: str
+    activation: Literal["uint8", "int8", "float"]
     # Of everything that is not integer, inputs and outputs included.
-    float_dtype: str
+    float_dtype: FloatDtype
     opset: int
     # How a shifted grid meets zero padding, exactly either way. `pad`: x is padded in front of the shift, and the
     # convolution runs VALID. `bias`: the convolution pads, and what the border then lacks is in its bias.
-    borders: str = "pad"
+    borders: Literal["pad", "bias"] = "pad"
     # Of the DequantizeLinear. `channel`: one scale an output channel. `tensor`: one power of two, and the channels'
     # own factors behind the product.
-    weight_scale: str = "channel"
+    weight_scale: Literal["channel", "tensor"] = "channel"
     # q, k and v of one input become one product.
     merge_projections: bool = False
     # A product whose output is cut in two, as GEGLU's, becomes two products.
     split_halves: bool = False
     # `instance` or `statistics`: see export/lower/write/group_norm.py.
-    group_norm: str = "instance"
+    group_norm: Literal["instance", "statistics"] = "instance"
     # Integer convolutions with longer rows than this, and more than `layers.SPLIT_CHANNELS` output channels, are
     # written as several and joined again; 0 for never.
     split_rows: int = 0
     # Operators that are written as nodes of our own, of PLUGINS, for an engine that has them.
     plugins: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        choices = {
-            "activation": ("uint8", "int8", "float"),
-            "float_dtype": ("float32", "float16"),
-            "borders": ("pad", "bias"),
-            "weight_scale": ("channel", "tensor"),
-            "group_norm": ("instance", "statistics"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if not set(self.plugins) <= set(PLUGINS):
-            raise ValueError(f"plugins {self.plugins} are not of {', '.join(PLUGINS)}")
 
-
-def _rtx(name: str, float_dtype: str) -> Lowering:
+def _rtx(name: str, float_dtype: FloatDtype) -> Lowering:
     """Return the form that TensorRT-RTX makes the best plans of: docs/compile/tensorrt.md has the measurements."""
     return Lowering(name, "int8", float_dtype, 20, borders="bias", weight_scale="tensor", merge_projections=True)
 

@@ -6,18 +6,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intsr.engines.builders.child import Build, build_each_in_child
-from intsr.engines.builders.types import BuildReport
+from intsr.engines.builders.child import build_each_in_child
+from intsr.engines.builders.types import Build, BuildReport
 from intsr.errors import IntsrError
 from intsr.files import atomic_path, check_free_space, check_writable_folder, sha256_from_path
+from intsr.json_files import from_plain
 from intsr.onnx_files import external_files, read_onnx
 from intsr.runtime.backends.compatibility import installed_version, list_devices
 from intsr.targets import Target
-
-_PLAN, _REPORT = "plan", "json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +42,17 @@ class PlanCache:
         found = [report for report in reports if report is not None]
         if len(found) == len(builds):
             for key, build in zip(keys, builds, strict=True):
-                shutil.copyfile(self._path(key, _PLAN), build.plan_path)
+                shutil.copyfile(self._path(key, "plan"), build.plan_path)
                 self.on_reuse(build.onnx_path.stem)
             return found
         built = build_each_in_child(target.builder, builds)
         for key, build, report in zip(keys, builds, built, strict=True):
-            self._keep(key, build.plan_path, report)
+            check_free_space(self.folder, report.plan_bytes)
+            with atomic_path(self._path(key, "plan")) as temporary:
+                shutil.copyfile(build.plan_path, temporary)
+            values = {"sha256": sha256_from_path(build.plan_path), "report": asdict(report)}
+            with atomic_path(self._path(key, "json")) as temporary:
+                temporary.write_text(json.dumps(values), encoding="utf-8")
         return built
 
     def _path(self, key: str, kind: str) -> Path:
@@ -56,25 +60,17 @@ class PlanCache:
 
     def _report(self, key: str) -> BuildReport | None:
         """None where there is none, or the plan is not the one that was kept."""
-        path = self._path(key, _REPORT)
+        path = self._path(key, "json")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            report = BuildReport.from_mapping(values["report"], str(path))
-            return report if sha256_from_path(self._path(key, _PLAN)) == values["sha256"] else None
+            report = from_plain(values["report"], BuildReport, path)
+            return report if sha256_from_path(self._path(key, "plan")) == values["sha256"] else None
         except (OSError, ValueError, KeyError, TypeError, IntsrError):
             return None
 
-    def _keep(self, key: str, plan_path: Path, report: BuildReport) -> None:
-        check_free_space(self.folder, plan_path.stat().st_size)
-        with atomic_path(self._path(key, _PLAN)) as temporary:
-            shutil.copyfile(plan_path, temporary)
-        values = {"sha256": sha256_from_path(plan_path), "report": report.to_mapping()}
-        with atomic_path(self._path(key, _REPORT)) as temporary:
-            temporary.write_text(json.dumps(values), encoding="utf-8")
-
 
 def _key(target: Target, build: Build) -> str:
-    options = build.options.to_mapping() | {"timing_cache": None}
+    options = asdict(build.options) | {"timing_cache": None}
     gpus = list(list_devices()[0].values())[1:] if target.times_kernels else []
     facts = [target.name, installed_version(target), gpus, options, _builder_digest()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -24,8 +24,8 @@ from intsr.runtime.backends.packed import IR_MAGIC, pack_member
 from intsr.targets.lowering import STATISTICS
 
 # Nodes of the runtime model that stand for memory, not for a kernel.
-NOT_KERNELS = ("Const", "Input", "Output")
-GEMM_KINDS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
+_NOT_KERNELS = ("Const", "Input", "Output")
+_GEMM_KINDS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -42,15 +42,8 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
         keep_precise(xml_path)
         pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), plan_path)
     seconds = watch.seconds
-    plan = plan_from_model(openvino, model, _macs_by_layer(onnx_path)) if options.detailed else {}
-    return BuildReport(
-        seconds=seconds,
-        plan_bytes=plan_path.stat().st_size,
-        peak_bytes=0,
-        library="openvino",
-        library_version=openvino.__version__,
-        plan=plan,
-    )
+    plan = _plan(openvino, model, onnx_path) if options.detailed else {}
+    return BuildReport(seconds, plan_path.stat().st_size, 0, "openvino", openvino.__version__, plan=plan)
 
 
 def keep_precise(xml_path: Path) -> None:
@@ -72,13 +65,10 @@ def keep_precise(xml_path: Path) -> None:
     tree.write(xml_path)
 
 
-def _macs_by_layer(onnx_path: Path) -> dict[str, int]:
-    layers = layers_from_onnx(read_onnx(onnx_path))
-    return {layer.name: layer.macs for layer in layers if layer.macs and not layer.attention}
-
-
-def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str, Any]:
+def _plan(openvino: Any, model: Any, onnx_path: Path) -> dict[str, Any]:
     """Kernels of the compiled model on this machine's CPU: another CPU may choose others."""
+    layers = layers_from_onnx(read_onnx(onnx_path))
+    macs = {layer.name: layer.macs for layer in layers if layer.macs and not layer.attention}
     core = openvino.Core()
     # As the runtime opens it here with `--precision auto`.
     quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
@@ -99,11 +89,11 @@ def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str
             weight_bytes += size_bytes
         else:
             activation_bytes = max(activation_bytes, size_bytes)
-        if kind in NOT_KERNELS:
+        if kind in _NOT_KERNELS:
             continue
         kinds[kind] += 1
         precision = str(info["runtimePrecision"])
-        fp32_gemms += kind in GEMM_KINDS and precision == "f32"
+        fp32_gemms += kind in _GEMM_KINDS and precision == "f32"
         names = str(info["originalLayersNames"]).replace("/WithoutBiases", "").split(",")
         layer_macs = sum(unmatched.pop(name) for name in dict.fromkeys(names) if name in unmatched)
         if precision in ("u8", "i8"):
@@ -126,23 +116,16 @@ def plan_from_model(openvino: Any, model: Any, macs: dict[str, int]) -> dict[str
 
 
 def _inference_bytes_per_element(compiled: Any) -> float:
-    """Return the bytes that this process grows by in a first inference, for each element of the input.
-
-    Tiles of another size take as much an element, about.
-    """
+    """How much this process grows in a first inference, an element of the input; about as much for other tiles."""
     shape = tuple(compiled.input(0).shape)
     before = resident_bytes()
-    request = compiled.create_infer_request()
-    request.infer({0: np.zeros(shape, np.float32)})
+    compiled.create_infer_request().infer({0: np.zeros(shape, np.float32)})
     return max(resident_bytes() - before, 0) / math.prod(shape)
 
 
 def _output_bytes(operation: Any) -> int:
-    total = 0
-    for output in operation.outputs():
-        if output.get_partial_shape().is_static:
-            elements = 1
-            for side in output.get_shape():
-                elements *= side
-            total += elements * max(output.get_element_type().bitwidth, 8) // 8
-    return total
+    return sum(
+        math.prod(output.get_shape()) * max(output.get_element_type().bitwidth, 8) // 8
+        for output in operation.outputs()
+        if output.get_partial_shape().is_static
+    )

@@ -14,13 +14,9 @@ TARGET = "tensorrt"
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
-    """Build one network on GPU 0; run it in a child process (`child.build_in_child`).
-
-    Raises BuildError, MissingLibraryError.
-    """
+    """Build one network on GPU 0, in a child process (`child`). Raises BuildError, MissingLibraryError."""
     module = require("tensorrt", TARGET)
-    capability = _compute_capability()
-    architecture = architecture_from_capability(capability, options.hardware_compatibility)
+    architecture = architecture_from_capability(_compute_capability(), options.hardware_compatibility)
     library = BuilderLibrary(module, TARGET, str(module.__version__), architecture)
     return build_plan(library, onnx_path, plan_path, options)
 

@@ -14,7 +14,6 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from intsr.engines.builders.onnx_layers import layers_from_onnx, plugin_counts
@@ -28,7 +27,6 @@ from intsr.optional import require
 from intsr.runtime.backends.tensorrt.plan_header import AHEAD_OF_TIME
 from intsr.targets import target_from_name
 
-_FAILURES = ("INTERNAL_ERROR", "ERROR")
 _WHAT = "building for TensorRT"
 
 
@@ -45,32 +43,23 @@ class BuilderLibrary:
     gpu_architecture: str
 
 
-@dataclass(slots=True)
-class BuilderLog:
-    """Everything the builder said."""
-
-    # In order.
-    messages: list[str]
-    # Those that are errors.
-    failures: list[str]
-
-
-def make_logger(trt: ModuleType) -> tuple[Any, BuilderLog]:
+def _logger(trt: Any) -> Any:
     """A TensorRT logger that keeps all messages, verbose ones too, and prints those that matter to people."""
-    log = BuilderLog([], [])
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+            self.failures: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            log.messages.append(message)
-            if severity.name in _FAILURES:
-                log.failures.append(message)
+            self.messages.append(message)
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
+                self.failures.append(message)
             if severity.name != "VERBOSE":
                 print(f"[{severity.name}] {message}", flush=True)
 
-    return Logger(), log
+    return Logger()
 
 
 def build_plan(library: BuilderLibrary, onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
@@ -84,17 +73,19 @@ def build_plan(library: BuilderLibrary, onnx_path: Path, plan_path: Path, option
     trt = library.module
     if plugins:
         _register_plugins(library)
-    logger, log = make_logger(trt)
+    logger = _logger(trt)
     builder = trt.Builder(logger)
-    network = builder.create_network(_network_flags(trt, library.version))
+    # TensorRT 10 must be told to be strongly typed; 11 and RTX always are.
+    typed = library.version.startswith("10.")
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if typed else 0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
-        raise BuildError(onnx_path, _parser_errors(parser) or "; ".join(log.failures) or "cannot be parsed")
+        raise BuildError(onnx_path, _parser_errors(parser) or "; ".join(logger.failures) or "cannot be parsed")
     try:
         plan = _serialized_plan(library, (builder, network, parser), options)
     except Exception as error:
         # Polygraphy's own exceptions repeat what the builder has logged.
-        reasons = "; ".join(log.failures) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        reasons = "; ".join(logger.failures) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BuildError(onnx_path, f"{library.name} {library.version} cannot build it: {reasons}") from error
     content = memoryview(plan)
     tag, expected = int.from_bytes(content[:4], "little"), target_from_name(library.name).plan_tag
@@ -109,8 +100,7 @@ def build_plan(library: BuilderLibrary, onnx_path: Path, plan_path: Path, option
         library=library.name,
         library_version=library.version,
         gpu_architecture=library.gpu_architecture,
-        plan=(summarize_plan(log.messages, layers).to_mapping() if options.detailed else {})
-        | _plugins_mapping(plugins),
+        plan=(summarize_plan(logger.messages, layers) if options.detailed else {}) | _plugins_mapping(plugins),
     )
 
 
@@ -128,20 +118,11 @@ def _register_plugins(library: BuilderLibrary) -> None:
 
 def _plugins_mapping(counts: dict[str, int]) -> dict[str, Any]:
     """For the manifest: what a runtime would have to know. Kernels compiled ahead of time are in the plan itself."""
-    if not counts:
-        return {}
     found = [
         {"name": f"{NAMESPACE}::{name}", "version": VERSION, "compiled": AHEAD_OF_TIME, "layers": count}
         for name, count in counts.items()
     ]
-    return {"plugins": found}
-
-
-def _network_flags(trt: ModuleType, version: str) -> int:
-    """TensorRT 10 must be told to be strongly typed; 11 and RTX always are."""
-    if int(version.split(".")[0]) == 10:
-        return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    return 0
+    return {"plugins": found} if found else {}
 
 
 def _parser_errors(parser: Any) -> str:
@@ -157,7 +138,7 @@ def _parser_errors(parser: Any) -> str:
 
 
 def _serialized_plan(library: BuilderLibrary, parsed: tuple[Any, Any, Any], options: BuildOptions) -> Any:
-    """Return the plan as a buffer. parsed: builder, network and parser. Raises PolygraphyException."""
+    """The plan as a buffer. parsed: builder, network and parser. Raises PolygraphyException."""
     is_rtx = library.name == "tensorrt-rtx"
     # Polygraphy reads this when its loaders are imported: a process builds for one of the two.
     vars(require("polygraphy.config", _WHAT))["USE_TENSORRT_RTX"] = is_rtx
@@ -177,7 +158,7 @@ def _serialized_plan(library: BuilderLibrary, parsed: tuple[Any, Any, Any], opti
 
 
 def config_settings(trt: Any, options: BuildOptions) -> dict[str, Any]:
-    """Return the arguments of Polygraphy's CreateConfig and CreateConfigRTX."""
+    """Arguments of Polygraphy's CreateConfig and CreateConfigRTX."""
     detailed = trt.ProfilingVerbosity.DETAILED if options.detailed else trt.ProfilingVerbosity.LAYER_NAMES_ONLY
     # One stream: these networks are chains of kernels, and further streams add little but events to wait for.
     settings: dict[str, Any] = {"profiling_verbosity": detailed, "max_aux_streams": 0}

@@ -15,8 +15,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from intsr.engines.builders.onnx_layers import OnnxLayer
 
@@ -27,8 +27,6 @@ _KERNEL = re.compile(
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([-\d,]*)\], .*?Datatype: (\w+)")
 _ONNX_LAYER = re.compile(r"\[ONNX Layer: (.*?)\](?=\s*\[ONNX Layer: |\s*$)")
-_ACTIVATION_MEMORY = re.compile(r"^Total Activation Memory: (\d+) bytes")
-_WEIGHT_MEMORY = re.compile(r"^Total Weights Memory: (\d+) bytes")
 # Kinds that multiply no matrices, unless their name says so: `kgen` is generated pointwise, reduction and copy code.
 _POINTWISE_KINDS = {"kgen", "signal", "wait", "runtime_function", "reformat", "memcpy", "shape", "constant"}
 _SYNCHRONIZATION_KINDS = {"signal", "wait"}
@@ -36,9 +34,8 @@ _MULTIPLIES = re.compile(r"gemm|gemv|mha", re.IGNORECASE)
 _FLOAT32, _INT8 = "Float", "Int8"
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A kernel's operand."""
+class Tensor(NamedTuple):
+    """A kernel's operand: a list in JSON, since a large plan has thousands."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,13 +57,6 @@ class Kernel:
     onnx_layers: tuple[str, ...]
     tactic: str
 
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-able; tensors as [name, shape, dtype], since a large plan has thousands."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for part in ("inputs", "constants", "outputs"):
-            values[part] = [[tensor.name, list(tensor.shape), tensor.dtype] for tensor in values[part]]
-        return {**values, "onnx_layers": list(self.onnx_layers)}
-
     @property
     def multiplies(self) -> bool:
         """Convolution, GEMM or attention."""
@@ -80,93 +70,30 @@ class Kernel:
         return int8_inputs >= 1 and int8_inputs + int8_constants >= 2
 
 
-@dataclass(frozen=True, slots=True)
-class FloatLayer:
-    """A conv or linear layer that does not run on int8."""
-
-    name: str
-    # Of its kernel's input; `unknown` where no kernel names the layer.
-    precision: str
-    macs: int
-    # Empty where no kernel names the layer.
-    kernel: str
+def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
+    """The kernels of the plan in the order they run, from all messages of one build."""
+    lines = (line for message in messages if "LayerType:" in message for line in message.splitlines())
+    return tuple(_kernel(match) for line in lines if (match := _KERNEL.match(line)) is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class PlanSummary:
-    """What a finished plan does. macs are multiply-accumulates of conv and linear layers of the ONNX graph."""
-
-    kernels: tuple[Kernel, ...]
-    # Of all layers.
-    macs: int
-    # Of those that run on int8 inputs and int8 weights.
-    int8_macs: int
-    # Of those whose weights are stored in int8, whatever they run on.
-    int8_weight_macs: int
-    # Of those that no kernel names, counted as not int8.
-    unmatched_macs: int
-    # Of attention's own MatMuls, in none of the others.
-    attention_macs: int
-    # GEMM and attention kernels with a float32 input.
-    fp32_gemms: int
-    # Kernels that do nothing but quantize or dequantize.
-    quantize_kernels: int
-    # Kernels that carry out no ONNX layer at all: copies, casts, layout changes.
-    reformat_kernels: int
-    activation_bytes: int
-    weight_bytes: int
-    float_layers: tuple[FloatLayer, ...]
-
-    @property
-    def int8_mac_share(self) -> float:
-        """Share of conv and linear MACs on int8 inputs and weights, in [0, 1]; 0 where there are none."""
-        return self.int8_macs / self.macs if self.macs else 0.0
-
-    @property
-    def int8_weight_share(self) -> float:
-        """Share of conv and linear MACs whose weights are stored in int8, in [0, 1]."""
-        return self.int8_weight_macs / self.macs if self.macs else 0.0
-
-    @property
-    def kernels_by_kind(self) -> dict[str, int]:
-        """Kind -> number of kernels, most frequent first; fused attention is its own kind."""
-        return dict(Counter("mha" if "mha" in k.name else k.kind for k in self.kernels).most_common())
-
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-able, as `inspect --layers` shows it: `kernels` is their number, `layers` the kernels themselves."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["kernels"] = len(self.kernels)
-        values["float_layers"] = [asdict(layer) for layer in self.float_layers]
-        derived = ("kernels_by_kind", "int8_mac_share", "int8_weight_share")
-        values |= {name: getattr(self, name) for name in derived}
-        return {**values, "layers": [kernel.to_mapping() for kernel in self.kernels]}
-
-
-def kernel_from_line(line: str) -> Kernel | None:
-    """None for a line that does not describe a kernel."""
-    match = _KERNEL.match(line)
-    if match is None:
-        return None
-    tensors = {part: _tensors(match[part]) for part in ("inputs", "constants", "outputs")}
+def _kernel(match: re.Match[str]) -> Kernel:
+    tensors = {
+        part: tuple(
+            Tensor(name, tuple(int(side) for side in shape.split(",") if side), dtype)
+            for name, shape, dtype in _TENSOR.findall(match[part])
+        )
+        for part in ("inputs", "constants", "outputs")
+    }
     layers = tuple(_ONNX_LAYER.findall(match["metadata"].replace("\x1e", "")))
     return Kernel(name=match["name"], kind=match["kind"], **tensors, onnx_layers=layers, tactic=match["tactic"])
 
 
-def _tensors(text: str) -> tuple[Tensor, ...]:
-    return tuple(
-        Tensor(name, tuple(int(side) for side in shape.split(",") if side), dtype)
-        for name, shape, dtype in _TENSOR.findall(text)
-    )
+def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> dict[str, Any]:
+    """Return what a finished plan does, JSON-able, as `inspect --layers` shows it: `layers` are the kernels.
 
-
-def kernels_from_log(messages: Iterable[str]) -> tuple[Kernel, ...]:
-    """The kernels of the plan in the order they run, from all messages of one build."""
-    lines = (line for message in messages if "LayerType:" in message for line in message.splitlines())
-    return tuple(kernel for line in lines if (kernel := kernel_from_line(line)) is not None)
-
-
-def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> PlanSummary:
-    """messages: the builder's whole log, verbose messages included. layers: of the ONNX graph it was built from."""
+    MACs are multiply-accumulates of conv and linear layers. messages: the builder's whole log, verbose messages
+    included. layers: of the ONNX graph it was built from.
+    """
     kernels = kernels_from_log(messages)
     weighted = [layer for layer in layers if layer.macs and not layer.attention]
     matched = {layer.name: _multiplying_kernels(layer.name, kernels) for layer in weighted}
@@ -174,31 +101,45 @@ def summarize_plan(messages: Sequence[str], layers: Sequence[OnnxLayer]) -> Plan
     op_types = {layer.name: layer.op_type for layer in layers}
     quantizers = {name for name, op_type in op_types.items() if op_type in ("QuantizeLinear", "DequantizeLinear")}
     working = [k for k in kernels if k.kind not in _SYNCHRONIZATION_KINDS]
-    return PlanSummary(
-        kernels=kernels,
-        macs=sum(layer.macs for layer in weighted),
-        int8_weight_macs=sum(layer.macs for layer in weighted if layer.integer_weight),
-        int8_macs=sum(layer.macs for layer in weighted if layer.name in int8),
-        unmatched_macs=sum(layer.macs for layer in weighted if not matched[layer.name]),
-        attention_macs=sum(layer.macs for layer in layers if layer.attention),
-        fp32_gemms=sum(_is_float32_gemm(k, op_types) for k in kernels),
-        quantize_kernels=sum(bool(k.onnx_layers) and quantizers.issuperset(k.onnx_layers) for k in working),
-        reformat_kernels=sum(not k.onnx_layers for k in working),
-        activation_bytes=_last_number(_ACTIVATION_MEMORY, messages),
-        weight_bytes=_last_number(_WEIGHT_MEMORY, messages),
-        float_layers=tuple(_float_layer(layer, matched[layer.name]) for layer in weighted if layer.name not in int8),
-    )
+    macs = sum(layer.macs for layer in weighted)
+    int8_macs = sum(layer.macs for layer in weighted if layer.name in int8)
+    # Of layers whose weights are stored in int8, whatever they run on.
+    int8_weight_macs = sum(layer.macs for layer in weighted if layer.integer_weight)
+    return {
+        "kernels": len(kernels),
+        "macs": macs,
+        "int8_macs": int8_macs,
+        "int8_weight_macs": int8_weight_macs,
+        # Of layers that no kernel names, counted as not int8.
+        "unmatched_macs": sum(layer.macs for layer in weighted if not matched[layer.name]),
+        # Of attention's own MatMuls, in none of the others.
+        "attention_macs": sum(layer.macs for layer in layers if layer.attention),
+        # GEMM and attention kernels with a float32 input.
+        "fp32_gemms": sum(_is_float32_gemm(k, op_types) for k in kernels),
+        # Kernels that do nothing but quantize or dequantize.
+        "quantize_kernels": sum(bool(k.onnx_layers) and quantizers.issuperset(k.onnx_layers) for k in working),
+        # Kernels that carry out no ONNX layer at all: copies, casts, layout changes.
+        "reformat_kernels": sum(not k.onnx_layers for k in working),
+        "activation_bytes": _last_number(r"Total Activation Memory: (\d+) bytes", messages),
+        "weight_bytes": _last_number(r"Total Weights Memory: (\d+) bytes", messages),
+        "float_layers": [_float_layer(layer, matched[layer.name]) for layer in weighted if layer.name not in int8],
+        # Most frequent first; fused attention is its own kind.
+        "kernels_by_kind": dict(Counter("mha" if "mha" in k.name else k.kind for k in kernels).most_common()),
+        # In [0, 1]; 0 where no layer has weights.
+        "int8_mac_share": int8_macs / macs if macs else 0.0,
+        "int8_weight_share": int8_weight_macs / macs if macs else 0.0,
+        "layers": [asdict(kernel) for kernel in kernels],
+    }
 
 
-def _multiplying_kernels(layer: str, kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+def _multiplying_kernels(layer: str, kernels: Sequence[Kernel]) -> list[Kernel]:
     """The kernels that carry out a layer's multiplications.
 
     One that is called after the layer wins over one that only mentions it in its metadata: there it may have taken in
     just the layer's scale or bias.
     """
     mentioning = [k for k in kernels if k.multiplies and layer in k.onnx_layers]
-    called = [k for k in mentioning if layer in _layers_in_name(k.name)]
-    return tuple(called or mentioning)
+    return [k for k in mentioning if layer in _layers_in_name(k.name)] or mentioning
 
 
 def _layers_in_name(name: str) -> set[str]:
@@ -212,14 +153,13 @@ def _is_float32_gemm(kernel: Kernel, op_types: Mapping[str, str]) -> bool:
     return kernel.multiplies and matrix and any(tensor.dtype == _FLOAT32 for tensor in kernel.inputs)
 
 
-def _float_layer(layer: OnnxLayer, kernels: Sequence[Kernel]) -> FloatLayer:
-    if not kernels:
-        return FloatLayer(layer.name, "unknown", layer.macs, "")
-    kernel = next(k for k in kernels if not k.runs_on_int8)
-    precision = kernel.inputs[0].dtype if kernel.inputs else "unknown"
-    return FloatLayer(layer.name, precision, layer.macs, kernel.name)
+def _float_layer(layer: OnnxLayer, kernels: Sequence[Kernel]) -> dict[str, Any]:
+    """A layer that does not run on int8; precision: of its kernel's input, `unknown` where no kernel names it."""
+    kernel = next((k for k in kernels if not k.runs_on_int8), None)
+    precision = kernel.inputs[0].dtype if kernel and kernel.inputs else "unknown"
+    return {"name": layer.name, "precision": precision, "macs": layer.macs, "kernel": kernel.name if kernel else ""}
 
 
-def _last_number(pattern: re.Pattern[str], messages: Iterable[str]) -> int:
-    found = [int(match[1]) for message in messages if (match := pattern.match(message))]
+def _last_number(pattern: str, messages: Iterable[str]) -> int:
+    found = [int(match[1]) for message in messages if (match := re.match(pattern, message))]
     return found[-1] if found else 0

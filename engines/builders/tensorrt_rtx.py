@@ -17,10 +17,7 @@ ARCHITECTURE = ",".join(f"sm{major}{minor}" for major, minor in target_from_name
 
 
 def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildReport:
-    """Build one network; run it in a child process (`child.build_in_child`).
-
-    Raises BuildError, MissingLibraryError.
-    """
+    """Build one network, in a child process (`child`). Raises BuildError, MissingLibraryError."""
     if options.hardware_compatibility == "same-compute-capability":
         got = "hardware compatibility same-compute-capability"
         raise BuildError(TARGET, got, "none: its plans run on all RTX GPUs", "leave the option out")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from intsr.json_files import from_plain
 
 HARDWARE_COMPATIBILITY = ("none", "ampere+", "same-compute-capability")
 
@@ -34,15 +31,14 @@ class BuildOptions:
         if self.workspace_bytes is not None and self.workspace_bytes <= 0:
             raise ValueError(f"workspace_bytes is {self.workspace_bytes}, not positive")
 
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-able; `from_mapping` gives the same options back."""
-        cache = None if self.timing_cache is None else str(self.timing_cache)
-        return {**asdict(self), "timing_cache": cache}
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str = "build options") -> BuildOptions:
-        """Raises UsageError for unknown keys and values out of range."""
-        return from_plain(values, cls, where)
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One graph to be built."""
+
+    onnx_path: Path
+    plan_path: Path
+    options: BuildOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +55,9 @@ class BuildReport:
     library_version: str
     # GPUs that the plan runs on, for example `sm80+`; empty for CPUs.
     gpu_architecture: str = ""
-    # The finished plan (`PlanSummary.to_mapping`); empty where the target has none or it was not asked for.
+    # The finished plan; empty where the target has none or it was not asked for.
     plan: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.plan_bytes <= 0:
             raise ValueError(f"plan_bytes is {self.plan_bytes}: nothing was built")
-
-    def to_mapping(self) -> dict[str, Any]:
-        """JSON-able; `from_mapping` gives the same report back."""
-        return asdict(self)
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], where: str = "build report") -> BuildReport:
-        """Raises UsageError for unknown keys and values out of range."""
-        return from_plain(values, cls, where)

@@ -1,7 +1,7 @@
 """The child of `child.build_each_in_child`: `python -m intsr.engines.builders.worker JOB.json` runs builds.
 
-JOB.json: module, builds (onnx_path, plan_path, options of each), result_path, parent. The result is JSON too, written
-after every build: {"reports": [..]}, with "error" for the one that failed.
+JOB.json: module, builds, result_path, parent. The result is JSON too, written after every build: {"reports": [..]},
+with "error" for the one that failed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.engines.builders.types import Build, BuildReport
 from intsr.errors import IntsrError
+from intsr.json_files import from_plain
 from intsr.memory import peak_resident_bytes
 
 _PR_SET_PDEATHSIG = 1
@@ -32,10 +33,9 @@ def main(job_path: Path) -> int:
     result_path = Path(job["result_path"])
     try:
         build = import_module(job["module"]).build
-        for values in job["builds"]:
-            options = BuildOptions.from_mapping(values["options"])
-            report: BuildReport = build(Path(values["onnx_path"]), Path(values["plan_path"]), options)
-            result["reports"].append(replace(report, peak_bytes=peak_resident_bytes()).to_mapping())
+        for one in from_plain(job["builds"], list[Build], job_path):
+            report: BuildReport = build(one.onnx_path, one.plan_path, one.options)
+            result["reports"].append(asdict(replace(report, peak_bytes=peak_resident_bytes())))
             result_path.write_text(json.dumps(result), encoding="utf-8")
     except BaseException as error:
         # Anything at all, so that the parent can say it in one line; the log keeps the traceback.
@@ -47,10 +47,10 @@ def main(job_path: Path) -> int:
 
 def _error(error: BaseException) -> dict[str, Any]:
     if isinstance(error, IntsrError):
-        parts = {"where": error.where, "got": error.got, "expected": error.expected, "fix": error.fix}
-        return {**parts, "exit_code": error.exit_code, "out_of_memory": False}
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return {"got": text, "out_of_memory": isinstance(error, MemoryError)}
+        return {name: getattr(error, name) for name in ("where", "got", "expected", "fix", "exit_code")}
+    if isinstance(error, MemoryError):
+        return {"out_of_memory": True}
+    return {"got": f"{type(error).__name__}: {error}" if str(error) else type(error).__name__}
 
 
 def _die_with_parent(parent: int) -> None:

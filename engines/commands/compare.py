@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.calib.options import TRAINING_OPTIONS, symmetric_option, training_options
-from intsr.cli.console import common_options, emit_json, progress, say
-from intsr.cli.options import model_options
+from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH, model_options
 from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak 
 @click.option(
     "--calibration",
     "calibration_images",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder of low-resolution pictures to calibrate on.",
 )
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of pictures to upscale.")
-@click.option("--hr", type=click.Path(path_type=Path), required=True, help="Folder of their originals.")
+@click.option("--images", type=PATH, required=True, help="Folder of pictures to upscale.")
+@click.option("--hr", type=PATH, required=True, help="Folder of their originals.")
 @click.option("--allow-missing", is_flag=True, help="Leave out pictures that only one folder has.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for the table and the calibrations.")
+@click.option("-o", "--output", type=PATH, help="Folder for the table and the calibrations.")
 @click.option("--keep-pictures", is_flag=True, help="Keep every row's pictures in FOLDER/pictures.")
 @click.option("--restart", is_flag=True, help="Calibrate anew, whatever is there.")
 @click.option("--limit", type=click.IntRange(1), help="Calibrate on at most so many pictures.")
@@ -108,8 +108,17 @@ def compare(
     job = Comparison(recipes=recipes, pairs=pairing.pairs, **settings)
     if output is not None:
         check_writable_folder(output)
-    rows = _rows(job, output, keep_pictures, _scorer(metrics_text))
-    _finish(_report(job, options, training, rows), output, as_json)
+    report = {
+        "model": job.model,
+        "images": len(job.pairs),
+        "tile_px": job.tile_px,
+        "color_fix": job.color_fix,
+        "precision": job.precision,
+        "options": options,
+        "training": training if any(recipe.trains for recipe in job.recipes) else {},
+        "rows": _rows(job, output, keep_pictures, _scorer(metrics_text)),
+    }
+    _finish(report, output, as_json)
 
 
 # Behind the command's own options in --help.
@@ -123,11 +132,7 @@ def _rows(
         scratch = Path(folder)
         kept = output or scratch
         places = Places(kept / "calibrations", (kept if keep_pictures else scratch) / "pictures", scratch)
-        return [row.to_mapping() for row in run_comparison(job, places, scorer, say, _watch)]
-
-
-def _watch(items: Sequence[Any], description: str) -> Any:
-    return progress(items, description, len(items))
+        return [row.to_mapping() for row in run_comparison(job, places, scorer)]
 
 
 def _scorer(metrics_text: str | None) -> PerceptualScorer:
@@ -140,21 +145,6 @@ def _scorer(metrics_text: str | None) -> PerceptualScorer:
     except IntsrError as error:
         say(f"no columns {', '.join(DEFAULT_METRICS)}: {error}")
         return PerceptualScorer(())
-
-
-def _report(
-    job: Comparison, options: Mapping[str, Any], training: Mapping[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "model": job.model,
-        "images": len(job.pairs),
-        "tile_px": job.tile_px,
-        "color_fix": job.color_fix,
-        "precision": job.precision,
-        "options": options,
-        "training": training if any(recipe.trains for recipe in job.recipes) else {},
-        "rows": rows,
-    }
 
 
 def _finish(report: dict[str, Any], output: Path | None, as_json: bool) -> None:
@@ -183,8 +173,8 @@ def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     headings = ["method", "bits", "parts", *(heading for heading, _ in columns.values())]
     lines = [headings, ["---"] * 3 + ["---:"] * len(columns)]
     for row in rows:
-        numbers = [_cell(row, name, form) for name, (_, form) in columns.items()]
-        lines.append([row["method"], row["bits"], ",".join(row["parts"]) or "-", *numbers])
+        cells = [_cell(row, name, form) for name, (_, form) in columns.items()]
+        lines.append([row["method"], row["bits"], ",".join(row["parts"]) or "-", *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 
 from intsr.cli.console import Stopwatch, common_options, emit_json, say
 from intsr.cli.options import (
+    PATH,
     FiniteFloat,
     SeveralValuesCommand,
     TileSizes,
@@ -22,14 +24,13 @@ from intsr.errors import UsageError
 from intsr.targets import TARGETS, target_from_name
 
 if TYPE_CHECKING:
-    from intsr.engines.compile.request import CompileRequest
     from intsr.engines.verify.agreement import Verification
     from intsr.manifest import Manifest
 
 # Parameters that an export folder has answered already.
 OF_MODEL = (
-    *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify"),
-    *("activations", "plugins"),
+    *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify", "activations"),
+    "plugins",
 )
 
 
@@ -40,10 +41,10 @@ OF_MODEL = (
     "intsr compile demo-onnx/ --target tensorrt-rtx -o demo.rtx.engine",
 )
 @click.argument("source", metavar="MODEL|EXPORT")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The .engine file to write.  [required]")
+@click.option("-o", "--output", type=PATH, help="The .engine file to write.  [required]")
 @click.option("--target", default="cpu", show_default=True, help="cpu, onnxruntime, tensorrt or tensorrt-rtx.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="Calibration folder.")
-@click.option("--images", type=click.Path(path_type=Path), help="Calibrate on these first, in one pass.")
+@click.option("--calibration", type=PATH, help="Calibration folder.")
+@click.option("--images", type=PATH, help="Calibrate on these first, in one pass.")
 @click.option("--bits", default="w8a8", show_default=True, help="With --images, --passionsr: wXaY; or fp.")
 @click.option("--parts", default="unet,vae", show_default=True, help="With --images: what is quantized.")
 @passionsr_option
@@ -77,11 +78,11 @@ OF_MODEL = (
     show_default=True,
     help="tensorrt: other GPUs that the plan must run on; costs speed.",
 )
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="tensorrt: reuse measured kernel times.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder of networks built before, used and added to.")
+@click.option("--timing-cache", type=PATH, help="tensorrt: reuse measured kernel times.")
+@click.option("--cache", type=PATH, help="Folder of networks built before, used and added to.")
 @click.option(
     "--verify",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR",
     help="Compare with torch on this folder's pictures and on smooth ones; below --min-psnr nothing is written.",
 )
@@ -127,12 +128,17 @@ def compile_command(
     _check_options(target, is_export, of_model)
     if not is_export:
         # What an export needs nothing of, and takes seconds to import.
-        from intsr.engines.compile.request import CompileRequest, compile_model
+        from intsr.engines.compile.estimate import lines_of_estimate
+        from intsr.engines.compile.request import CompileRequest, compile_model, estimate_of
         from intsr.engines.verify.check import Check
 
         request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
         if dry_run:
-            _show_estimate(request, as_json)
+            estimate = estimate_of(request)
+            if as_json:
+                emit_json(asdict(estimate))
+            else:
+                click.echo("\n".join(lines_of_estimate(estimate)))
             return
     if dry_run:
         raise UsageError("--dry-run", "together with an export folder", "a model: an export is done already")
@@ -161,6 +167,8 @@ def compile_command(
     facts = f"{tiles}, {report['size_bytes'] / 1e6:.1f} MB, {watch.seconds:.1f} s"
     if agreement is not None:
         facts += f", against torch {agreement.end_to_end.psnr_db:.2f} dB, {agreement.worst[1]:.2f} at worst"
+        for line in agreement.metric_lines:
+            say(line)
     say(f"{output}: {manifest.bits} for {target}, {facts}")
     if as_json:
         emit_json(report)
@@ -182,18 +190,8 @@ def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verific
     if agreement is not None:
         report["agreement"] = {item.name: item.to_mapping() for item in (*agreement.networks, agreement.end_to_end)}
         report["agreement"]["worst"] = dict(zip(("name", "psnr_db"), agreement.worst, strict=True))
+        report["agreement"] |= {"metrics": agreement.metrics} if agreement.metrics else {}
     return report
-
-
-def _show_estimate(request: CompileRequest, as_json: bool) -> None:
-    from intsr.engines.compile.estimate import lines_of_estimate
-    from intsr.engines.compile.request import estimate_of, prepare
-
-    estimate = estimate_of(prepare(request))
-    if as_json:
-        emit_json(estimate.to_mapping())
-    else:
-        click.echo("\n".join(lines_of_estimate(estimate)))
 
 
 def _check_options(target: str, is_export: bool, of_model: Mapping[str, Any]) -> None:

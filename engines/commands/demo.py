@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH
 
 
 @click.command(epilog="Example: intsr demo -o build/demo")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("build/demo"), show_default=True)
+@click.option("-o", "--output", type=PATH, default=Path("build/demo"), show_default=True)
 @common_options
 def demo(output: Path, as_json: bool) -> None:
     """Calibrate, export, compile, upscale and report, with the bundled model on real photographs."""
@@ -18,7 +19,7 @@ def demo(output: Path, as_json: bool) -> None:
     from intsr.files import check_writable_folder
 
     check_writable_folder(output)
-    summary = run_demo(output, say)
+    summary = run_demo(output)
     say(
         f"\n{output}: a 128x128 photograph upscaled to 512x512\n"
         f"  PSNR-Y against the original: bicubic {summary['psnr_bicubic_db']:.2f} dB, "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
@@ -19,8 +22,8 @@ _COPY_CHUNK_BYTES = 1 << 24
     epilog="Example: intsr extract model.engine -o plans && trtexec --loadEngine=plans/unet.plan",
     short_help="Write the raw plans of an .engine file.",
 )
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.argument("engine", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @common_options
 def extract(engine: Path, output: Path, as_json: bool) -> None:
     """Write every member of ENGINE as a file in a folder, with manifest.json beside them.
@@ -32,7 +35,7 @@ def extract(engine: Path, output: Path, as_json: bool) -> None:
 
     _check_replaceable(output / MANIFEST_NAME)
     with Bundle(engine) as bundle, atomic_folder(output, marker=MANIFEST_NAME) as folder:
-        files = _write_members(bundle, folder)
+        files = [{"name": name, "size_bytes": size} for name, size in _write_members(bundle, folder).items()]
     if as_json:
         emit_json({"folder": str(output), "files": files})
     for file in files:
@@ -53,11 +56,8 @@ def _check_replaceable(manifest_path: Path) -> None:
         raise UsageError(manifest_path, "something else's manifest", expected, fix) from error
 
 
-def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:
+def _write_members(bundle: Bundle, folder: Path) -> dict[str, int]:
     """Raises BundleError for a member whose name is more than a file name: it could be written anywhere."""
-    import json
-    from dataclasses import asdict
-
     from intsr.bundle import MANIFEST_NAME
     from intsr.errors import BundleError
     from intsr.runtime.backends.codes import are_packed, unpacked
@@ -73,4 +73,4 @@ def _write_members(bundle: Bundle, folder: Path) -> list[dict[str, str | int]]:
             sizes[name] = len(content)
             for start in range(0, len(content), _COPY_CHUNK_BYTES):
                 file.write(content[start : start + _COPY_CHUNK_BYTES])
-    return [{"name": name, "size_bytes": size} for name, size in {MANIFEST_NAME: len(manifest), **sizes}.items()]
+    return {MANIFEST_NAME: len(manifest), **sizes}

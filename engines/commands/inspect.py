@@ -8,18 +8,11 @@ from typing import Any
 import click
 
 from intsr.cli.console import common_options, emit_json
+from intsr.cli.options import PATH
 from intsr.types import SYNTHETIC_NOTE
 
-MEMORY = (("activations", "activation"), ("weights", "weight"))
 SHOWN = (
-    "model",
-    "method",
-    "bits",
-    "target",
-    "library",
-    "library_version",
-    "gpu_architecture",
-    "precision",
+    *("model", "method", "bits", "target", "library", "library_version", "gpu_architecture", "precision"),
     "tile_px",
 )
 
@@ -28,9 +21,9 @@ SHOWN = (
     epilog="Example: intsr inspect demo.engine --layers",
     short_help="What is in an .engine file, down to its kernels, or in a calibration folder.",
 )
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PATH)
 @click.option("--layers", is_flag=True, help="An engine's finished plan, or one line for each calibrated layer.")
-@click.option("--against", type=click.Path(path_type=Path), help="Another engine, to compare the finished plan with.")
+@click.option("--against", type=PATH, help="Another engine, to compare the finished plan with.")
 @common_options
 def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> None:
     """Show what is in PATH, an .engine file or a calibration folder.
@@ -84,7 +77,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
     facts.append(f"fp32 GEMMs {plan['fp32_gemms']}")
     if "quantize_kernels" in plan:
         facts.append(f"kernels that only quantize {plan['quantize_kernels']}, reformat {plan['reformat_kernels']}")
-    facts += [f"{part} {plan[f'{key}_bytes'] / 1e6:.1f} MB" for part, key in MEMORY]
+    facts += [f"{kind}s {plan[f'{kind}_bytes'] / 1e6:.1f} MB" for kind in ("activation", "weight")]
     click.echo(f"{plan['name']:<8} {plan['kernels']} kernels: {kinds}")
     click.echo(f"{'':<8} {', '.join(facts)}")
 

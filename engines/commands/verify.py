@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from intsr.cli.console import common_options, emit_json, progress, say
-from intsr.cli.options import FiniteFloat, weight_options
+from intsr.cli.console import common_options, emit_json, say
+from intsr.cli.options import PATH, FiniteFloat, weight_options
 from intsr.types import SYNTHETIC_NOTE
 
 
 @click.command(epilog="Example: intsr verify demo.engine --against demo-w8a8 --model demo --images photos/")
-@click.argument("engine", type=click.Path(path_type=Path))
+@click.argument("engine", type=PATH)
 @click.option(
     "--against", required=True, help="Calibration folder (fake-quantized torch), or model (full precision)."
 )
 @click.option("--model", help="With a calibration: the model it was made for.")
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of low-resolution pictures.")
+@click.option("--images", type=PATH, required=True, help="Folder of low-resolution pictures.")
 @click.option(
     "--min-psnr",
     "min_psnr_db",
@@ -49,16 +49,13 @@ def verify(
 
     On your pictures, and on smooth and flat ones made for it, which hide nothing. Every one of them must pass.
     """
-    from intsr.calib.data.pictures import verification_inputs
     from intsr.engines.inspect.calibration import clipped_lines
-    from intsr.engines.verify.agreement import check_agreement, default_bound_db
-    from intsr.engines.verify.agreement import verify as run
-    from intsr.engines.verify.comparison import compare_outputs
+    from intsr.engines.verify.agreement import check_agreement
+    from intsr.engines.verify.check import verify_engine
     from intsr.engines.verify.reference import reference_for_verification
     from intsr.export.graphs import is_weight_only
     from intsr.runtime.engine import open_engine
     from intsr.runtime.pictures.reader import list_pictures
-    from intsr.targets import target_from_name
 
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision, tile_px=tile_px) as opened:
@@ -72,18 +69,12 @@ def verify(
             calibration_digest=manifest.calibration_digest,
             weight_only=is_weight_only(manifest.bits),
         )
-        inputs = list(verification_inputs(pictures, spec, opened.tile_px))
-        # Plans of TensorRT are judged as its own tools judge them, too.
-        compare = compare_outputs if target_from_name(manifest.target).gpu else None
-        result = run(opened, reference, progress(inputs, "verifying"), compare=compare)
-        bound_db = default_bound_db(manifest.bits, opened.precision) if min_psnr_db is None else min_psnr_db
+        result, bound_db = verify_engine(opened, reference, spec, pictures, min_psnr_db)
     for item in (*result.networks, result.end_to_end):
         say(f"{item.name:<10} {item.psnr_db:7.2f} dB   max abs error {item.max_abs_error:.3g}")
-    for name, metrics in result.metrics.items():
-        say(f"{name:<10} {', '.join(f'{metric} {value:.6g}' for metric, value in metrics.items())}")
     name, worst_db = result.worst
-    say(f"worst picture: {name}, {worst_db:.2f} dB; at least {bound_db:g} wanted")
-    for line in clipped_lines(Path(against)):
+    worst = f"worst picture: {name}, {worst_db:.2f} dB; at least {bound_db:g} wanted"
+    for line in (*result.metric_lines, worst, *clipped_lines(Path(against))):
         say(line)
     if manifest.synthetic:
         say(SYNTHETIC_NOTE)

@@ -19,25 +19,20 @@ from intsr.calib.learn.journal import remove_work
 from intsr.calib.models.open import load_model
 from intsr.cli.console import tell
 from intsr.cli.signals import handle_signals
+from intsr.engines.compare.types import Comparison, label
 from intsr.errors import CalibrationError, IntsrError
 from intsr.runtime.pictures.reader import list_pictures
 
 _GRACE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CalibrationTask:
-    """What one calibration is made of, and the folder that it goes to; what the process says goes beside that."""
+    """One calibration of a comparison, and the folder that it goes to; what the process says goes beside that."""
 
-    model: str
-    context: Path | None
-    lora: Path | None
-    images: Path
-    limit: int | None
+    job: Comparison
     recipe: Recipe
     output: Path
-    # Forget what an interrupted run has done.
-    restart: bool
 
     @property
     def log(self) -> Path:
@@ -45,11 +40,13 @@ class CalibrationTask:
 
     def run(self) -> None:
         """Calibrate, in this process; an interrupted training goes on. Raises what calibrating raises."""
-        work = self.output.with_name(f"{self.output.name}.work")
-        if self.restart:
+        job, work = self.job, self.output.with_name(f"{self.output.name}.work")
+        if job.restart and self.recipe.trains:
+            # Forget what an interrupted run has done.
             remove_work(work)
-        pictures = usable_pictures(list_pictures(self.images), self.limit, lambda error: tell(f"skipped: {error}"))
-        model = load_model(self.model, self.context, self.lora)
+        found = list_pictures(job.calibration_images)
+        pictures = usable_pictures(found, job.limit, lambda error: tell(f"skipped: {error}"))
+        model = load_model(job.model, job.context, job.lora)
         calibration = calibrate(model, pictures, self.recipe, work=work)
         save_calibration(calibration, self.output)
         remove_work(work)
@@ -68,9 +65,7 @@ def calibrate_in_child(task: CalibrationTask) -> None:
         raise
     if child.exitcode:
         lines = task.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        recipe = task.recipe
-        where = f"calibrating {recipe.method} {recipe.bits} {','.join(recipe.parts)}"
-        raise CalibrationError(where, reason(child.exitcode, lines))
+        raise CalibrationError(f"calibrating {label(task.recipe)}", reason(child.exitcode, lines))
 
 
 def _run(task: CalibrationTask) -> None:

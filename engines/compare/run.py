@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel, load_model, open_model
+from intsr.cli.console import progress, say
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compare.child import CalibrationTask, calibrate_in_child
 from intsr.engines.compare.types import BICUBIC, FULL_PRECISION, Comparison, Places, Row, label
@@ -39,29 +40,24 @@ from intsr.runtime.measure.metrics import PerceptualScorer, Scores, mean_scores,
 from intsr.runtime.pictures.reader import list_pictures, read_header, read_image, read_pixels
 from intsr.runtime.pictures.writer import write_image
 from intsr.runtime.tiles.enlarge import enlarge
-from intsr.targets import lowering_from_name, target_from_name
-from intsr.types import ModelSpec
+from intsr.targets import lowering_from_name
 
 TARGET = "cpu"
 _HASH_CHARACTERS = 8
 _UINT16_MAX = 65535
 
-# A calibration's folder, or why there is none.
-Calibrated: TypeAlias = Path | IntsrError
 Pairs: TypeAlias = Sequence[tuple[Path, Path]]
-Say: TypeAlias = Callable[[str], None]
-Watch: TypeAlias = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
-def run_comparison(
-    job: Comparison, places: Places, scorer: PerceptualScorer, say: Say, watch: Watch
-) -> tuple[Row, ...]:
-    """Compare bicubic, full precision, and then each recipe. watch: wraps a sequence, to show how far it got.
+def run_comparison(job: Comparison, places: Places, scorer: PerceptualScorer) -> tuple[Row, ...]:
+    """Compare bicubic, full precision, and then each recipe.
 
     A recipe that fails becomes a row with its error. Raises ImageError, UsageError, ModelError and what else
     concerns all of them.
     """
-    spec, digest = _model_facts(job)
+    # Without the weights: calibrations need the memory.
+    source = open_model(job.model, job.context, job.lora)
+    spec = source.spec
     check_tile(job.tile_px, spec.upscale_factor, spec.size_multiple_px)
     _check_sizes(job.pairs, spec.upscale_factor)
     # Scored at once: a picture that cannot be scored is found before hours of calibrating.
@@ -69,7 +65,7 @@ def run_comparison(
     for lr, _ in job.pairs:
         _write_bicubic(lr, bicubic / _output_name(lr), spec.upscale_factor)
     bicubic_scores = _scores(bicubic, job.pairs, scorer)
-    calibrations = calibrate_all(job, places.calibrations, digest, say, watch)
+    calibrations = calibrate_all(job, places.calibrations, source.digest)
 
     model = load_model(job.model, job.context, job.lora)
     say("full precision: compiling and upscaling")
@@ -79,32 +75,22 @@ def run_comparison(
         Row(BICUBIC, "fp", (), bicubic_scores, _mean_psnr_db(bicubic, fp, job.pairs)),
         Row(FULL_PRECISION, "fp", (), exact, math.inf),
     ]
-    for recipe in watch(job.recipes, "comparing"):
+    for recipe in progress(job.recipes, "comparing"):
         calibrated = calibrations[recipe]
         if isinstance(calibrated, IntsrError):
             # Why it failed was said when it did.
             rows.append(_failed(recipe, calibrated))
             continue
         try:
-            rows.append(_row(job, places, scorer, model, calibrated))
+            row = _row(job, places, scorer, model, calibrated)
+            say(f"{label(recipe)}: {row.calibration_s:.1f} s, {row.psnr_to_fp_db:.2f} dB to full precision")
         except IntsrError as error:
-            rows.append(_failed(recipe, error))
-        say(_line(recipe, rows[-1]))
+            row = _failed(recipe, error)
+            say(f"{label(recipe)}: failed: {error}")
+        rows.append(row)
     return tuple(
         replace(row, psnr_y_loss_db=exact.psnr_y_db - row.scores.psnr_y_db) if row.scores else row for row in rows
     )
-
-
-def _line(recipe: Recipe, row: Row) -> str:
-    if row.error is not None:
-        return f"{label(recipe)}: failed: {row.error}"
-    return f"{label(recipe)}: {row.calibration_s:.1f} s, {row.psnr_to_fp_db:.2f} dB to full precision"
-
-
-def _model_facts(job: Comparison) -> tuple[ModelSpec, str]:
-    """Its spec and digest, without its weights: calibrations need the memory."""
-    source = open_model(job.model, job.context, job.lora)
-    return source.spec, source.digest
 
 
 def _check_sizes(pairs: Pairs, factor: int) -> None:
@@ -116,9 +102,7 @@ def _check_sizes(pairs: Pairs, factor: int) -> None:
             raise ImageError(hr, got, f"{expected[0]}x{expected[1]}, {factor} times {lr}", "sizes are never changed")
 
 
-def calibrate_all(
-    job: Comparison, folder: Path, model_digest: str, say: Say, watch: Watch
-) -> dict[Recipe, Calibrated]:
+def calibrate_all(job: Comparison, folder: Path, model_digest: str) -> dict[Recipe, Path | IntsrError]:
     """Make a calibration folder below `folder` for every recipe, or say why there is none.
 
     The name of each carries a hash of everything that decides the result, so that what is there already is used
@@ -129,33 +113,20 @@ def calibrate_all(
     shared = len(set(hashes) & {sha256_from_path(lr) for lr, _ in job.pairs})
     if shared:
         say(f"note: {shared} of the {len(job.pairs)} pictures scored are calibrated on, too")
-    made: dict[Recipe, Calibrated] = {}
-    for recipe in watch(job.recipes, "calibrating"):
+    made: dict[Recipe, Path | IntsrError] = {}
+    for recipe in progress(job.recipes, "calibrating"):
         output = folder / _calibration_name(recipe, model_digest, hashes)
         try:
             if (output / JSON_NAME).is_file() and not job.restart:
                 say(f"{label(recipe)}: calibrated before, {output}")
             else:
                 say(f"{label(recipe)}: calibrating")
-                calibrate_in_child(_task(job, recipe, output))
+                calibrate_in_child(CalibrationTask(job, recipe, output))
             made[recipe] = output
         except CalibrationError as error:
             made[recipe] = error
             say(f"failed: {error}")
     return made
-
-
-def _task(job: Comparison, recipe: Recipe, output: Path) -> CalibrationTask:
-    return CalibrationTask(
-        model=job.model,
-        context=job.context,
-        lora=job.lora,
-        images=job.calibration_images,
-        limit=job.limit,
-        recipe=recipe,
-        output=output,
-        restart=job.restart and recipe.trains,
-    )
 
 
 def _calibration_name(recipe: Recipe, model_digest: str, pictures: Sequence[str]) -> str:
@@ -192,7 +163,7 @@ def _upscale_all(
     """Compile for the CPU and upscale every low-resolution picture; the engine is not kept."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         exported, path = Path(folder) / "onnx", Path(folder) / "compared.engine"
-        export_model(model, calibration, lowering_from_name(target_from_name(TARGET).lowering), job.tile_px, exported)
+        export_model(model, calibration, lowering_from_name(TARGET), job.tile_px, exported)
         compile_engine(exported, path, BuildOptions(TARGET, detailed=False))
         with open_engine(path, precision=job.precision) as engine:
             for lr, _ in job.pairs:

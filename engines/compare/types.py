@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,8 @@ def recipes_from_options(
     named = _names(methods, "--methods")
     for name in named:
         if name not in quantization.methods():
-            raise UsageError(
-                "--methods", repr(name), f"some of {', '.join(quantization.methods())}, separated by commas"
-            )
+            known = ", ".join(quantization.methods())
+            raise UsageError("--methods", repr(name), f"some of {known}, separated by commas")
     widths = [Bits.parse(name) for name in _names(bits, "--bits")]
     if not all(width.quantized for width in widths):
         raise UsageError("--bits", "fp", "wXaY: full precision is a row of its own")
@@ -125,14 +125,14 @@ def recipes_from_options(
     options = TrainingOptions(**{name: value for name, value in training.items() if name in names})
     rest = {name: value for name, value in training.items() if name not in names}
 
-    def recipe(method: str, width: Bits, part: tuple[str, ...]) -> Recipe:
+    def recipe(part: tuple[str, ...], width: Bits, method: str) -> Recipe:
         shared = Recipe(method=method, bits=width, parts=part, tile_px=tile_px, symmetric=symmetric)
         if not shared.trains:
             return shared
         own = {name: value for name, value in rest.items() if name != "rank" or shared.stages.rank}
         return replace(shared, training=options, **own)
 
-    return tuple(recipe(method, width, part) for part in chosen for width in widths for method in named)
+    return tuple(recipe(*chosen_one) for chosen_one in product(chosen, widths, named))
 
 
 def _names(text: str, option: str) -> list[str]:

@@ -6,20 +6,20 @@ import datetime
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from intsr.bundle import write_bundle
 from intsr.engines.builders.cache import PlanCache
-from intsr.engines.builders.child import Build, build_each_in_child
+from intsr.engines.builders.child import build_each_in_child
 from intsr.engines.builders.onnx_layers import BranchCost, branch_cost
-from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.engines.builders.types import Build, BuildOptions, BuildReport
 from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
 from intsr.files import check_free_space, check_output_file
-from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry, TileEntry
+from intsr.manifest import Manifest, NetworkEntry, TileEntry
 from intsr.onnx_files import read_onnx
 from intsr.runtime.backends.codes import pack_codes
 from intsr.targets import Target, target_from_name
@@ -47,35 +47,33 @@ def compile_engine(
 
     precision: of what is not integer, written into the manifest; None for the target's own. cache: of networks built
     before. Nothing is left behind on failure. Raises UsageError (lowering of another target), ExportError,
-    BuildError, MissingLibraryError.
+    BuildError, OutOfMemoryError, MissingLibraryError.
     """
     target = target_from_name(options.target)
     export = load_export(export_folder)
     if not target.takes(export.lowering):
-        raise UsageError(
-            export_folder,
-            f"lowered as {export.lowering}",
-            f"{target.lowering} for target {target.name}",
-            f"export again with --target {target.name}",
-        )
+        expected = f"{target.lowering} for target {target.name}"
+        fix = f"export again with --target {target.name}"
+        raise UsageError(export_folder, f"lowered as {export.lowering}", expected, fix)
     check_output_file(output)
     check_free_space(output.parent, COPIES_ON_DISK * sum(path.stat().st_size for path in export_folder.iterdir()))
     output.parent.mkdir(parents=True, exist_ok=True)
-    build = cache.build_each if cache is not None else _build_each
+    sizes = [export.tile_px, *(tile.tile_px for tile in export.tiles)]
     built: list[_Built] = []
-    with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".intsr-compile-", dir=output.parent) as name:
+        folder = Path(name)
         for entries in zip(export.networks, *(tile.networks for tile in export.tiles), strict=True):
             on_network(entries[0].name)
-            sizes = [export.tile_px, *(tile.tile_px for tile in export.tiles)]
             graphs = dict(zip(sizes, entries, strict=True))
-            builds = _builds(target, export_folder, Path(folder), graphs, options)
-            built.append(_shared(target, graphs, builds, build(target, builds)))
-        members = {name: Path(folder) / name for network in built for name in network.members()}
+            builds = _builds(target, export_folder, folder, graphs, options)
+            reports = cache.build_each(target, builds) if cache else build_each_in_child(target.builder, builds)
+            built.append(_Built(_entries(target, list(graphs.values()), builds), reports))
+        members = {entry.member: folder / entry.member for network in built for entry in network.entries}
         for network in built:
             _pack(target, [members[entry.member] for entry in network.entries if not entry.weights_member])
         plans = {network.entries[0].name: network.reports[0].plan for network in built}
         if any("layers" in plan for plan in plans.values()):
-            members[KERNELS_MEMBER] = Path(folder) / KERNELS_MEMBER
+            members[KERNELS_MEMBER] = folder / KERNELS_MEMBER
             kernels = {name: plan.get("layers", []) for name, plan in plans.items()}
             members[KERNELS_MEMBER].write_text(json.dumps(kernels), encoding="utf-8")
         manifest = _manifest(export, built, options, precision or target.precision)
@@ -90,45 +88,33 @@ class _Built:
     entries: list[NetworkEntry]
     reports: list[BuildReport]
 
-    def members(self) -> list[str]:
-        return [entry.member for entry in self.entries]
-
-
-def _build_each(target: Target, builds: Sequence[Build]) -> list[BuildReport]:
-    return build_each_in_child(target.builder, builds)
-
 
 def _builds(
     target: Target, export_folder: Path, folder: Path, graphs: Mapping[int, NetworkEntry], options: BuildOptions
 ) -> list[Build]:
-    """List what is to be built of one network. graphs: tile size -> its graph of that size, the default first."""
+    """What is to be built of one network. graphs: tile size -> its graph of that size, the default first."""
     builds: list[Build] = []
     for tile_px, graph in graphs.items():
-        if not builds:
-            builds.append(Build(export_folder / graph.member, folder / f"{graph.name}.{target.suffix}", options))
-            # Where weights are shared, they are compiled when the engine is opened: one size is enough to look at.
-            options = replace(options, detailed=options.detailed and not target.sharing)
-        else:
-            member = f"{graph.name}@{tile_px}.{target.further_suffix or target.suffix}"
-            builds.append(Build(export_folder / graph.member, folder / member, options))
+        further = f"@{tile_px}.{target.further_suffix or target.suffix}"
+        member = f"{graph.name}{further if builds else f'.{target.suffix}'}"
+        builds.append(Build(export_folder / graph.member, folder / member, options))
+        # Where weights are shared, they are compiled when the engine is opened: one size is enough to look at.
+        options = replace(options, detailed=options.detailed and not target.sharing)
     return builds
 
 
-def _shared(
-    target: Target, graphs: Mapping[int, NetworkEntry], builds: Sequence[Build], reports: list[BuildReport]
-) -> _Built:
-    """The finished network, whose further tile sizes share the first one's weights where the target can do that."""
+def _entries(target: Target, graphs: Sequence[NetworkEntry], builds: Sequence[Build]) -> list[NetworkEntry]:
+    """The network at every size; further ones share the first one's weights where the target can do that."""
     main, *further = (build.plan_path for build in builds)
     weights_member = ""
     if further and target.sharing:
         module, _, function = target.sharing.partition(":")
         getattr(import_module(module), function)(main, further)
         weights_member = main.name
-    entries = [
+    return [
         NetworkEntry(graph.name, plan.name, graph.inputs, graph.outputs, weights_member if plan != main else "")
-        for plan, graph in zip((main, *further), graphs.values(), strict=True)
+        for plan, graph in zip((main, *further), graphs, strict=True)
     ]
-    return _Built(entries, reports)
 
 
 def _pack(target: Target, members: Sequence[Path]) -> None:
@@ -154,19 +140,10 @@ def overlap_of_further(tile_px: int, default_tile_px: int, default_overlap_px: i
     return min(max(default_overlap_px * tile_px // default_tile_px, LEAST_OVERLAP_PX), tile_px // 2)
 
 
-def _manifest(
-    export: OnnxExport,
-    built: Sequence[_Built],
-    options: BuildOptions,
-    precision: str,
-) -> Manifest:
+def _manifest(export: OnnxExport, built: Sequence[_Built], options: BuildOptions, precision: str) -> Manifest:
     reports = [report for network in built for report in network.reports]
     first, overlap_px = reports[0], export.tile_px // OVERLAP_SHARE
     networks, *further = zip(*(network.entries for network in built), strict=True)
-    tiles = tuple(
-        TileEntry(tile.tile_px, overlap_of_further(tile.tile_px, export.tile_px, overlap_px), entries)
-        for tile, entries in zip(export.tiles, further, strict=True)
-    )
     build: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(sum(report.seconds for report in reports), 3),
@@ -175,10 +152,9 @@ def _manifest(
             network.entries[0].name: {key: value for key, value in network.reports[0].plan.items() if key != "layers"}
             for network in built
         },
-        "options": options.to_mapping() | {"timing_cache": None},
+        "options": asdict(options) | {"timing_cache": None},
     }
     return Manifest(
-        schema_version=SCHEMA_VERSION,
         model=export.model,
         method=export.method,
         bits=export.bits,
@@ -199,5 +175,8 @@ def _manifest(
         licence=export.licence,
         build=build,
         synthetic=export.synthetic,
-        tiles=tiles,
+        tiles=tuple(
+            TileEntry(tile.tile_px, overlap_of_further(tile.tile_px, export.tile_px, overlap_px), entries)
+            for tile, entries in zip(export.tiles, further, strict=True)
+        ),
     )

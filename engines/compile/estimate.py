@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from intsr.calib.models.cost import NetworkCost, architecture_from_name, costs_from_architecture
+from intsr.calib.models.cost import architecture_from_name, costs_from_architecture
 from intsr.calib.models.weights import files_of
 from intsr.targets import Target
 from intsr.types import Bits
@@ -49,9 +49,6 @@ class CompileEstimate:
     # Of temporary folders, at most.
     disk_bytes: int
 
-    def to_mapping(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def estimate_compilation(
     name: str,
@@ -71,20 +68,21 @@ def estimate_compilation(
     2.1's size 5.8 to 5.9 GB were measured; this gives 6.0. Raises ModelError, UsageError.
     """
     architecture = architecture_from_name(name, None)
-    factor = source.spec.upscale_factor
+    integers = f"weights of {bits.weights} bits" if weight_only else str(bits)
     networks: list[NetworkEstimate] = []
     for tile_px in tiles_px:
-        costs = _by_network(costs_from_architecture(architecture, tile_px * factor))
-        for network, (given, made) in _shapes(architecture.vae, tile_px * factor).items():
-            cost, part = costs[network], "unet" if network == "unet" else "vae"
-            precision = (
-                _precision(target, bits, weight_only) if part in parts and bits.quantized else target.precision_words
-            )
+        side_px = tile_px * source.spec.upscale_factor
+        costs = costs_from_architecture(architecture, side_px)
+        by_network = {part.name: part for cost in costs for part in cost.components or (cost,)}
+        for network, (given, made) in _shapes(architecture.vae, side_px).items():
+            cost, precision = by_network[network], target.precision_words
+            if bits.quantized and ("unet" if network == "unet" else "vae") in parts:
+                precision = f"{integers} in int8, the rest {precision}"
             networks.append(NetworkEstimate(network, tile_px, given, made, precision, cost.parameters, cost.macs))
     first = [network for network in networks if network.tile_px == tiles_px[0]]
     quantized = [network for network in first if network.precision != target.precision_words]
-    parameters, integers = (sum(network.parameters for network in group) for group in (first, quantized))
-    once_bytes = integers + (parameters - integers) * target.float_bytes
+    parameters, in_int8 = (sum(network.parameters for network in group) for group in (first, quantized))
+    once_bytes = in_int8 + (parameters - in_int8) * target.float_bytes
     engine_bytes = target.extra_bytes + once_bytes * (1 if target.sharing else len(tiles_px))
     files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     held = parameters if loads_model else max(network.parameters for network in first)
@@ -99,19 +97,10 @@ def estimate_compilation(
     )
 
 
-def _by_network(costs: Sequence[NetworkCost]) -> dict[str, NetworkCost]:
-    return {part.name: part for cost in costs for part in cost.components or (cost,)}
-
-
 def _shapes(vae: Any, side_px: int) -> dict[str, tuple[Shape, Shape]]:
     latent_side = side_px // 2 ** (len(vae["block_out_channels"]) - 1)
     picture, latent = (1, 3, side_px, side_px), (1, int(vae.get("latent_channels", 4)), latent_side, latent_side)
     return {"encoder": (picture, latent), "unet": (latent, latent), "decoder": (latent, picture)}
-
-
-def _precision(target: Target, bits: Bits, weight_only: bool) -> str:
-    integers = f"weights of {bits.weights} bits" if weight_only else str(bits)
-    return f"{integers} in int8, the rest {target.precision_words}"
 
 
 def lines_of_estimate(estimate: CompileEstimate) -> list[str]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
 from intsr.calib.calibration.files import load_calibration
@@ -20,16 +19,12 @@ from intsr.engines.compile.estimate import CompileEstimate, estimate_compilation
 from intsr.engines.verify.agreement import Verification
 from intsr.engines.verify.check import Check
 from intsr.errors import UsageError
-from intsr.export.fold.weight_only import static_calibration
 from intsr.export.graphs import check_tile, tile_step
-from intsr.export.pipeline import export_model
+from intsr.export.pipeline import export_model, static_calibration
+from intsr.manifest import Manifest
 from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target, lowering_from_name, target_from_name
-from intsr.types import Bits
-
-if TYPE_CHECKING:
-    from intsr.manifest import Manifest
-    from intsr.types import ModelSpec
+from intsr.types import Bits, ModelSpec
 
 METHOD = "maxmin+let"
 
@@ -58,7 +53,7 @@ class CompileRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class _Prepared:
     """A request whose model was found. tiles_px: the default first."""
 
     request: CompileRequest
@@ -67,7 +62,7 @@ class Prepared:
     tiles_px: tuple[int, ...]
 
 
-def prepare(request: CompileRequest) -> Prepared:
+def _prepare(request: CompileRequest) -> _Prepared:
     """Find the model, and all that can be wrong before long work. Raises UsageError, ModelError."""
     given = [request.calibration, request.images, request.official, not Bits.parse(request.bits).quantized]
     sources = sum(map(bool, given))
@@ -79,7 +74,7 @@ def prepare(request: CompileRequest) -> Prepared:
         )
     target = target_from_name(request.target)
     source = open_model(request.model, request.context, request.lora)
-    return Prepared(request, source, target, checked_tiles(request.tiles_px, target, source.spec))
+    return _Prepared(request, source, target, checked_tiles(request.tiles_px, target, source.spec))
 
 
 def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec) -> tuple[int, ...]:
@@ -93,9 +88,9 @@ def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec
     return (first, *further)
 
 
-def estimate_of(prepared: Prepared) -> CompileEstimate:
+def estimate_of(request: CompileRequest) -> CompileEstimate:
     """See `estimate_compilation`. Raises CalibrationError, ModelError, UsageError."""
-    request = prepared.request
+    prepared = _prepare(request)
     bits, parts = Bits.parse(request.bits), parse_parts(request.parts)
     if request.calibration is not None:
         ranges = load_calibration(request.calibration)
@@ -125,11 +120,11 @@ def compile_model(
     target = target_from_name(request.target)
     target.check_installed()
     pictures = [] if check is None else check.pictures(target)
-    prepared = prepare(request)
+    prepared = _prepare(request)
     say_notes(prepared.source.notes)
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         graphs = Path(folder) / "onnx"
-        ranges = export_request(prepared, graphs)
+        ranges = _export(prepared, graphs)
         if check is None:
             return build(graphs, output), None
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -141,11 +136,8 @@ def compile_model(
             return manifest, agreement
 
 
-def export_request(prepared: Prepared, folder: Path) -> Calibration | None:
-    """Write the graphs into `folder`, which is new; returns what they were quantized with, None for nothing.
-
-    Raises what calibrating, importing and exporting raise.
-    """
+def _export(prepared: _Prepared, folder: Path) -> Calibration | None:
+    """Write the graphs into `folder`, which is new; returns what they were quantized with, None for nothing."""
     request, (tile_px, *further) = prepared.request, prepared.tiles_px
     ranges = _ranges(prepared, tile_px)
     if ranges is not None and ranges.folding == PASSIONSR:
@@ -154,11 +146,19 @@ def export_request(prepared: Prepared, folder: Path) -> Calibration | None:
         check_one_tile(ranges, [tile_px, *further])
     name = (prepared.target.weight_only_lowering if request.weight_only else None) or prepared.target.lowering
     lowering = lowering_from_name(name, request.plugins)
-    export_model(prepared.source, ranges, lowering, tile_px, folder, lambda name: say(f"exporting {name}"), further)
+    export_model(
+        prepared.source,
+        ranges,
+        lowering,
+        tile_px,
+        folder,
+        on_network=lambda name: say(f"exporting {name}"),
+        further_tiles=further,
+    )
     return ranges
 
 
-def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
+def _ranges(prepared: _Prepared, tile_px: int) -> Calibration | None:
     request, source = prepared.request, prepared.source
     bits = Bits.parse(request.bits)
     if request.calibration is not None:
@@ -170,15 +170,12 @@ def _ranges(prepared: Prepared, tile_px: int) -> Calibration | None:
         recipe = Recipe(METHOD, bits, parse_parts(request.parts), tile_px)
         say(f"calibrating with {METHOD}, in one pass; intsr calibrate has methods that learn")
         model = source.load()
-        calibration = calibrate(model, pictures, recipe, progress=lambda batches: _watched(batches, pictures))
-        warning = low_bits_warning(model, calibration, pictures)
-        if warning is not None:
+        calibration = calibrate(
+            model, pictures, recipe, progress=lambda batches: progress(batches, "calibrating", total=len(pictures))
+        )
+        if (warning := low_bits_warning(model, calibration, pictures)) is not None:
             say(warning)
         return calibration
     if request.weight_only and bits.quantized:
         return static_calibration(source, bits, parse_parts(request.parts), tile_px)
     return None
-
-
-def _watched(batches: Any, pictures: Sequence[Path]) -> Any:
-    return progress(batches, "calibrating", total=len(pictures))

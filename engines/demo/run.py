@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from intsr.bundle import read_manifest
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import save_calibration
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.train import TrainingOptions
 from intsr.calib.models.open import SRModel, load_model
-from intsr.cli.console import Stopwatch
+from intsr.cli.console import Stopwatch, say
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import MissingLibraryError, VerificationError
@@ -44,20 +43,11 @@ REPORT_NAME = "report.html"
 TILE_PX = 128
 # An eighth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
 METHOD, CROPS, EFFORT = "passionsr", 8, TrainingOptions(block_steps=4, joint_steps=24)
+BITS = "w8a8"
 MIN_RUNS, MIN_SECONDS = 6, 3.0
-Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class DemoPictures:
-    """original: high resolution. lr: its antialiased bicubic reduction. calibration: low-resolution files."""
-
-    original: Image.Image
-    lr: Image.Image
-    calibration: tuple[Path, ...]
-
-
-def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
+def run_demo(output: Path) -> dict[str, Any]:
     """Fill `output` with pictures, engines, `report.html` and `summary.json`; returns the summary.
 
     Raises whatever a stage raises, and VerificationError where the integer picture is no better than bicubic.
@@ -65,34 +55,39 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
     watch = Stopwatch()
     say("loading the bundled model")
     model = load_model("demo")
-    pictures = make_pictures(output, model.spec.upscale_factor)
-    say(f"calibrating on {len(pictures.calibration)} photographs ({METHOD}, {bits}, a short run)")
-    recipe = Recipe(METHOD, Bits.parse(bits), tile_px=TILE_PX, crops=CROPS, training=EFFORT)
-    calibration = calibrate(model, pictures.calibration, recipe)
-    save_calibration(calibration, output / f"calibration-{bits}")
+    factor = model.spec.upscale_factor
+    lr, original = _saved_pair(PICTURE, factor, output / "lr.png", output / "original.png")
+    seen = [output / "calibration-pictures" / f"{name}.png" for name in CALIBRATION_PICTURES]
+    for path in seen:
+        _saved_pair(path.stem, factor, path)
+    say(f"calibrating on {len(seen)} photographs ({METHOD}, {BITS}, a short run)")
+    recipe = Recipe(METHOD, Bits.parse(BITS), tile_px=TILE_PX, crops=CROPS, training=EFFORT)
+    calibration = calibrate(model, seen, recipe)
+    folder = output / f"calibration-{BITS}"
+    save_calibration(calibration, folder)
     say("compiling three engines: fp32 and int8 for the CPU, int8 for tensorrt-rtx")
     engines = {
         "fp32": _compile(model, None, "cpu", output / "demo-fp32.cpu.engine", precision="f32"),
-        "int8": _compile(model, calibration, "cpu", output / f"demo-{bits}.cpu.engine"),
-        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{bits}.rtx.engine"),
+        "int8": _compile(model, calibration, "cpu", output / f"demo-{BITS}.cpu.engine"),
+        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{BITS}.rtx.engine"),
     }
-    bicubic = pictures.lr.resize(pictures.original.size, Image.Resampling.BICUBIC)
+    bicubic = lr.resize(original.size, Image.Resampling.BICUBIC)
     _save(bicubic, output / "bicubic.png")
-    summary: dict[str, Any] = {"psnr_bicubic_db": _psnr_y_db(bicubic, pictures.original)}
+    summary: dict[str, Any] = {"psnr_bicubic_db": _psnr_y_db(bicubic, original)}
     for kind in ("fp32", "int8"):
         say(f"upscaling with the {kind} engine")
         for color_fix in ("wavelet", "none"):
             with open_engine(engines[kind]) as engine:
-                picture = engine.upscale(pictures.lr, color_fix=color_fix)
+                picture = engine.upscale(lr, color_fix=color_fix)
             suffix = "" if color_fix == "wavelet" else "_no_color_fix"
-            summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, pictures.original)
+            summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, original)
             if color_fix == "wavelet":
                 _save(picture, output / f"sr_{kind}.png")
     say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
     measured = _measure(engines["int8"], engines["fp32"])
     names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")
     summary |= {name: round(item.median_ms, 2) for name, item in zip(names, measured, strict=True)}
-    facts = _write_report(output, output / f"calibration-{bits}", engines, measured, say)
+    facts = _write_report(output, folder, engines, measured, factor)
     summary["report"] = REPORT_NAME if facts else None
     if facts:
         (smooth,) = facts["pictures"]["smooth_tiles"]
@@ -102,7 +97,7 @@ def run_demo(output: Path, say: Say, bits: str = "w8a8") -> dict[str, Any]:
         "rtx_engine_bytes": engines["rtx"].stat().st_size,
         "seconds": round(watch.seconds, 1),
         "picture": PICTURE,
-        "bits": bits,
+        "bits": BITS,
     }
     with atomic_path(output / "summary.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2) + "\n")
@@ -127,7 +122,7 @@ def _write_report(
     calibration: Path,
     engines: Mapping[str, Path],
     measured: Sequence[benchmark.Measurement],
-    say: Say,
+    factor: int,
 ) -> dict[str, Any] | None:
     """Write `report.html`; return what it says, or None, said in words, where what draws it is not installed."""
     from intsr.engines.report.build import build_report, check_libraries
@@ -141,7 +136,8 @@ def _write_report(
     around = environment(benchmark.default_threads(), TILE_PX)
     with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
         lr, hr = Path(folder) / "lr", Path(folder) / "hr"
-        _save_pairs(lr, hr, read_manifest(engines["int8"]).upscale_factor)
+        for name in REPORT_PICTURES:
+            _saved_pair(name, factor, lr / f"{name}.png", hr / f"{name}.png")
         request = ReportRequest(
             calibration=calibration,
             engines=(engines["int8"], engines["fp32"]),
@@ -158,41 +154,19 @@ def _write_report(
                 },
             ),
         )
-        return build_report(request, output / REPORT_NAME, say)
+        return build_report(request, output / REPORT_NAME)
 
 
-def _save_pairs(lr: Path, hr: Path, factor: int) -> None:
+def _saved_pair(name: str, factor: int, *paths: Path) -> tuple[Image.Image, Image.Image]:
+    """A photograph of scikit-image's `factor` times smaller, and itself, written to as many paths as are given."""
     data = require("skimage.data", "the demonstration's photographs")
-    for name in REPORT_PICTURES:
-        photograph = _photograph(data, name, factor)
-        _save(photograph, hr / f"{name}.png")
-        _save(_reduced(photograph, factor), lr / f"{name}.png")
-
-
-def make_pictures(output: Path, upscale_factor: int) -> DemoPictures:
-    """Reduce scikit-image's photographs and write the low-resolution files below `output`."""
-    data = require("skimage.data", "the demonstration's photographs")
-    original = _photograph(data, PICTURE, upscale_factor)
-    lr = _reduced(original, upscale_factor)
-    _save(lr, output / "lr.png")
-    _save(original, output / "original.png")
-    paths = []
-    for name in CALIBRATION_PICTURES:
-        path = output / "calibration-pictures" / f"{name}.png"
-        _save(_reduced(_photograph(data, name, upscale_factor), upscale_factor), path)
-        paths.append(path)
-    return DemoPictures(original, lr, tuple(paths))
-
-
-def _photograph(data: Any, name: str, multiple_px: int) -> Image.Image:
-    picture = Image.fromarray(getattr(data, name)()).convert("RGB")
-    return picture.crop(
-        (0, 0, picture.width // multiple_px * multiple_px, picture.height // multiple_px * multiple_px)
-    )
-
-
-def _reduced(picture: Image.Image, factor: int) -> Image.Image:
-    return picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.BICUBIC)
+    whole = Image.fromarray(getattr(data, name)()).convert("RGB")
+    width, height = whole.width // factor, whole.height // factor
+    original = whole.crop((0, 0, width * factor, height * factor))
+    pair = original.resize((width, height), Image.Resampling.BICUBIC), original
+    for picture, path in zip(pair, paths, strict=False):
+        _save(picture, path)
+    return pair
 
 
 def _save(picture: Image.Image, path: Path) -> None:
@@ -201,10 +175,8 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _psnr_y_db(picture: Image.Image, original: Image.Image) -> float:
-    import numpy as np
-
-    luma = [luma_from_pixels(np.asarray(image)) for image in (picture, original)]
-    return round(psnr_db(luma[0], luma[1]), 4)
+    luma, expected = (luma_from_pixels(np.asarray(image)) for image in (picture, original))
+    return round(psnr_db(luma, expected), 4)
 
 
 def _compile(
@@ -213,7 +185,6 @@ def _compile(
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         exported = Path(folder) / "onnx"
         first, *further = target_from_name(target).tiles
-        lowering = lowering_from_name(target_from_name(target).lowering)
-        export_model(model, calibration, lowering, first, exported, further_tiles=further)
+        export_model(model, calibration, lowering_from_name(target), first, exported, further_tiles=further)
         compile_engine(exported, output, BuildOptions(target=target), precision=precision)
     return output

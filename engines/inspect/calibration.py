@@ -135,7 +135,7 @@ def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, 
     values = []
     for site, quantizer in calibration.sites.items():
         placement = None if site not in lets else "explicit" if site in explicit else "free"
-        ranges, codes = quantizer.weight_low is not None, quantizer.weight_codes is not None
+        weights = "ranges" if quantizer.weight_low is not None else None
         values.append(
             {
                 "site": site,
@@ -145,7 +145,7 @@ def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, 
                 "x_min": quantizer.x_min,
                 "x_max": quantizer.x_max,
                 "let": _let(quantizer, placement),
-                "weights": "ranges" if ranges else "codes" if codes else None,
+                "weights": weights or ("codes" if quantizer.weight_codes is not None else None),
                 "clipped": asdict(calibration.clipped[site]) if site in calibration.clipped else None,
             }
         )

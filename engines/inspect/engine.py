@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
         networks = [{"name": name, **plan} for name, plan in plans.items() if plan]
         report["networks"] = networks
         # A target that compiles when the engine is opened has no plan, and so no total either.
-        report["total"] = total_of_plans(networks) if networks else None
+        report["total"] = _total(networks) if networks else None
     return report
 
 
@@ -52,14 +53,13 @@ def _stored(bundle: Bundle, name: str) -> dict[str, Any]:
     return {"unpacked_bytes": stored.unpacked_bytes, "codes": {str(k): v for k, v in stored.bits_of_codes.items()}}
 
 
-def total_of_plans(networks: list[dict[str, Any]]) -> dict[str, Any]:
+def _total(networks: list[dict[str, Any]]) -> dict[str, Any]:
     """The networks' plans in one; shares are weighted by MACs."""
     total: dict[str, Any] = {key: sum(plan[key] for plan in networks) for key in _told_by_all(SUMMED, networks)}
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     for plan in networks:
-        for kind, count in plan["kernels_by_kind"].items():
-            kinds[kind] = kinds.get(kind, 0) + count
-    total["kernels_by_kind"] = dict(sorted(kinds.items(), key=lambda item: -item[1]))
+        kinds.update(plan["kernels_by_kind"])
+    total["kernels_by_kind"] = dict(kinds.most_common())
     total["activation_bytes"] = max((plan["activation_bytes"] for plan in networks), default=0)
     for share in _told_by_all(SHARES, networks):
         integer = sum(plan[share] * plan["macs"] for plan in networks)
@@ -80,8 +80,8 @@ def compare_plans(report: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     other = inspect_engine(path, layers=True)
     for found in (report, other):
         if not found["networks"]:
-            manifest = found["manifest"]
-            raise UsageError("--against", f"no plan was recorded for target {manifest['target']}", "TensorRT engines")
+            got = f"no plan was recorded for target {found['manifest']['target']}"
+            raise UsageError("--against", got, "TensorRT engines")
     plans = [{"name": "total", **values["total"]} for values in (report, other)]
     pairs = zip([*report["networks"], plans[0]], [*other["networks"], plans[1]], strict=True)
     return [

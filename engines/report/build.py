@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 from intsr.bundle import read_manifest
 from intsr.cli.console import Stopwatch
 from intsr.engines.report.measure.request import ReportRequest
-from intsr.engines.report.measure.variants import Say
 from intsr.engines.report.page.render import render_page
 from intsr.engines.report.plots.style import WHAT
 from intsr.engines.report.sections.engines import engine_section
@@ -21,10 +20,8 @@ from intsr.errors import UsageError
 from intsr.files import atomic_path
 from intsr.optional import require
 
-LIBRARIES = ("jinja2", "matplotlib")
 
-
-def build_report(request: ReportRequest, output: Path, say: Say) -> dict[str, Any]:
+def build_report(request: ReportRequest, output: Path) -> dict[str, Any]:
     """Write the page and return everything it says in numbers and words.
 
     Raises MissingLibraryError before anything runs; UsageError, ImageError, BundleError, CalibrationError and what
@@ -33,15 +30,18 @@ def build_report(request: ReportRequest, output: Path, say: Say) -> dict[str, An
     check_libraries()
     watch = Stopwatch()
     models = [asdict(read_manifest(path)) for path in request.engines]
-    _check_names(request)
+    # Engines are called by their file's name: two of one name cannot be told apart.
+    twice = next((name for name, count in Counter(path.name for path in request.engines).items() if count > 1), None)
+    if twice:
+        raise UsageError(twice, "the name of two engines", "names of their own", "rename one")
     with tempfile.TemporaryDirectory(prefix="intsr-report-") as scratch:
-        pictures = pictures_section(request, Path(scratch), say)
+        pictures = pictures_section(request, Path(scratch))
     calibration = None
     if request.calibration is not None:
         # The only part that needs the compiler's libraries.
         from intsr.engines.report.sections.calibration import calibration_section
 
-        calibration = calibration_section(request, say)
+        calibration = calibration_section(request, request.calibration)
     engines = engine_section(request, pictures.facts if pictures else None)
     sections = {"pictures": pictures, "calibration": calibration, "engines": engines}
     facts = {name: section.facts if section else None for name, section in sections.items()}
@@ -62,13 +62,5 @@ def build_report(request: ReportRequest, output: Path, say: Say) -> dict[str, An
 
 def check_libraries() -> None:
     """Raise MissingLibraryError, which names the extra, where a library is not installed."""
-    for library in LIBRARIES:
+    for library in ("jinja2", "matplotlib"):
         require(library, WHAT)
-
-
-def _check_names(request: ReportRequest) -> None:
-    """Engines are called by their file's name: two of one name cannot be told apart."""
-    names = [path.name for path in request.engines]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UsageError(twice, "the name of two engines", "names of their own", "rename one")

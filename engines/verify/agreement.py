@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.errors import UsageError, VerificationError
+from intsr.optional import require
 from intsr.runtime.backends.protocol import Network
 from intsr.runtime.measure.metrics import EXACT_DB, psnr_db, psnr_db_from_mse
 from intsr.types import Bits
@@ -71,13 +72,21 @@ class Verification:
     end_to_end: Agreement
     # Picture -> its PSNR in dB, end to end.
     per_image_db: Mapping[str, float]
-    # Network -> metric -> its mean over the pictures, of the comparator that was given.
+    # Network -> metric -> its mean over the pictures.
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def worst(self) -> tuple[str, float]:
         """The picture on which the two agree least, and its PSNR in dB: a mean would hide a flat one."""
         return min(self.per_image_db.items(), key=lambda item: item[1])
+
+    @property
+    def metric_lines(self) -> list[str]:
+        """`metrics` for people, a line a network."""
+        numbers = {
+            of: ", ".join(f"{name} {value:.6g}" for name, value in m.items()) for of, m in self.metrics.items()
+        }
+        return [f"{name:<10} {text}" for name, text in numbers.items()]
 
 
 class _Errors:
@@ -88,7 +97,7 @@ class _Errors:
         self._peak, self._low, self._high = peak, np.inf, -np.inf
 
     def add(self, got: F32, expected: F32) -> float:
-        """Returns this pair's own PSNR."""
+        """Return this pair's own PSNR."""
         if not np.isfinite(got).all():
             raise VerificationError("engine", "NaN or infinity in its output", "finite values")
         difference = (got - expected).astype(np.float64)
@@ -118,9 +127,9 @@ def verify(
     """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
 
     A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
-    when it is written. compare: further metrics of a network's output and the reference's, by name. Raises
-    VerificationError for an output that is not finite, or no input at all, UsageError where the two are not of one
-    model.
+    when it is written. compare: further metrics of a network's output and the reference's, by name, as
+    `polygraphy_metrics` gives them. Raises VerificationError for an output that is not finite, or no input at all,
+    UsageError where the two are not of one model.
     """
     _check_shapes(engine, reference)
     names = reference.network_names
@@ -145,14 +154,39 @@ def verify(
     return Verification(agreements, total.agreement("end_to_end"), per_image, means)
 
 
+# Polygraphy's comparators, and the field of the result that each one's number is in. Its PSNR is not among them: it
+# takes the largest value of the first array for the peak, and a latent's is nobody's peak.
+_METRICS = {
+    "snr_db": ("SnrCompareFunc", "snr"),
+    "cosine_similarity": ("CosineSimilarityCompareFunc", "cosine_similarity"),
+    "l2": ("L2CompareFunc", "l2_norm"),
+}
+
+
+def polygraphy_metrics(got: Any, expected: Any) -> dict[str, float]:
+    """Return Polygraphy's metrics by name, of one output and the reference's, arrays of the same shape.
+
+    `snr_db` is at most EXACT_DB. Raises MissingLibraryError.
+    """
+    comparator = require("polygraphy.comparator", "comparing a GPU engine with its reference")
+    logger = require("polygraphy.logger", "comparing a GPU engine with its reference").G_LOGGER
+    results = [comparator.IterationResult(outputs={"output": array}) for array in (expected, got)]
+    values: dict[str, float] = {}
+    # It would print whether its own thresholds, which are not ours, are met.
+    with logger.verbosity(logger.CRITICAL):
+        for name, (function, field_name) in _METRICS.items():
+            result = getattr(comparator, function)()(*results)["output"]
+            values[name] = float(getattr(result, field_name))
+    return values | {"snr_db": min(values["snr_db"], EXACT_DB)}
+
+
 def check_agreement(result: Verification, bound_db: float, where: object, fix: str) -> None:
     """Raise VerificationError where a picture is below the bound."""
     below = [f"{value:.2f} dB on {name}" for name, value in result.per_image_db.items() if value < bound_db]
     if below:
         more = f" and {len(below) - 3} more" if len(below) > 3 else ""
-        raise VerificationError(
-            where, f"{', '.join(below[:3])}{more}", f"at least {bound_db:g} on every picture", fix
-        )
+        expected = f"at least {bound_db:g} on every picture"
+        raise VerificationError(where, f"{', '.join(below[:3])}{more}", expected, fix)
 
 
 def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:

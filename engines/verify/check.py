@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +10,38 @@ from intsr.calib.calibration.types import Calibration
 from intsr.calib.data.pictures import verification_inputs
 from intsr.calib.models.open import ModelSource
 from intsr.cli.console import progress
-from intsr.engines.verify.agreement import Verification, check_agreement, default_bound_db, verify
+from intsr.engines.verify.agreement import (
+    RunsNetworks,
+    Verification,
+    check_agreement,
+    default_bound_db,
+    polygraphy_metrics,
+    verify,
+)
 from intsr.engines.verify.reference import reference_from_calibration
 from intsr.errors import UsageError
 from intsr.runtime.backends.compatibility import list_devices
-from intsr.runtime.engine import open_engine
+from intsr.runtime.engine import Engine, open_engine
 from intsr.runtime.pictures.reader import list_pictures
-from intsr.targets import Target
+from intsr.targets import Target, target_from_name
+from intsr.types import ModelSpec
 
 PICTURES = 4
+
+
+def verify_engine(
+    engine: Engine, reference: RunsNetworks, spec: ModelSpec, pictures: Sequence[Path], min_psnr_db: float | None
+) -> tuple[Verification, float]:
+    """Compare on pictures and on smooth tiles made for it; also returns what every picture must reach, in dB.
+
+    min_psnr_db: that bound; None for what correct engines reach. Raises VerificationError, UsageError, ImageError.
+    """
+    inputs = list(verification_inputs(pictures, spec, engine.tile_px))
+    # Plans of TensorRT are judged as its own tools judge them, too.
+    compare = polygraphy_metrics if target_from_name(engine.manifest.target).gpu else None
+    result = verify(engine, reference, progress(inputs, "verifying"), compare=compare)
+    bound_db = default_bound_db(engine.manifest.bits, engine.precision) if min_psnr_db is None else min_psnr_db
+    return result, bound_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +50,7 @@ class Check:
 
     # A folder of low-resolution pictures.
     images: Path
-    # What every one of them must reach end to end; None for what correct engines reach.
+    # See `verify_engine`.
     min_psnr_db: float | None
 
     def pictures(self, target: Target) -> list[Path]:
@@ -43,10 +67,7 @@ class Check:
         """Compare the engine with torch. Raises VerificationError where they differ by more, OutOfMemoryError."""
         with open_engine(engine) as opened:
             reference = reference_from_calibration(source.load(), ranges, opened.tile_px, weight_only)
-            inputs = list(verification_inputs(pictures, source.spec, opened.tile_px))
-            result = verify(opened, reference, progress(inputs, "verifying"))
-            bound_db = default_bound_db(opened.manifest.bits, opened.precision)
-        bound_db = bound_db if self.min_psnr_db is None else self.min_psnr_db
+            result, bound_db = verify_engine(opened, reference, source.spec, pictures, self.min_psnr_db)
         fix = "no engine was written: look at each network with intsr verify, or lower --min-psnr"
         check_agreement(result, bound_db, "--verify", fix)
         return result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,17 +14,20 @@ from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import PASSIONSR, Calibration
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
+from intsr.calib.passionsr.forward import passionsr_model
+from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.errors import CalibrationError, UsageError
+from intsr.export.fold.fold import fake_quantized
+from intsr.export.pipeline import fold_networks
+from intsr.runtime.backends.protocol import Backend
+from intsr.runtime.upscaler import Upscaler
 from intsr.types import NETWORKS, ModelSpec, TensorInfo
-
-if TYPE_CHECKING:
-    from intsr.runtime.upscaler import Upscaler
 
 F32 = NDArray[np.float32]
 
 
 class TorchNetwork:
-    """Runs one module as a runtime network: NumPy float32 in and out, eager, on the CPU."""
+    """Runs one module as a runtime network, eager, on the CPU."""
 
     def __init__(self, module: nn.Module, value_in: TensorInfo, value_out: TensorInfo) -> None:
         self.module, self.input, self.output = module.eval(), value_in, value_out
@@ -53,7 +55,7 @@ class TorchReference:
 
 
 def torch_networks(modules: Mapping[str, nn.Module], model: SRModel, tile_px: int) -> tuple[TorchNetwork, ...]:
-    """encoder, unet and decoder as runtime networks for one tile size."""
+    """encoder, unet and decoder for one tile size."""
     side = tile_px * model.spec.upscale_factor
     latent_side = side // 2 ** (len(model.vae.config.block_out_channels) - 1)
     picture, latent = (1, 3, side, side), (1, model.vae.config.latent_channels, latent_side, latent_side)
@@ -69,9 +71,6 @@ def open_reference(
     model_name: str, tile_px: int, threads: int | None, context: Path | None = None, lora: Path | None = None
 ) -> Upscaler:
     """The model in torch fp32 eager behind the runtime's own tiling and colour fix (for `intsr bench`)."""
-    from intsr.runtime.backends.protocol import Backend
-    from intsr.runtime.upscaler import Upscaler
-
     if threads is not None:
         torch.set_num_threads(threads)
     model = load_model(model_name, context, lora)
@@ -110,9 +109,8 @@ def reference_for_verification(
     calibration = load_calibration(Path(against))
     if calibration.digest() != calibration_digest:
         built = f"digest {calibration_digest[:12]}" if calibration_digest else "none (full precision)"
-        raise CalibrationError(
-            against, f"digest {calibration.digest()[:12]}", f"the one that the engine was made with, {built}"
-        )
+        expected = f"the one that the engine was made with, {built}"
+        raise CalibrationError(against, f"digest {calibration.digest()[:12]}", expected)
     model = load_model(model_name, context, lora)
     return reference_from_calibration(model, calibration, tile_px, weight_only), model.spec
 
@@ -121,18 +119,12 @@ def reference_from_calibration(
     model: SRModel, calibration: Calibration | None, tile_px: int, weight_only: bool = False
 ) -> TorchReference:
     """Open what an engine of these must agree with; full precision without a calibration. Raises CalibrationError."""
-    # The engine's own folding, seen from torch.
-    from intsr.export.fold.fake_quant import fake_quantized
-    from intsr.export.pipeline import fold_networks
-
     if calibration is None:
         return TorchReference(torch_networks(reference_networks(model), model, tile_px))
     if calibration.folding == PASSIONSR and not weight_only:
-        from intsr.calib.passionsr.forward import passionsr_model
-        from intsr.calib.passionsr.types import PassionSRQuantizers
-
         # Not the folded form, but what PassionSR's own code computes.
         official = passionsr_model(model, PassionSRQuantizers.from_calibration(calibration))
         return TorchReference(torch_networks(reference_networks(official), model, tile_px))
+    # The engine's own folding, seen from torch.
     modules = {n.name: fake_quantized(n, weight_only) for n in fold_networks(model, calibration)}
     return TorchReference(torch_networks(modules, model, tile_px))

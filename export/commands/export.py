@@ -69,7 +69,10 @@ def export(
     from intsr.files import check_replaceable_folder, check_writable_place
     from intsr.targets import lowering_from_name
 
-    _check_sources(calibration, official)
+    if calibration is not None and official:
+        raise UsageError("--calibration, --passionsr", "both", "one of them")
+    if "bits" in given_options() and not official:
+        raise UsageError("--bits", "without --passionsr", "none: a calibration has its own")
     lowering = lowering_from_name(target, plugins)
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
@@ -78,18 +81,12 @@ def export(
     for tile_px in tiles_px:
         check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
     ranges = _ranges(source, calibration, official, bits, tiles_px)
-    written = export_model(source, ranges, lowering, tiles_px[0], output, detail, tiles_px[1:])
+    written = export_model(
+        source, ranges, lowering, tiles_px[0], output, on_network=detail, further_tiles=tiles_px[1:]
+    )
     say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {', '.join(map(str, tiles_px))}")
     if as_json:
         emit_json({"output": str(output), **asdict(written)})
-
-
-def _check_sources(calibration: Path | None, official: tuple[Path, ...]) -> None:
-    """Refuse what was given and would change nothing. Raises UsageError."""
-    if calibration is not None and official:
-        raise UsageError("--calibration, --passionsr", "both", "one of them")
-    if "bits" in given_options() and not official:
-        raise UsageError("--bits", "without --passionsr", "none: a calibration has its own")
 
 
 def _ranges(

@@ -1,11 +1,13 @@
-"""Fold a calibration into a specialized model: integer weights, activation grids, float biases."""
+"""Fold a calibration into a specialized model: integer weights, activation grids, float biases.
+
+`fake_quantized` is the torch reference of the result: float arithmetic on quantized values, layer by layer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,15 +15,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from intsr.calib.models.families.sd21 import HALVED_SITE, POST_QUANT_CONV, part_of_network
-from intsr.calib.models.modules import layers_of
+from intsr.calib.models.modules import copy_sharing_weights, layers_of, put_modules
 from intsr.calib.models.sites import runs_in_integers
-from intsr.calib.observe.fake_quant import integer_part
+from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
 from intsr.export.fold.rotations import fuse_rotations
 from intsr.kernels.layer_algebra import scaled_weight
-from intsr.kernels.quantizer import QuantParams, rescale
-from intsr.types import ModelSpec
+from intsr.kernels.quantizer import QuantParams, dequantize_weight, rescale, round_scale
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration, SiteQuantizer
@@ -50,6 +51,12 @@ class FoldedLayer:
     branch: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     rotation: int = 0
 
+    @property
+    def takes_padding(self) -> bool:
+        """Whether a padded zero has a code: one of the grid, or it is of x, in front of a shift."""
+        grid = self.activation
+        return grid is None or self.let_shift is not None or 0 <= grid.zero_point <= grid.qmax
+
 
 @dataclass(frozen=True, slots=True)
 class FoldedNetwork:
@@ -69,54 +76,81 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
     `network` is used up: its modules are changed, and their float weights go as soon as codes are made of them.
     Raises CalibrationError where the calibration lacks a layer of its own parts.
     """
-    name, module = network.name, network.module
+    name, module, latent_scaling_factor = network.name, network.module, network.spec.latent_scaling_factor
     if calibration is None or part_of_network(name) not in calibration.parts:
-        return FoldedNetwork(name, module, MappingProxyType({}))
+        return FoldedNetwork(name, module, {})
     integer = {site: layer for site, layer in layers_of(module).items() if runs_in_integers(layer)}
-    lets = _lets_of_sites(integer, calibration, network.spec)
+    lets = _lets_of_sites(integer, calibration, latent_scaling_factor)
     weights = {}
     for site, layer in integer.items():
-        plain = network.plain_weights.get(site, layer.weight).detach()
+        plain = network.plain_weights.get(site, layer.weight)[: len(layer.weight)].detach()
         weights[site] = _quantized_weight(site, plain, calibration.sites[site])
     rotations = fuse_rotations(module, integer, calibration.sites)
-    fused = fuse_let(module, lets)
+    explicit, of_let = fuse_let(module, lets)
     layers = {}
-    for site in integer:
-        let = lets[site] if site in fused.explicit else None
-        # post_quant_conv's s carries the latent scaling factor, which cancels what specialization divided by.
-        cancelled = site == POST_QUANT_CONV and site in lets
-        specialized = 1.0 if cancelled else network.row_factors.get(site, 1.0)
-        of_let = fused.row_factors.get(site)
-        factors = specialized if of_let is None else specialized * of_let.numpy()
-        folded = _fold_layer(site, _multiplied(*weights[site], factors), calibration, network.spec, let)
-        # The branch has no s, and is divided after all.
-        of_branch = factors / network.spec.latent_scaling_factor if cancelled else factors
-        branch = _fold_branch(integer[site], calibration.sites[site], of_branch, lets.get(site), let is not None)
-        layers[site] = replace(folded, branch=branch, rotation=rotations[site])
-    for layer in integer.values():
+    for site, layer in integer.items():
+        quantizer, factors = calibration.sites[site], network.row_factors.get(site, 1.0)
+        activation = quantizer.activation_params()
+        let_scale: NDArray[np.float32] | None = None
+        let_shift: NDArray[np.float32] | None = None
+        if site == POST_QUANT_CONV and site in lets:
+            # Its s carries the latent scaling factor, which cancels what specialization divided by.
+            factors = 1.0
+        elif site == POST_QUANT_CONV:
+            # Only a VAE of 16 latent channels or more has this layer in integers.
+            activation = activation.rescaled(latent_scaling_factor)
+        if site in explicit:
+            # 1 / s is what an fp16 graph holds, so it is exact there; what went into other weights is s itself.
+            let_scale = np.float32(1) / round_scale((1 / lets[site].s).numpy())
+            let_shift = None if quantizer.explicit_shift() is None else lets[site].d.numpy()
+        if site in of_let:
+            factors = factors * of_let[site].numpy()
+        codes, scale = _multiplied(*weights[site], factors)
+        # A branch has no s, and is divided by the latent scaling factor after all.
+        of_branch = factors / latent_scaling_factor if site == POST_QUANT_CONV and site in lets else factors
+        branch = _fold_branch(layer, quantizer, of_branch, let=lets.get(site), explicit=site in explicit)
+        layers[site] = FoldedLayer(
+            site, codes, scale, activation, let_scale, let_shift, branch=branch, rotation=rotations[site]
+        )
         # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
         layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)
-    return FoldedNetwork(name, module, MappingProxyType(layers))
+    return FoldedNetwork(name, module, layers)
 
 
 def _lets_of_sites(
-    layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration, spec: ModelSpec
+    layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration, latent_scaling_factor: float
 ) -> dict[str, Let]:
     lets = {}
     for site, layer in layers.items():
         quantizer = calibration.sites.get(site)
         if quantizer is None:
             raise CalibrationError(calibration.method, f"no range for {site}", "every layer", "calibrate again")
-        if quantizer.let_scale is not None and quantizer.let_shift is not None:
-            if len(quantizer.let_scale) != layer.weight.shape[1]:
-                got = f"LET of {len(quantizer.let_scale)} channels for {site}"
-                raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
-            factor = spec.latent_scaling_factor if site == POST_QUANT_CONV else 1.0
-            s, d = (
-                torch.from_numpy(values * np.float32(factor)) for values in (quantizer.let_scale, quantizer.let_shift)
-            )
-            lets[site] = Let(s, d)
+        s, d = quantizer.let_scale, quantizer.let_shift
+        if s is None or d is None:
+            continue
+        if len(s) != layer.weight.shape[1]:
+            got = f"LET of {len(s)} channels for {site}"
+            raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
+        factor = np.float32(latent_scaling_factor if site == POST_QUANT_CONV else 1.0)
+        lets[site] = Let(torch.from_numpy(s * factor), torch.from_numpy(d * factor))
     return lets
+
+
+def _quantized_weight(
+    site: str, plain: torch.Tensor, quantizer: SiteQuantizer
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integer s W and their scales, of W as the model has it.
+
+    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
+    """
+    if quantizer.let_scale is not None:
+        plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
+    learned = quantizer.weight_low if quantizer.weight_codes is None else quantizer.weight_codes
+    full = len(plain) if site != HALVED_SITE else 2 * len(plain)
+    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
+        got = f"learned weights of shape {learned.shape}"
+        raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")
+    return quantizer.quantize_weight(plain.numpy())
 
 
 def _multiplied(
@@ -133,28 +167,11 @@ def _multiplied(
     return codes, held
 
 
-def _fold_layer(
-    site: str,
-    weights: tuple[NDArray[np.int8], NDArray[np.float32]],
-    calibration: Calibration,
-    spec: ModelSpec,
-    let: Let | None,
-) -> FoldedLayer:
-    quantizer = calibration.sites[site]
-    activation = quantizer.activation_params()
-    if site == POST_QUANT_CONV and quantizer.let_scale is None:
-        # Only a VAE of 16 latent channels or more has this layer in integers.
-        activation = activation.rescaled(spec.latent_scaling_factor)
-    if let is None:
-        return FoldedLayer(site, *weights, activation)
-    shift = None if quantizer.explicit_shift() is None else let.d.numpy()
-    return FoldedLayer(site, *weights, activation, let.held_s.numpy(), shift)
-
-
 def _fold_branch(
     layer: nn.Conv2d | nn.Linear,
     quantizer: SiteQuantizer,
     factors: NDArray[np.float64] | float,
+    *,
     let: Let | None,
     explicit: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -182,19 +199,20 @@ def _fold_branch(
     return up, down
 
 
-def _quantized_weight(
-    site: str, plain: torch.Tensor, quantizer: SiteQuantizer
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integer s W and their scales, of W as the model has it.
+def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only: bool = False) -> FakeQuantLayer:
+    """One layer of a folded network, with its float bias. weight_only: its input stays as it is."""
+    weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
+    activation, branch = None if weight_only else folded.activation, None
+    if folded.branch is not None:
+        up, down = (torch.from_numpy(part).to(layer.weight.dtype) for part in folded.branch)
+        branch = up, down
+    let: Any = {"let_scale": folded.let_scale, "let_shift": folded.let_shift}
+    return FakeQuantLayer(layer, weight, layer.bias, activation, branch=branch, rotation=folded.rotation, **let)
 
-    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
-    """
-    plain = integer_part(plain, quantizer)
-    if quantizer.let_scale is not None:
-        plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
-    learned = next((a for a in (quantizer.weight_codes, quantizer.weight_low) if a is not None), None)
-    full = len(plain) if site != HALVED_SITE else 2 * len(plain)
-    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
-        got = f"learned weights of shape {learned.shape}"
-        raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")
-    return quantizer.quantize_weight(plain.numpy())
+
+def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:
+    """A copy of the network with every folded layer replaced; float parameters are shared with the original."""
+    module = copy_sharing_weights(network.module)
+    layers = layers_of(module)
+    put_modules(module, {site: folded_layer(layers[site], f, weight_only) for site, f in network.layers.items()})
+    return module.eval()

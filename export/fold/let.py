@@ -23,58 +23,39 @@ from torch import nn
 from intsr.calib.models.families.sd21 import let_maker, let_readers, let_sink
 from intsr.export.fold.let_sites import explicit_sites
 from intsr.kernels.layer_algebra import scaled_weight, shifted_bias
-from intsr.kernels.quantizer import round_scale
 
 
 @dataclass(frozen=True, slots=True)
 class Let:
-    """s and d of one layer's input channels, float32 (Cin,), s > 0.
-
-    held_s: s as an engine has it where it divides by it. 1 / s is what an fp16 graph holds, so it is exact there;
-    what goes into other weights is s itself.
-    """
+    """s and d of one layer's input channels, float32 (Cin,), s > 0."""
 
     s: torch.Tensor
     d: torch.Tensor
 
-    @property
-    def held_s(self) -> torch.Tensor:
-        return 1 / torch.from_numpy(round_scale((1 / self.s).numpy()))
 
-
-@dataclass(frozen=True, slots=True)
-class FusedNetwork:
-    """module: with every LET in weights and biases. explicit: sites whose x~ still has to be made.
-
-    row_factors: what the rows of a site's weights (its output channels) were multiplied by, float64 (Cout,), for the
-    sites behind which another site's LET went: the scales of integer weights must follow.
-    """
-
-    module: nn.Module
-    explicit: frozenset[str]
-    row_factors: Mapping[str, torch.Tensor]
-
-
-def fuse_let(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
+def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[frozenset[str], dict[str, torch.Tensor]]:
     """Every LET into weights and biases, and into what makes the input where that is exact.
 
     The module itself is changed: what a weight was before is gone, one by one. It computes the same as before once
-    the explicit sites' inputs are divided and shifted. Norms whose consumers do not all share one (s, d) are left
-    alone.
+    the inputs of the sites that are returned first, the explicit ones, are divided and shifted. Norms whose consumers
+    do not all share one (s, d) are left alone.
+
+    Returned second is what the rows of a site's weights (its output channels) were multiplied by, float64 (Cout,),
+    for the sites behind which another site's LET went: the scales of integer weights must follow.
     """
     for site, let in lets.items():
-        layer: Any = fused.get_submodule(site)
+        layer: Any = module.get_submodule(site)
         if let.d.any():
             layer.bias = nn.Parameter(shifted_bias(layer.bias, layer.weight, let.d), requires_grad=False)
         layer.weight = nn.Parameter(scaled_weight(layer.weight, let.s), requires_grad=False)
     explicit = explicit_sites({site: (let.s.numpy(), let.d.numpy()) for site, let in lets.items()})
     row_factors: dict[str, torch.Tensor] = {}
     done: set[str] = set()
-    for site in lets:
+    for site, let in lets.items():
         if site in explicit or site in done:
             continue
-        let, name = lets[site], let_maker(site)
-        maker: Any = fused.get_submodule(name)
+        name = let_maker(site)
+        maker: Any = module.get_submodule(name)
         match let_sink(site).into:
             case "norm":
                 done.update(let_readers(site))
@@ -84,7 +65,7 @@ def fuse_let(fused: nn.Module, lets: Mapping[str, Let]) -> FusedNetwork:
                 maker.value = maker.value / let.s.reshape(1, maker.heads, 1, -1)
             case "rows":
                 row_factors[name] = _divide_rows(maker, let.s)
-    return FusedNetwork(fused, explicit, row_factors)
+    return explicit, row_factors
 
 
 def _divide_rows(producer: Any, s: torch.Tensor) -> torch.Tensor:

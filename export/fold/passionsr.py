@@ -7,7 +7,6 @@ multiplies into weights elsewhere is a step of its own here, so that the codes s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from intsr.calib.passionsr.types import ATTENTION_ROLES, PassionSRQuantizers
 from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
 from intsr.export.fold.specialize import ConstantContextAttention, specialize
-from intsr.export.fold.split_layers import SplitLayer, exact_grid, folded_pieces, on_grid, split_weight
+from intsr.export.fold.split_layers import SplitLayer, exact_grid, on_grid, split_weight
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -105,13 +104,16 @@ def fold_passionsr_network(name: str, model: SRModel, calibration: Calibration) 
             bias = None if bias is None else bias[: layer.weight.shape[0]]
             # It multiplied post_quant_conv's input, and the others' outputs.
             divides = {"divisor": model.spec.latent_scaling_factor} if site == POST_QUANT_CONV else {"factor": factor}
-            replaced[site] = SplitLayer(sites[site], quantized[site], weights, bias, **divides)
-            layers |= folded_pieces(site, weights)
+            replaced[site] = SplitLayer(sites[site], quantized[site], weights, bias=bias, **divides)
+            for i, piece in enumerate(weights):
+                # Its input is on a grid already.
+                name_of_piece = f"{site}.pieces.{i}"
+                layers[name_of_piece] = FoldedLayer(name_of_piece, piece.codes, piece.scale, None)
     put_modules(module, replaced)
     present = dict(module.named_modules())
     attentions = {site: quantizer for site, quantizer in quantizers.attentions.items() if site in present}
     put_modules(module, {site: QuantizedAttention(present[site], q, site) for site, q in attentions.items()})
-    return FoldedNetwork(name, module.eval(), MappingProxyType(layers))
+    return FoldedNetwork(name, module.eval(), layers)
 
 
 def _quantize_constants(model: SRModel, part: str, quantized: Mapping[str, PassionSRLayer]) -> None:

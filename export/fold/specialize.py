@@ -38,7 +38,7 @@ class SpecializedNetwork:
     spec: ModelSpec
     # Site -> what its weights were multiplied by: the scales of integer weights must follow.
     row_factors: Mapping[str, float]
-    # Site -> those weights before, of the rows that are left: codes are those of what calibration saw.
+    # Site -> those weights before, with the rows that are gone: codes are those of what calibration saw.
     plain_weights: Mapping[str, torch.Tensor]
 
 
@@ -66,13 +66,13 @@ class ConstantContextAttention(nn.Module):
 
 
 class SpecializedEncoder(nn.Module):
-    """x -> scaled posterior mean."""
+    """x -> scaled posterior mean. factor: of quant_conv, as in the other two of the layer that they rescale."""
 
-    def __init__(self, model: SRModel) -> None:
+    def __init__(self, model: SRModel, factor: float) -> None:
         super().__init__()
         self.vae = nn.Module()
         self.vae.encoder = model.vae.encoder
-        self.vae.quant_conv = _scaled_conv(model.vae.quant_conv, model.spec.latent_scaling_factor, halve=True)
+        self.vae.quant_conv = _scaled_conv(model.vae.quant_conv, factor, halve=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         latent: torch.Tensor = self.vae.quant_conv(self.vae.encoder(x))
@@ -82,15 +82,17 @@ class SpecializedEncoder(nn.Module):
 class SpecializedUNet(nn.Module):
     """latent -> x0, both scaled."""
 
-    def __init__(self, model: SRModel) -> None:
+    def __init__(self, model: SRModel, factor: float) -> None:
         super().__init__()
-        _check_unet(model.unet)
-        alpha_bar = model.spec.alpha_bar
+        # Anything but SD 2.1's structure would be lost silently in `forward`.
+        problem = unsupported("unet", model.unet.config)
+        if problem is not None:
+            raise ExportError("unet/config.json", *problem)
         self.unet = copy_sharing_weights(model.unet)
         _fold_time(self.unet, model.spec.timestep)
         _fold_context(self.unet, model.context)
-        self.unet.conv_out = _scaled_conv(self.unet.conv_out, -math.sqrt((1 - alpha_bar) / alpha_bar))
-        self.latent_gain = 1 / math.sqrt(alpha_bar)
+        self.unet.conv_out = _scaled_conv(self.unet.conv_out, factor)
+        self.latent_gain = 1 / math.sqrt(model.spec.alpha_bar)
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         hidden = self.unet.conv_in(latent)
@@ -111,12 +113,10 @@ class SpecializedUNet(nn.Module):
 class SpecializedDecoder(nn.Module):
     """x0, scaled -> picture."""
 
-    def __init__(self, model: SRModel) -> None:
+    def __init__(self, model: SRModel, factor: float) -> None:
         super().__init__()
         self.vae = nn.Module()
-        self.vae.post_quant_conv = _scaled_conv(
-            model.vae.post_quant_conv, 1 / model.spec.latent_scaling_factor, scale_bias=False
-        )
+        self.vae.post_quant_conv = _scaled_conv(model.vae.post_quant_conv, factor, scale_bias=False)
         self.vae.decoder = model.vae.decoder
 
     def forward(self, denoised: torch.Tensor) -> torch.Tensor:
@@ -131,19 +131,17 @@ def specialize(name: str, model: SRModel) -> SpecializedNetwork:
     Unchanged weights, and the VAE's unchanged modules, are those of `model`, of which only the part that the network
     belongs to is needed. Raises ExportError where the UNet has a part that these rewrites do not cover.
     """
-    if name == "unet":
-        module: nn.Module = SpecializedUNet(model)
-        factors = {"unet.conv_out": -math.sqrt((1 - model.spec.alpha_bar) / model.spec.alpha_bar)}
-        plain = {"unet.conv_out": model.unet.conv_out.weight}
-    elif name == "encoder":
-        module = SpecializedEncoder(model)
-        factors = {"vae.quant_conv": model.spec.latent_scaling_factor}
-        plain = {"vae.quant_conv": model.vae.quant_conv.weight[: module.vae.quant_conv.out_channels]}
-    else:
-        module = SpecializedDecoder(model)
-        factors = {"vae.post_quant_conv": 1 / model.spec.latent_scaling_factor}
-        plain = {"vae.post_quant_conv": model.vae.post_quant_conv.weight}
-    return SpecializedNetwork(name, module.eval().requires_grad_(False), model.spec, factors, plain)
+    alpha_bar, latent_scaling_factor = model.spec.alpha_bar, model.spec.latent_scaling_factor
+    makers: dict[str, tuple[type[nn.Module], str, float]] = {
+        "encoder": (SpecializedEncoder, "vae.quant_conv", latent_scaling_factor),
+        "unet": (SpecializedUNet, "unet.conv_out", -math.sqrt((1 - alpha_bar) / alpha_bar)),
+        "decoder": (SpecializedDecoder, "vae.post_quant_conv", 1 / latent_scaling_factor),
+    }
+    maker, site, factor = makers[name]
+    module = maker(model, factor).eval().requires_grad_(False)
+    part, _, layer = site.partition(".")
+    plain_weight = getattr(getattr(model, part), layer).weight
+    return SpecializedNetwork(name, module, model.spec, {site: factor}, {site: plain_weight})
 
 
 def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias: bool = True) -> nn.Conv2d:
@@ -155,13 +153,6 @@ def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias
     if conv.bias is not None:
         scaled.bias = nn.Parameter(conv.bias[:channels] * (factor if scale_bias else 1.0), requires_grad=False)
     return scaled
-
-
-def _check_unet(unet: Any) -> None:
-    """SD 2.1's structure only: anything else would be lost silently in SpecializedUNet.forward."""
-    problem = unsupported("unet", unet.config)
-    if problem is not None:
-        raise ExportError("unet/config.json", *problem)
 
 
 def _fold_time(unet: Any, timestep: int) -> None:

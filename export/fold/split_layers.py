@@ -20,7 +20,7 @@ from torch import nn
 
 from intsr.calib.passionsr.forward import halves, round_half_away, weight_codes
 from intsr.calib.passionsr.types import PassionSRLayer
-from intsr.export.fold.fold import FoldedLayer
+from intsr.kernels.layer_algebra import channel_axis, over_outputs, scaled_weight, shifted_bias
 from intsr.kernels.quantizer import QuantParams
 
 INT8_REACH = 128
@@ -68,7 +68,7 @@ def split_weight(weight: torch.Tensor, quantizer: PassionSRLayer, rows: int) -> 
         first = round_half_away(ends[0] / ((ends[1] - ends[0]) / last))
         fits = (first >= -INT8_REACH) & (first + last < INT8_REACH)
         offset = torch.where(fits, 0.0, first + 2 ** (quantizer.weight_bits - 1))
-        stored = codes - offset.reshape(-1, *[1] * (weight.ndim - 1))
+        stored = codes - over_outputs(offset, weight)
         arrays = (stored.numpy().astype(np.int8), offset.numpy(), step.flatten().numpy())
         pieces.append(Piece(*(array[:rows] for array in arrays)))
     return pieces
@@ -86,6 +86,7 @@ class SplitLayer(nn.Module):
         layer: nn.Conv2d | nn.Linear,
         quantizer: PassionSRLayer,
         weights: Sequence[Piece],
+        *,
         bias: torch.Tensor | None,
         divisor: float = 1.0,
         factor: float = 1.0,
@@ -93,25 +94,25 @@ class SplitLayer(nn.Module):
         super().__init__()
         self.divisor, self.factor, self.adds = divisor, factor, not quantizer.convolution
         self.is_convolution = isinstance(layer, nn.Conv2d)
-        self.axis = 1 if isinstance(layer, nn.Conv2d) else -1
+        self.axis = channel_axis(layer)
         channels = (1, -1, 1, 1) if self.is_convolution else (-1,)
+        offset = torch.tensor(quantizer.offset)
         self.register_buffer("scale", torch.tensor(quantizer.scale).reshape(channels))
-        self.register_buffer("offset", torch.tensor(quantizer.offset).reshape(channels))
+        self.register_buffer("offset", offset.reshape(channels))
         ranges: Any = zip(quantizer.input_low, quantizer.input_high, strict=True)
         self.grids = [exact_grid(float(low), float(high), quantizer.activation_bits) for low, high in ranges]
         self.cuts = halves(layer.weight.shape[1], len(quantizer.weight_low))
-        rows = len(weights[0].codes)
-        shift = layer.weight[:rows] * torch.tensor(quantizer.offset).reshape(1, -1, *[1] * (layer.weight.ndim - 2))
+        weight = layer.weight[: len(weights[0].codes)]
+        shift = scaled_weight(weight, offset)
         self.has_border = isinstance(layer, nn.Conv2d) and any(layer.padding) and bool(shift.any())
         if not self.has_border:
-            total = shift.flatten(1).sum(1)
-            bias = total if bias is None else bias + total
-        self.pieces = nn.ModuleList(
-            _piece_module(layer, piece, bias if i == 0 else None) for i, piece in enumerate(weights)
-        )
+            bias = shifted_bias(bias, weight, offset)
+        # One number stands for all of a piece's weights: they are there for their shape. NaN says where one is read.
+        shapes = [torch.full((), torch.nan).expand(piece.codes.shape) for piece in weights]
+        self.pieces = nn.ModuleList(_like(layer, shape, None if i else bias) for i, shape in enumerate(shapes))
         self.summed = [i for i, piece in enumerate(weights) if piece.offset.any()]
-        columns = [torch.from_numpy(weights[i].offset * weights[i].scale) for i in self.summed]
-        kernels = [column.reshape(-1, *[1] * (shift.ndim - 1)).expand(-1, 1, *shift.shape[2:]) for column in columns]
+        columns = [over_outputs(torch.from_numpy(weights[i].offset * weights[i].scale), shift) for i in self.summed]
+        kernels = [column.expand(-1, 1, *shift.shape[2:]) for column in columns]
         if self.has_border:
             kernels.append(shift.sum(1, keepdim=True))
         self.rest = _like(layer, torch.cat(kernels, dim=1), None) if kernels else None
@@ -145,19 +146,6 @@ class SplitLayer(nn.Module):
             # Made from the input, so that no engine keeps the whole map as a constant.
             columns.append(inputs[0].narrow(1, 0, 1) * 0.0 + 1.0)
         return y + self.rest(torch.cat(columns, dim=self.axis) if len(columns) > 1 else columns[0])
-
-
-def folded_pieces(site: str, weights: Sequence[Piece]) -> dict[str, FoldedLayer]:
-    """The pieces' integers by their own sites, below `site`; their inputs are on a grid already."""
-    names = [f"{site}.pieces.{i}" for i in range(len(weights))]
-    return {
-        name: FoldedLayer(name, piece.codes, piece.scale, None) for name, piece in zip(names, weights, strict=True)
-    }
-
-
-def _piece_module(layer: nn.Conv2d | nn.Linear, piece: Piece, bias: torch.Tensor | None) -> nn.Module:
-    # One number stands for all weights: they are there for their shape, and NaN says so where one is read.
-    return _like(layer, torch.full((), torch.nan).expand(piece.codes.shape), bias)
 
 
 def _like(layer: nn.Conv2d | nn.Linear, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:

@@ -47,9 +47,10 @@ def argument(node: fx.Node, index: int, keyword: str, default: Any) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(keyword, default)
 
 
-def pair(value: Any) -> list[int]:
+def pair(value: Any) -> tuple[int, int]:
     """Return (height, width) of a setting that may be one number for both."""
-    return [int(value)] * 2 if isinstance(value, int) else [int(v) for v in (list(value) * 2)[:2]]
+    height, width = (value, value) if isinstance(value, int) else (list(value) * 2)[:2]
+    return int(height), int(width)
 
 
 class LoweringContext:
@@ -69,7 +70,8 @@ class LoweringContext:
         self._tensors = dict(network.module.state_dict())
         signature = program.graph_signature
         self._attributes = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self._values: dict[fx.Node, Value] = {}
+        # What stands for the nodes that were met so far.
+        self.known: dict[fx.Node, Value] = {}
         nodes = list(program.graph.nodes)
         self.patterns = find_patterns(nodes, self._integer_layers(nodes), lowering)
 
@@ -78,20 +80,12 @@ class LoweringContext:
         sites = {node: self.site_of(node.args[1]) for node in calls if self.is_constant(node.args[1])}
         return {node: self.layers[site] for node, site in sites.items() if site in self.layers}
 
-    def set_value(self, node: fx.Node, value: Value) -> None:
-        """Say what stands for a traced node."""
-        self._values[node] = value
-
-    def values(self, node: Any) -> tuple[str, ...]:
-        """Return the ONNX names of a traced node with several outputs."""
-        value = self._values[node]
-        return value if isinstance(value, tuple) else (value,)
-
     def value(self, node: Any) -> str:
         """Return the ONNX name of a traced value; parameters used directly become initializers."""
-        if self.is_constant(node) and node not in self._values:
-            self._values[node] = self.builder.constant(self._attributes[node.name], self.parameter(node))
-        (value,) = self.values(node)
+        if self.is_constant(node) and node not in self.known:
+            self.known[node] = self.builder.constant(self._attributes[node.name], self.parameter(node))
+        value = self.known[node]
+        assert isinstance(value, str)
         return value
 
     def is_constant(self, node: Any) -> bool:

@@ -33,7 +33,7 @@ def lower_network(
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in program.graph_signature.user_inputs:
-                net.set_value(node, name_in)
+                net.known[node] = name_in
         elif node in net.patterns.covered:
             continue
         elif node.op == "call_function" and node.target not in IGNORED:
@@ -41,7 +41,7 @@ def lower_network(
             if handler is None:
                 where, got = f"{network.name}: {node.name}", f"no lowering for {node.target}"
                 raise ExportError(where, got, "SD 2.1's operations")
-            net.set_value(node, handler(net, node))
+            net.known[node] = handler(net, node)
         elif node.op == "output":
             (result,) = node.args[0]
     shape_out = tuple(int(side) for side in result.meta["val"].shape)

@@ -58,16 +58,15 @@ def _find_pads(node: fx.Node, layers: Mapping[fx.Node, FoldedLayer], found: Patt
     amounts: Any = node.args[1]
     plain = len(node.args) == 2 or (node.args[2] == "constant" and node.args[3:] in ((), (0.0,), (None,)))
     readers = [layers.get(user) if _is(user, CONVOLUTION) else None for user in node.users]
-    if plain and not node.kwargs and len(amounts) == 4 and min(amounts) >= 0 and all(map(_has_zero, readers)):
+    if (
+        plain
+        and not node.kwargs
+        and len(amounts) == 4
+        and min(amounts) >= 0
+        and all(reader is not None and reader.takes_padding for reader in readers)
+    ):
         left, right, top, bottom = amounts
         found.pads[node] = (top, left, bottom, right)
-
-
-def _has_zero(layer: FoldedLayer | None) -> bool:
-    """Tell whether the layer's grid has a code for a padded zero, as a convolution that pads needs."""
-    if layer is None or layer.activation is None:
-        return layer is not None
-    return layer.let_shift is not None or 0 <= layer.activation.zero_point <= layer.activation.qmax
 
 
 def _find_projections(node: fx.Node, layers: Mapping[fx.Node, FoldedLayer], found: Patterns) -> None:

@@ -38,8 +38,6 @@ class Check:
     # Of the inputs, which it leaves as they are.
     reference: Callable[..., Array]
     tolerance: Tolerance = EXACT
-    # On int8, a multiply-add being two.
-    operations: int = 0
 
     def plan(self, device: Device) -> Plan:
         return self.planner(device, *map(device.upload, self.inputs))

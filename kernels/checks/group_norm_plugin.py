@@ -22,6 +22,7 @@ def plugin_check(
     norm: PluginNorm,
     layout: str,
     output: str,
+    *,
     way: str = "block",
     outlier: bool = False,
 ) -> Check:
@@ -35,10 +36,8 @@ def plugin_check(
         x[:, 0, 0, 0] = 3000
     to_layout, from_layout = ((0, 1, 2, 3),) * 2 if layout == "linear" else ((0, 2, 3, 1), (0, 3, 1, 2))
 
-    def reference(x: Array, *vectors: Array) -> Array:
-        code_range = (norm.lowest, norm.highest) if codes else None
-        four = (vectors[0], vectors[1], vectors[2], vectors[3])
-        y = group_norm_plugin(x.transpose(from_layout), four, norm.groups, norm.epsilon, norm.activation, code_range)
+    def reference(x: Array, gamma: Array, beta: Array, shift: Array, multiplier: Array) -> Array:
+        y = group_norm_plugin(x.transpose(from_layout), (gamma, beta, shift, multiplier), norm, codes)
         return y.astype(np.int8 if codes else np.float16).transpose(to_layout)
 
     return Check(
@@ -61,10 +60,10 @@ def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
         # A channel of more vectors than a block has threads: a step stays inside it, or does not.
         yield plugin_check(rng, (1, 16, 72, 64), PluginNorm(2, 1e-5, True), layout, "halves")
         for way in ("cluster", "shared") if clusters else ("shared",):
-            yield plugin_check(rng, (1, 16, 8, 5), PluginNorm(8, 1e-5, False), layout, "codes", way)
+            yield plugin_check(rng, (1, 16, 8, 5), PluginNorm(8, 1e-5, False), layout, "codes", way=way)
             # Blocks without anything to do.
-            yield plugin_check(rng, (2, 16, 2, 4), PluginNorm(2, 1e-5, True), layout, "halves", way)
-        yield plugin_check(rng, (1, 16, 72, 64), PluginNorm(2, 1e-5, True), layout, "codes", "shared")
+            yield plugin_check(rng, (2, 16, 2, 4), PluginNorm(2, 1e-5, True), layout, "halves", way=way)
+        yield plugin_check(rng, (1, 16, 72, 64), PluginNorm(2, 1e-5, True), layout, "codes", way="shared")
 
 
 def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
@@ -72,4 +71,4 @@ def full_checks(rng: Random, clusters: bool) -> Iterator[Check]:
         for layout in ("linear", "last"):
             for way in WAYS if clusters else ("block", "shared"):
                 norm = PluginNorm(32, 1e-6, True)
-                yield plugin_check(rng, (1, channels, side, side), norm, layout, "codes", way)
+                yield plugin_check(rng, (1, channels, side, side), norm, layout, "codes", way=way)

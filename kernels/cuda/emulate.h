@@ -2,9 +2,8 @@
 // thread is a coroutine, each barrier and warp operation a meeting point. Slow by design. What it cannot check: PTX,
 // alignment of device pointers, the memory model, and speed.
 //
-// Stricter than a GPU where that finds mistakes: shared memory starts as garbage, warps run one after the other,
-// a cp.async lands either at once or only when waited for (INTSR_EMULATE_LATE), and misaligned copies, writes past
-// the shared memory and barriers that some threads never reach end the launch with a message.
+// Stricter than a GPU where that finds mistakes: shared memory starts as garbage, warps run one after the other, and
+// writes past the shared memory and barriers that some threads never reach end the launch with a message.
 #pragma once
 
 #include <ucontext.h>
@@ -14,7 +13,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <map>
 #include <memory>
 #include <vector>
@@ -58,8 +56,6 @@ struct Meeting {  // a barrier that can be used again
 struct Warp {
     Meeting meeting;
     uint64_t values[2][32] = {};  // two in turn: a fast lane may be one operation ahead
-    const uint32_t* fragments_a[32] = {};
-    uint32_t fragments_b[32][2] = {};
     unsigned turn[32] = {};
 };
 
@@ -72,11 +68,6 @@ struct Block {
     unsigned char* shared = nullptr;
 };
 
-struct Copy {
-    unsigned char* to;
-    unsigned char bytes[16];
-};
-
 struct Fiber {
     ucontext_t context{};
     std::unique_ptr<unsigned char[]> stack{new unsigned char[1 << 16]};
@@ -84,8 +75,6 @@ struct Fiber {
     unsigned number = 0;
     Block* block = nullptr;
     bool done = false;
-    std::deque<std::vector<Copy>> groups;
-    std::vector<Copy> open;
 };
 
 struct State {
@@ -98,7 +87,6 @@ struct State {
     uint3 block_dim{}, grid_dim{};
     void (*body)(const void*) = nullptr;
     const void* params = nullptr;
-    bool late_copies = false;
     const char* problem = nullptr;
 };
 
@@ -131,10 +119,6 @@ inline void meet_warp() { meet(warp().meeting, 32); }
 
 inline void run_fiber() {
     state.body(state.params);
-    if (!state.current->groups.empty() || !state.current->open.empty()) {
-        for (auto& group : state.current->groups)
-            if (!group.empty()) fail("a thread ended with copies under way");
-    }
     state.current->done = true;
     state.progress++;
     yield();
@@ -157,8 +141,6 @@ inline void run_warp(std::vector<Fiber>& fibers, size_t warp) {
 inline void run_cluster(std::vector<Fiber>& fibers, unsigned seed) {
     for (Fiber& fiber : fibers) {
         fiber.done = false;
-        fiber.groups.clear();
-        fiber.open.clear();
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = 1 << 16;
@@ -190,7 +172,6 @@ inline const char* launch(void (*body)(const void*), const void* params, const u
                           unsigned cluster, unsigned shared_bytes) {
     if (threads % 32 != 0 || grid[0] % cluster != 0) return "whole warps and whole clusters only";
     state.problem = nullptr;
-    state.late_copies = std::getenv("INTSR_EMULATE_LATE") != nullptr;
     state.body = body;
     state.params = params;
     state.threads = threads;
@@ -297,62 +278,6 @@ inline uint16_t half_from_float(float value) {  // round half to even
     if (size < 0x1p-14f) return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(size * 0x1p24f)));
     const uint32_t rounded = (word & 0x7fffffff) + 0xfff + (word >> 13 & 1);
     return static_cast<uint16_t>(sign | static_cast<uint16_t>((rounded >> 13) - (112u << 10)));
-}
-
-inline void copy_async_16(void* shared, const void* global, bool valid) {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) emulation::fail("a misaligned copy into shared memory");
-    if (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0) emulation::fail("a misaligned copy from memory");
-    emulation::Copy copy{static_cast<unsigned char*>(shared), {}};
-    if (valid) std::memcpy(copy.bytes, global, 16);
-    if (!emulation::state.late_copies) std::memcpy(copy.to, copy.bytes, 16);
-    emulation::state.current->open.push_back(copy);
-}
-
-inline void copy_async_commit() {
-    auto& fiber = *emulation::state.current;
-    fiber.groups.push_back(std::move(fiber.open));
-    fiber.open.clear();
-}
-
-template <int pending>
-void copy_async_wait() {
-    auto& groups = emulation::state.current->groups;
-    while (groups.size() > pending) {
-        if (emulation::state.late_copies)
-            for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
-        groups.pop_front();
-    }
-}
-
-inline void load_matrices(uint32_t (&r)[4], const void* row) {
-    auto& warp = emulation::warp();
-    const unsigned lane = emulation::lane(), turn = warp.turn[lane]++ % 2;
-    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulation::fail("a misaligned ldmatrix row");
-    warp.values[turn][lane] = reinterpret_cast<uint64_t>(row);
-    emulation::meet_warp();
-    for (unsigned matrix = 0; matrix < 4; matrix++) {
-        const auto* address = reinterpret_cast<const unsigned char*>(warp.values[turn][matrix * 8 + lane / 4]);
-        std::memcpy(&r[matrix], address + lane % 4 * 4, 4);
-    }
-}
-
-inline void multiply_add_s8(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    auto& warp = emulation::warp();
-    const unsigned lane = emulation::lane(), group = lane / 4, place = lane % 4;
-    warp.fragments_a[lane] = a;
-    warp.fragments_b[lane][0] = b0;
-    warp.fragments_b[lane][1] = b1;
-    emulation::meet_warp();
-    for (unsigned i = 0; i < 4; i++) {
-        const unsigned row = group + i / 2 * 8, column = place * 2 + i % 2;
-        for (unsigned k = 0; k < 32; k++) {
-            const unsigned holder_a = row % 8 * 4 + k % 16 / 4, holder_b = column * 4 + k % 16 / 4;
-            const uint32_t word_a = warp.fragments_a[holder_a][row / 8 + k / 16 * 2];
-            const uint32_t word_b = warp.fragments_b[holder_b][k / 16];
-            acc[i] += static_cast<int8_t>(word_a >> k % 4 * 8) * static_cast<int8_t>(word_b >> k % 4 * 8);
-        }
-    }
-    emulation::meet_warp();
 }
 
 inline unsigned cluster_rank() { return emulation::state.current->block->rank; }

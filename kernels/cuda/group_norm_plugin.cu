@@ -5,7 +5,8 @@
 //   out = (y - shift) * multiplier, as fp16, or as a code: clamp(rint(out), lowest, highest)
 //
 // Layouts: `linear` is (N, C, H, W), a group in one piece; `last` is (N, H, W, C) and C % 16 == 0, TensorRT's HWC8 and
-// HWC16, a slice of channels (see group_norm.cu) a piece. One block, or a cluster of eight (sm_90 and up), a piece.
+// HWC16, a slice a piece: the fewest channels that are whole groups and whole 16-byte vectors. One block, or a cluster
+// of eight (sm_90 and up), a piece.
 // Where there are no clusters several blocks can share a piece, too: each finds the moments of all of it by itself, as
 // blocks of a grid cannot wait for one another, and writes its own part.
 // x is read from memory once as far as shared memory holds it (`held` vectors a block), the rest a second time.

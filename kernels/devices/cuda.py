@@ -101,11 +101,15 @@ class GpuDevice:
         return self._kernels[name]
 
     def _launch(self, launch: Launch) -> None:
-        # Kernels of separate parameters have their cluster compiled in, as TensorRT cannot ask for one.
-        cluster = 1 if launch.params.separate else launch.cluster
+        # Clusters are compiled into their kernels, as TensorRT cannot ask for one.
         kernel, params = self._kernel(launch.kernel), bytes(launch.params)
         self._cuda.launch_kernel(
-            kernel, launch.grid, launch.block, launch.shared_bytes, params, self._stream, cluster
+            kernel,
+            self._stream,
+            grid=launch.grid,
+            block=launch.block,
+            shared_bytes=launch.shared_bytes,
+            params=params,
         )
 
     def milliseconds(self, plan: Plan, repeats: int) -> float:

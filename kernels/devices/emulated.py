@@ -51,15 +51,14 @@ def find_cpp_compiler() -> list[str]:
 def _library(source: str) -> ctypes.CDLL:
     """Return a source's kernels as a shared library, compiled once for each state of the sources."""
     compiler = find_cpp_compiler()
-    shared = sources.FOLDER / "cuda"
-    files = [sources.cuda_path(source), shared / "common.cuh", shared / "emulate.h"]
-    command = [*compiler, *_FLAGS, *_CHECKS, f"-I{shared}"]
+    files = [sources.cuda_path(source), sources.FOLDER / "common.cuh", sources.FOLDER / "emulate.h"]
+    command = [*compiler, *_FLAGS, *_CHECKS, f"-I{sources.FOLDER}"]
     digest = hashlib.sha256("\0".join([*command, *(file.read_text() for file in files)]).encode()).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"intsr-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise BuildError(folder, "a folder of another user", fix="set TMPDIR to a folder of your own")
-    library = folder / f"{source}-{digest[:16]}.so"
+    library = folder / f"{files[0].stem}-{digest[:16]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"

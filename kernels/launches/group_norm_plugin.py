@@ -13,7 +13,6 @@ from intsr.cuda.arrays import DeviceArray
 from intsr.errors import UsageError
 from intsr.kernels.launches.launch import Device, Launch, Plan, require
 from intsr.kernels.launches.parameters import PluginParams
-from intsr.kernels.reference.group_norm import CODE_OFFSET
 
 # The operators in ONNX and in TensorRT: namespace, version, and what each one's kernel writes.
 NAMESPACE, VERSION = "intsr", "1"
@@ -28,6 +27,8 @@ SHARES = 4
 WAYS = ("block", "cluster", "shared")
 # More needs a permission that nobody documents TensorRT to ask for.
 SHARED_BYTES = 48 * 1024
+# Engines store a code of [0, 2**bits - 1] as int8: code - 128, whatever the bits.
+CODE_OFFSET = 128
 _THREADS = 512
 # What the kernel takes between its inputs and its output, in that order.
 NUMBERS = ("pixels", "channels", "groups", "slice", "held", "epsilon_bits", "activation", "lowest", "highest")

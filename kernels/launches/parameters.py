@@ -11,7 +11,8 @@ from intsr.cuda.driver import Places
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_uint64, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
-def _fields(**groups: str) -> list[tuple[str, type]]:
+def fields_of(**groups: str) -> list[tuple[str, type]]:
+    """Names by kind, which a digit behind it may tell from an earlier group of the same kind."""
     kinds = {"pointers": _POINTER, "ints": _INT, "longs": _LONG, "floats": _FLOAT}
     return [(name, kinds[group.rstrip("0123456789")]) for group, names in groups.items() for name in names.split()]
 
@@ -37,34 +38,13 @@ class Params(ctypes.Structure):
         return tuple((field.offset, field.size) for field in fields)
 
 
-class ProductParams(Params):
-    _fields_: ClassVar = _fields(
-        pointers="codes weights pad scale bias residual out",
-        ints="pixels height width channels_in channels_out kernel_height kernel_width stride pad_top pad_left "
-        "out_height out_width",
-    )
-
-
-class PeakParams(Params):
-    _fields_: ClassVar = _fields(pointers="out", ints="turns")
-
-
 class ReadParams(Params):
-    _fields_: ClassVar = _fields(pointers="words out", longs="count")
-
-
-class NormParams(Params):
-    _fields_: ClassVar = _fields(
-        pointers="x out gamma beta shift multiplier partial moments",
-        ints="pixels channels groups slice chunks",
-        floats="epsilon",
-        ints2="activation zero_point lowest highest",
-    )
+    _fields_: ClassVar = fields_of(pointers="words out", longs="count")
 
 
 class PluginParams(Params):
     separate: ClassVar[bool] = True
-    _fields_: ClassVar = _fields(
+    _fields_: ClassVar = fields_of(
         pointers="x gamma beta shift multiplier",
         ints="pixels channels groups slice held epsilon_bits activation lowest highest",
         pointers2="out",
@@ -72,54 +52,44 @@ class PluginParams(Params):
 
 
 class ResizeParams(Params):
-    _fields_: ClassVar = _fields(
+    _fields_: ClassVar = fields_of(
         pointers="pixels out first_x taps_x first_y taps_y",
         ints="height width out_height out_width taps rows",
     )
 
 
 class ExtractParams(Params):
-    _fields_: ClassVar = _fields(pointers="pixels out", ints="picture_width top left height width side")
+    _fields_: ClassVar = fields_of(pointers="pixels out", ints="picture_width top left height width side")
 
 
 class AccumulateParams(Params):
-    _fields_: ClassVar = _fields(
+    _fields_: ClassVar = fields_of(
         pointers="tile out rows columns",
         ints="picture_height picture_width top left height width side vector",
     )
 
 
 class PixelsParams(Params):
-    _fields_: ClassVar = _fields(pointers="planes out", longs="count")
+    _fields_: ClassVar = fields_of(pointers="planes out", longs="count")
 
 
 class RangeParams(Params):
-    _fields_: ClassVar = _fields(pointers="planes extremes", longs="count", ints="blocks")
+    _fields_: ClassVar = fields_of(pointers="planes extremes", longs="count", ints="blocks")
 
 
 class ColorParams(Params):
-    _fields_: ClassVar = _fields(
+    _fields_: ClassVar = fields_of(
         pointers="target source partial factors", longs="count", ints="blocks", floats="variance_floor"
     )
 
 
 class WaveletParams(Params):
-    _fields_: ClassVar = _fields(pointers="in target source out", ints="height width dilation last")
+    _fields_: ClassVar = fields_of(pointers="in target source out", ints="height width dilation last")
 
 
 # By kernel; every source file's kernels together.
 KERNELS: dict[str, tuple[str, type[Params]]] = {
-    "int8_gemm_128": ("int8_matmul", ProductParams),
-    "int8_gemm_64": ("int8_matmul", ProductParams),
-    "int8_conv_128": ("int8_matmul", ProductParams),
-    "int8_conv_64": ("int8_matmul", ProductParams),
-    "int8_peak": ("int8_matmul", PeakParams),
-    "read_words": ("int8_matmul", ReadParams),
-    "group_norm_block": ("group_norm", NormParams),
-    "group_norm_cluster": ("group_norm", NormParams),
-    "group_norm_sums": ("group_norm", NormParams),
-    "group_norm_finish": ("group_norm", NormParams),
-    "group_norm_apply": ("group_norm", NormParams),
+    "read_words": ("measure", ReadParams),
     **{
         f"plugin_{layout}_{output}{cluster}": ("group_norm_plugin", PluginParams)
         for layout in ("linear", "last")

@@ -59,6 +59,7 @@ def plan_enlarge(device: DeviceMemory, pixels: Any, upscale_factor: int, resize_
 def plan_extract(
     device: DeviceMemory,
     pixels: Any,
+    *,
     top: int,
     left: int,
     height: int,
@@ -97,6 +98,7 @@ def plan_accumulate(
     tile: Any,
     rows: DeviceArray,
     columns: DeviceArray,
+    *,
     top: int,
     left: int,
 ) -> Plan:

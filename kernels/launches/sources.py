@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1]
-# Sources in kernels/candidates; the others lie in kernels/cuda.
-CANDIDATES = ("int8_matmul", "group_norm")
+FOLDER = Path(__file__).parents[1] / "cuda"
 
 
 def cuda_path(source: str) -> Path:
-    return FOLDER / ("candidates" if source in CANDIDATES else "cuda") / f"{source}.cu"
+    """source: a name in kernels/cuda, or a path without its ending."""
+    return FOLDER / f"{source}.cu"
 
 
 def fatbin_path(source: str) -> Path:

@@ -20,7 +20,7 @@ def _reflected(indices: Array, length: int) -> Array:
     return np.where(place < length, place, 2 * (length - 1) - place)
 
 
-def extract_tile(pixels: Array, top: int, left: int, height: int, width: int, side: int) -> Array:
+def extract_tile(pixels: Array, *, top: int, left: int, height: int, width: int, side: int) -> Array:
     """A rectangle of (H, W, 3) uint8 -> (1, 3, side, side) float16 in [-1, 1], reflected at the bottom and right."""
     rows, columns = (_reflected(np.arange(side), length) for length in (height, width))
     part = pixels[top + rows[:, None], left + columns].transpose(2, 0, 1)
@@ -28,7 +28,7 @@ def extract_tile(pixels: Array, top: int, left: int, height: int, width: int, si
     return (unit * np.float32(2) - np.float32(1)).astype(np.float16)[None]
 
 
-def accumulate_tile(out: Array, tile: Array, rows: Array, columns: Array, top: int, left: int) -> Array:
+def accumulate_tile(out: Array, tile: Array, rows: Array, columns: Array, *, top: int, left: int) -> Array:
     """(3, H, W) float32 plus a tile (1, 3, side, side) float16 in [-1, 1] as [0, 1], weighted; -> a new array.
 
     rows, columns: float32 weights of the tile's part inside the picture, which starts at (top, left).

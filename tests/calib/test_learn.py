@@ -23,7 +23,7 @@ from intsr.calib.learn.train import CACHES, Phase, TrainingOptions, train
 from intsr.calib.methods import methods
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.types import Bits
 
 SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, training=TrainingOptions(2, 4, 2))

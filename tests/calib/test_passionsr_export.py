@@ -22,8 +22,7 @@ from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, passionsr_mod
 from intsr.calib.passionsr.import_checkpoint import import_passionsr
 from intsr.calib.passionsr.types import PassionSRQuantizers
 from intsr.errors import CalibrationError, ExportError
-from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.fold import FoldedNetwork
+from intsr.export.fold.fold import FoldedNetwork, fake_quantized
 from intsr.export.fold.split_layers import SplitLayer
 from intsr.export.lower.network import lower_network
 from intsr.runtime.backends.openvino.int8 import integers_are_exact

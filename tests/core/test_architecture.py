@@ -1,4 +1,6 @@
-"""The house: no circle of imports, no crowded folder, and a map that names every folder and every theorem."""
+"""The house: what may be imported where, no crowded folder, and a map that names every folder and every theorem."""
+
+from __future__ import annotations
 
 import json
 import os
@@ -13,8 +15,6 @@ import pytest
 PROJECT = Path(__file__).parents[2]
 STAGES = ("runtime", "kernels", "calib", "export", "engines")
 MOST_MODULES = 20
-
-pytest.importorskip("grimp", reason="needs import-linter, of the extra dev")
 
 
 def _imports(folder: Path) -> dict[str, list[str]]:
@@ -33,6 +33,7 @@ def _imports(folder: Path) -> dict[str, list[str]]:
 
 
 def test_no_modules_import_each_other_in_a_circle(tmp_path):
+    pytest.importorskip("grimp", reason="needs import-linter, of the extra dev")
     imports = _imports(tmp_path)
     assert len(imports) > 200
     assert "intsr.errors" in imports["intsr.runtime.engine"]
@@ -93,3 +94,69 @@ def test_no_code_refers_to_a_page_outside_the_repository():
         for path in (PROJECT / stage).rglob("*"):
             if path.suffix in (".py", ".cu", ".cuh", ".h", ".md") and path != Path(__file__):
                 assert outside.search(path.read_text(encoding="utf-8")) is None, path
+
+
+COMPILER_LIBRARIES = (
+    *("torch", "diffusers", "transformers", "peft", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
+    *("polygraphy", "skimage", "scipy", "pyiqa", "tensorrt", "tensorrt_bindings"),
+)
+# What a command's --help must not wait for.
+SLOW_LIBRARIES = ("numpy", "PIL", "openvino", "rich")
+
+
+def _modules() -> list[str]:
+    """Every module but __main__, which runs the command."""
+    found = []
+    for stage in ("core", *STAGES):
+        for path in (PROJECT / stage).rglob("*.py"):
+            parts = path.relative_to(PROJECT / stage).with_suffix("").parts
+            name = ".".join(("intsr", *(() if stage == "core" else (stage,)), *parts))
+            found.append(name.removesuffix(".__init__"))
+    return sorted(set(found) - {"intsr.__main__"})
+
+
+def _failures(phases: list[tuple[list[str], tuple[str, ...]]]) -> list[dict[str, str]]:
+    """Import modules in one fresh interpreter, phase after phase, where the phase's libraries are not to be had."""
+    code = """
+import importlib, json, sys
+answers = []
+for modules, blocked in json.loads(sys.argv[1]):
+    sys.modules.update(dict.fromkeys(blocked))
+    answers.append({})
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            answers[-1][name] = repr(error)
+    for name in blocked:
+        del sys.modules[name]
+print(json.dumps(answers))
+"""
+    arguments = [sys.executable, "-c", code, json.dumps(phases)]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    answers: list[dict[str, str]] = json.loads(run.stdout.splitlines()[-1])
+    return answers
+
+
+def test_runtime_and_commands_import_without_what_they_do_not_need() -> None:
+    modules = _modules()
+    commands = [name for name in modules if ".commands" in name]
+    others = tuple(f"intsr.{stage}" for stage in STAGES if stage != "runtime")
+    lower = [name for name in modules if not name.startswith(others)]
+    assert {"intsr.engines.commands.report", "intsr.calib.commands.info"} <= set(commands)
+    assert {"intsr", "intsr.types", "intsr.cli.main", "intsr.runtime.engine"} <= set(lower)
+    compiler = "intsr.calib.models.cost"
+    phases = [
+        (commands, (*COMPILER_LIBRARIES, *SLOW_LIBRARIES)),
+        (lower, COMPILER_LIBRARIES),
+        ([compiler], COMPILER_LIBRARIES),
+    ]
+    without_slow, without_compiler, noticed = _failures(phases)
+    assert without_slow == {}
+    assert without_compiler == {}
+    assert set(noticed) == {compiler}, "a library that is blocked would not be noticed"
+
+
+@pytest.mark.slow
+def test_every_module_imports() -> None:
+    assert _failures([(_modules(), ())]) == [{}]

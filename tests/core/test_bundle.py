@@ -12,13 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from intsr import bundle as bundle_module
-from intsr.bundle import (
-    MANIFEST_NAME,
-    MEMBER_ALIGNMENT_BYTES,
-    Bundle,
-    read_manifest,
-    write_bundle,
-)
+from intsr.bundle import MANIFEST_NAME, MEMBER_ALIGNMENT_BYTES, Bundle, read_manifest, write_bundle
 from intsr.errors import BundleError, UsageError
 
 SAME_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -39,13 +33,6 @@ def _rewrite(path: Path, change, compression=zipfile.ZIP_STORED) -> None:
             archive.writestr(name, content)
 
 
-def _change_manifest(path: Path, **values) -> None:
-    def change(contents):
-        contents[MANIFEST_NAME] = json.dumps(json.loads(contents[MANIFEST_NAME]) | values).encode()
-
-    _rewrite(path, change)
-
-
 def test_round_trip(tmp_path, bundle_path, manifest, members):
     contents = {name: file.read_bytes() for name, file in members.items()}
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
@@ -53,13 +40,8 @@ def test_round_trip(tmp_path, bundle_path, manifest, members):
     assert _open_whole(bundle_path) == contents
     with Bundle(bundle_path) as bundle:
         assert bundle.sizes_bytes() == {name: len(content) for name, content in contents.items()}
-
-
-def test_members_lie_uncompressed_in_the_file_and_it_is_the_same_each_time(tmp_path, bundle_path, manifest, members):
-    whole = bundle_path.read_bytes()
-    assert all(file.read_bytes() in whole for file in members.values())
     write_bundle(tmp_path / "again.engine", manifest, members)
-    assert (tmp_path / "again.engine").read_bytes() == whole
+    assert (tmp_path / "again.engine").read_bytes() == bundle_path.read_bytes()
 
 
 @SAME_FOLDER
@@ -107,19 +89,15 @@ def test_what_is_written_into_a_lasting_member_is_not_written_into_the_file(bund
     assert bundle_path.read_bytes() == before
 
 
-@pytest.mark.parametrize("copy", [False, True])
-def test_what_is_written_into_the_file_is_not_written_into_a_copy(bundle_path, members, copy, monkeypatch):
-    """A small engine is one, a large one where that is asked for."""
-    if copy:
-        monkeypatch.setattr(bundle_module, "COPIED_BYTES", 0)
-    with Bundle(bundle_path, copy=copy) as opened:
+def test_what_is_written_into_the_file_is_not_written_into_a_copy(bundle_path, members, in_place):
+    # A small engine is one, a large one where that is asked for.
+    with Bundle(bundle_path, copy=in_place) as opened:
         with bundle_path.open("r+b") as file:
             file.write(bytes(bundle_path.stat().st_size))
         lasting = {name: opened.lasting_member(name) for name in members}
         assert not opened.is_used_in_place
-        for name, file in members.items():
-            with opened.member(name) as view:
-                assert bytes(view) == file.read_bytes()
+        with opened.member("unet.plan") as view:
+            assert bytes(view) == members["unet.plan"].read_bytes()
     for name, file in members.items():
         assert bytes(lasting[name].view) == file.read_bytes()
 
@@ -139,15 +117,8 @@ def test_a_file_is_overwritten_or_another_one_takes_its_place(bundle_path, tmp_p
     assert not bundle_module.is_overwritten(bundle_path, identity)
 
 
-def test_a_failed_write_leaves_the_old_bundle(bundle_path, manifest, members):
-    before = bundle_path.read_bytes()
-    with pytest.raises(FileNotFoundError):
-        write_bundle(bundle_path, manifest, members | {"unet.plan": Path("nothing")})
-    assert bundle_path.read_bytes() == before
-
-
 def test_a_flipped_byte_anywhere_is_found_or_harmless(bundle_path):
-    """Headers have fields that nobody reads, dates for one: the content must then be what it was."""
+    # Headers have fields that nobody reads, dates for one: the content must then be what it was.
     whole = bundle_path.read_bytes()
     good_manifest, good_members = read_manifest(bundle_path), _open_whole(bundle_path)
     # The manifest is one long stretch of text under one checksum: some of its bytes will do.
@@ -182,7 +153,6 @@ def test_a_file_cut_short_anywhere_is_found(bundle_path):
     [
         (lambda contents: contents.pop("unet.plan"), "members"),
         (lambda contents: contents.update(extra=b"x"), "members .*extra"),
-        (lambda contents: contents.update({"../outside": b"x"}), r"members .*\.\./outside"),
         (lambda contents: contents.pop(MANIFEST_NAME), "not a bundle"),
         (lambda contents: contents.update({MANIFEST_NAME: b"\xff"}), "is not valid"),
     ],
@@ -192,23 +162,6 @@ def test_wrong_contents(bundle_path, change, message):
     with pytest.raises(BundleError, match=message) as caught:
         Bundle(bundle_path)
     assert str(caught.value).startswith(str(bundle_path))
-
-
-def test_names_that_lead_outside_are_only_names(bundle_path, tmp_path):
-    """A member may be called anything: it is looked up in memory, and nothing is written on opening."""
-    name = "../../outside.plan"
-
-    def change(contents):
-        values = json.loads(contents[MANIFEST_NAME])
-        values["networks"][0]["member"] = name
-        values["sha256"][name] = values["sha256"].pop("encoder.plan")
-        contents[name] = contents.pop("encoder.plan")
-        contents[MANIFEST_NAME] = json.dumps(values).encode()
-
-    before = sorted(tmp_path.parent.rglob("*"))
-    _rewrite(bundle_path, change)
-    assert name in _open_whole(bundle_path)
-    assert sorted(tmp_path.parent.rglob("*")) == before
 
 
 def test_compressed_members_are_refused(bundle_path):
@@ -224,26 +177,26 @@ def test_a_manifest_that_unpacks_into_gigabytes_is_not_unpacked(bundle_path, mon
         read_manifest(bundle_path)
 
 
-def test_a_network_without_its_member(bundle_path, manifest):
-    networks = [asdict(entry) for entry in manifest.networks]
-    networks[2]["member"] = "elsewhere.plan"
-    _change_manifest(bundle_path, networks=networks)
-    with pytest.raises(BundleError, match=r"no member elsewhere\.plan"):
-        Bundle(bundle_path)
-
-
 def test_further_tile_sizes(bundle_path, manifest):
     networks = [asdict(entry) for entry in manifest.networks]
-    networks[1] |= {"member": "unet.plan", "weights_member": "decoder.plan"}
-    _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": networks}])
+    networks[1]["weights_member"] = "decoder.plan"
+
+    def change_tile(networks):
+        def change(contents):
+            values = json.loads(contents[MANIFEST_NAME])
+            values["tiles"] = [{"tile_px": 8, "overlap_px": 2, "networks": networks}]
+            contents[MANIFEST_NAME] = json.dumps(values).encode()
+
+        _rewrite(bundle_path, change)
+
+    change_tile(networks)
     with Bundle(bundle_path, tile_px=8) as bundle:
         assert (bundle.manifest.tile_px, bundle.manifest.overlap_px) == (8, 2)
         assert bundle.manifest.networks[1].weights_member == "decoder.plan"
     with pytest.raises(UsageError, match="--tile: 12 pixels; expected 16 or 8"):
         Bundle(bundle_path, tile_px=12)
     for key in ("member", "weights_member"):
-        wrong = [networks[0], networks[1] | {key: "elsewhere"}, networks[2]]
-        _change_manifest(bundle_path, tiles=[{"tile_px": 8, "overlap_px": 2, "networks": wrong}])
+        change_tile([networks[0], networks[1] | {key: "elsewhere"}, networks[2]])
         with pytest.raises(BundleError, match="no member elsewhere"):
             Bundle(bundle_path)
 

@@ -44,7 +44,6 @@ def test_what_json_says_arrives_as_the_dataclass(tmp_path):
     [
         (b"", "truncated"),
         (b"\xff", "malformed"),
-        (b'{"schema_version": NaN}', "malformed"),
         (b"[" * 100_000, "recursion"),
         (b"[]", "schema version None; expected 1"),
         (b'{"schema_version": 2, "tensors": []}', "schema version 2; expected 1"),
@@ -66,5 +65,3 @@ def test_what_is_not_of_the_kind_is_refused_in_one_line(data, words):
 def test_a_file_that_cannot_be_read_is_an_error_of_the_same_kind(tmp_path):
     with pytest.raises(UsageError, match=r"none\.json: cannot be read \(No such file"):
         read_json(tmp_path / "none.json", File)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_json(tmp_path, File)

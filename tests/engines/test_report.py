@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from report_pages import CURVES, Made, invoke
 from intsr.calib.calibration.files import load_calibration, save_calibration
 from intsr.calib.calibration.types import Clipped
 from intsr.calib.data.made_pictures import smooth_tiles
-from intsr.errors import IntsrError, UsageError
+from intsr.errors import IntsrError
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.metrics import psnr_db, score_pair
 from intsr.runtime.measure.seams import seam_score
@@ -52,8 +51,7 @@ def test_the_file_holds_everything(made: Made) -> None:
 def test_names_are_unique(made: Made) -> None:
     ids = [e.attributes["id"] for e in made.page.root.everything() if "id" in e.attributes]
     assert len(ids) == len(set(ids)) > 100
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', made.text))
-    assert used <= set(ids)
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', made.text)) <= set(ids)
 
 
 def test_drawings_take_the_pages_colours(made: Made) -> None:
@@ -98,11 +96,8 @@ def test_scores_are_right(made: Made, tmp_path: Path) -> None:
     for name in ("fp", pages.HOSTILE_ENGINE):
         with open_engine(made.folder / f"{name}.engine") as engine:
             pictures[name] = np.asarray(engine.upscale(pixels))
-    score = next(
-        s
-        for s in made.facts["pictures"]["scores"]
-        if (s["picture"], s["variant"]) == (pages.HOSTILE, pages.HOSTILE_ENGINE)
-    )
+    scores = {(s["picture"], s["variant"]): s for s in made.facts["pictures"]["scores"]}
+    score = scores[pages.HOSTILE, pages.HOSTILE_ENGINE]
     got, expected = (pictures[name].astype(float) for name in (pages.HOSTILE_ENGINE, "fp"))
     assert score["psnr_to_reference_db"] == pytest.approx(psnr_db(got, expected))
     assert score["max_error_levels"] == np.abs(got - expected).max()
@@ -112,7 +107,7 @@ def test_scores_are_right(made: Made, tmp_path: Path) -> None:
     Image.fromarray(pictures[pages.HOSTILE_ENGINE]).save(tmp_path / "made.png")
     evaluated = score_pair(tmp_path / "made.png", made.folder / "hr" / pages.HOSTILE)
     assert (score["psnr_y_db"], score["ssim_y"]) == pytest.approx((evaluated.psnr_y_db, evaluated.ssim_y))
-    one = [s for s in made.facts["pictures"]["scores"] if s["picture"] == "one.png"]
+    one = [s for (picture, _), s in scores.items() if picture == "one.png"]
     assert {s["seam_score"] for s in one} == {None} and all(s["calibrated_on"] for s in one)
 
 
@@ -227,7 +222,6 @@ ERRORS = [
     (["missing.engine"], "no such file"),
     (["calibration", "calibration/"], "a second calibration"),
     (["--bench", "lr/one.png"], "is not valid"),
-    (["--bench", "empty.json"], "no list of measured engines"),
     (["--bench", "wrong.json"], "no list of measured engines"),
     (["fp.engine", "--hr", "hr"], "no pictures to compare the originals with"),
     (["--images", "lr"], "nothing to report on"),
@@ -242,6 +236,7 @@ ERRORS = [
     (["--outputs", "lr=hr"], "the name of two kinds of pictures"),
     (["--outputs", "a=hr", "--reference", "b"], "expected one of a"),
     (["fp.engine", "fp.engine", "copy/fp.engine"], "the name of two engines"),
+    (["fp.engine", "copy/x4.engine", "--images", "lr"], "engines of factors 2, 4"),
     (["fp.engine", "--images", "lr", "--overlap", "16"], "16 pixels"),
     (["fp.engine", "-o", "lr"], "is a folder"),
 ]
@@ -249,10 +244,10 @@ ERRORS = [
 
 @pytest.fixture(scope="module")
 def broken(sources: Path) -> Iterator[Path]:
-    (sources / "empty.json").write_text("{}")
     (sources / "wrong.json").write_text('{"engines": [{"path": "a", "median_ms": 1, "stages_ms": {"unet": "x"}}]}')
     (sources / "copy").mkdir()
     (sources / "copy" / "fp.engine").write_bytes((sources / "fp.engine").read_bytes())
+    pages.write_engine(sources / "copy" / "x4.engine", upscale_factor=4)
     yield sources
 
 
@@ -267,20 +262,6 @@ def test_mistakes_are_one_line(
         assert not Path("mistake.html").exists()
 
 
-def test_a_model_with_its_context_elsewhere(sources: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    """As SD 2.1's folders are without their text encoder; a LoRA goes the same way."""
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    context = (folder / "context.safetensors").rename(tmp_path / "elsewhere.safetensors")
-    settings = json.loads((folder / "intsr_model.json").read_text())
-    (folder / "intsr_model.json").write_text(json.dumps({**settings, "context": None}))
-    given = (sources / "calibration", "--model", folder, "--calibration-images", sources / "lr")
-    result = invoke(*given, "-o", tmp_path / "r.html")
-    assert isinstance(result.exception, IntsrError) and "--context" in str(result.exception)
-    result = invoke(*given, "--context", context, "-o", tmp_path / "r.html", "--json", "-q")
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["calibration"]["measured_pictures"] == 2
-
-
 def test_a_missing_library_is_named_with_its_extra(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = invoke(sources / "fp.engine", "-o", sources / "no.html")
@@ -292,7 +273,6 @@ def test_a_missing_library_is_named_with_its_extra(sources: Path, monkeypatch: p
 
 def test_engines_are_reported_on_without_the_compiler(sources: Path, tmp_path: Path) -> None:
     code = """
-import shutil
 import sys
 sys.modules.update(dict.fromkeys(("torch", "diffusers", "onnx", "safetensors", "skimage", "scipy")))
 from intsr.cli.main import main
@@ -302,15 +282,6 @@ main()
     run = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert (tmp_path / "r.html").is_file()
-
-
-def test_no_engine_of_another_factor(sources: Path, tmp_path: Path) -> None:
-    from intsr.engines.report.measure.request import ReportRequest
-    from intsr.engines.report.measure.variants import variants_of_request
-
-    other = pages.write_engine(tmp_path / "x4.engine", upscale_factor=4)
-    with pytest.raises(UsageError, match="engines of factors 2, 4"):
-        variants_of_request(ReportRequest(engines=(sources / "fp.engine", other), images=sources / "lr"))
 
 
 def test_smooth_tiles_of_every_engine_are_compared_with_full_precision(made: Made) -> None:

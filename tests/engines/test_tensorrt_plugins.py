@@ -14,10 +14,9 @@ from intsr.bundle import read_manifest
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders import tensorrt_common, tensorrt_rtx
-from intsr.engines.builders.child import Build
 from intsr.engines.builders.onnx_layers import plugin_counts
 from intsr.engines.builders.tensorrt_common import BuilderLibrary, build_plan
-from intsr.engines.builders.types import BuildOptions, BuildReport
+from intsr.engines.builders.types import Build, BuildOptions, BuildReport
 from intsr.engines.compile import assemble as compiler
 from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import BuildError, EngineMismatchError, UsageError
@@ -35,9 +34,10 @@ def exported(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factor
 
 
 class FakeTensorRT:
-    """The calls of `build_plan`, in order, and a plan of nothing. known: plugins registered so far."""
+    """The calls of `build_plan`, in order."""
 
     __name__, __version__ = "tensorrt", "11.4.0.106"
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
 
     class ILogger:
         def __init__(self) -> None:
@@ -54,7 +54,7 @@ class FakeTensorRT:
         self.architecture = architecture
 
     def Builder(self, logger: Any) -> Any:
-        return SimpleNamespace(create_network=lambda flags: None)
+        return SimpleNamespace(create_network=lambda flags: self.calls.append(f"flags {flags}"))
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:
         def parse(path: str) -> bool:
@@ -74,13 +74,13 @@ def tensorrt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return fake
 
 
-@pytest.mark.parametrize(("architecture", "ptx"), [("sm89", 80), ("sm90", 90), ("sm80+", 80)])
+@pytest.mark.parametrize(("architecture", "ptx"), [("sm90", 90), ("sm80+", 80)])
 def test_plugins_are_registered_for_the_plans_gpu_before_parsing(
     exported: Path, tmp_path: Path, tensorrt: FakeTensorRT, architecture: str, ptx: int
 ) -> None:
     library = BuilderLibrary(tensorrt, "tensorrt", tensorrt.__version__, architecture)
     report = build_plan(library, exported / "unet.onnx", tmp_path / "p", BuildOptions("tensorrt", detailed=False))
-    assert tensorrt.calls == ["register", "parse"] and tensorrt.architecture == ptx
+    assert tensorrt.calls == ["register", "flags 0", "parse"] and tensorrt.architecture == ptx
     assert tensorrt.parsed["group_norm_silu_quantize"] > 0
     layers = {plugin["name"]: plugin["layers"] for plugin in report.plan["plugins"]}
     assert layers == {f"intsr::{name}": count for name, count in tensorrt.parsed.items()}
@@ -88,9 +88,10 @@ def test_plugins_are_registered_for_the_plans_gpu_before_parsing(
 
 def test_plain_graphs_register_nothing(tmp_path: Path, graphs: Any, tensorrt: FakeTensorRT) -> None:
     path = graphs.resblock(16, 8).save(tmp_path / "network.onnx")
-    library = BuilderLibrary(tensorrt, "tensorrt", tensorrt.__version__, "sm89")
+    library = BuilderLibrary(tensorrt, "tensorrt", "10.13.0", "sm89")
     report = build_plan(library, path, tmp_path / "p", BuildOptions("tensorrt", detailed=False))
-    assert tensorrt.calls == ["parse"] and report.plan == {}
+    # TensorRT 10 must be told to be strongly typed.
+    assert tensorrt.calls == ["flags 2", "parse"] and report.plan == {}
 
 
 def test_the_manifest_says_which_plugins_a_plan_has(

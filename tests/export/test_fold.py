@@ -1,87 +1,103 @@
+"""What folding takes, leaves and refuses."""
+
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from folding import Folded, Modules, fold
 
-from intsr.calib.calibration.types import Calibration
-from intsr.calib.models.families.sd21 import MIN_INTEGER_CHANNELS
+from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
-from intsr.calib.models.reference import reference_networks
+from intsr.calib.models.sites import integer_sites, runs_in_integers
 from intsr.errors import CalibrationError
-from intsr.export.fold.fake_quant import fake_quantized
-from intsr.kernels.quantizer import dequantize_weight
+from intsr.export.fold.specialize import specialize
 from intsr.types import NETWORKS
 
-
-def test_which_layers_are_integer(tiny_folded: Folded) -> None:
-    for network in tiny_folded.values():
-        for site, module in layers_of(network.module).items():
-            wide = min(module.weight.shape[:2]) >= MIN_INTEGER_CHANNELS
-            assert (site in network.layers) == wide, site
-    assert "vae.encoder.conv_in" not in tiny_folded["encoder"].layers
-    assert "vae.encoder.mid_block.attentions.0.to_q" in tiny_folded["encoder"].layers
+SITE = "vae.decoder.mid_block.resnets.0.conv1"  # 32 to 32 channels, 3x3
 
 
-def test_integer_weights_are_the_specialized_ones(tiny_folded: Folded, tiny_specialized: Modules) -> None:
-    for name, network in tiny_folded.items():
-        modules = layers_of(tiny_specialized[name])
-        for site, layer in network.layers.items():
-            weight = modules[site].weight.numpy()
-            error = np.abs(dequantize_weight(layer.weight_codes, layer.weight_scale) - weight)
-            step = layer.weight_scale.reshape(-1, *[1] * (weight.ndim - 1))
-            # A scale rounded down in its 11th bit clips the largest weights by a little.
-            assert (error <= step * (0.5 + 127 * 2**-11)).all(), site
+def with_arrays(calibration: Calibration, site: str, **arrays: Any) -> Calibration:
+    """One site with other numbers."""
+    return replace(calibration, sites={**calibration.sites, site: replace(calibration.sites[site], **arrays)})
+
+
+def integer_layers(folded: Folded) -> set[str]:
+    return {site for network in folded.values() for site in network.layers}
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "demo_model"])
+def test_what_is_trained_is_what_engines_run_in_integers(name: str, request: pytest.FixtureRequest) -> None:
+    model: SRModel = request.getfixturevalue(name)
+    layers = {site: layer for part in NETWORKS for site, layer in layers_of(specialize(part, model).module).items()}
+    integer = {site for site, layer in layers.items() if runs_in_integers(layer)}
+    assert integer == set(integer_sites(model, ("unet", "vae")))
 
 
 def test_only_the_parts_asked_for(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
     folded = fold(tiny_model, replace(tiny_calibration, parts=("unet",)))
-    assert not folded["encoder"].layers and not folded["decoder"].layers
-    assert folded["unet"].layers
+    assert {name for name in NETWORKS if folded[name].layers} == {"unet"}
+    assert not integer_layers(fold(tiny_model, None))
 
 
-def test_without_calibration_nothing_is_quantized(tiny_model: SRModel) -> None:
-    folded = fold(tiny_model, None)
-    assert not any(network.layers for network in folded.values())
-    x = torch.rand(1, 3, 64, 64) * 2 - 1
-    for name, module in reference_networks(tiny_model).items():
-        with torch.no_grad():
-            expected = module(x)
-            got = fake_quantized(folded[name])(x)
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-        x = expected
-
-
-def test_eight_bits_stay_near_full_precision(tiny_folded: Folded, tiny_specialized: Modules) -> None:
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    with torch.no_grad():
-        for name in NETWORKS:
-            expected = tiny_specialized[name](x)
-            got = fake_quantized(tiny_folded[name])(x)
-            ratio_db = 10 * torch.log10(expected.var() / (got - expected).var())
-            assert ratio_db > 20, name
-            assert not torch.equal(got, expected), f"{name}: nothing was quantized"
-            x = expected
-
-
-def test_post_quant_conv_range_follows_the_folded_factor(
-    tiny_model: SRModel, tiny_calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+def test_nothing_happens_to_layers_that_stay_float(
+    tiny_model: SRModel, tiny_specialized: Modules, tiny_calibration: Calibration
 ) -> None:
-    """Specialization scales that layer's input by f: so its grid must scale too. Forced integer here to see it."""
+    """Whatever a calibration says of them."""
+    floats = ["unet.conv_in", "unet.conv_out", "vae.quant_conv", "vae.post_quant_conv", "vae.encoder.conv_in"]
+    calibration = tiny_calibration
+    for i, site in enumerate(floats):
+        arrays: dict[str, Any] = {"weight_low": np.full(5, -1, np.float32), "weight_high": np.ones(5, np.float32)}
+        if i % 2:
+            arrays = {"weight_codes": np.ones((5, 2), np.int8), "weight_scale": np.ones(5, np.float32)}
+        let = {"let_scale": np.full(4, 3, np.float32), "let_shift": np.ones(4, np.float32)}
+        calibration = with_arrays(calibration, site, **arrays, **let)
+    folded = fold(tiny_model, calibration)
+    assert not set(floats) & integer_layers(folded)
+    seen = set()
+    for name, module in tiny_specialized.items():
+        before, after = layers_of(module), layers_of(folded[name].module)
+        for site in set(floats) & set(before):
+            seen.add(site)
+            assert torch.equal(before[site].weight, after[site].weight), site
+            assert torch.equal(before[site].bias, after[site].bias), site
+    assert seen == set(floats)
+
+
+def ranges(rows: int) -> dict[str, Any]:
+    return {"weight_low": np.zeros(rows, np.float32), "weight_high": np.ones(rows, np.float32)}
+
+
+def codes(*shape: int) -> dict[str, Any]:
+    return {"weight_codes": np.zeros(shape, np.int8), "weight_scale": np.ones(shape[0], np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("site", "arrays"),
+    # quant_conv has 8 rows, of which 4 are the mean's; a calibration knows the layer whole.
+    [(SITE, ranges(31)), (SITE, ranges(64)), (SITE, codes(32, 32, 3, 1)), ("vae.quant_conv", ranges(4))],
+)
+def test_weights_of_another_shape(
+    tiny_model: SRModel,
+    tiny_calibration: Calibration,
+    monkeypatch: pytest.MonkeyPatch,
+    site: str,
+    arrays: dict[str, Any],
+) -> None:
     monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
-    folded = fold(tiny_model, tiny_calibration)
-    grid = folded["decoder"].layers["vae.post_quant_conv"].activation
-    site = tiny_calibration.sites["vae.post_quant_conv"]
-    factor = tiny_model.spec.latent_scaling_factor
-    assert grid.real_max - grid.real_min == pytest.approx((site.x_max - site.x_min) * factor, rel=2e-3)
+    with pytest.raises(CalibrationError, match=rf"{site}: learned weights of shape"):
+        fold(tiny_model, with_arrays(tiny_calibration, site, **arrays))
 
 
-def test_a_missing_layer(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
-    sites = dict(tiny_calibration.sites)
-    del sites["unet.mid_block.resnets.0.conv1"]
-    with pytest.raises(CalibrationError, match=r"no range for unet\.mid_block\.resnets\.0\.conv1"):
+def test_a_missing_layer_and_a_let_of_another_width(tiny_model: SRModel, tiny_calibration: Calibration) -> None:
+    sites: dict[str, SiteQuantizer] = dict(tiny_calibration.sites)
+    del sites[SITE]
+    with pytest.raises(CalibrationError, match=rf"no range for {SITE}"):
         fold(tiny_model, replace(tiny_calibration, sites=sites))
+    let = {"let_scale": np.ones(31, np.float32), "let_shift": np.zeros(31, np.float32)}
+    with pytest.raises(CalibrationError, match=rf"LET of 31 channels for {SITE}; expected 32"):
+        fold(tiny_model, with_arrays(tiny_calibration, SITE, **let))

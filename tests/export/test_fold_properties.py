@@ -6,23 +6,21 @@ smallest mistake of the algebra would spread to the whole output.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from folding import Folded, fold
-from learned import calibration_of, exact_model, move_off_midpoints, network_input, random_layers
+from learned import calibration_of, exact_model, network_input, random_layers
 from torch import nn
 
 from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
 from intsr.calib.models.families.sd21 import network_of_site
-from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
-from intsr.calib.models.sites import integer_sites, runs_in_integers
 from intsr.calib.observe.fake_quant import FakeQuantLayer
-from intsr.export.fold.fake_quant import fake_quantized
-from intsr.export.fold.specialize import specialize
+from intsr.export.fold.fold import fake_quantized
 from intsr.kernels.rotation import rotate
 from intsr.types import NETWORKS, Bits
 
@@ -30,26 +28,19 @@ from intsr.types import NETWORKS, Bits
 def run_observed(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Output, and the quantized input of every layer."""
     seen: dict[str, torch.Tensor] = {}
-    handles = []
-    for name, layer in module.named_modules():
+
+    def observe(layer: Any, inputs: tuple[torch.Tensor], name: str) -> None:
         if isinstance(layer, QuantizedLayer):
+            x = rotate(inputs[0], layer.grid.spec.rotation, layer.grid.spec.axis)
+            seen[name] = layer.grid.quantize(layer.input_seen(x))
+        else:
+            seen[name] = layer.quantized(layer.transformed(inputs[0]))
 
-            def observe(m: QuantizedLayer, inputs: tuple[torch.Tensor], name: str = name) -> None:
-                x = rotate(inputs[0], m.grid.spec.rotation, m.grid.spec.axis)
-                seen[name] = m.grid.quantize(m.input_seen(x))
-
-            handles.append(layer.register_forward_pre_hook(observe))
-        elif isinstance(layer, FakeQuantLayer):
-
-            def record(m: FakeQuantLayer, inputs: tuple[torch.Tensor], name: str = name) -> None:
-                seen[name] = m.quantized(m.transformed(inputs[0]))
-
-            handles.append(layer.register_forward_pre_hook(record))
+    for name, layer in module.named_modules():
+        if isinstance(layer, QuantizedLayer | FakeQuantLayer):
+            layer.register_forward_pre_hook(partial(observe, name=name))
     with torch.no_grad():
-        y = module(x)
-    for handle in handles:
-        handle.remove()
-    return y, seen
+        return module(x), seen
 
 
 def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded: Folded) -> None:
@@ -72,8 +63,10 @@ def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded
     assert 3 < ratio_db < 60, f"{ratio_db:.1f} dB to full precision"
 
 
-def folded_from_layers(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits) -> Folded:
-    return fold(model, calibration_of(layers, model, bits))
+def check(model: SRModel, layers: dict[str, QuantizedLayer], bits: Bits, *names: str) -> None:
+    folded = fold(model, calibration_of(layers, model, bits))
+    for name in names:
+        compare(name, model, layers, folded)
 
 
 CASES = [
@@ -89,51 +82,23 @@ CASES = [
 @pytest.mark.parametrize("bits", [Bits(8, 8), Bits(5, 6)], ids=str)
 def test_folded_equals_simulated(tiny_model: SRModel, bits: Bits, let: str, symmetric: bool, weights: str) -> None:
     model = exact_model(tiny_model)
-    layers = random_layers(model, bits, let, symmetric, weights)
-    folded = folded_from_layers(model, layers, bits)
-    for name in NETWORKS:
-        compare(name, model, layers, folded)
+    check(model, random_layers(model, bits, let, symmetric=symmetric, weights=weights), bits, *NETWORKS)
 
 
 @pytest.mark.parametrize(
-    ("let", "weights", "names"),
+    ("let", "weights"),
     [
-        ("none", "ranges", NETWORKS),
-        ("part", "rounding", NETWORKS),
-        ("channel", "ranges", ("encoder", "unet")),
-        ("channel", "rounding", ("encoder", "unet")),
-        ("channel", "ranges", ("decoder",)),
-        ("channel", "rounding", ("decoder",)),
-        ("channel", "branch", ("encoder", "unet")),
-        ("channel", "branch", ("decoder",)),
-        ("none", "branch", NETWORKS),
+        *(("none", "ranges"), ("part", "rounding"), ("channel", "ranges"), ("channel", "rounding")),
+        *(("channel", "branch"), ("none", "branch"), ("none", "rotated")),
     ],
 )
-def test_layers_of_few_channels(
-    tiny_model: SRModel, let: str, weights: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_of_few_channels(tiny_model: SRModel, let: str, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """conv_in, conv_out and both quant_convs in integers, as with latents of 16 channels."""
     monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
     model, bits = exact_model(tiny_model), Bits(6, 7)
     layers = random_layers(model, bits, let, weights=weights)
     assert {"unet.conv_out", "vae.quant_conv", "vae.post_quant_conv"} <= set(layers)
-    folded = folded_from_layers(model, layers, bits)
-    for name in names:
-        compare(name, model, layers, folded)
-
-
-def test_the_latents_factor_goes_through_a_let(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """post_quant_conv's s and d are of latents that specialization multiplies by f. Its weights are not learned."""
-    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
-    model, bits, site = exact_model(tiny_model), Bits(8, 8), "vae.post_quant_conv"
-    layers = random_layers(model, bits, "channel")
-    reach = layers[site].scaled_weight().flatten(1).abs().amax(1)
-    layers[site].set_weight_range(-reach, reach)
-    move_off_midpoints(layers[site])
-    calibration = calibration_of(layers, model, bits)
-    plain = replace(calibration.sites[site], weight_low=None, weight_high=None)
-    folded = fold(model, replace(calibration, sites=dict(calibration.sites) | {site: plain}))
-    compare("decoder", model, layers, folded)
+    check(model, layers, bits, *NETWORKS)
 
 
 def test_a_padded_range_without_zero_and_a_shift_of_zeros(tiny_model: SRModel) -> None:
@@ -143,12 +108,4 @@ def test_a_padded_range_without_zero_and_a_shift_of_zeros(tiny_model: SRModel) -
     grid = layers["unet.down_blocks.0.downsamplers.0.conv"].grid
     grid.base_shift.zero_()
     grid.set_range(0.25, 0.25 + 255 / 64)
-    compare("unet", model, layers, folded_from_layers(model, layers, bits))
-
-
-@pytest.mark.parametrize("name", ["tiny_model", "demo_model"])
-def test_what_is_trained_is_what_engines_run_in_integers(name: str, request: pytest.FixtureRequest) -> None:
-    model: SRModel = request.getfixturevalue(name)
-    layers = {site: layer for part in NETWORKS for site, layer in layers_of(specialize(part, model).module).items()}
-    integer = {site for site, layer in layers.items() if runs_in_integers(layer)}
-    assert integer == set(integer_sites(model, ("unet", "vae")))
+    check(model, layers, bits, "unet")

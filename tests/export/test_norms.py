@@ -34,8 +34,7 @@ def in_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def in_torch(norm: GroupNorm, x: np.ndarray) -> np.ndarray:
-    tensors = (torch.from_numpy(v).double() for v in (x, norm.gamma, norm.beta))
-    value, gamma, beta = tensors
+    value, gamma, beta = (torch.from_numpy(v).double() for v in (x, norm.gamma, norm.beta))
     return functional.group_norm(value, norm.groups, gamma, beta, norm.epsilon).numpy()
 
 

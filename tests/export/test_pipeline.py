@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from folding import fold
+from folding import Folded
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import ModelSource, SRModel, open_model
 from intsr.export.pipeline import export_model
 from intsr.targets import lowering_from_name
 from intsr.targets.lowering import LOWERINGS
-from intsr.types import Bits
 
 TILE_PX = 16
 
@@ -28,24 +26,16 @@ def source(tiny_folder: Path) -> ModelSource:
     return open_model(str(tiny_folder))
 
 
-@pytest.fixture(scope="module")
-def let_calibration(tiny_model: SRModel) -> Calibration:
-    bits = Bits.parse("w8a8")
-    batches = [torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1]
-    sites = observe_let(tiny_model, batches, bits, ("unet", "vae"))
-    return Calibration("maxmin+let", bits, ("unet", "vae"), "tiny", tiny_model.digest, 1, TILE_PX, 0.0, 0, sites)
-
-
-@pytest.mark.parametrize(("lowering", "calibrated"), [("asymmetric", "fp"), ("symmetric-rtx", "maxmin+let")])
+@pytest.mark.parametrize(("lowering", "calibrated"), [("asymmetric", False), ("symmetric-rtx", True)])
 def test_the_same_files_as_of_a_whole_model(
     source: ModelSource,
     tiny_model: SRModel,
-    let_calibration: Calibration,
+    tiny_calibration: Calibration,
     tmp_path: Path,
     lowering: str,
-    calibrated: str,
+    calibrated: bool,
 ) -> None:
-    calibration = None if calibrated == "fp" else let_calibration
+    calibration = tiny_calibration if calibrated else None
     for name, model in (("source", source), ("model", tiny_model)):
         export_model(model, calibration, LOWERINGS[lowering], TILE_PX, tmp_path / name)
     for path in (tmp_path / "model").iterdir():
@@ -72,10 +62,8 @@ def test_networks_are_loaded_one_after_another(
     assert most == [0, 0, 0]
 
 
-def test_a_folded_network_keeps_no_float_weight_beside_its_codes(
-    tiny_model: SRModel, let_calibration: Calibration
-) -> None:
-    network = fold(tiny_model, let_calibration)["unet"]
+def test_a_folded_network_keeps_no_float_weight_beside_its_codes(tiny_model: SRModel, tiny_folded: Folded) -> None:
+    network = tiny_folded["unet"]
     assert len(network.layers) > 30
     for site, layer in layers_of(network.module).items():
         if site in network.layers:
@@ -83,11 +71,3 @@ def test_a_folded_network_keeps_no_float_weight_beside_its_codes(
         else:
             assert torch.isfinite(layer.weight).all()
     assert all(torch.isfinite(parameter).all() for parameter in tiny_model.unet.parameters())
-
-
-def test_a_source_loads_what_is_asked_for(source: ModelSource, tiny_model: SRModel) -> None:
-    only = source.load("vae")
-    assert only.unet is None and only.vae is not None and only.digest == tiny_model.digest
-    copied = tiny_model.load("unet")
-    assert copied.vae is None and copied.unet is not tiny_model.unet
-    assert copied.unet.conv_in.weight is tiny_model.unet.conv_in.weight

@@ -10,30 +10,18 @@ from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import ExportError
 from intsr.export.fold.specialize import specialize
-from intsr.types import NETWORKS
 
 
-def modules_of(model: SRModel) -> Modules:
-    return {name: specialize(name, model).module for name in NETWORKS}
-
-
-def assert_equal_networks(model: SRModel, specialized: Modules, side: int) -> None:
-    reference = reference_networks(model)
-    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(5)) * 2 - 1
+@pytest.mark.parametrize("name", ["tiny_model", "demo_model"])
+def test_specialized_equals_the_model_it_came_from(name: str, request: pytest.FixtureRequest) -> None:
+    model: SRModel = request.getfixturevalue(name)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 2 - 1
     with torch.no_grad():
-        for name in NETWORKS:
-            expected, got = reference[name](x), specialized[name](x)
+        for network, reference in reference_networks(model).items():
+            expected, got = reference(x), specialize(network, model).module(x)
             unit = expected.std()
-            assert ((expected - got) / unit).abs().max() < 1e-4, name
-            x = expected / unit if name != "decoder" else expected
-
-
-def test_specialized_equals_the_model_it_came_from(tiny_model: SRModel, tiny_specialized: Modules) -> None:
-    assert_equal_networks(tiny_model, tiny_specialized, 64)
-
-
-def test_demo_model(demo_model: SRModel) -> None:
-    assert_equal_networks(demo_model, modules_of(demo_model), 64)
+            assert ((expected - got) / unit).abs().max() < 1e-4, network
+            x = expected / unit
 
 
 def test_the_original_model_is_untouched(tiny_folder: str) -> None:

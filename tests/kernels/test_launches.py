@@ -9,9 +9,6 @@ import pytest
 
 from intsr.cuda.arrays import UNKNOWN_STREAM, DeviceArray, device_array
 from intsr.errors import UsageError
-from intsr.kernels.candidates import launches as candidates
-from intsr.kernels.candidates.group_norm import NormQuantize
-from intsr.kernels.candidates.int8 import int8_product
 from intsr.kernels.devices.emulated import EmulatedDevice
 from intsr.kernels.launches import picture as plan_picture
 from intsr.kernels.launches import sources
@@ -25,9 +22,9 @@ from intsr.kernels.launches.group_norm_plugin import (
     takes_shape,
 )
 from intsr.kernels.launches.parameters import KERNELS, PixelsParams, PluginParams
-from intsr.kernels.quantizer import QuantParams
 
 DEVICE = EmulatedDevice()
+WHOLE = {"top": 0, "left": 0, "height": 6, "width": 9, "side": 16}
 
 
 def foreign(array, **changes):
@@ -40,7 +37,7 @@ def test_arrays_of_other_libraries_are_taken_as_they_are():
     mine = DEVICE.upload(pixels)
     other = device_array(foreign(mine, strides=(27, 3, 1)), "x")
     assert (other.pointer, other.shape, other.dtype) == (mine.pointer, (6, 9, 3), np.uint8)
-    plan = plan_picture.plan_extract(DEVICE, foreign(mine), 0, 0, 6, 9, 16)
+    plan = plan_picture.plan_extract(DEVICE, foreign(mine), **WHOLE)
     assert plan.output.shape == (1, 3, 16, 16)
 
 
@@ -68,7 +65,7 @@ def test_arrays_name_the_stream_they_are_written_in():
 def test_arrays_that_do_not_fit_are_refused(change, message):
     array = foreign(DeviceArray(4096, (6, 9, 3), np.dtype(np.uint8)), **change)
     with pytest.raises(UsageError, match=message):
-        plan_picture.plan_extract(DEVICE, array, 0, 0, 6, 9, 16)
+        plan_picture.plan_extract(DEVICE, array, **WHOLE)
 
 
 def test_an_object_without_device_memory_is_refused():
@@ -77,33 +74,18 @@ def test_an_object_without_device_memory_is_refused():
 
 
 def test_tiles_outside_the_picture_are_refused():
-    for place in ((0, 0, 7, 9, 16), (-1, 0, 4, 4, 16), (0, 6, 4, 4, 16), (0, 0, 4, 4, 12)):
+    for wrong in ({"height": 7}, {"top": -1}, {"left": 6}, {"side": 12}):
         with pytest.raises(UsageError, match="tile"):
-            plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), *place)
+            plan_picture.plan_extract(DEVICE, DEVICE.empty((6, 9, 3), np.uint8), **WHOLE | wrong)
     out, tile = DEVICE.empty((3, 20, 20), np.float32), DEVICE.empty((1, 3, 16, 16), np.float16)
     weights = DEVICE.upload(np.ones(16, np.float32))
     with pytest.raises(UsageError, match="inside"):
-        plan_picture.plan_accumulate(DEVICE, out, tile, weights, weights, 5, 0)
+        plan_picture.plan_accumulate(DEVICE, out, tile, weights, weights, top=5, left=0)
 
 
 def test_parameters_name_every_field():
     with pytest.raises(TypeError, match="count"):
         PixelsParams(planes=0, out=0)
-
-
-def test_a_norm_must_fit_its_block():
-    ones = np.ones(32, np.float32)
-    norm = NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
-    with pytest.raises(UsageError, match="way: 'block'; expected one of"):
-        candidates.plan_group_norm_quantize(DEVICE, DEVICE.empty((1, 200, 200, 32), np.float16), norm, "block")
-
-
-def test_channels_that_no_vector_holds_are_refused():
-    ones = np.ones(20, np.float32)
-    with pytest.raises(UsageError, match="multiple of 8"):
-        NormQuantize(ones, ones, 4, 1e-5, True, ones, ones, QuantParams(1, 0, 8))
-    with pytest.raises(UsageError, match="multiples of 16 and 8; pad the weights"):
-        int8_product(np.ones((8, 20), np.int8), np.ones(8, np.float32), np.ones(8, np.float32), QuantParams(1, 0, 8))
 
 
 # The TensorRT plugin's launches
@@ -143,7 +125,7 @@ def test_the_documented_share_of_a_gpu_that_a_norm_uses(layout, blocks):
         for way in ("block", "shared", "cluster")
     ]
     assert tuple(end(grid) for grid in grids for end in (min, max)) == blocks
-    document = (sources.FOLDER.resolve().parent / "docs" / "inside" / "gpu.md").read_text(encoding="utf-8")
+    document = (sources.FOLDER.resolve().parents[1] / "docs" / "inside" / "gpu.md").read_text(encoding="utf-8")
     ends = zip(blocks[::2], blocks[1::2], strict=True)
     cells = [str(low) if low == high else f"{low} to {high}" for low, high in ends]
     name = {"linear": "NCHW", "last": "NHWC"}[layout]

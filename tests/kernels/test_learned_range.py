@@ -30,11 +30,11 @@ def test_forward_equals_the_numpy_quantizer(ends, bits, seed):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gradients_equal_torch_s_own_operator(bits):
-    """torch learns scale and zero-point; the chain rule turns those gradients into the ends'."""
+    """torch learns scale and zero-point; the chain rule turns those gradients into the ends'. Many lie outside."""
     torch.manual_seed(bits)
     x = torch.randn(3, 5, 7, requires_grad=True)
     # A scale that fp16 holds: torch does not round it.
-    scale_value, first = 0.03125 * 2 ** (8 - bits), -(2 ** (bits - 1)) + 1
+    scale_value, first = 2.0 ** (1 - bits), -(2 ** (bits - 1)) + 1
     steps = 2**bits - 1
     low = torch.tensor(scale_value * (first + 0.25), requires_grad=True)
     high = torch.tensor(float(low.detach()) + scale_value * steps, requires_grad=True)
@@ -51,15 +51,6 @@ def test_gradients_equal_torch_s_own_operator(bits):
     assert torch.equal(ours[0], x.grad)
     assert ours[1] == pytest.approx(-of_scale / steps + of_zero * (-1 / scale_value - ratio), rel=1e-4, abs=1e-4)
     assert ours[2] == pytest.approx(of_scale / steps + of_zero * ratio, rel=1e-4, abs=1e-4)
-
-
-def test_a_value_outside_moves_only_its_own_end():
-    low, high = torch.tensor(-1.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    x = torch.tensor([7.0], requires_grad=True)
-    quantize_in_range(x, low, high, 8).sum().backward()
-    assert float(x.grad) == 0
-    r = (np.rint(-1 / (2 / 255)) - -1 / (2 / 255)) / 255
-    assert float(high.grad) == pytest.approx(1 + r, abs=1e-3) and float(low.grad) == pytest.approx(-r, abs=1e-3)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6, 7])

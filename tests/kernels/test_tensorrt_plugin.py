@@ -218,12 +218,6 @@ def test_a_tensorrt_without_such_plugins_is_named():
         tensorrt_plugin.register_plugins(type("Old", (), {"__version__": "10.6"}), 80)
 
 
-def test_shapes_that_only_a_running_engine_knows_are_refused():
-    formats = type("trt", (), {"TensorFormat": type("F", (), {"LINEAR": 0})})
-    with pytest.raises(BuildError, match="static shapes"):
-        tensorrt_plugin.layer_launch(formats, (-1, 32, 8, 8), 0, NORM, "codes", 1)
-
-
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.kernels
 @pytest.mark.parametrize("architecture", [80, 90])

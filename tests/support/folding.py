@@ -11,11 +11,10 @@ from intsr.calib.models.open import SRModel
 from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.pipeline import fold_networks
 
-# encoder, unet, decoder, by name.
+# By name: encoder, unet, decoder.
 Folded: TypeAlias = dict[str, FoldedNetwork]
 Modules: TypeAlias = dict[str, nn.Module]
 
 
 def fold(model: SRModel, calibration: Calibration | None) -> Folded:
-    """Fold all three networks of a copy."""
     return {network.name: network for network in fold_networks(model, calibration)}

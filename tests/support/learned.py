@@ -8,7 +8,6 @@ codes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -38,16 +37,16 @@ def exact_model(model: SRModel) -> SRModel:
     return replace(model, spec=spec, unet=unet, vae=vae, context=model.context.double())
 
 
-def network_input(name: str, side: int = 16) -> torch.Tensor:
+def network_input(name: str) -> torch.Tensor:
     """(1, C, 16, 16) float64; a picture's values where it is one."""
     generator = torch.Generator().manual_seed(9)
     channels = 3 if name == "encoder" else 4
-    x = torch.randn(1, channels, side, side, generator=generator, dtype=torch.float64)
+    x = torch.randn(1, channels, 16, 16, generator=generator, dtype=torch.float64)
     return x.clamp(-1, 1) if name == "encoder" else x
 
 
 def random_layers(
-    model: SRModel, bits: Bits, let: str, symmetric: bool = False, weights: str = "ranges", exact: bool = True
+    model: SRModel, bits: Bits, let: str, *, symmetric: bool = False, weights: str = "ranges", exact: bool = True
 ) -> dict[str, QuantizedLayer]:
     """Every integer layer of a float64 model with random s and d, and ranges that clip a little of what is seen.
 
@@ -57,8 +56,11 @@ def random_layers(
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     layers = quantized_layers(model, bits, PARTS, let=let, symmetric=symmetric, rotated=weights == "rotated")
-    for layer in first_of_each_grid(layers.values()):
-        _set_let(layer, rng, exact)
+    grids: set[int] = set()
+    for layer in layers.values():
+        if id(layer.grid) not in grids:
+            _set_let(layer, rng, exact)
+            grids.add(id(layer.grid))
     _set_input_ranges(model, layers)
     sites = integer_sites(model, PARTS)
     for layer in layers.values():
@@ -88,13 +90,6 @@ def random_layers(
             turned = rotate(layer.layer.weight, layer.grid.spec.rotation, 1)
             sites[layer.site].weight.copy_(rotate(turned, layer.row_rotation, 0))
     return layers
-
-
-def first_of_each_grid(layers: Iterable[QuantizedLayer]) -> list[QuantizedLayer]:
-    first: dict[int, QuantizedLayer] = {}
-    for layer in layers:
-        first.setdefault(id(layer.grid), layer)
-    return list(first.values())
 
 
 def _set_let(layer: QuantizedLayer, rng: np.random.Generator, exact: bool) -> None:

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 CONTEXT_CHANNELS = 24
 
 
-def write_tiny_model(folder: Path, seed: int = 0, upscale_factor: int = 4, timestep: int = 999) -> Path:
+def write_tiny_model(folder: Path) -> Path:
     """A model of about 0.5 M parameters: attention in the VAE, self- and cross-attention, GEGLU, skips."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -41,20 +41,19 @@ def write_tiny_model(folder: Path, seed: int = 0, upscale_factor: int = 4, times
         for parameter in network.parameters():
             if parameter.ndim == 1:  # norms and biases: random, so that a lost one shows
                 parameter.data += 0.2 * torch.randn_like(parameter)
+    return write_model(folder, "tiny", unet, vae, torch.randn(1, 7, CONTEXT_CHANNELS))
+
+
+def write_model(
+    folder: Path, name: str, unet: UNet2DConditionModel, vae: AutoencoderKL, context: torch.Tensor
+) -> Path:
     vae.save_pretrained(folder / "vae")
     unet.save_pretrained(folder / "unet")
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     scheduler.save_pretrained(folder / "scheduler")
-    save_file({"context": torch.randn(1, 7, CONTEXT_CHANNELS)}, folder / "context.safetensors")
-    settings = {
-        "schema_version": 1,
-        "name": "tiny",
-        "timestep": timestep,
-        "upscale_factor": upscale_factor,
-        "resize_filter": "lanczos",
-        "context": "context.safetensors",
-        "licence": "none",
-    }
+    save_file({"context": context}, folder / "context.safetensors")
+    settings = {"schema_version": 1, "name": name, "timestep": 999, "upscale_factor": 4}
+    settings |= {"resize_filter": "lanczos", "context": "context.safetensors", "licence": "none"}
     (folder / "intsr_model.json").write_text(json.dumps(settings))
     return folder
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from models import write_model
+from safetensors.torch import load_file
 
 from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.passionsr.forward import halves
@@ -20,14 +22,8 @@ LDM_PREFIX = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 def write_reference_model(reference: Path, folder: Path) -> Path:
     """The reference's random base weights, in ldm's format there, as a model folder; 16x16 latents are tiles of 8."""
     config = json.loads((reference / "config.json").read_text())
-    for part, network in (("unet", _unet(config["unet_config"])), ("vae", _vae(config["vae_config"]))):
-        network.save_pretrained(folder / part)
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    scheduler.save_pretrained(folder / "scheduler")
-    save_file({"context": load_file(reference / "inputs.safetensors")["context"]}, folder / "context.safetensors")
-    settings = {"schema_version": 1, "name": "reference", "timestep": 999, "upscale_factor": 4}
-    settings |= {"resize_filter": "lanczos", "context": "context.safetensors", "licence": "none"}
-    (folder / "intsr_model.json").write_text(json.dumps(settings))
+    context = load_file(reference / "inputs.safetensors")["context"]
+    write_model(folder, "reference", _unet(config["unet_config"]), _vae(config["vae_config"]), context)
     base = load_file(reference / "base_ldm.safetensors")
     empty = load_model(str(folder))
     for part in ("unet", "vae"):
@@ -74,8 +70,6 @@ def _vae(config: dict[str, Any]) -> AutoencoderKL:
 
 def sd21_on_meta() -> SRModel:
     """The architecture of Stable Diffusion 2.1 without memory: shapes only."""
-    from types import SimpleNamespace
-
     with torch.device("meta"):
         unet = UNet2DConditionModel(
             cross_attention_dim=1024, attention_head_dim=(5, 10, 20, 20), use_linear_projection=True
@@ -91,9 +85,9 @@ def sd21_on_meta() -> SRModel:
 
 
 @torch.no_grad()
-def random_checkpoint(model: SRModel, part: str, tile_px: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_checkpoint(model: SRModel, part: str, tile_px: int) -> dict[str, torch.Tensor]:
     """A whole official checkpoint of any model: norms and weight ranges are the model's, all else is plausible."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
     for entry in checkpoint_layout(model, part):
         module: Any = entry.module
@@ -134,7 +128,7 @@ def _tokens(model: SRModel, site: str, tile_px: int) -> int:
 
 def save_checkpoints(model: SRModel, folder: Path, tile_px: int) -> list[Path]:
     """Both files of `random_checkpoint`, as torch writes them."""
-    paths = [folder / f"{part}_ckpt_merge_saw_sep.pth" for part in ("unet", "vae")]
-    for part, path in zip(("unet", "vae"), paths, strict=True):
+    paths = {part: folder / f"{part}_ckpt_merge_saw_sep.pth" for part in ("unet", "vae")}
+    for part, path in paths.items():
         torch.save(random_checkpoint(model, part, tile_px), path)
-    return paths
+    return list(paths.values())

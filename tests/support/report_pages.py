@@ -96,7 +96,7 @@ class Element:
 
 
 class Page(HTMLParser):
-    """The tree of a well-formed page. Raises AssertionError where tags do not close as they opened."""
+    """The tree of a page whose tags close as they opened."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -113,7 +113,9 @@ class Page(HTMLParser):
             self._open.append(element)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._open[-1].children.append(Element(tag, {key: value or "" for key, value in attrs}))
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
 
     def handle_endtag(self, tag: str) -> None:
         if tag not in VOID:
@@ -131,7 +133,6 @@ class Page(HTMLParser):
 
 
 def value_of(cell: Element) -> float | None:
-    """The exact number of a cell."""
     text = cell.attributes["data-value"]
     return float(text) if text else None
 

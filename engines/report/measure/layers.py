@@ -9,9 +9,7 @@ y against y^. Each layer is measured alone, on what full precision gives it: err
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,36 +35,6 @@ MAX_SQNR_DB = 120.0
 OUTLIER_CHANNELS = 5
 # Many pictures say more than large tiles, and take as long.
 TILE_PX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStatistics:
-    """Of one layer over all pictures.
-
-    histogram: BINS counts of x~ from BEYOND below the range to BEYOND above it; the outermost hold what lies further.
-    seen_min, seen_max: of x~. clipped_low, clipped_high: parts of x~ outside the range. input_sqnr_db,
-    output_sqnr_db: see above. outlier_ratio, outlier_ratio_let: the largest channel's reach over the median
-    channel's, of x and of x~. channel_reach: the largest |x| by channel, channel_reach_let of x~.
-    """
-
-    site: str
-    order: int
-    histogram: tuple[int, ...]
-    seen_min: float
-    seen_max: float
-    clipped_low: float
-    clipped_high: float
-    input_sqnr_db: float
-    output_sqnr_db: float
-    outlier_ratio: float
-    outlier_ratio_let: float
-    channel_reach: tuple[float, ...]
-    channel_reach_let: tuple[float, ...]
-
-    @property
-    def outlier_channels(self) -> list[int]:
-        """Those that reach furthest, the furthest first."""
-        return [int(i) for i in np.argsort(self.channel_reach)[::-1][:OUTLIER_CHANNELS]]
 
 
 class LayerObserver:
@@ -110,22 +78,30 @@ class LayerObserver:
         self.amax = torch.maximum(self.amax, x.abs().amax(others))
         self.amax_let = torch.maximum(self.amax_let, transformed.abs().amax(others))
 
-    def statistics(self) -> LayerStatistics:
-        return LayerStatistics(
-            self.site,
-            self._ticket.index(self.site),
-            tuple(int(count) for count in self.counts),
-            self.seen_min,
-            self.seen_max,
-            self.clipped_low / self.count,
-            self.clipped_high / self.count,
-            _sqnr_db(self.input_power, self.input_error),
-            _sqnr_db(self.output_power, self.output_error),
-            _ratio(self.amax),
-            _ratio(self.amax_let),
-            tuple(float(value) for value in self.amax),
-            tuple(float(value) for value in self.amax_let),
-        )
+    def statistics(self) -> dict[str, Any]:
+        """Of the layer over all pictures, JSON-able.
+
+        histogram: BINS counts of x~ from BEYOND below the range to BEYOND above it; the outermost hold what lies
+        further. seen_min, seen_max: of x~. clipped_low, clipped_high: parts of x~ outside the range. input_sqnr_db,
+        output_sqnr_db: see above. outlier_ratio, outlier_ratio_let: the largest channel's reach over the median
+        channel's, of x and of x~. outlier_channels: those that reach furthest, the furthest first. channel_reach: the
+        largest |x| by channel, channel_reach_let of x~.
+        """
+        return {
+            "order": self._ticket.index(self.site),
+            "histogram": [int(count) for count in self.counts],
+            "seen_min": self.seen_min,
+            "seen_max": self.seen_max,
+            "clipped_low": self.clipped_low / self.count,
+            "clipped_high": self.clipped_high / self.count,
+            "input_sqnr_db": _sqnr_db(self.input_power, self.input_error),
+            "output_sqnr_db": _sqnr_db(self.output_power, self.output_error),
+            "outlier_ratio": _ratio(self.amax),
+            "outlier_ratio_let": _ratio(self.amax_let),
+            "outlier_channels": np.argsort(self.amax.tolist())[::-1][:OUTLIER_CHANNELS].tolist(),
+            "channel_reach": self.amax.tolist(),
+            "channel_reach_let": self.amax_let.tolist(),
+        }
 
 
 def _power(x: torch.Tensor) -> float:
@@ -143,10 +119,8 @@ def _ratio(reach: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def observe_layers(
-    model: SRModel, calibration: Calibration, pictures: Sequence[Path], limit: int
-) -> Mapping[str, LayerStatistics]:
-    """Site -> statistics of every layer that engines run on integers, over one tile of each of `limit` pictures.
+def observe_layers(model: SRModel, calibration: Calibration, pictures: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Site -> `LayerObserver.statistics` of every layer that engines run on integers, over a tile a picture.
 
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
@@ -158,7 +132,10 @@ def observe_layers(
         for site, layer in modules.items()
         if isinstance(layer, nn.Conv2d | nn.Linear)
     }
-    inputs = _middle_tiles(islice(pictures, limit), model.spec, observed_tile_px(model.spec, calibration))
+    tile_px = observed_tile_px(model.spec, calibration)
+    tiles = (tiles_from_picture(path, model.spec, tile_px) for path in pictures)
+    # The middle one of each picture.
+    inputs = (torch.from_numpy(of_picture[len(of_picture) // 2][None]) for of_picture in tiles)
     run_observed(model, inputs, modules, observers)
     return {site: observer.statistics() for site, observer in observers.items() if site in ticket}
 
@@ -167,10 +144,3 @@ def observed_tile_px(spec: ModelSpec, calibration: Calibration) -> int:
     """Side of the low-resolution tiles that layers are measured on."""
     fits = TILE_PX * spec.upscale_factor % spec.size_multiple_px == 0
     return min(TILE_PX, calibration.tile_px) if fits else calibration.tile_px
-
-
-def _middle_tiles(pictures: Iterable[Path], spec: ModelSpec, tile_px: int) -> Iterator[torch.Tensor]:
-    """(1, 3, S, S) float32 in [-1, 1] of each picture."""
-    for path in pictures:
-        tiles = tiles_from_picture(path, spec, tile_px)
-        yield torch.from_numpy(tiles[len(tiles) // 2][None])

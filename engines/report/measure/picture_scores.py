@@ -1,46 +1,24 @@
-"""How pictures differ: scores of whole pictures, the blocks that differ most, and seams."""
+"""How pictures differ: scores of whole pictures, the blocks that differ most, seams, and flat and smooth tiles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.calib.data.made_pictures import smooth_tiles
 from intsr.engines.report.measure.variants import HR, LR, U8, Picture, PictureStore, Variant
 from intsr.engines.verify.agreement import capped_psnr_db
 from intsr.runtime.measure.metrics import SSIM_WINDOW_PX, luma_from_pixels, ssim
 from intsr.runtime.measure.seams import seam_score
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+from intsr.runtime.upscaler import Upscaler
 
 BLOCK_PX = 64
 CROPS, CROPS_A_PICTURE = 6, 3
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One picture of one variant."""
-
-    picture: str
-    variant: str
-    width_px: int
-    height_px: int
-    tiles: int | None = None
-    # None with one tile; of pictures that are not made of tiles, at the borders of the last engine's.
-    seam_score: float | None = None
-    # On RGB.
-    psnr_to_reference_db: float | None = None
-    # The largest difference of any component, of 255.
-    max_error_levels: int | None = None
-    # Against the original, on luma.
-    psnr_y_db: float | None = None
-    ssim_y: float | None = None
-    # Wall time of the one run that made the picture.
-    ms: float | None = None
-    # Whether ranges were taken from it.
-    calibrated_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +47,6 @@ def tiling_of(picture: Picture, variant: Variant, overlap_px: int | None) -> Til
     return plan_tiles(height, width, manifest.tile_px, overlap_px)
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What all variants of one picture are held against, as far as it is there. tiling: of the last engine."""
-
-    reference: Variant | None
-    expected: U8 | None
-    original: U8 | None
-    tiling: TilePlan | None
-    calibrated_on: bool
-
-
 def scores_of_picture(
     picture: Picture,
     variants: Sequence[Variant],
@@ -89,38 +56,47 @@ def scores_of_picture(
     overlap_px: int | None,
     calibrated_on: bool,
 ) -> list[dict[str, Any]]:
-    """Score every variant but the original: a `Score` each, as mappings."""
-    engine = next((variant for variant in reversed(variants) if variant.manifest), None)
-    beside = Beside(
-        reference,
-        None if reference is None else store.get(picture, reference.name),
-        store.get(picture, HR) if any(variant.kind == HR for variant in variants) else None,
-        tiling_of(picture, engine, overlap_px) if engine else None,
-        calibrated_on,
-    )
-    scored = [variant for variant in variants if variant.kind != HR]
-    return [
-        asdict(_score(picture, variant, store.get(picture, variant.name), beside, overlap_px)) for variant in scored
-    ]
-
-
-def _score(picture: Picture, variant: Variant, pixels: U8, beside: Beside, overlap_px: int | None) -> Score:
-    values: dict[str, Any] = {"calibrated_on": beside.calibrated_on}
-    if beside.expected is not None and variant is not beside.reference and variant.kind != LR:
-        values["psnr_to_reference_db"] = capped_psnr_db(pixels, beside.expected)
-        values["max_error_levels"] = int(np.abs(pixels.astype(np.int16) - beside.expected).max())
-    if beside.original is not None:
-        luma, original = luma_from_pixels(pixels), luma_from_pixels(beside.original)
-        values["psnr_y_db"] = capped_psnr_db(luma, original)
-        values["ssim_y"] = ssim(luma, original) if min(luma.shape) >= SSIM_WINDOW_PX else None
-    own = tiling_of(picture, variant, overlap_px)
-    if own is not None:
-        values |= {"tiles": len(own.tiles), "ms": picture.ms[variant.name]}
-    # Pictures that no tile ever touched are scored at the same lines: what the picture itself holds there.
-    plan = own or beside.tiling
-    if plan is not None and len(plan.tiles) > 1:
-        values["seam_score"] = seam_score(pixels, plan, picture.factor)
-    return Score(picture.name, variant.name, picture.width_px, picture.height_px, **values)
+    """Score every variant but the original. calibrated_on: whether ranges were taken from the picture."""
+    expected = None if reference is None else store.get(picture, reference.name)
+    original = store.get(picture, HR) if any(variant.kind == HR for variant in variants) else None
+    tilings = {variant.name: tiling_of(picture, variant, overlap_px) for variant in variants}
+    scores = []
+    for variant in variants:
+        if variant.kind == HR:
+            continue
+        pixels, own = store.get(picture, variant.name), tilings[variant.name]
+        score: dict[str, Any] = {
+            "picture": picture.name,
+            "variant": variant.name,
+            "width_px": picture.width_px,
+            "height_px": picture.height_px,
+            "tiles": len(own.tiles) if own else None,
+            # None with one tile.
+            "seam_score": None,
+            # On RGB.
+            "psnr_to_reference_db": None,
+            # The largest difference of any component, of 255.
+            "max_error_levels": None,
+            # Against the original, on luma.
+            "psnr_y_db": None,
+            "ssim_y": None,
+            # Wall time of the one run that made the picture.
+            "ms": picture.ms.get(variant.name),
+            "calibrated_on": calibrated_on,
+        }
+        # Pictures that no tile ever touched are scored at the last engine's lines: what they themselves hold there.
+        plan = own or next((tiling for tiling in reversed(tilings.values()) if tiling), None)
+        if plan is not None and len(plan.tiles) > 1:
+            score["seam_score"] = seam_score(pixels, plan, picture.factor)
+        if expected is not None and variant is not reference and variant.kind != LR:
+            score["psnr_to_reference_db"] = capped_psnr_db(pixels, expected)
+            score["max_error_levels"] = int(np.abs(pixels.astype(np.int16) - expected).max())
+        if original is not None:
+            luma, wanted = luma_from_pixels(pixels), luma_from_pixels(original)
+            score["psnr_y_db"] = capped_psnr_db(luma, wanted)
+            score["ssim_y"] = ssim(luma, wanted) if min(luma.shape) >= SSIM_WINDOW_PX else None
+        scores.append(score)
+    return scores
 
 
 def mean_scores(scores: Sequence[dict[str, Any]], variants: Sequence[Variant]) -> list[dict[str, Any]]:
@@ -134,11 +110,7 @@ def mean_scores(scores: Sequence[dict[str, Any]], variants: Sequence[Variant]) -
         own = [score for score in every if not score["calibrated_on"]] or every
         if not own:
             continue
-        mean: dict[str, Any] = {
-            "variant": variant.name,
-            "pictures": len(own),
-            "left_out": len(every) - len(own),
-        }
+        mean: dict[str, Any] = {"variant": variant.name, "pictures": len(own), "left_out": len(every) - len(own)}
         for key in ("psnr_to_reference_db", "psnr_y_db", "ssim_y", "ms"):
             values = [score[key] for score in own if score[key] is not None]
             mean[key] = float(np.mean(values)) if values else None
@@ -146,6 +118,20 @@ def mean_scores(scores: Sequence[dict[str, Any]], variants: Sequence[Variant]) -
             mean[key] = max((score[key] for score in own if score[key] is not None), default=None)
         means.append(mean)
     return means
+
+
+def smooth_scores(engine: Upscaler, reference: Upscaler) -> list[dict[str, Any]]:
+    """Upscale every one of `smooth_tiles` with both: `name`, `psnr_db` and `max_levels` of each, of 8 bits.
+
+    They show what a mean over photographs hides; a colour fix, which would hide most of it, is left out. Raises what
+    upscaling raises.
+    """
+    scores = []
+    for name, pixels in smooth_tiles(engine.tile_px).items():
+        got, expected = (np.asarray(each.upscale(pixels, color_fix="none")) for each in (engine, reference))
+        levels = int(np.abs(got.astype(int) - expected).max())
+        scores.append({"name": name, "psnr_db": round(capped_psnr_db(got, expected), 2), "max_levels": levels})
+    return scores
 
 
 def error_levels(pixels: U8, expected: U8) -> NDArray[np.float64]:

@@ -52,13 +52,11 @@ class ReportRequest:
             expected = "a calibration folder, .engine files, --outputs NAME=DIR or --bench FILE"
             raise UsageError("intsr report", "nothing to report on", expected)
         if self.hr is not None and not (self.images or self.outputs):
-            raise UsageError(
-                "--hr", "no pictures to compare the originals with", "--images DIR or --outputs NAME=DIR"
-            )
+            expected = "--images DIR or --outputs NAME=DIR"
+            raise UsageError("--hr", "no pictures to compare the originals with", expected)
         if self.images is not None and not (self.engines or self.outputs or self.calibration):
-            raise UsageError(
-                "--images", "nothing to run them through", "engines, a calibration or --outputs NAME=DIR"
-            )
+            expected = "engines, a calibration or --outputs NAME=DIR"
+            raise UsageError("--images", "nothing to run them through", expected)
         if self.model is None and (self.context or self.lora):
             option = "--lora" if self.lora else "--context"
             raise UsageError(option, "no model that it belongs to", "--model MODEL too")

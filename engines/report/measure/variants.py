@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from intsr.bundle import read_manifest
+from intsr.cli.console import say
 from intsr.engines.report.measure.request import ReportRequest
 from intsr.errors import ImageError, IntsrError, UsageError
 from intsr.files import sha256_from_path
@@ -20,7 +21,6 @@ from intsr.runtime.pictures.reader import list_pictures, read_pixels
 from intsr.runtime.tiles.enlarge import enlarge
 
 U8 = NDArray[np.uint8]
-Say = Callable[[str], None]
 LR, HR = "lr", "hr"
 DEFAULT_RESIZE_FILTER = "bicubic"
 
@@ -35,21 +35,16 @@ class Variant:
     kind: str
     # Of an engine, else empty.
     bits: str = ""
-    folder: Path | None = None
+    # Of finished pictures and originals; an engine's file.
+    path: Path = Path()
     manifest: Manifest | None = None
-
-    @property
-    def full_precision(self) -> bool:
-        return self.bits == "fp"
 
 
 @dataclass(slots=True)
 class Picture:
     """A picture and what is known of it."""
 
-    # Of the file.
-    name: str
-    path: Path | None
+    path: Path
     # Output over input.
     factor: int
     # Of the output.
@@ -59,6 +54,10 @@ class Picture:
     # Variant -> wall time of its one run, whole and by stage.
     ms: dict[str, float] = field(default_factory=dict)
     stages_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
 
 def read_rgb(path: Path) -> U8:
@@ -72,9 +71,14 @@ def variants_of_request(request: ReportRequest) -> tuple[Variant, ...]:
 
     Raises UsageError, BundleError for engines that cannot be read or do not enlarge alike.
     """
-    engines = [_variant_of_engine(path) for path in request.engines] if request.images else []
-    outputs = [Variant(name, name, "outputs", "", folder) for name, folder in request.outputs.items()]
-    made = _with_own_names([*engines, *outputs])
+    made = [_variant_of_engine(path) for path in request.engines] if request.images else []
+    made += [Variant(name, name, "outputs", "", folder) for name, folder in request.outputs.items()]
+    taken = {LR, HR}
+    for variant in made:
+        if variant.name in taken:
+            fix = "rename one" if variant.kind == "engine" else "choose another NAME"
+            raise UsageError(variant.name, "the name of two kinds of pictures", "names of their own", fix)
+        taken.add(variant.name)
     if request.reference is not None and request.reference not in {variant.name for variant in made}:
         raise UsageError("--reference", repr(request.reference), f"one of {', '.join(v.name for v in made)}")
     factors = {variant.manifest.upscale_factor for variant in made if variant.manifest}
@@ -88,7 +92,7 @@ def variants_of_request(request: ReportRequest) -> tuple[Variant, ...]:
 
 
 def _is_reference(variant: Variant, name: str | None) -> bool:
-    return variant.name == name if name is not None else variant.full_precision
+    return variant.name == name if name is not None else variant.bits == "fp"
 
 
 def reference_of(variants: Sequence[Variant], name: str | None) -> Variant | None:
@@ -102,16 +106,6 @@ def _variant_of_engine(path: Path) -> Variant:
     return Variant(path.stem, f"{path.stem} ({kind})", "engine", manifest.bits, path, manifest)
 
 
-def _with_own_names(variants: Sequence[Variant]) -> list[Variant]:
-    taken = {LR, HR}
-    for variant in variants:
-        if variant.name in taken:
-            fix = "rename one" if variant.kind == "engine" else "choose another NAME"
-            raise UsageError(variant.name, "the name of two kinds of pictures", "names of their own", fix)
-        taken.add(variant.name)
-    return list(variants)
-
-
 class PictureStore:
     """Keeps every picture of every variant in files of exact pixels below `scratch`: one at a time is in memory."""
 
@@ -120,8 +114,8 @@ class PictureStore:
 
     def _path(self, picture: Picture, variant: str) -> Path:
         # Names come from users: a hash keeps any of them a file name.
-        key = "\0".join((picture.name, variant)).encode()
-        return self._scratch / f"{hashlib.sha256(key).hexdigest()}.npy"
+        key = f"{picture.name}\0{variant}"
+        return self._scratch / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
 
     def put(self, picture: Picture, variant: str, pixels: U8) -> None:
         np.save(self._path(picture, variant), pixels)
@@ -132,7 +126,7 @@ class PictureStore:
 
 
 def make_pictures(
-    request: ReportRequest, variants: Sequence[Variant], store: PictureStore, say: Say
+    request: ReportRequest, variants: Sequence[Variant], store: PictureStore
 ) -> tuple[list[Picture], list[dict[str, str]]]:
     """Read, upscale and store everything; what cannot be read is left out: (pictures, [{name, error}, ...]).
 
@@ -140,9 +134,13 @@ def make_pictures(
     """
     skipped: list[dict[str, str]] = []
     pictures = []
-    for path, factor in _sources(request, variants):
+    # Without --images, the first folder of --outputs names them.
+    sources = list_pictures(request.images or next(iter(request.outputs.values())), or_picture=True)
+    manifests = [variant.manifest for variant in variants if variant.manifest]
+    factor = manifests[0].upscale_factor if manifests else None if request.images else 1
+    for path in sources[: request.limit]:
         try:
-            pictures.append(_prepared(path, factor, request, variants, store))
+            pictures.append(_prepared(path, factor, variants, store))
         except ImageError as error:
             say(f"left out: {error}")
             skipped.append({"name": path.name, "error": str(error)})
@@ -150,32 +148,22 @@ def make_pictures(
         raise ImageError(request.images or "--outputs", "no picture could be read", skipped[-1]["error"])
     for variant in variants:
         if variant.kind == "engine":
-            _run_engine(variant, pictures, store, request, say)
+            _run_engine(variant, pictures, store, request)
     return pictures, skipped
 
 
-def _sources(request: ReportRequest, variants: Sequence[Variant]) -> Iterator[tuple[Path, int]]:
-    """Yield every picture's file and factor; without --images, the first folder of --outputs names them."""
-    manifests = [variant.manifest for variant in variants if variant.manifest]
-    folder = request.images or next(iter(request.outputs.values()))
-    for path in list_pictures(folder, or_picture=True)[: request.limit]:
-        yield path, manifests[0].upscale_factor if manifests else 0 if request.images else 1
-
-
-def _prepared(
-    path: Path, factor: int, request: ReportRequest, variants: Sequence[Variant], store: PictureStore
-) -> Picture:
-    """A picture with all its variants but those that engines make."""
+def _prepared(path: Path, factor: int | None, variants: Sequence[Variant], store: PictureStore) -> Picture:
+    """A picture with all its variants but those that engines make. factor: None for that of a finished picture."""
     source = read_rgb(path)
-    given = {v.name: read_rgb(_same_name(v.folder, path)) for v in variants if v.kind in ("outputs", HR) and v.folder}
-    if not factor:
+    given = {v.name: read_rgb(_same_name(v.path, path)) for v in variants if v.kind in ("outputs", HR)}
+    if factor is None:
         factor = next(iter(given.values())).shape[0] // source.shape[0]
     height, width = source.shape[0] * factor, source.shape[1] * factor
     for name, pixels in given.items():
         if pixels.shape[:2] != (height, width):
             expected = f"{width}x{height}, {factor} times {path.name}" if factor != 1 else f"{width}x{height}"
             raise ImageError(f"{path.name} of {name}", f"{pixels.shape[1]}x{pixels.shape[0]} pixels", expected)
-    picture = Picture(path.name, path, factor, width, height, sha256_from_path(path))
+    picture = Picture(path, factor, width, height, sha256_from_path(path))
     for name, pixels in given.items():
         store.put(picture, name, pixels)
     if variants[0].kind == LR:
@@ -187,20 +175,16 @@ def _same_name(folder: Path, path: Path) -> Path:
     """The picture of this name, whatever its suffix."""
     if folder.is_file():
         return folder
-    found = [other for other in list_pictures(folder, or_picture=True) if other.stem == path.stem]
-    if not found:
+    found = next((other for other in list_pictures(folder, or_picture=True) if other.stem == path.stem), None)
+    if found is None:
         raise ImageError(path, f"no picture of this name in {folder}")
-    return found[0]
+    return found
 
 
-def _run_engine(
-    variant: Variant, pictures: Sequence[Picture], store: PictureStore, request: ReportRequest, say: Say
-) -> None:
-    assert variant.folder is not None
-    say(f"upscaling {len(pictures)} pictures with {variant.folder.name}")
-    with open_engine(variant.folder, threads=request.threads, precision=request.precision) as engine:
+def _run_engine(variant: Variant, pictures: Sequence[Picture], store: PictureStore, request: ReportRequest) -> None:
+    say(f"upscaling {len(pictures)} pictures with {variant.path.name}")
+    with open_engine(variant.path, threads=request.threads, precision=request.precision) as engine:
         for index, picture in enumerate(pictures):
-            assert picture.path is not None
             pixels = read_rgb(picture.path)
             if index == 0:
                 # Libraries compile and take memory in their first run: not what a picture costs.
@@ -208,6 +192,6 @@ def _run_engine(
             try:
                 result = engine.upscale_with_timings(pixels, overlap_px=request.overlap_px)
             except IntsrError as error:
-                raise UsageError(f"{picture.name} with {variant.folder.name}", str(error)) from error
+                raise UsageError(f"{picture.name} with {variant.path.name}", str(error)) from error
             store.put(picture, variant.name, np.asarray(result.image))
             picture.ms[variant.name], picture.stages_ms[variant.name] = result.total_ms, result.stages_ms

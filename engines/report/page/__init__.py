@@ -1,1 +1,1 @@
-"""Templates' filters, and what is embedded."""
+"""The page: templates and their filters, and what is embedded."""

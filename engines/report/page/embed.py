@@ -49,14 +49,6 @@ def part_to_show(width_px: int, height_px: int, around: Block | None) -> Part:
     return Part(left, top, width, height)
 
 
-def webp_url(pixels: U8, quality: int) -> str:
-    return _url(Image.fromarray(pixels), "webp", quality=quality, method=4)
-
-
-def png_url(image: Image.Image) -> str:
-    return _url(image, "png", optimize=True)
-
-
 def _url(image: Image.Image, suffix: str, **options: Any) -> str:
     stream = io.BytesIO()
     image.save(stream, format=suffix.upper(), **options)
@@ -69,7 +61,10 @@ def encoded_within(parts: Sequence[Sequence[U8]], budget_bytes: int = SLIDER_BYT
     Where even the last does not, pictures at the end are left out; the first always stays.
     """
     for quality in QUALITIES:
-        urls = [[webp_url(pixels, quality) for pixels in variants] for variants in parts]
+        urls = [
+            [_url(Image.fromarray(pixels), "webp", quality=quality, method=4) for pixels in variants]
+            for variants in parts
+        ]
         if sum(len(url) for row in urls for url in row) <= budget_bytes:
             return urls, quality
     kept, total = urls[:1], sum(map(len, urls[0]))
@@ -99,9 +94,9 @@ def error_map_url(error: NDArray[np.float64], largest: float, colours: U8) -> st
     codes = np.clip(reduced / max(largest, 1e-9) * (len(colours) - 1), 0, len(colours) - 1).round().astype(np.uint8)
     image = Image.fromarray(codes, "P")
     image.putpalette(colours.tobytes())
-    return png_url(image)
+    return _url(image, "png", optimize=True)
 
 
 def block_url(pixels: NDArray[Any], block: Block) -> str:
     """A PNG of the block's exact pixels."""
-    return png_url(Image.fromarray(np.ascontiguousarray(block.cut(pixels))))
+    return _url(Image.fromarray(np.ascontiguousarray(block.cut(pixels))), "png", optimize=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from intsr.engines.report.measure.layer_order import short_name
+from intsr.engines.report.measure.layer_names import short_name
 from intsr.engines.report.measure.layers import BEYOND
 from intsr.engines.report.plots.style import (
     ACCENT,

@@ -8,7 +8,6 @@ from typing import Any
 from intsr.engines.report.plots.style import (
     ACCENT,
     INK,
-    LINE,
     MUTED,
     NETWORK_LABELS,
     SERIES,
@@ -34,6 +33,16 @@ def _beside(axes: Any, x: float, y: float, text: str) -> None:
     axes.annotate(text, (x, y), (6, 0), textcoords="offset points", va="center", color=INK, fontsize=9.5)
 
 
+def _finish_bars(axes: Any, names: Sequence[str], largest: float, xlabel: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, largest)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="x", alpha=0.6)
+
+
 def stages(rows: Rows) -> str:
     """A bar an engine. rows: with `name` and `stages_ms`."""
     with drawing(WIDTH, 1.15 + 0.5 * len(rows)) as figure:
@@ -46,13 +55,7 @@ def stages(rows: Rows) -> str:
             left = [start + width for start, width in zip(left, widths, strict=True)]
         for place, total in enumerate(left):
             _beside(axes, total, place, f"{total:.0f} ms")
-        axes.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.invert_yaxis()
-        axes.set_xlim(0, max(left) * 1.12 or 1)
-        axes.set_xlabel("Time a picture, ms")
-        axes.grid(axis="x", alpha=0.6)
+        _finish_bars(axes, [_short(row["name"]) for row in rows], max(left) * 1.12 or 1, "Time a picture, ms")
         figure.legend(loc="outside upper left", ncols=6, handlelength=1, columnspacing=1.2)
         return svg_from_figure(figure, "plot-stages", f"Time by stage of {len(rows)} engines")
 
@@ -102,12 +105,8 @@ def integer_share(networks: Rows) -> str:
         axes.barh(range(len(totals)), rest, 0.6, integer, color=MUTED, label="not int8")
         for place, (total, network) in enumerate(zip(totals, networks, strict=True)):
             _beside(axes, total, place, f"{network['int8_mac_share']:.1%} int8")
-        axes.set_yticks(range(len(totals)), [NETWORK_LABELS[network["name"]] for network in networks])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.invert_yaxis()
-        axes.set_xlim(0, max(totals) * 1.18)
-        axes.set_xlabel("Convolutions and linear layers, billion multiplications a tile")
-        axes.grid(axis="x", color=LINE, alpha=0.6)
+        names = [NETWORK_LABELS[network["name"]] for network in networks]
+        xlabel = "Convolutions and linear layers, billion multiplications a tile"
+        _finish_bars(axes, names, max(totals) * 1.18, xlabel)
         figure.legend(loc="outside upper left", ncols=2, handlelength=1)
         return svg_from_figure(figure, "plot-integer-share", "Share of int8 multiplications by network")

@@ -6,7 +6,6 @@ matplotlib knows no CSS. It is given colours that nothing else has, each of whic
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,30 +17,9 @@ from intsr.optional import require
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 WHAT = "intsr report"
 # name of a CSS variable -> the colour that stands for it while matplotlib draws
-COLOURS = {
-    name: f"#0100{index:02x}"
-    for index, name in enumerate(
-        (
-            "ink",
-            "muted",
-            "line",
-            "surface",
-            "encoder",
-            "unet",
-            "decoder",
-            "accent",
-            "warn",
-            "s1",
-            "s2",
-            "s3",
-            "s4",
-            "s5",
-        )
-    )
-}
-INK, MUTED, LINE, SURFACE, ACCENT, WARN = (
-    COLOURS[name] for name in ("ink", "muted", "line", "surface", "accent", "warn")
-)
+_VARIABLES = "ink muted line surface encoder unet decoder accent warn s1 s2 s3 s4 s5"
+COLOURS = {name: f"#0100{index:02x}" for index, name in enumerate(_VARIABLES.split())}
+INK, MUTED, LINE, ACCENT, WARN = (COLOURS[name] for name in ("ink", "muted", "line", "accent", "warn"))
 WIDTH = 9.0  # inches, of a drawing as wide as the page
 NETWORK_LABELS = {"encoder": "Encoder", "unet": "UNet", "decoder": "Decoder"}
 NETWORK_COLOURS = {name: COLOURS[name] for name in ("encoder", "unet", "decoder")}
@@ -82,7 +60,7 @@ _SETTINGS = {
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Any]:
-    """A figure of that many inches in the page's style. Raises MissingLibraryError naming the extra."""
+    """A figure of that many inches in the page's style. Raises MissingLibraryError."""
     matplotlib = require("matplotlib", WHAT)
     figures = require("matplotlib.figure", WHAT)
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
@@ -125,4 +103,4 @@ def _own_names(element: ElementTree.Element, prefix: str) -> None:
         element.attrib["href"] = f"#{prefix}-{link[1:]}" if link.startswith("#") else link
     for key in ("clip-path", "style"):
         if key in element.attrib:
-            element.attrib[key] = re.sub(r"url\(#", f"url(#{prefix}-", element.attrib[key])
+            element.attrib[key] = element.attrib[key].replace("url(#", f"url(#{prefix}-")

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from statistics import fmean
 from typing import Any
 
-from intsr.engines.report.page.formats import decibels, mebibytes, megabytes, milliseconds, times
+from intsr.engines.report.page.render import decibels, mebibytes, megabytes, milliseconds, times
 from intsr.types import SYNTHETIC_NOTE
 
 Facts = Mapping[str, Any]
@@ -28,7 +28,8 @@ def head_of(pictures: Facts | None, calibration: Facts | None, engines: Facts | 
         "Bits": bits,
         "Scale": f"×{manifest['upscale_factor']}" if manifest else "",
         "Target": manifest.get("target"),
-        "Library": f"{manifest['library']} {_release(manifest['library_version'])}" if manifest else "",
+        # Without what a library's own build appends to its version.
+        "Library": f"{manifest['library']} {manifest['library_version'].partition('-')[0]}" if manifest else "",
         "Tile": f"{source['tile_px']} px" if "tile_px" in source else "",
         "Overlap": f"{manifest['overlap_px']} px" if manifest else "",
         "Colour fix": manifest.get("color_fix"),
@@ -40,23 +41,13 @@ def head_of(pictures: Facts | None, calibration: Facts | None, engines: Facts | 
     digests = {m["calibration_digest"] for m in models if m["bits"] != "fp"}
     if calibration and digests and calibration["digest"] not in digests:
         warnings.append("No engine here was made from this calibration: their digests differ.")
-    numbers = [
-        *_of_pictures(pictures),
-        *_of_engines(engines),
-        *_of_seams(pictures),
-        *_of_calibration(calibration),
-    ]
+    numbers = [*_of_pictures(pictures), *_of_engines(engines), *_of_seams(pictures), *_of_calibration(calibration)]
     return {
         "title": " · ".join(filter(None, (model, what))) or "Report",
         "facts": {key: str(value) for key, value in facts.items() if value},
         "key_numbers": numbers,
         "warnings": warnings,
     }
-
-
-def _release(library_version: str) -> str:
-    """Without what a library's own build appends to it."""
-    return library_version.partition("-")[0]
 
 
 def _number(key: str, label: str, value: float, text: str, note: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.cli.console import say
 from intsr.engines.report.measure.picture_scores import (
     CROPS,
     Block,
     error_levels,
     mean_scores,
     scores_of_picture,
+    smooth_scores,
     tiling_of,
     worst_blocks,
 )
@@ -26,7 +28,6 @@ from intsr.engines.report.measure.variants import (
     LR,
     Picture,
     PictureStore,
-    Say,
     Variant,
     make_pictures,
     reference_of,
@@ -34,8 +35,7 @@ from intsr.engines.report.measure.variants import (
 )
 from intsr.engines.report.page import embed as files
 from intsr.engines.report.plots.pictures import colour_bar, map_colours
-from intsr.engines.report.sections.section import Section
-from intsr.engines.verify.smooth_tiles import smooth_scores
+from intsr.engines.report.sections import Section
 from intsr.files import sha256_from_path
 from intsr.runtime.engine import open_engine
 from intsr.runtime.pictures.reader import list_pictures
@@ -44,17 +44,18 @@ from intsr.runtime.pictures.reader import list_pictures
 SCALE_QUANTILE = 0.999
 
 
-def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section | None:
+def pictures_section(request: ReportRequest, scratch: Path) -> Section | None:
     """Collect the section; None where no variant is given. Raises UsageError, ImageError and what engines raise."""
     variants = variants_of_request(request)
     if not variants:
         return None
     store = PictureStore(scratch)
-    pictures, skipped = make_pictures(request, variants, store, say)
+    pictures, skipped = make_pictures(request, variants, store)
     reference = reference_of(variants, request.reference)
     base = reference or next((v for v in variants if v.kind == HR), None)
     primary = next((v for v in variants if v.kind not in (LR, HR) and v is not reference), None)
-    hashes = _hashes(request.calibration_images)
+    seen = list_pictures(request.calibration_images, or_picture=True) if request.calibration_images else []
+    hashes = {sha256_from_path(path) for path in seen}
     scores = [
         score
         for picture in pictures
@@ -63,7 +64,7 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section
         )
     ]
     facts: dict[str, Any] = {
-        "variants": [_variant_facts(variant) for variant in variants],
+        "variants": [{key: getattr(v, key) for key in ("name", "label", "kind", "bits")} for v in variants],
         "labels": {variant.name: variant.label for variant in variants},
         "reference": reference and reference.name,
         "primary": primary and primary.name,
@@ -71,12 +72,13 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section
         "scores": scores,
         "means": mean_scores(scores, variants),
         "skipped": skipped,
-        "smooth_tiles": _smooth_tiles(variants, reference, request, say),
+        "smooth_tiles": _smooth_tiles(variants, reference, request),
         "stages_ms": {v.name: _mean_stages(pictures, v.name) for v in variants if v.kind == "engine"},
     }
     section = Section(facts)
     blocks = _worst_blocks(section, pictures, (primary, base), store) if primary and base else {}
-    shown = _pictures_to_show(pictures, blocks)[: request.shown]
+    worst = {name: max((block.rms_levels for block in found), default=0.0) for name, found in blocks.items()}
+    shown = sorted(pictures, key=lambda picture: -worst.get(picture.name, 0.0))[: request.shown]
     _show_slider(section, shown, variants, store, blocks)
     if primary and base:
         _show_error_maps(section, shown, (primary, base), store)
@@ -86,7 +88,7 @@ def pictures_section(request: ReportRequest, scratch: Path, say: Say) -> Section
 
 
 def _smooth_tiles(
-    variants: Sequence[Variant], reference: Variant | None, request: ReportRequest, say: Say
+    variants: Sequence[Variant], reference: Variant | None, request: ReportRequest
 ) -> list[dict[str, Any]]:
     """Compare every other engine with the full-precision one; empty where there is no such pair."""
     others = [v for v in variants if v.kind == "engine" and v is not reference]
@@ -94,24 +96,11 @@ def _smooth_tiles(
         return []
     say("comparing smooth and flat tiles")
     rows = []
-    with open_engine(_path_of(reference), request.threads, request.precision) as exact:
+    with open_engine(reference.path, request.threads, request.precision) as exact:
         for variant in others:
-            with open_engine(_path_of(variant), request.threads, request.precision) as engine:
-                rows.append({"variant": variant.name, "tiles": [asdict(s) for s in smooth_scores(engine, exact)]})
+            with open_engine(variant.path, request.threads, request.precision) as engine:
+                rows.append({"variant": variant.name, "tiles": smooth_scores(engine, exact)})
     return rows
-
-
-def _path_of(variant: Variant) -> Path:
-    assert variant.folder is not None
-    return variant.folder
-
-
-def _variant_facts(variant: Variant) -> dict[str, Any]:
-    return {"name": variant.name, "label": variant.label, "kind": variant.kind, "bits": variant.bits}
-
-
-def _hashes(folder: Path | None) -> set[str]:
-    return set() if folder is None else {sha256_from_path(path) for path in list_pictures(folder, or_picture=True)}
 
 
 def _mean_stages(pictures: Sequence[Picture], name: str) -> dict[str, float]:
@@ -132,12 +121,6 @@ def _worst_blocks(
     section.facts["worst_crops"] = [asdict(block) for block in worst[:CROPS]]
     section.facts["error_scale_levels"] = max(1.0, *ends) if ends else 1.0
     return blocks
-
-
-def _pictures_to_show(pictures: Sequence[Picture], blocks: dict[str, list[Block]]) -> list[Picture]:
-    """Those with the worst block first; in their own order where nothing is compared."""
-    worst = {name: max((block.rms_levels for block in found), default=0.0) for name, found in blocks.items()}
-    return sorted(pictures, key=lambda picture: -worst.get(picture.name, 0.0))
 
 
 def _show_slider(

@@ -22,9 +22,8 @@ def silu(net: LoweringContext, node: fx.Node) -> Value:
 
 @lowers(aten.gelu.default)
 def gelu(net: LoweringContext, node: fx.Node) -> Value:
-    return net.builder.op(
-        "Gelu", [net.value(node.args[0])], node.name, approximate=node.kwargs.get("approximate", "none")
-    )
+    approximate = node.kwargs.get("approximate", "none")
+    return net.builder.op("Gelu", [net.value(node.args[0])], node.name, approximate=approximate)
 
 
 @lowers(aten.dropout.default, aten.contiguous.default, aten.clone.default)
@@ -39,35 +38,21 @@ def checked_dtype(net: LoweringContext, node: fx.Node) -> Value:
     return net.value(node.args[0])
 
 
-# Operator -> the operand on the right that changes nothing: diffusers divides by output_scale_factor = 1.
-NEUTRAL = {"Add": 0.0, "Mul": 1.0, "Div": 1.0, "Sub": None}
+# What is written, and the operand on the right that changes nothing: diffusers divides by output_scale_factor = 1.
+BINARY: dict[Any, tuple[str, float | None]] = {
+    aten.add.Tensor: ("Add", 0.0),
+    aten.mul.Tensor: ("Mul", 1.0),
+    aten.div.Tensor: ("Div", 1.0),
+    aten.sub.Tensor: ("Sub", None),
+}
 
 
-@lowers(aten.add.Tensor)
-def add(net: LoweringContext, node: fx.Node) -> Value:
-    return _binary(net, node, "Add")
-
-
-@lowers(aten.mul.Tensor)
-def multiply(net: LoweringContext, node: fx.Node) -> Value:
-    return _binary(net, node, "Mul")
-
-
-@lowers(aten.div.Tensor)
-def divide(net: LoweringContext, node: fx.Node) -> Value:
-    return _binary(net, node, "Div")
-
-
-@lowers(aten.sub.Tensor)
-def subtract(net: LoweringContext, node: fx.Node) -> Value:
-    return _binary(net, node, "Sub")
-
-
-def _binary(net: LoweringContext, node: fx.Node, op_type: str) -> Value:
+@lowers(*BINARY)
+def binary(net: LoweringContext, node: fx.Node) -> Value:
+    op_type, neutral = BINARY[node.target]
     if node.kwargs:
         raise ExportError(str(node.name), f"arguments {sorted(node.kwargs)}", f"plain {op_type}")
     left, right = node.args
-    neutral = NEUTRAL[op_type]
     if neutral is not None and isinstance(right, int | float) and right == neutral:
         return net.value(left)
     inputs = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, argument, lowers, pair, shape_of
 from intsr.export.lower.write.borders import Window
 from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
-from intsr.export.lower.write.layers import merged_bias, merged_layer, write_convolution, write_linear
+from intsr.export.lower.write.layers import merged, write_convolution, write_linear
 
 aten: Any = torch.ops.aten
 
@@ -31,13 +30,11 @@ def conv2d(net: LoweringContext, node: fx.Node) -> Value:
     value, bias, layer = net.value(x), net.bias_of(site), net.layers.get(site)
     if layer is not None:
         before = net.patterns.pads.get(x, (0, 0, 0, 0))
-        top, left, bottom, right = (a + b for a, b in zip(before, (*padding, *padding), strict=True))
-        window = Window(
-            (height, width), (stride[0], stride[1]), (dilation[0], dilation[1]), (top, left, bottom, right)
-        )
         rows, columns = shape_of(x)[2:]
         size = (rows - before[0] - before[2], columns - before[1] - before[3])
-        return write_convolution(net, value, layer, window, size, bias, groups)
+        top, left, bottom, right = (a + b for a, b in zip(before, (*padding, *padding), strict=True))
+        window = Window((height, width), size, stride, dilation, (top, left, bottom, right), groups)
+        return write_convolution(net, value, layer, window, bias)
     kernel = net.builder.constant(f"{site}.weight", net.parameter(weight))
     inputs = [value, kernel] + ([] if bias is None else [net.builder.constant(f"{site}.bias", bias)])
     return net.builder.op(
@@ -109,15 +106,13 @@ def _attention_inputs(net: LoweringContext, node: fx.Node) -> tuple[str, ...]:
         return tuple(net.value(argument) for argument in node.args[:3])
     sites = [net.site_of(linear.args[1]) for linear in linears]
     site = f"{sites[0]}kv"
-    layer = replace(merged_layer([net.layers[s] for s in sites]), site=site)
-    merged = write_linear(
-        net, net.value(linears[0].args[0]), layer, merged_bias([net.bias_of(s) for s in sites], layer)
-    )
+    product = merged([net.layers[s] for s in sites], [net.bias_of(s) for s in sites], site)
+    value = write_linear(net, net.value(linears[0].args[0]), *product)
     count, heads, tokens, width = shape_of(node)
     b = net.builder
     shape = b.constant(f"{site}.shape", [count, tokens, 3 * heads, width])
     split = b.op(
-        "Transpose", [b.op("Reshape", [merged, shape], f"{site}.heads")], f"{site}.permute", perm=[0, 2, 1, 3]
+        "Transpose", [b.op("Reshape", [value, shape], f"{site}.heads")], f"{site}.permute", perm=[0, 2, 1, 3]
     )
     sizes = b.constant(f"{site}.sizes", [heads] * 3)
     return tuple(b.node("Split", [split, sizes], f"{site}.split", outputs=3, axis=1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -74,7 +73,7 @@ def _halves(net: LoweringContext, linear: fx.Node) -> Value:
 @lowers(operator.getitem)
 def get_item(net: LoweringContext, node: fx.Node) -> Value:
     source, index = node.args
-    return net.values(source)[int(index)]
+    return net.known[source][index]
 
 
 @lowers(aten.pad.default)
@@ -98,8 +97,7 @@ def upsample_nearest(net: LoweringContext, node: fx.Node) -> Value:
     before, after = shape_of(node.args[0]), shape_of(node)
     if any(new % old for old, new in zip(before, after, strict=True)):
         raise ExportError(node.name, f"resize {before} to {after}", "a whole factor")
-    factors = np.array([new / old for old, new in zip(before, after, strict=True)], np.float32)
-    sizes = net.builder.constant(f"{node.name}.sizes", [int(f * old) for f, old in zip(factors, before, strict=True)])
+    sizes = net.builder.constant(f"{node.name}.sizes", after)
     return net.builder.op(
         "Resize",
         [net.value(node.args[0]), "", "", sizes],

@@ -10,12 +10,12 @@ from torch import fx
 
 import intsr.export.fold.split_layers  # noqa: F401  it registers intsr::fake_quantize
 from intsr.errors import ExportError
-from intsr.export.lower.context import LoweringContext, Value, lowers
-from intsr.export.lower.write.activations import UINT8_MAX, plan_grid
+from intsr.export.lower.context import LoweringContext, Value, argument, lowers, shape_of
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import QuantParams
 
 aten: Any = torch.ops.aten
+UINT8_MAX = 255
 
 
 @lowers(torch.ops.intsr.fake_quantize.default)
@@ -25,13 +25,11 @@ def fake_quantize(net: LoweringContext, node: fx.Node) -> Value:
     Where activations are uint8, rounding is a step of its own, half away from zero, and Q only changes the type:
     engines that make one operation of Q and DQ round x * (1 / D) + zero-point, which flips four times as many codes.
     """
-    x, scale, zero_point, bits = node.args
-    assert isinstance(scale, float) and isinstance(zero_point, int) and isinstance(bits, int)
-    params, name = QuantParams(scale, zero_point, bits), str(node.name)
+    x, *numbers = node.args
+    params = QuantParams(*numbers)
     if net.builder.lowering.activation == "uint8":
-        return _rounded_first(net.builder, net.value(x), params, name)
-    plan = plan_grid(params, net.builder.lowering.activation)
-    return net.activations.write_grid(net.value(x), params, plan, name)
+        return _rounded_first(net.builder, net.value(x), params, node.name)
+    return net.activations.write_grid(net.value(x), params, node.name)
 
 
 def _rounded_first(b: GraphBuilder, value: str, params: QuantParams, name: str) -> str:
@@ -72,40 +70,28 @@ def matmul(net: LoweringContext, node: fx.Node) -> Value:
 
 @lowers(aten.softmax.int)
 def softmax(net: LoweringContext, node: fx.Node) -> Value:
-    return net.builder.op("Softmax", [net.value(node.args[0])], node.name, axis=_integer(node, 1))
+    return net.builder.op("Softmax", [net.value(node.args[0])], node.name, axis=int(argument(node, 1, "dim", -1)))
 
 
 @lowers(aten.slice.Tensor, aten.narrow.default)
 def narrow(net: LoweringContext, node: fx.Node) -> Value:
     """Some neighbours along one axis."""
-    source: Any = node.args[0]
-    shape, after = (list(value.meta["val"].shape) for value in (source, node))
-    axis = _integer(node, 1) % len(shape)
-    start: Any = node.args[2] if len(node.args) > 2 else None
-    first = 0 if start is None else int(start)
-    if len(node.args) > 4 and node.args[4] != 1:
-        raise ExportError(str(node.name), "a slice with steps", "neighbours")
-    if after == shape:
-        return net.value(source)
-    ends = [[first], [first + int(after[axis])], [axis]]
-    constants = [
-        net.builder.constant(f"{node.name}.{n}", v) for n, v in zip(("start", "end", "axis"), ends, strict=True)
-    ]
-    return net.builder.op("Slice", [net.value(source), *constants], node.name)
+    source, before, after = net.value(node.args[0]), shape_of(node.args[0]), shape_of(node)
+    if argument(node, 4, "step", 1) != 1:
+        raise ExportError(node.name, "a slice with steps", "neighbours")
+    if after == before:
+        return source
+    axis = int(argument(node, 1, "dim", 0)) % len(before)
+    first = int(argument(node, 2, "start", None) or 0)
+    bounds = {"start": first, "end": first + after[axis], "axis": axis}
+    constants = [net.builder.constant(f"{node.name}.{name}", [value]) for name, value in bounds.items()]
+    return net.builder.op("Slice", [source, *constants], node.name)
 
 
 @lowers(aten.sum.dim_IntList)
 def total(net: LoweringContext, node: fx.Node) -> Value:
     """Sum along axes that are kept."""
-    axes: Any = node.args[1]
-    rank = len(node.meta["val"].shape)
-    if len(node.args) < 3 or not node.args[2]:
-        raise ExportError(str(node.name), "a sum that drops its axis", "keepdim=True")
-    constant = net.builder.constant(f"{node.name}.axes", [int(axis) % rank for axis in axes])
-    return net.builder.op("ReduceSum", [net.value(node.args[0]), constant], node.name, keepdims=1)
-
-
-def _integer(node: fx.Node, index: int) -> int:
-    value = node.args[index]
-    assert isinstance(value, int | np.integer)
-    return int(value)
+    if not argument(node, 2, "keepdim", False):
+        raise ExportError(node.name, "a sum that drops its axis", "keepdim=True")
+    axes = net.builder.constant(f"{node.name}.axes", [int(axis) % len(shape_of(node)) for axis in node.args[1]])
+    return net.builder.op("ReduceSum", [net.value(node.args[0]), axes], node.name, keepdims=1)

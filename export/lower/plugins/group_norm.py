@@ -35,15 +35,10 @@ def fuse_group_norm_into_plugin(model: onnx.ModelProto, folder: Path) -> int:
     pixels, its factors are no constants, or others read what lies inside.
     """
     graph = Graph(model, folder)
-    matches = [
-        m
-        for node in model.graph.node
-        if node.op_type == "InstanceNormalization"
-        if (m := match_group_norm(graph, node))
-    ]
+    norms = [node for node in model.graph.node if node.op_type == "InstanceNormalization"]
+    matches = [match for norm in norms if (match := match_group_norm(graph, norm))]
     if matches:
         _rewrite(model, graph, matches)
-        _drop_unread(model)
     return len(matches)
 
 
@@ -76,7 +71,10 @@ def _node(match: Match) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
 
 
 def _rewrite(model: onnx.ModelProto, graph: Graph, matches: list[Match]) -> None:
-    """Each node goes where the last of those that it stands for was: all that it reads is there already."""
+    """Each node goes where the last of those that it stands for was: all that it reads is there already.
+
+    Constants that nobody reads any more go.
+    """
     gone = {name for match in matches for node in match.nodes for name in node.output}
     new = {}
     for match in matches:
@@ -89,11 +87,7 @@ def _rewrite(model: onnx.ModelProto, graph: Graph, matches: list[Match]) -> None
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.opset_import.append(helper.make_opsetid(NAMESPACE, int(VERSION)))
-
-
-def _drop_unread(model: onnx.ModelProto) -> None:
-    graph = model.graph
-    read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    read = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

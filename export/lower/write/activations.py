@@ -25,8 +25,6 @@ from intsr.kernels.quantizer import QuantParams, dequantize, quantize
 from intsr.kernels.rotation import hadamard
 from intsr.targets.lowering import Lowering
 
-INT8_MIN, INT8_MAX = -128, 127
-UINT8_MAX = 255
 # The container of a lowering that leaves activations alone.
 FLOAT = "float"
 
@@ -49,28 +47,18 @@ def plan_grid(params: QuantParams, container: str) -> GridPlan:
     """
     if container == FLOAT:
         return GridPlan(0.0, 0, None)
+    limits = np.iinfo(container)
+    # Stored code = grid code + first.
     if container == "uint8":
-        low, high, offset = 0, UINT8_MAX, params.zero_point
-        shifted = not 0 <= params.zero_point <= UINT8_MAX
-        if shifted:
-            offset = 0
+        first, zero_point = 0, params.zero_point if 0 <= params.zero_point <= limits.max else 0
     else:
-        low, high, offset = INT8_MIN, INT8_MAX, 0
         # Codes minus zero-point fit as they are on grids of few bits; 8 bits must be centred.
-        shifted = not (low <= -params.zero_point and params.qmax - params.zero_point <= high)
-        if shifted:
-            offset = -(2 ** (params.bits - 1))
-    if shifted:
-        # Stored code = grid code + offset, with 0 stored for the real value `shift`.
-        shift = (-offset - params.zero_point) * params.scale
-        first, zero_point = offset, 0
-    else:
-        shift, zero_point = 0.0, offset if container == "uint8" else 0
-        first = 0 if container == "uint8" else -params.zero_point
+        fits = limits.min <= -params.zero_point and params.qmax - params.zero_point <= limits.max
+        first, zero_point = -params.zero_point if fits else -(2 ** (params.bits - 1)), 0
     last = first + params.qmax
-    full = (first, last) == (low, high)
+    shift = (zero_point - first - params.zero_point) * params.scale
     ends = ((first - zero_point) * params.scale, (last - zero_point) * params.scale)
-    return GridPlan(shift, zero_point, None if full else ends)
+    return GridPlan(shift, zero_point, None if (first, last) == (limits.min, limits.max) else ends)
 
 
 @dataclass(slots=True)
@@ -84,13 +72,11 @@ class ActivationWriter:
     def write(self, value: str, layer: FoldedLayer, pads: tuple[int, ...]) -> tuple[str, float, bool]:
         """Returns (dequantized value, shift c, whether `pads` is already applied).
 
-        pads: the convolution's (top, left, bottom, right), all zero for none. Raises ExportError where padding
-        meets a grid without 0.
+        pads: the convolution's (top, left, bottom, right), all zero for none.
         """
         params = layer.activation
         if params is None:
             return value, 0.0, False
-        check_padding(layer, pads, self.builder.lowering)
         plan = plan_grid(params, self.builder.lowering.activation)
         value = self._rotate(value, layer)
         pad_first = any(pads) and (plan.shift != 0.0 or layer.let_shift is not None)
@@ -139,13 +125,14 @@ class ActivationWriter:
             return value
         return self._quantize(value, params, plan, site)
 
-    def write_grid(self, value: str, params: QuantParams, plan: GridPlan, name: str) -> str:
+    def write_grid(self, value: str, params: QuantParams, name: str) -> str:
         """A value on a grid, for whatever reads it: the shift that the container needs is added back.
 
         Raises ExportError in a weight-only lowering: the methods that ask for it are about activations.
         """
         if self.builder.lowering.activation == FLOAT:
             raise ExportError(name, "quantized attention", "float activations", "leave --activations fp16 out")
+        plan = plan_grid(params, self.builder.lowering.activation)
         if not plan.shift:
             return self._quantize(value, params, plan, name)
         b, shift = self.builder, np.float32(plan.shift)
@@ -166,37 +153,6 @@ class ActivationWriter:
         return b.op("DequantizeLinear", [codes, scale, zero_point], f"{site}.dequantize")
 
 
-def write_weight(
-    builder: GraphBuilder, codes: NDArray[np.int8], scale: NDArray[np.float32], axis: int, site: str
-) -> str:
-    """int8 initializer and its DequantizeLinear along `axis`; returns the dequantized value.
-
-    scale: one an output channel, or of rank 0. A site's codes are written once, however many nodes read them.
-    """
-    for known, name in builder.weights_of_site.get(site, ()):
-        if known.shape == codes.shape and known.ctypes.data == codes.ctypes.data:
-            return name
-    inputs = [
-        builder.constant(f"{site}.weight", codes),
-        builder.constant(f"{site}.weight_scale", scale),
-        builder.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8)),
-    ]
-    attributes = {"axis": axis} if scale.ndim else {}
-    value = builder.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", **attributes)
-    builder.weights_of_site.setdefault(site, []).append((codes, value))
-    return value
-
-
-def check_padding(layer: FoldedLayer, pads: tuple[int, ...], lowering: Lowering) -> None:
-    """Raises ExportError where a padded zero meets a grid that has none."""
-    params = layer.activation
-    if params is None or lowering.activation == FLOAT or not any(pads) or layer.let_shift is not None:
-        return
-    if not 0 <= params.zero_point <= params.qmax:
-        got = f"range [{params.real_min:g}, {params.real_max:g}] without 0 on a padded input"
-        raise ExportError(layer.site, got)
-
-
 def value_outside(layer: FoldedLayer, lowering: Lowering) -> NDArray[np.float32]:
     """x0: what the layer reads where x is padded with 0. float32, (Cin,), or (1,) where all channels agree."""
     value = np.zeros(1, np.float32)
@@ -207,13 +163,12 @@ def value_outside(layer: FoldedLayer, lowering: Lowering) -> NDArray[np.float32]
     return dequantize(quantize(value, layer.activation), layer.activation)
 
 
-def shifted_bias(
-    bias: NDArray[np.float32] | None, codes: NDArray[np.int8], scale: NDArray[np.float32], shift: float
-) -> NDArray[np.float32] | None:
+def shifted_bias(bias: NDArray[np.float32] | None, layer: FoldedLayer, shift: float) -> NDArray[np.float32] | None:
     """bias + c sum(W) per output channel; None where there is neither."""
     if shift == 0.0:
         return bias
-    sums = codes.reshape(codes.shape[0], -1).astype(np.int64).sum(axis=1) * scale.astype(np.float64)
+    rows = layer.weight_codes.reshape(len(layer.weight_codes), -1)
+    sums = rows.sum(axis=1, dtype=np.int64) * layer.weight_scale.astype(np.float64)
     start = np.zeros(len(sums)) if bias is None else bias.astype(np.float64)
     total: NDArray[np.float32] = (start + shift * sums).astype(np.float32)
     return total

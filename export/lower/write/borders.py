@@ -20,21 +20,23 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A convolution's geometry. kernel, stride, dilation: (height, width). pads: top, left, bottom, right."""
+    """A convolution's geometry: (height, width), and of `pads` (top, left, bottom, right). size: of x, unpadded."""
 
     kernel: tuple[int, int]
+    size: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    groups: int = 1
 
-    def taps_inside(self, size: tuple[int, int], axis: int) -> NDArray[np.bool_]:
+    def taps_inside(self, axis: int) -> NDArray[np.bool_]:
         """(taps, output pixels) along one axis: whether the tap reads the picture, not its padding."""
         before, after = self.pads[axis], self.pads[axis + 2]
         reach = self.dilation[axis] * (self.kernel[axis] - 1)
-        count = (size[axis] + before + after - reach - 1) // self.stride[axis] + 1
+        count = (self.size[axis] + before + after - reach - 1) // self.stride[axis] + 1
         offsets = np.arange(self.kernel[axis]) * self.dilation[axis] - before
         position = offsets[:, None] + np.arange(count) * self.stride[axis]
-        inside: NDArray[np.bool_] = (position >= 0) & (position < size[axis])
+        inside: NDArray[np.bool_] = (position >= 0) & (position < self.size[axis])
         return inside
 
 
@@ -52,18 +54,17 @@ def border_bias(
     inside: float,
     outside: NDArray[np.float32],
     window: Window,
-    size: tuple[int, int],
 ) -> tuple[ColumnBias, ...]:
     """The bias of every class of columns, the most frequent class first.
 
-    weight: (Cout, Cin, kh, kw), dequantized. inside: c. outside: x0, (Cin,) or (1,). size: of the input, unpadded.
+    weight: (Cout, Cin, kh, kw), dequantized. inside: c. outside: x0, (Cin,) or (1,).
     """
     kernel = weight.astype(np.float64)
     per_tap_inside = inside * kernel.sum(axis=1)
     per_tap_outside = (kernel * outside.astype(np.float64).reshape(1, -1, 1, 1)).sum(axis=1)
     start = np.zeros(len(weight)) if bias is None else bias.astype(np.float64)
     start = start + per_tap_outside.sum(axis=(1, 2))
-    rows, columns = window.taps_inside(size, 0), window.taps_inside(size, 1)
+    rows, columns = window.taps_inside(0), window.taps_inside(1)
     patterns, of_column, counts = np.unique(columns, axis=1, return_inverse=True, return_counts=True)
     result = []
     for index in np.argsort(-counts, kind="stable"):

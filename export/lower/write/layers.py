@@ -14,9 +14,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.errors import ExportError
 from intsr.export.fold.fold import FoldedLayer
 from intsr.export.lower.context import LoweringContext
-from intsr.export.lower.write.activations import check_padding, shifted_bias, value_outside, write_weight
+from intsr.export.lower.write.activations import FLOAT, shifted_bias, value_outside
 from intsr.export.lower.write.borders import ColumnBias, Window, border_bias
 from intsr.export.onnx.builder import GraphBuilder
 from intsr.kernels.quantizer import MIN_SCALE, dequantize_weight
@@ -41,94 +42,70 @@ def tensor_scale(layer: FoldedLayer) -> float:
     return max(2.0 ** math.floor(math.log2(limit)), MIN_SCALE)
 
 
-def write_convolution(
-    net: LoweringContext,
-    value: str,
-    layer: FoldedLayer,
-    window: Window,
-    size: tuple[int, int],
-    bias: F32 | None,
-    groups: int = 1,
-) -> str:
-    """An integer convolution of `value` (N, Cin, *size) by codes (Cout, Cin / groups, kh, kw), and its branch."""
-    y = _write_in_parts(net, value, layer, window, size, bias, groups)
-    if layer.branch is None:
-        return y
-    b, site, (up, down) = net.builder, layer.site, layer.branch
-    kernel = b.constant(f"{site}.down", down)
-    slides = {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": list(window.pads)}
-    narrow = b.op("Conv", [value, kernel], f"{site}.narrow", **slides, dilations=list(window.dilation))
-    wide = b.op("Conv", [narrow, b.constant(f"{site}.up", up[:, :, None, None])], f"{site}.wide", kernel_shape=[1, 1])
-    return b.op("Add", [y, wide], f"{site}.branched")
-
-
-def _write_in_parts(
-    net: LoweringContext,
-    value: str,
-    layer: FoldedLayer,
-    window: Window,
-    size: tuple[int, int],
-    bias: F32 | None,
-    groups: int,
-) -> str:
-    count = len(layer.weight_codes)
-    limit = net.builder.lowering.split_rows
-    if not limit or groups != 1 or count <= SPLIT_CHANNELS or window.taps_inside(size, 1).shape[1] <= limit:
-        return _write_convolution(net, value, layer, window, size, bias, groups)
-    parts = []
-    for start in range(0, count, PART_CHANNELS):
-        part, own = rows_of(layer, bias, slice(start, start + PART_CHANNELS))
-        parts.append(_write_convolution(net, value, part, window, size, own, groups))
-    return net.builder.op("Concat", parts, f"{layer.site}.joined", axis=1)
-
-
-def _write_convolution(
-    net: LoweringContext,
-    value: str,
-    layer: FoldedLayer,
-    window: Window,
-    size: tuple[int, int],
-    bias: F32 | None,
-    groups: int = 1,
-) -> str:
-    """An integer convolution of `value` (N, Cin, *size) by codes (Cout, Cin / groups, kh, kw).
+def write_convolution(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
+    """An integer convolution of `value` (N, Cin, H, W) by codes (Cout, Cin / groups, kh, kw), and its branch.
 
     Raises ExportError where a padded zero meets a grid without 0.
     """
-    b, codes = net.builder, layer.weight_codes
-    check_padding(layer, window.pads, b.lowering)
+    y = _write_integers(net, value, replace(layer, branch=None), window, bias)
+    if layer.branch is None:
+        return y
+    b, site, (up, down) = net.builder, layer.site, layer.branch
+    slides = {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": list(window.pads)}
+    kernels = b.constant(f"{site}.down", down), b.constant(f"{site}.up", up[:, :, None, None])
+    narrow = b.op("Conv", [value, kernels[0]], f"{site}.narrow", **slides, dilations=list(window.dilation))
+    wide = b.op("Conv", [narrow, kernels[1]], f"{site}.wide", kernel_shape=[1, 1])
+    return b.op("Add", [y, wide], f"{site}.branched")
+
+
+def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
+    """An integer convolution of `value` (N, Cin, H, W) by codes (Cout, Cin / groups, kh, kw).
+
+    Raises ExportError where a padded zero meets a grid without 0.
+    """
+    b, count, limit = net.builder, len(layer.weight_codes), net.builder.lowering.split_rows
+    if limit and window.groups == 1 and count > SPLIT_CHANNELS and window.taps_inside(1).shape[1] > limit:
+        starts = range(0, count, PART_CHANNELS)
+        rows = [rows_of(layer, bias, slice(start, start + PART_CHANNELS)) for start in starts]
+        parts = [_write_integers(net, value, part, window, own) for part, own in rows]
+        return b.op("Concat", parts, f"{layer.site}.joined", axis=1)
+    grid = layer.activation
+    if any(window.pads) and grid is not None and not layer.takes_padding and b.lowering.activation != FLOAT:
+        got = f"range [{grid.real_min:g}, {grid.real_max:g}] without 0 on a padded input"
+        raise ExportError(layer.site, got)
     # With groups, every output channel has other inputs: padded in front, as everywhere else.
-    biased = b.lowering.borders == "bias" and groups == 1
+    biased = b.lowering.borders == "bias" and window.groups == 1
     value, shift, padded = net.activations.write(value, layer, (0, 0, 0, 0) if biased else window.pads)
     if padded:
         window = replace(window, pads=(0, 0, 0, 0))
     if biased and any(window.pads) and (shift != 0.0 or layer.let_shift is not None):
-        weight = dequantize_weight(codes, layer.weight_scale)
-        borders = border_bias(weight, bias, shift, value_outside(layer, b.lowering), window, size)
-        return _add_borders(b, _product(net, value, layer, window, groups, None), borders, layer.site)
-    return _product(net, value, layer, window, groups, shifted_bias(bias, codes, layer.weight_scale, shift))
+        weight = dequantize_weight(layer.weight_codes, layer.weight_scale)
+        borders = border_bias(weight, bias, shift, value_outside(layer, b.lowering), window)
+        return _add_borders(b, _product(net, value, layer, window, None), borders, layer.site)
+    return _product(net, value, layer, window, shifted_bias(bias, layer, shift))
 
 
-def _product(
-    net: LoweringContext, value: str, layer: FoldedLayer, window: Window, groups: int, bias: F32 | None
-) -> str:
+def _product(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
     """The convolution itself, with a bias that is the same everywhere."""
     b, site = net.builder, layer.site
     kernel, factors = _weight(net, layer, 0)
-    inside = bias is not None and factors is None
+    inputs = [value, kernel]
+    if bias is not None and factors is None:
+        inputs.append(b.constant(f"{site}.bias", bias))
     y = b.op(
         "Conv",
-        [value, kernel] + ([b.constant(f"{site}.bias", bias)] if bias is not None and inside else []),
+        inputs,
         site,
         kernel_shape=list(window.kernel),
         strides=list(window.stride),
         pads=list(window.pads),
         dilations=list(window.dilation),
-        group=groups,
+        group=window.groups,
     )
-    if factors is not None:
-        y = b.op("Mul", [y, b.constant(f"{site}.factors", factors.reshape(1, -1, 1, 1))], f"{site}.rescale")
-    if bias is None or inside:
+    if factors is None:
+        return y
+    y = b.op("Mul", [y, b.constant(f"{site}.factors", factors.reshape(1, -1, 1, 1))], f"{site}.rescale")
+    if bias is None:
         return y
     return b.op("Add", [y, b.constant(f"{site}.bias", bias.reshape(1, -1, 1, 1))], f"{site}.add_bias")
 
@@ -150,8 +127,8 @@ def write_linear(net: LoweringContext, value: str, layer: FoldedLayer, bias: F32
     """An integer linear layer as MatMul with codes stored (in, out): TensorRT takes that form's scales on axis 1."""
     b, site, x = net.builder, layer.site, value
     value, shift, _ = net.activations.write(value, layer, (0, 0, 0, 0))
-    bias = shifted_bias(bias, layer.weight_codes, layer.weight_scale, shift)
-    matrix, factors = _weight(net, replace(layer, weight_codes=layer.weight_codes.T), 1)
+    bias = shifted_bias(bias, layer, shift)
+    matrix, factors = _weight(net, layer, 1)
     y = b.op("MatMul", [value, matrix], site)
     if factors is not None:
         y = b.op("Mul", [y, b.constant(f"{site}.factors", factors)], f"{site}.rescale")
@@ -165,12 +142,26 @@ def write_linear(net: LoweringContext, value: str, layer: FoldedLayer, bias: F32
 
 
 def _weight(net: LoweringContext, layer: FoldedLayer, axis: int) -> tuple[str, F32 | None]:
-    """The dequantized weight, and the factors that it still lacks."""
-    codes, scale = layer.weight_codes, layer.weight_scale
-    if net.builder.lowering.weight_scale == "channel" or layer.activation is None:
-        return write_weight(net.builder, codes, scale, axis, layer.site), None
-    t = tensor_scale(replace(layer, weight_codes=np.moveaxis(codes, axis, 0)))
-    return write_weight(net.builder, codes, np.array(t, np.float32), axis, layer.site), scale / np.float32(t)
+    """int8 initializer, output channels along `axis`, and its DequantizeLinear; the factors that it still lacks.
+
+    A site's codes are written once, however many nodes read them.
+    """
+    b, site, scale, factors = net.builder, layer.site, layer.weight_scale, None
+    codes = layer.weight_codes if axis == 0 else layer.weight_codes.T
+    if b.lowering.weight_scale == "tensor" and layer.activation is not None:
+        scale = np.array(tensor_scale(layer), np.float32)
+        factors = layer.weight_scale / scale
+    for known, name in b.weights_of_site.get(site, ()):
+        if known.shape == codes.shape and known.ctypes.data == codes.ctypes.data:
+            return name, factors
+    inputs = [
+        b.constant(f"{site}.weight", codes),
+        b.constant(f"{site}.weight_scale", scale),
+        b.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    value = b.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", **({"axis": axis} if scale.ndim else {}))
+    b.weights_of_site.setdefault(site, []).append((codes, value))
+    return value, factors
 
 
 def rows_of(layer: FoldedLayer, bias: F32 | None, rows: slice) -> tuple[FoldedLayer, F32 | None]:
@@ -181,11 +172,15 @@ def rows_of(layer: FoldedLayer, bias: F32 | None, rows: slice) -> tuple[FoldedLa
     return part, None if bias is None else bias[rows]
 
 
-def merged_layer(layers: Sequence[FoldedLayer]) -> FoldedLayer:
-    """Layers of one input and one grid as one, their output channels one after the other."""
+def merged(layers: Sequence[FoldedLayer], biases: Sequence[F32 | None], site: str) -> tuple[FoldedLayer, F32 | None]:
+    """Layers of one input and one grid, and of one size, as one, with their output channels one after the other."""
     codes = np.concatenate([layer.weight_codes for layer in layers])
-    scales = np.concatenate([layer.weight_scale for layer in layers])
-    return replace(layers[0], weight_codes=codes, weight_scale=scales, branch=_merged_branch(layers))
+    scale = np.concatenate([layer.weight_scale for layer in layers])
+    layer = replace(layers[0], site=site, weight_codes=codes, weight_scale=scale, branch=_merged_branch(layers))
+    if all(bias is None for bias in biases):
+        return layer, None
+    zeros = np.zeros(len(codes) // len(layers), np.float32)
+    return layer, np.concatenate([zeros if bias is None else bias for bias in biases])
 
 
 def _merged_branch(layers: Sequence[FoldedLayer]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -200,11 +195,3 @@ def _merged_branch(layers: Sequence[FoldedLayer]) -> tuple[NDArray[np.float64], 
             up[row : row + count, column : column + rank] = layer.branch[0]
         row, column = row + count, column + rank
     return up, np.concatenate([layer.branch[1] for layer in layers if layer.branch is not None])
-
-
-def merged_bias(biases: Sequence[F32 | None], layer: FoldedLayer) -> F32 | None:
-    """The biases of a merged layer's equal parts; 0 where a part has none, None where no part has one."""
-    if all(bias is None for bias in biases):
-        return None
-    zeros = np.zeros(len(layer.weight_codes) // len(biases), np.float32)
-    return np.concatenate([zeros if bias is None else bias for bias in biases])

@@ -79,8 +79,15 @@ class KernelDevice:
     def run(self, plan: Plan) -> DeviceArray:
         """Into the compute stream, behind what is there."""
         for launch in plan.launches:
-            work = self._kernels[launch.kernel], launch.grid, launch.block, launch.shared_bytes, bytes(launch.params)
-            self._cuda.launch_kernel(*work, self._session.compute)
+            kernel, params = self._kernels[launch.kernel], bytes(launch.params)
+            self._cuda.launch_kernel(
+                kernel,
+                self._session.compute,
+                grid=launch.grid,
+                block=launch.block,
+                shared_bytes=launch.shared_bytes,
+                params=params,
+            )
         return plan.output
 
     def free(self) -> None:

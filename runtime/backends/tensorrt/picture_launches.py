@@ -127,9 +127,13 @@ def _plan_tiles(
         # Engines that take several tiles at once have them one behind the other.
         source, target = (_tile_of(info, address, index) for info, address in ends)
         top, left, height, width = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
-        extract.append(plan_picture.plan_extract(device, enlarged, top, left, height, width, side, source))
+        extract.append(
+            plan_picture.plan_extract(
+                device, enlarged, top=top, left=left, height=height, width=width, side=side, out=source
+            )
+        )
         weights = rows[tile.row], columns[tile.column]
-        accumulate.append(plan_picture.plan_accumulate(device, canvas, target, *weights, top, left))
+        accumulate.append(plan_picture.plan_accumulate(device, canvas, target, *weights, top=top, left=left))
     return tuple(extract), tuple(accumulate)
 
 

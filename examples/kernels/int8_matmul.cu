@@ -8,6 +8,107 @@
 // four 16-byte chunks; chunk c of row r lies at c ^ (r / 2 % 4): no bank conflicts in stores or ldmatrix.
 #include "common.cuh"
 
+#ifdef INTSR_EMULATE
+#include <deque>
+#include <map>
+#include <vector>
+
+struct Copy {
+    unsigned char* to;
+    unsigned char bytes[16];
+};
+
+// Of this thread: groups that are under way, and last the one that is not closed yet.
+inline std::deque<std::vector<Copy>>& copy_groups() {
+    static std::map<const void*, std::deque<std::vector<Copy>>> of_threads;
+    auto& groups = of_threads[emulation::state.current];
+    if (groups.empty()) groups.emplace_back();
+    return groups;
+}
+
+inline void copy_async_16(void* shared, const void* global, bool valid) {
+    if (reinterpret_cast<uintptr_t>(shared) % 16 != 0) emulation::fail("a misaligned copy into shared memory");
+    if (valid && reinterpret_cast<uintptr_t>(global) % 16 != 0) emulation::fail("a misaligned copy from memory");
+    Copy copy{static_cast<unsigned char*>(shared), {}};
+    if (valid) std::memcpy(copy.bytes, global, 16);
+    copy_groups().back().push_back(copy);
+}
+
+inline void copy_async_commit() { copy_groups().emplace_back(); }
+
+// A copy lands as late as it may: what waits for it too little is found.
+template <int pending>
+void copy_async_wait() {
+    auto& groups = copy_groups();
+    while (groups.size() > pending + 1) {
+        for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+        groups.pop_front();
+    }
+}
+
+inline void load_matrices(uint32_t (&r)[4], const void* row) {
+    auto& warp = emulation::warp();
+    const unsigned lane = emulation::lane(), turn = warp.turn[lane]++ % 2;
+    if (reinterpret_cast<uintptr_t>(row) % 16 != 0) emulation::fail("a misaligned ldmatrix row");
+    warp.values[turn][lane] = reinterpret_cast<uint64_t>(row);
+    emulation::meet_warp();
+    for (unsigned matrix = 0; matrix < 4; matrix++) {
+        const auto* address = reinterpret_cast<const unsigned char*>(warp.values[turn][matrix * 8 + lane / 4]);
+        std::memcpy(&r[matrix], address + lane % 4 * 4, 4);
+    }
+}
+
+inline void multiply_add_s8(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    auto& warp = emulation::warp();
+    const unsigned lane = emulation::lane(), turn = warp.turn[lane]++ % 2;
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    warp.values[turn][lane] = reinterpret_cast<uint64_t>(mine);
+    emulation::meet_warp();
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 32; k++) {
+            const auto* of_a = reinterpret_cast<const uint32_t*>(warp.values[turn][row % 8 * 4 + k % 16 / 4]);
+            const auto* of_b = reinterpret_cast<const uint32_t*>(warp.values[turn][column * 4 + k % 16 / 4]);
+            acc[i] += static_cast<int8_t>(of_a[row / 8 + k / 16 * 2] >> k % 4 * 8) *
+                      static_cast<int8_t>(of_b[4 + k / 16] >> k % 4 * 8);
+        }
+    }
+    emulation::meet_warp();
+}
+#else
+// 16 bytes from global to shared memory without passing registers; zeros where `valid` is false (nothing is read).
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+// Until at most `pending` of this thread's groups are under way.
+template <int pending>
+__device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(pending) : "memory");
+}
+
+// Four 8x8 matrices of 16-bit elements (8 rows of 16 bytes); lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// acc (16x8 int32) += A (16x32 int8, rows) B (32x8 int8, columns). Source: PTX ISA, mma.m16n8k32.
+__device__ __forceinline__ void multiply_add_s8(int (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};\n"
+        : "+r"(acc[0]), "+r"(acc[1]), "+r"(acc[2]), "+r"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif
+
 struct ProductParams {
     const int8_t* codes;
     const int8_t* weights;
@@ -174,44 +275,4 @@ INTSR_KERNEL(int8_conv_128, ProductParams, 256, 2) {
 INTSR_KERNEL(int8_conv_64, ProductParams, 128, 4) {
     INTSR_SHARED(unsigned char, shared);
     Product<64, 64, 128, true>(p).run(shared);
-}
-
-// Reads all and keeps next to nothing: afterwards caches hold `words`, and none of it has to be written back.
-struct ReadParams {
-    const uint4* words;
-    uint32_t* out;   // (blocks x 8,): sums by warp, modulo 2^32
-    int64_t count;  // of 16 bytes
-};
-
-INTSR_KERNEL(read_words, ReadParams, 256, 4) {
-    uint32_t sum = 0;
-    const int64_t step = static_cast<int64_t>(gridDim.x) * 256;
-#pragma unroll 4
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x; i < p.count; i += step) {
-        const uint4 words = p.words[i];
-        sum += words.x + words.y + words.z + words.w;
-    }
-    sum = sum_of_lanes<32>(sum);
-    if (threadIdx.x % 32 == 0) p.out[blockIdx.x * 8 + threadIdx.x / 32] = sum;
-}
-
-// The rate of multiply_add_s8 out of registers: what the kernels above are measured against. 8 chains a warp.
-struct PeakParams {
-    int* out;  // (blocks x 256,)
-    int turns;
-};
-
-INTSR_KERNEL(int8_peak, PeakParams, 256, 2) {
-    int acc[8][4] = {};
-    uint32_t a[4], b = threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = threadIdx.x * 0x01010101u + i;
-    for (int turn = 0; turn < p.turns; turn++) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) multiply_add_s8(acc[i], a, b, b + 1);
-    }
-    int sum = 0;
-#pragma unroll
-    for (int i = 0; i < 32; i++) sum += acc[i / 4][i % 4];
-    p.out[blockIdx.x * 256 + threadIdx.x] = sum;
 }
