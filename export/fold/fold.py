@@ -17,7 +17,7 @@ from torch import nn
 from intsr.calib.models.families.sd21 import HALVED_SITE, POST_QUANT_CONV, part_of_network
 from intsr.calib.models.modules import copy_sharing_weights, layers_of, put_modules
 from intsr.calib.models.sites import runs_in_integers
-from intsr.calib.observe.fake_quant import FakeQuantLayer
+from intsr.calib.observe.fake_quant import FakeQuantLayer, integer_part
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
 from intsr.export.fold.rotations import fuse_rotations
@@ -143,6 +143,7 @@ def _quantized_weight(
 
     quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
     """
+    plain = integer_part(plain, quantizer)
     if quantizer.let_scale is not None:
         plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = quantizer.weight_low if quantizer.weight_codes is None else quantizer.weight_codes
