@@ -31,6 +31,7 @@ from intsr.export.fold.fold import FoldedNetwork, fake_quantized
 from intsr.export.lower.network import lower_network
 from intsr.export.lower.write.activations import plan_grid
 from intsr.kernels.layer_algebra import transform
+from intsr.kernels.rotation import rotate
 from intsr.targets.lowering import LOWERINGS, Lowering
 from intsr.types import NETWORKS, Bits
 
@@ -102,6 +103,7 @@ def codes_from_input(x: F32, layer: FakeQuantLayer, lowering: Lowering) -> NDArr
     container = lowering.activation
     plan = plan_grid(layer.activation, container)
     left, _, top, _ = layer.padding or (0, 0, 0, 0)
+    x = rotate(torch.from_numpy(x), layer.rotation, layer.axis).numpy()
     pads = (top, left) if layer.padding else getattr(layer._layer[0], "padding", (0, 0))
     if lowering.borders == "pad" and (plan.shift != 0.0 or layer.let_shift is not None) and any(pads):
         x = np.pad(x, ((0, 0), (0, 0), (pads[0], pads[0]), (pads[1], pads[1])))
