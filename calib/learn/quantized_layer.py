@@ -259,7 +259,9 @@ def _array(tensor: torch.Tensor, dtype: type[np.generic] = np.float32) -> Any:
     return tensor.detach().cpu().numpy().astype(dtype)
 
 
-def grid_spec(site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, symmetric: bool, seam: int) -> GridSpec:
+def grid_spec(
+    site: str, layer: nn.Conv2d | nn.Linear, bits: int, let: str, *, symmetric: bool, seam: int
+) -> GridSpec:
     """let: `channel` for s and d of each input channel, `part` for one pair each side of a concat's seam, `none`."""
     channels = layer.weight.shape[1]
     segments: tuple[int, ...] | None = None
@@ -282,7 +284,8 @@ def quantized_layers(
     layers = {}
     for group in input_groups(sites):
         first = group[0]
-        spec = grid_spec(first, sites[first], bits_of_site(first, bits)[1], let, symmetric, seams.get(first, 0))
+        grid_bits, seam = bits_of_site(first, bits)[1], seams.get(first, 0)
+        spec = grid_spec(first, sites[first], grid_bits, let, symmetric=symmetric, seam=seam)
         grid = InputGrid(spec)
         for site in group:
             layers[site] = QuantizedLayer(site, sites[site], grid, bits_of_site(site, bits)[0])

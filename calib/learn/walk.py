@@ -231,8 +231,8 @@ class _NetworkWalk:
 
         set_dynamic(layers, stage.dynamic)
         phase = Phase(name, layers, parameter_groups(stage, layers, self.options.rate), steps, loss, held_out_loss)
-        batch = self.options.batch
-        curve = train(phase, self.run.journal, self.run.seed, self.crops.train_indices, batch, self.run.report)
+        crops, batch, report = self.crops.train_indices, self.options.batch, self.run.report
+        curve = train(phase, self.run.journal, self.run.seed, crops=crops, batch=batch, report=report)
         set_dynamic(layers, False)
         freeze(stage, layers)
         return {"layers": learned_state(layers), "curve": curve}
