@@ -252,7 +252,7 @@ def _measure(sample: Sample, all_layers: Any, crops: Crops, recipe: Recipe) -> M
         plain,
         kept,
         *([kept[0] for _ in chunks] for chunks in passing),
-        rotations_of(layers.values()),
+        rotations=rotations_of(layers.values()),
     )
     initialize(tuple(layers.values()), seen, method.start, 0)
     del seen, kept
@@ -275,7 +275,7 @@ def _measure(sample: Sample, all_layers: Any, crops: Crops, recipe: Recipe) -> M
             PhaseName("", block.name, stage.name), own, rates, MEASURED_STEPS, lambda *_: run(batch), lambda: 0.0
         )
         begun = time.perf_counter()
-        train(phase, Journal(None, {}), 0, [0], 1, lambda *_: None)
+        train(phase, Journal(None, {}), 0, crops=[0], batch=1, report=lambda *_: None)
         step_s += (time.perf_counter() - begun) / MEASURED_STEPS * stage.share
     set_dynamic(own, False)
     size = sum(tensor.numel() * tensor.element_size() for tensor in (value, target))

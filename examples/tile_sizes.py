@@ -37,7 +37,7 @@ def main() -> None:
             for part in OVERLAPS:
                 overlap_px = round(tile_px * part)
                 outputs = [np.asarray(engine.upscale(picture, overlap_px=overlap_px)) for picture in pictures]
-                _row(tile_px, overlap_px, factor, pictures, outputs, untiled)
+                _row(tile_px, overlap_px, factor, outputs, untiled)
 
 
 def _middle(path: Path) -> Array:
@@ -48,9 +48,7 @@ def _middle(path: Path) -> Array:
     return np.ascontiguousarray(pixels[top : top + SIDE_PX, left : left + SIDE_PX])
 
 
-def _row(
-    tile_px: int, overlap_px: int, factor: int, pictures: list[Array], outputs: list[Array], untiled: list[Array]
-) -> None:
+def _row(tile_px: int, overlap_px: int, factor: int, outputs: list[Array], untiled: list[Array]) -> None:
     """seams: the score of the tiled picture over that of the untiled one at the same lines."""
     plan = plan_tiles(SIDE_PX, SIDE_PX, tile_px, overlap_px)
     pairs = list(zip(outputs, untiled, strict=True))

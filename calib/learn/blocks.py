@@ -196,6 +196,7 @@ def layer_statistics(
     kept: Iterable[torch.Tensor],
     passing: Iterable[torch.Tensor] = (),
     guard: Iterable[torch.Tensor] = (),
+    *,
     rotations: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, ActivationStatistics]:
     """Every layer's input while `run` goes over the batches: of `kept` all of it, of the others only the ends.

@@ -198,6 +198,7 @@ class QuantizedLayer(nn.Module):
         layer: nn.Conv2d | nn.Linear,
         grid: InputGrid,
         weight_bits: int,
+        *,
         rank: int = 0,
         row_rotation: int = 0,
     ) -> None:
@@ -388,7 +389,7 @@ def quantized_layers(
         for site in group:
             weight, weight_bits = sites[site].weight, bits_of_site(site, bits)[0]
             own = branch_rank(weight, rank) if weight_bits < SYMMETRIC_BITS else 0
-            layers[site] = QuantizedLayer(site, sites[site], grid, weight_bits, own)
+            layers[site] = QuantizedLayer(site, sites[site], grid, weight_bits, rank=own)
     for site, layer in layers.items() if rotated else ():
         size, maker = layer.grid.spec.rotation, value_maker(site)
         if size and maker in layers and head_channels(model, maker) % size == 0:

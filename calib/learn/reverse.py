@@ -122,8 +122,9 @@ class _ReverseWalk:
                 probes = ((source.input(chunk) for chunk in chunks) for chunks in self.probes)
                 plain = {site: reference.get_submodule(site) for site in block.sites}
                 own = [self.layers[site] for site in block.sites]
-                rotations = rotations_of(own)
-                seen = layer_statistics(lambda x, call=call, part=part: call.run(part, x), plain, *probes, rotations)
+                seen = layer_statistics(
+                    lambda x, call=call, part=part: call.run(part, x), plain, *probes, rotations=rotations_of(own)
+                )
                 initialize(own, seen, self.run.method.start, self.run.seed)
             return {"layers": learned_state(layers)}
 
@@ -194,8 +195,8 @@ class _ReverseWalk:
 
         rates = parameter_groups(stage, layers, options.rate)
         phase = Phase(name, layers, rates, steps, lambda indices, step: run(indices), held_out_loss)
-        crops = self.run.crops.train_indices
-        curve = train(phase, self.run.journal, self.run.seed, crops, options.batch, self.run.report)
+        crops, batch, report = self.run.crops.train_indices, options.batch, self.run.report
+        curve = train(phase, self.run.journal, self.run.seed, crops=crops, batch=batch, report=report)
         return {"layers": learned_state(layers), "curve": curve}
 
 

@@ -126,7 +126,7 @@ class _Progress:
 
 
 def train(
-    phase: Phase, journal: Journal, seed: int, crops: Sequence[int], batch: int, report: Report
+    phase: Phase, journal: Journal, seed: int, *, crops: Sequence[int], batch: int, report: Report
 ) -> list[list[float]]:
     """Run the phase, from its checkpoint where there is one. Returns the curve: [step, loss, held-out loss], ...
 

@@ -171,7 +171,7 @@ class _NetworkWalk:
         module = self.reference.get_submodule(block.name)
         plain = {site: self.reference.get_submodule(site) for site in block.sites}
         layers = tuple(self.layers[site] for site in block.sites)
-        seen = layer_statistics(lambda x: call.run(module, x), plain, *probes, rotations_of(layers))
+        seen = layer_statistics(lambda x: call.run(module, x), plain, *probes, rotations=rotations_of(layers))
         initialize(layers, seen, self.method.start, self.run.seed)
         self._install(block)
         trainee = _Trainee(layers, self.quantized.get_submodule(block.name), call, source)
@@ -185,7 +185,7 @@ class _NetworkWalk:
 
     def _joint_statistics(self, inputs: list[torch.Tensor]) -> dict[str, ActivationStatistics]:
         probes = ([torch.cat([inputs[i] for i in chunk]) for chunk in chunks] for chunks in self.probes)
-        return layer_statistics(self.quantized, self.layers, *probes, rotations_of(self.layers.values()))
+        return layer_statistics(self.quantized, self.layers, *probes, rotations=rotations_of(self.layers.values()))
 
     def _stage(
         self,
@@ -232,8 +232,8 @@ class _NetworkWalk:
 
         set_dynamic(layers, stage.dynamic)
         phase = Phase(name, layers, parameter_groups(stage, layers, self.options.rate), steps, loss, held_out_loss)
-        batch = self.options.batch
-        curve = train(phase, self.run.journal, self.run.seed, self.crops.train_indices, batch, self.run.report)
+        crops, batch, report = self.crops.train_indices, self.options.batch, self.run.report
+        curve = train(phase, self.run.journal, self.run.seed, crops=crops, batch=batch, report=report)
         set_dynamic(layers, False)
         freeze(stage, layers)
         return {"layers": learned_state(layers), "curve": curve}

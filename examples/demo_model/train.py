@@ -345,6 +345,7 @@ class Trainer:
 @click.option("--together-minutes", type=float, default=23.0, show_default=True)
 @click.option("--finish-minutes", type=float, default=6.0, show_default=True)
 def main(
+    *,
     kodak: Path,
     wallpapers: Path,
     work: Path,

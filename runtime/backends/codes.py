@@ -141,7 +141,7 @@ def unpacked(view: memoryview, where: object) -> memoryview:
         if len(part) == 1:
             target[:] = content
         else:
-            _unpack(target, content, *part)
+            _unpack(target, content, part)
         at, start = at + len(target), start + length
     return memory.data[:size_bytes]
 
@@ -201,9 +201,8 @@ def _values_of_bytes(width: int) -> NDArray[np.unsignedinteger]:
     return np.ascontiguousarray(values, np.uint8).view(f"u{8 // width}").ravel()
 
 
-def _unpack(
-    target: NDArray[np.uint8], content: NDArray[np.uint8], rows: int, columns: int, axis: int, bits: int
-) -> None:
+def _unpack(target: NDArray[np.uint8], content: NDArray[np.uint8], part: tuple[int, ...]) -> None:
+    rows, columns, axis, bits = part
     count = rows * columns
     least, planes = np.split(content, [(rows, columns)[axis]])
     for width, shift in _planes(bits):
@@ -211,12 +210,12 @@ def _unpack(
         plane, planes = planes[:stored], planes[stored:]
         table, per_byte = _values_of_bytes(width), 8 // width
         for first in range(0, count, CHUNK):
-            part = target[first : first + CHUNK]
-            wanted = plane[first // per_byte : (first + len(part) + per_byte - 1) // per_byte]
-            values = table[wanted].view(np.uint8)[: len(part)]
+            chunk = target[first : first + CHUNK]
+            wanted = plane[first // per_byte : (first + len(chunk) + per_byte - 1) // per_byte]
+            values = table[wanted].view(np.uint8)[: len(chunk)]
             if shift:
-                part |= values << shift
+                chunk |= values << shift
             else:
-                part[:] = values
+                chunk[:] = values
     matrix = target.reshape(rows, columns)
     matrix += least.reshape((-1, 1) if axis == 0 else (1, -1))

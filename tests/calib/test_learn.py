@@ -167,7 +167,7 @@ def test_symmetric_grids_are_symmetric(tiny_model, pictures):
     for method in ("maxmin", "maxmin+let"):
         static = calibrate(tiny_model, pictures, replace(few, method=method))
         for each in (calibration, static):
-            learned = [q for site, q in each.sites.items() if q.let_scale is not None or each is static]
+            learned = [q for q in each.sites.values() if q.let_scale is not None or each is static]
             assert all(
                 q.activation_params().zero_point == 2 ** (q.activation_bits - 1) for q in learned if q.x_max > 0
             )
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_ends_training():
         PhaseName("decoder", "", "ranges"), (), (((value,), 1.0),), 3, lambda *_: value * float("nan"), lambda: 1.0
     )
     with pytest.raises(CalibrationError, match=r"decoder: ranges.*finite"):
-        train(phase, Journal(None, {}), 0, range(4), 2, lambda *_: None)
+        train(phase, Journal(None, {}), 0, crops=range(4), batch=2, report=lambda *_: None)
 
 
 def test_dry_run_measures_and_writes_nothing(tiny_folder, pictures, tmp_path, intsr):

@@ -153,8 +153,8 @@ def test_an_official_checkpoint_has_one_size(
     monkeypatch.setattr(compile_request, "_ranges", lambda *_: imported)
     asked = []
 
-    def export(*arguments: object) -> None:
-        asked.append((arguments[3], arguments[-1]))
+    def export(*arguments: object, further_tiles: list[int], **_: object) -> None:
+        asked.append((arguments[3], further_tiles))
         raise UsageError("here", "enough")
 
     monkeypatch.setattr(compile_request, "export_model", export)

@@ -54,9 +54,7 @@ def compare(name: str, model: SRModel, layers: dict[str, QuantizedLayer], folded
         # Without a LET, post_quant_conv's input carries the latents' factor.
         plain = site == "vae.post_quant_conv" and not own[site].grid.has_let
         factor = model.spec.latent_scaling_factor if plain else 1.0
-        torch.testing.assert_close(
-            got_inputs[site], values * factor, rtol=0, atol=1e-10, msg=lambda text: f"{site}: {text}"
-        )
+        torch.testing.assert_close(got_inputs[site], values * factor, rtol=0, atol=1e-10, msg=site)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
     with torch.no_grad():
         exact = network(x)
