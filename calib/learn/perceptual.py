@@ -14,14 +14,15 @@ SCALES = 3
 WINDOW = 8
 # What makes both terms about as large on photographs of few bits.
 EDGES = 4.0
-# SSIM's constants, for pictures in [-1, 1].
-C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+# SSIM's constants, for pictures in [0, 1].
+C1, C2 = 0.01**2, 0.03**2
 
 
 def perceptual_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """How different two pictures look: (N, 3, H, W) float32 in [-1, 1] each, sides of at least 32 -> scalar, 0 for
     equal ones."""
-    total = a.new_zeros(())
+    # SSIM's mean term is about levels of light, which have no sign.
+    a, b, total = (a + 1) / 2, (b + 1) / 2, a.new_zeros(())
     for scale in range(SCALES):
         if scale:
             a, b = functional.avg_pool2d(a, 2), functional.avg_pool2d(b, 2)

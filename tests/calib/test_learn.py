@@ -94,7 +94,7 @@ def distance(model, calibration) -> float:
     return float((value - exact).square().mean())
 
 
-FAST_METHODS = ("passionsr", "efficientdm")
+FAST_METHODS = ("passionsr", "efficientdm", "svdquant", "quarot")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,9 @@ def test_every_method_trains_and_folds(tiny_model, pictures, method):
     parts = ("unet", "vae") if method == "passionsr" else ("vae",)
     options = TrainingOptions(1, 2, 2)
     calibration = calibrate(tiny_model, pictures, replace(SMALL, method=method, parts=parts, training=options))
-    assert calibration.method == method and len(calibration.curves) >= 2
+    assert calibration.method == method
+    # Two methods search, and train nothing.
+    assert (len(calibration.curves) >= 2) is bool(methods()[method].joint)
     for name, curve in calibration.curves.items():
         assert all(np.isfinite(value) for row in curve for value in row), name
         # The best parameters by the held-out pictures are kept: never worse than where the phase began.
