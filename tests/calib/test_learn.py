@@ -270,4 +270,4 @@ def test_dry_run_measures_and_writes_nothing(tiny_folder, pictures, tmp_path, in
 
 
 def test_methods_are_listed_once():
-    assert list(methods())[:2] == ["maxmin", "maxmin+let"] and len(methods()) == 8
+    assert list(methods())[:2] == ["maxmin", "maxmin+let"] and len(methods()) == 11
