@@ -94,7 +94,7 @@ def distance(model, calibration) -> float:
     return float((value - exact).square().mean())
 
 
-FAST_METHODS = ("passionsr", "efficientdm", "svdquant", "quarot")
+FAST_METHODS = ("passionsr", "efficientdm")
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_inputs_of_the_module_that_is_trained_are_exact(tiny_model: SRModel, pic
     assert len(checked) > 4 and checked[0].startswith("vae.decoder")
 
 
+@pytest.mark.slow
 def test_training_comes_nearer_than_its_start(tiny_model: SRModel, pictures: list[Path]) -> None:
     start = calibrate(tiny_model, pictures, replace(SMALL, training=TrainingOptions(0, 0, 2)))
     trained = calibrate(tiny_model, pictures, replace(SMALL, training=TrainingOptions(4, 12, 2)))
@@ -122,6 +123,7 @@ def interrupt_after(steps: int) -> Callable[[PhaseName, int, float], None]:
     return report
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_numbers(
     tiny_model: SRModel, pictures: list[Path], tmp_path: Path
 ) -> None:

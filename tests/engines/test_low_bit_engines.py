@@ -57,7 +57,7 @@ def test_engines_agree_with_the_reference(
         assert 0 < build["branches"]["mac_share"] < 0.3 and 0 < build["branches"]["parameter_share"] < 0.3
 
 
-@pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
+@pytest.mark.parametrize("target", [pytest.param("cpu", marks=pytest.mark.slow), "onnxruntime"])
 def test_files_are_as_small_as_their_bits(
     tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path, target: str
 ) -> None:
