@@ -7,7 +7,7 @@ weights (even where cross-attention's K and V are constants) and are marked.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -62,29 +62,20 @@ def layers_from_onnx(model: onnx.ModelProto) -> tuple[OnnxLayer, ...]:
     return tuple(layers)
 
 
-@dataclass(frozen=True, slots=True)
-class BranchCost:
-    """What the float branches beside integer layers are of all layers with weights: multiply-accumulates, weights."""
+def branch_shares(models: Sequence[onnx.ModelProto]) -> dict[str, float]:
+    """What the float branches beside integer layers are of all layers with weights: `mac_share`, `parameter_share`.
 
-    macs: int = 0
-    parameters: int = 0
-    all_macs: int = 0
-    all_parameters: int = 0
-
-    def __add__(self, other: BranchCost) -> BranchCost:
-        return BranchCost(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
-
-
-def branch_cost(model: onnx.ModelProto) -> BranchCost:
-    """Of one graph, by the names that lowering gives."""
-    layers = [layer for layer in layers_from_onnx(model) if layer.macs and not layer.attention]
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1}
-    return BranchCost(
-        sum(layer.macs for layer in layers if layer.name.endswith(BRANCH_LAYERS)),
-        sum(size for name, size in sizes.items() if name.endswith(BRANCH_WEIGHTS)),
-        sum(layer.macs for layer in layers),
-        sum(sizes.values()),
-    )
+    By the names that lowering gives; nothing where no graph has a branch.
+    """
+    initializers = [tensor for model in models for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    own = sum(math.prod(tensor.dims) for tensor in initializers if tensor.name.endswith(BRANCH_WEIGHTS))
+    if not own:
+        return {}
+    layers = [layer for model in models for layer in layers_from_onnx(model) if layer.macs and not layer.attention]
+    macs = sum(layer.macs for layer in layers if layer.name.endswith(BRANCH_LAYERS))
+    parameters = sum(math.prod(tensor.dims) for tensor in initializers)
+    shares = {"mac_share": macs / sum(layer.macs for layer in layers), "parameter_share": own / parameters}
+    return {name: round(share, 5) for name, share in shares.items()}
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

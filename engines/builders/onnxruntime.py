@@ -57,17 +57,21 @@ def places_of_codes(member_path: Path) -> list[Codes]:
     onnx = require("onnx", "the onnxruntime target")
     data = np.memmap(member_path, np.uint8, "r").data
     packed = is_packed(ONNX_MAGIC, data)
-    graph, weights = split_member(ONNX_MAGIC, data, member_path) if packed else (data, data)
-    start, content = len(data) - len(weights), bytes(data) if not packed else b""
-    found: dict[int, Codes] = {}
-    for tensor in onnx.load_model_from_string(bytes(graph)).graph.initializer:
+    if packed:
+        graph, weights = split_member(ONNX_MAGIC, data, member_path)
+        start = len(data) - len(weights)
+    else:
+        graph, start = bytes(data), 0
+    found: list[Codes] = []
+    for tensor in onnx.load_model_from_string(graph).graph.initializer:
         if tensor.data_type != onnx.TensorProto.INT8 or len(tensor.dims) < 2:
             continue
         if packed:
             facts = {entry.key: entry.value for entry in tensor.external_data}
             offset = start + int(facts["offset"])
         else:
-            offset = content.find(tensor.raw_data)
-        if offset >= 0:
-            found[offset] = codes_from_shape(offset, tensor.dims)
-    return list(found.values())
+            # Initializers lie in the file in their order.
+            offset = graph.index(tensor.raw_data, start)
+            start = offset + len(tensor.raw_data)
+        found.append(codes_from_shape(offset, tensor.dims))
+    return found

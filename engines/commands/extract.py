@@ -60,7 +60,7 @@ def _write_members(bundle: Bundle, folder: Path) -> dict[str, int]:
     """Raises BundleError for a member whose name is more than a file name: it could be written anywhere."""
     from intsr.bundle import MANIFEST_NAME
     from intsr.errors import BundleError
-    from intsr.runtime.backends.codes import are_packed, unpacked
+    from intsr.runtime.backends.codes import unpacked
 
     manifest = json.dumps(asdict(bundle.manifest), indent=2) + "\n"
     (folder / MANIFEST_NAME).write_text(manifest, encoding="utf-8")
@@ -69,7 +69,7 @@ def _write_members(bundle: Bundle, folder: Path) -> dict[str, int]:
         if name in ("", ".", "..") or any(character in name for character in "/\\:\0"):
             raise BundleError(bundle.path, f"member {name!r}", "plain file names", "do not use this file")
         with bundle.member(name) as view, (folder / name).open("wb") as file:
-            content = unpacked(view, f"{bundle.path}:{name}") if are_packed(view) else view
+            content = unpacked(view, f"{bundle.path}:{name}")
             sizes[name] = len(content)
             for start in range(0, len(content), _COPY_CHUNK_BYTES):
                 file.write(content[start : start + _COPY_CHUNK_BYTES])

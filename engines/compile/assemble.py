@@ -14,7 +14,7 @@ from typing import Any
 from intsr.bundle import write_bundle
 from intsr.engines.builders.cache import PlanCache
 from intsr.engines.builders.child import build_each_in_child
-from intsr.engines.builders.onnx_layers import BranchCost, branch_cost
+from intsr.engines.builders.onnx_layers import branch_shares
 from intsr.engines.builders.types import Build, BuildOptions, BuildReport
 from intsr.errors import UsageError
 from intsr.export.graphs import OnnxExport, load_export
@@ -77,7 +77,8 @@ def compile_engine(
             kernels = {name: plan.get("layers", []) for name, plan in plans.items()}
             members[KERNELS_MEMBER].write_text(json.dumps(kernels), encoding="utf-8")
         manifest = _manifest(export, built, options, precision or target.precision)
-        manifest.build.update(_branches([export_folder / network.member for network in export.networks]))
+        if branches := branch_shares([read_onnx(export_folder / network.member) for network in export.networks]):
+            manifest.build["branches"] = branches
         return write_bundle(output, manifest, members)
 
 
@@ -108,8 +109,7 @@ def _entries(target: Target, graphs: Sequence[NetworkEntry], builds: Sequence[Bu
     main, *further = (build.plan_path for build in builds)
     weights_member = ""
     if further and target.sharing:
-        module, _, function = target.sharing.partition(":")
-        getattr(import_module(module), function)(main, further)
+        _function(target.sharing)(main, further)
         weights_member = main.name
     return [
         NetworkEntry(graph.name, plan.name, graph.inputs, graph.outputs, weights_member if plan != main else "")
@@ -120,19 +120,16 @@ def _entries(target: Target, graphs: Sequence[NetworkEntry], builds: Sequence[Bu
 def _pack(target: Target, members: Sequence[Path]) -> None:
     """Store integer weights of few bits in as few."""
     if target.codes:
-        module, _, function = target.codes.partition(":")
-        places_of_codes = getattr(import_module(module), function)
+        places_of_codes = _function(target.codes)
         for path in members:
             pack_codes(path, places_of_codes(path))
 
 
-def _branches(graph_paths: Sequence[Path]) -> dict[str, Any]:
-    """What branches are of the model, where it has any."""
-    cost = sum((branch_cost(read_onnx(path)) for path in graph_paths), BranchCost())
-    if not cost.macs:
-        return {}
-    shares = {"mac_share": cost.macs / cost.all_macs, "parameter_share": cost.parameters / cost.all_parameters}
-    return {"branches": {name: round(share, 5) for name, share in shares.items()}}
+def _function(name: str) -> Callable[..., Any]:
+    """Return the function that a target names, "module:function"."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 def overlap_of_further(tile_px: int, default_tile_px: int, default_overlap_px: int) -> int:

@@ -47,10 +47,6 @@ class Codes:
     rows: int
     columns: int
 
-    @property
-    def size(self) -> int:
-        return self.rows * self.columns
-
 
 def codes_from_shape(offset: int, shape: Sequence[int]) -> Codes:
     """Codes of a weight, (Cout, Cin, kh, kw) or (in, out)."""
@@ -58,36 +54,45 @@ def codes_from_shape(offset: int, shape: Sequence[int]) -> Codes:
 
 
 def pack_codes(path: Path, places: Iterable[Codes]) -> None:
-    """Replace a member by its packed form, where that is smaller.
+    """Replace a member by its packed form; one without codes of few bits stays as it is.
 
     places: of its codes. They must not overlap.
     """
     data: NDArray[np.int8] = np.memmap(path, np.int8, "r")
-    parts: list[list[int]] = []
+    # Stretches of bytes as they are, and of codes, by where they begin.
+    parts: dict[int, list[int]] = {}
+    end = 0
+    for place in sorted(places, key=lambda place: place.offset):
+        axis, bits = _fewest_bits(_codes_at(data, place.offset, place.rows, place.columns))
+        if bits > MOST_BITS:
+            continue
+        if place.offset > end:
+            parts[end] = [place.offset - end]
+        parts[place.offset] = [place.rows, place.columns, axis, bits]
+        end = place.offset + place.rows * place.columns
+    if not parts:
+        return
+    if end < len(data):
+        parts[end] = [len(data) - end]
+    table = json.dumps(list(parts.values()), separators=(",", ":")).encode()
     packed_path = path.with_name(f"{path.name}.packed")
     with packed_path.open("wb") as file:
-        end = 0
-        for place in sorted(places, key=lambda place: place.offset):
-            codes = data[place.offset : place.offset + place.size].reshape(place.rows, place.columns)
-            axis, bits = _fewest_bits(codes)
-            if bits > MOST_BITS:
+        file.write(_HEADER.pack(MAGIC, len(table), len(data)) + table)
+        for start, part in parts.items():
+            if len(part) == 1:
+                file.write(data[start : start + part[0]].data)
                 continue
-            _append_bytes(parts, data[end : place.offset], file)
+            rows, columns, axis, bits = part
+            codes = _codes_at(data, start, rows, columns)
             least = codes.min(1 - axis, keepdims=True)
-            parts.append([place.rows, place.columns, axis, bits])
             file.write(least.tobytes())
             # In int8 the difference wraps to what it is as an unsigned byte.
             file.write(_packed_planes((codes - least).view(np.uint8).ravel(), bits))
-            end = place.offset + place.size
-        _append_bytes(parts, data[end:], file)
-    if any(len(part) > 1 for part in parts):
-        table = json.dumps(parts, separators=(",", ":")).encode()
-        with packed_path.open("rb") as source, path.with_name(f"{path.name}.new").open("wb") as target:
-            target.write(_HEADER.pack(MAGIC, len(table), len(data)) + table)
-            while chunk := source.read(CHUNK):
-                target.write(chunk)
-        path.with_name(f"{path.name}.new").replace(path)
-    packed_path.unlink()
+    packed_path.replace(path)
+
+
+def _codes_at(data: NDArray[np.int8], start: int, rows: int, columns: int) -> NDArray[np.int8]:
+    return data[start : start + rows * columns].reshape(rows, columns)
 
 
 def are_packed(view: memoryview) -> bool:
@@ -129,10 +134,12 @@ def _read_table(view: memoryview, where: object) -> tuple[int, int, list[tuple[i
 
 
 def unpacked(view: memoryview, where: object) -> memoryview:
-    """Return the member as it was before `pack_codes`, in memory of its own, page-aligned.
+    """Return the member as it was before `pack_codes`: in memory of its own, page-aligned, or itself if never packed.
 
     Raises BundleError for a table or sizes that do not fit.
     """
+    if not are_packed(view):
+        return view
     size_bytes, start, parts, stored = _read_table(view, where)
     memory = np.frombuffer(mmap.mmap(-1, max(size_bytes, 1)), np.uint8)
     source, at = np.frombuffer(view, np.uint8), 0
@@ -144,12 +151,6 @@ def unpacked(view: memoryview, where: object) -> memoryview:
             _unpack(target, content, part)
         at, start = at + len(target), start + length
     return memory.data[:size_bytes]
-
-
-def _append_bytes(parts: list[list[int]], data: NDArray[np.int8], file: object) -> None:
-    if len(data):
-        parts.append([len(data)])
-        file.write(data)  # type: ignore[attr-defined]
 
 
 def _fewest_bits(codes: NDArray[np.int8]) -> tuple[int, int]:

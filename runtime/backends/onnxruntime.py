@@ -9,7 +9,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
 from intsr.optional import require
-from intsr.runtime.backends.codes import are_packed, unpacked
+from intsr.runtime.backends.codes import unpacked
 from intsr.runtime.backends.packed import ONNX_MAGIC, is_packed, split_member
 from intsr.runtime.backends.protocol import (
     Backend,
@@ -138,8 +138,7 @@ def create_session(
     providers: the CPU's where None. Raises EngineMismatchError where the first of them cannot be loaded, which ONNX
     Runtime itself passes over, and ONNX Runtime's own errors.
     """
-    if are_packed(member):
-        member = unpacked(member, where)
+    member = unpacked(member, where)
     if is_packed(ONNX_MAGIC, member):
         graph, weights = split_member(ONNX_MAGIC, member, where)
         # ONNX Runtime copies from them while the session is made.

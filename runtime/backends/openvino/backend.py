@@ -10,7 +10,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.backends.codes import are_packed, unpacked
+from intsr.runtime.backends.codes import unpacked
 from intsr.runtime.backends.compatibility import cpu_description
 from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
@@ -169,8 +169,7 @@ def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Array, Lasting
     packed = entry.weights_member or entry.member
     where = f"{bundle.path}:{packed}"
     member = bundle.lasting_member(packed)
-    content = unpacked(member.view, where) if are_packed(member.view) else member.view
-    xml, view = split_member(IR_MAGIC, content, where)
+    xml, view = split_member(IR_MAGIC, unpacked(member.view, where), where)
     weights = np.frombuffer(view, np.uint8)
     if weights.ctypes.data % MEMBER_ALIGNMENT_BYTES:
         spacious = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
