@@ -18,8 +18,9 @@ from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import Method
 from intsr.calib.learn.reverse import learn_reverse
+from intsr.calib.learn.stages import Run
 from intsr.calib.learn.train import Report, TrainingOptions
-from intsr.calib.learn.walk import Run, learn
+from intsr.calib.learn.walk import learn
 from intsr.calib.methods import method_from_name, methods
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site

@@ -21,13 +21,12 @@ from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.types import PhaseName
 from intsr.calib.data.crops import Crops
 from intsr.calib.data.made_pictures import guard_pictures
-from intsr.calib.learn.blocks import Block, Call, blocks_of_network, layer_statistics, record_input
-from intsr.calib.learn.initialize import initialize
+from intsr.calib.learn.blocks import Block, Call, blocks_of_network, record_input
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import add_parameters, parameter_groups, set_dynamic
 from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
+from intsr.calib.learn.stages import initialize_block, probe_chunks
 from intsr.calib.learn.train import Phase, train
-from intsr.calib.learn.walk import probe_chunks, rotations_of
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
@@ -241,21 +240,13 @@ def _measure(sample: Sample, all_layers: Any, crops: Crops, recipe: Recipe) -> M
     network, block, value, call, target = sample.network, sample.block, sample.value, sample.call, sample.target
     method = recipe.stages
     layers = {site: all_layers[site] for site in block.sites}
-    module = network.get_submodule(block.name)
     start = time.perf_counter()
     probes, *passing = probe_chunks(crops.train_indices, crops.guard_indices, crops.train[0].shape[-1])
     kept = [value.expand(len(chunk), *value.shape[1:]) for chunk in probes]
-    plain = {site: network.get_submodule(site) for site in block.sites}
     # What only passes by costs a forward pass each; here all are the same.
-    seen = layer_statistics(
-        lambda v: call.run(module, v),
-        plain,
-        kept,
-        *([kept[0] for _ in chunks] for chunks in passing),
-        rotations=rotations_of(layers.values()),
-    )
-    initialize(tuple(layers.values()), seen, method.start, 0)
-    del seen, kept
+    given = (kept, *([kept[0] for _ in chunks] for chunks in passing))
+    initialize_block(network, block, tuple(layers.values()), call, given, start=method.start, seed=0)
+    del given, kept
     initialized = time.perf_counter()
     trained = with_layers(network, layers).get_submodule(block.name)
     stages = method.block or method.joint

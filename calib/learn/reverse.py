@@ -11,26 +11,35 @@ precision's own. docs/theory.md, "QArtSR".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from intsr.calib.calibration.types import PhaseName
-from intsr.calib.learn.block_data import Recomputed
-from intsr.calib.learn.blocks import Block, blocks_of_network, layer_statistics
-from intsr.calib.learn.initialize import initialize
-from intsr.calib.learn.method import Stage, add_parameters, freeze, hard_rounding, parameter_groups
+from intsr.calib.learn.block_data import KnownPairs, Recomputed
+from intsr.calib.learn.blocks import Block, blocks_of_network
 from intsr.calib.learn.perceptual import perceptual_distance
-from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, with_layers
-from intsr.calib.learn.train import Phase, learned_state, restore_state, train
-from intsr.calib.learn.walk import CHUNK, Curves, Run, outputs, probe_chunks, rotations_of, with_steps
+from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
+from intsr.calib.learn.stages import (
+    Curves,
+    Loss,
+    Run,
+    initialize_block,
+    mean_square,
+    on_device,
+    outputs,
+    probe_chunks,
+    run_stage,
+    with_steps,
+)
+from intsr.calib.learn.train import learned_state, restore_state
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.modules import put_modules
-from intsr.calib.models.reference import reference_networks
 from intsr.types import NETWORKS, Bits
 
 if TYPE_CHECKING:
@@ -45,12 +54,8 @@ def learn_reverse(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
     """As `walk.learn`, for methods whose `reverse` is set."""
-    layers = quantized_layers(model, bits, parts, **run.method.layer_settings)
-    for layer in layers.values():
-        layer.to(device)
-    references = {name: network.to(device) for name, network in reference_networks(model).items()}
-    walk = _ReverseWalk(references, layers, [crop.to(device) for crop in run.crops.all], run)
-    return layers, walk.train()
+    layers, references, crops = on_device(model, bits, parts, run, device)
+    return layers, _ReverseWalk(references, layers, crops, run).train()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +86,15 @@ class _ReverseWalk:
         self.references, self.layers, self.run = references, layers, run
         # Layers take their places as their modules are reached.
         self.quantized = {name: with_layers(network, {}) for name, network in references.items()}
-        # Exact inputs of each network, and the pictures.
+        # Exact inputs of each network.
         self.inputs: dict[str, list[torch.Tensor]] = {}
         values = crops
         for name in NETWORKS:
             self.inputs[name] = values
             values = outputs(references[name], values)
-        self.pictures = values
-        held_out = run.crops.held_out_indices
-        self.energy = float(torch.stack([self.pictures[i].square().mean() for i in held_out]).mean())
+        # The same with the pictures that full precision makes of them.
+        self.pairs = {name: KnownPairs(inputs, values) for name, inputs in self.inputs.items()}
+        self.energy = mean_square([values[i] for i in run.crops.held_out_indices])
         self.probes = probe_chunks(run.crops.train_indices, run.crops.guard_indices, crops[0].shape[-1])
 
     def train(self) -> Curves:
@@ -103,10 +108,11 @@ class _ReverseWalk:
                 own = tuple(self.layers[site] for block in module.blocks for site in block.sites)
                 done = (*own, *done)
                 for stage, steps in with_steps(self.run.method.block, self.run.options.block_steps):
-                    phase = PhaseName(name, module.name, stage.name)
-                    curves |= self._stage(phase, stage, done, steps, self._module_loss(module))
+                    phase, loss = PhaseName(name, module.name, stage.name), partial(self._module_loss, module)
+                    curves |= run_stage(self.run, phase, stage, done, steps=steps, loss=loss)
         for stage, steps in with_steps(self.run.method.joint, self.run.options.joint_steps):
-            curves |= self._stage(PhaseName("all", "", stage.name), stage, done, steps, self._picture_loss)
+            phase = PhaseName("all", "", stage.name)
+            curves |= run_stage(self.run, phase, stage, done, steps=steps, loss=lambda: self._picture_loss)
         return curves
 
     def _initialize(self, module: Module) -> None:
@@ -118,14 +124,9 @@ class _ReverseWalk:
         def start() -> dict[str, Any]:
             for block in module.blocks:
                 source = Recomputed(reference, reference, block.name, inputs, inputs)
-                call, part = source.call(), reference.get_submodule(block.name)
                 probes = ((source.input(chunk) for chunk in chunks) for chunks in self.probes)
-                plain = {site: reference.get_submodule(site) for site in block.sites}
-                own = [self.layers[site] for site in block.sites]
-                seen = layer_statistics(
-                    lambda x, call=call, part=part: call.run(part, x), plain, *probes, rotations=rotations_of(own)
-                )
-                initialize(own, seen, self.run.method.start, self.run.seed)
+                own, method = [self.layers[site] for site in block.sites], self.run.method
+                initialize_block(reference, block, own, source.call(), probes, start=method.start, seed=self.run.seed)
             return {"layers": learned_state(layers)}
 
         done, _ = self.run.journal.step(str(name), start)
@@ -138,66 +139,26 @@ class _ReverseWalk:
             x = self.quantized[name](x)
         return x
 
-    def _batch(self, values: Sequence[torch.Tensor], indices: Sequence[int]) -> torch.Tensor:
-        return torch.cat([values[i] for i in indices])
+    def _picture_error(self, picture: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+        return (picture.float() - exact).square().mean() / self.energy
 
-    def _picture_error(self, picture: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
-        return (picture.float() - self._batch(self.pictures, indices)).square().mean() / max(self.energy, 1e-12)
-
-    def _module_loss(self, module: Module) -> Callable[[Sequence[int]], torch.Tensor]:
-        exact = self.references[module.network].get_submodule(module.name)
+    def _module_loss(self, module: Module) -> Loss:
+        reference = self.references[module.network].get_submodule(module.name)
         trained = self.quantized[module.network].get_submodule(module.name)
 
         def loss(indices: Sequence[int]) -> torch.Tensor:
-            x = self._batch(self.inputs[module.network], indices)
-            with _compared(trained, exact) as distances:
+            x, exact = self.pairs[module.network].batch(indices)
+            with _compared(trained, reference) as distances:
                 picture = self._picture(module.network, x)
-            return torch.stack(distances).mean() + IMAGE_WEIGHT * self._picture_error(picture, indices)
+            return torch.stack(distances).mean() + IMAGE_WEIGHT * self._picture_error(picture, exact)
 
         return loss
 
     def _picture_loss(self, indices: Sequence[int]) -> torch.Tensor:
-        picture = self._picture(NETWORKS[0], self._batch(self.inputs[NETWORKS[0]], indices))
-        perceptual = perceptual_distance(picture.float(), self._batch(self.pictures, indices))
-        return PICTURE_WEIGHT * self._picture_error(picture, indices) + PERCEPTUAL_WEIGHT * perceptual
-
-    def _stage(
-        self,
-        name: PhaseName,
-        stage: Stage,
-        layers: tuple[QuantizedLayer, ...],
-        steps: int,
-        run: Callable[[Sequence[int]], torch.Tensor],
-    ) -> Curves:
-        """Train one stage, or restore what an earlier run has learned in it."""
-        add_parameters(stage, layers, self.run.seed)
-        done, restored = self.run.journal.step(str(name), lambda: self._trained(name, stage, layers, steps, run))
-        restore_state(layers, done["layers"])
-        freeze(stage, layers)
-        if restored:
-            self.run.report(name, steps, done["curve"][-1][1])
-        return {str(name): done["curve"]}
-
-    def _trained(
-        self,
-        name: PhaseName,
-        stage: Stage,
-        layers: tuple[QuantizedLayer, ...],
-        steps: int,
-        run: Callable[[Sequence[int]], torch.Tensor],
-    ) -> dict[str, Any]:
-        options, held_out = self.run.options, self.run.crops.held_out_indices
-
-        def held_out_loss() -> float:
-            with torch.no_grad(), hard_rounding(layers):
-                chunks = [held_out[i : i + CHUNK] for i in range(0, len(held_out), CHUNK)]
-                return sum(float(run(chunk)) * len(chunk) for chunk in chunks) / len(held_out)
-
-        rates = parameter_groups(stage, layers, options.rate)
-        phase = Phase(name, layers, rates, steps, lambda indices, step: run(indices), held_out_loss)
-        crops, batch, report = self.run.crops.train_indices, options.batch, self.run.report
-        curve = train(phase, self.run.journal, self.run.seed, crops=crops, batch=batch, report=report)
-        return {"layers": learned_state(layers), "curve": curve}
+        x, exact = self.pairs[NETWORKS[0]].batch(indices)
+        picture = self._picture(NETWORKS[0], x)
+        perceptual = perceptual_distance(picture.float(), exact)
+        return PICTURE_WEIGHT * self._picture_error(picture, exact) + PERCEPTUAL_WEIGHT * perceptual
 
 
 @contextmanager

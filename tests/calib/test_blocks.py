@@ -5,8 +5,8 @@ import torch
 
 from intsr.calib.learn.block_data import Recomputed, cached
 from intsr.calib.learn.blocks import blocks_of_network, layer_statistics, record_input, record_output
+from intsr.calib.learn.stages import probe_chunks
 from intsr.calib.learn.train import CACHES
-from intsr.calib.learn.walk import probe_chunks
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites

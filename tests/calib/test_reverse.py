@@ -19,8 +19,8 @@ from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer, branch_rank, quantized_layers
 from intsr.calib.learn.reverse import _ReverseWalk
+from intsr.calib.learn.stages import Run
 from intsr.calib.learn.train import TrainingOptions
-from intsr.calib.learn.walk import Run
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
