@@ -21,7 +21,8 @@ from intsr.calib.learn.clip_search import (
     search_activation_range,
     search_weight_range,
 )
-from intsr.calib.learn.quantized_layer import InputGrid, QuantizedLayer
+from intsr.calib.learn.input_grid import InputGrid
+from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.observe.let_scales import let_scale_from_maxima, weight_amax
 from intsr.errors import CalibrationError

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from intsr.calib.learn.quantized_layer import GridSpec, InputGrid, QuantizedLayer, quantized_layers, with_layers
+from intsr.calib.learn.input_grid import GridSpec, InputGrid
+from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers, with_layers
 from intsr.calib.methods.efficientdm import LowRankChange
 from intsr.calib.models.families.sd21 import concat_boundaries
 from intsr.calib.models.open import SRModel

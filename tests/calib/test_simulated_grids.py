@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from intsr.calib.learn.quantized_layer import MIN_WIDTH, GridSpec, InputGrid, QuantizedLayer
+from intsr.calib.learn.input_grid import MIN_WIDTH, GridSpec, InputGrid
+from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.calib.methods.efficientdm import LowRankChange
 from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.kernels.quantizer import (

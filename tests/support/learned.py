@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.learn.quantized_layer import Branch, GridSpec, QuantizedLayer, quantized_layers
+from intsr.calib.learn.input_grid import GridSpec
+from intsr.calib.learn.quantized_layer import Branch, QuantizedLayer, quantized_layers
 from intsr.calib.methods.efficientdm import LowRankChange
 from intsr.calib.methods.qdiffusion import LearnedRounding
 from intsr.calib.models.families.sd21 import network_of_site
