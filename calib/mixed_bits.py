@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from torch import nn
 from intsr.calib.calibration.types import SiteQuantizer
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.quantized_layer import with_layers
+from intsr.calib.learn.stages import outputs
 from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.families.sd21 import EIGHT_BIT_SITES, network_of_site
 from intsr.calib.models.reference import reference_networks
@@ -57,9 +59,9 @@ def bits_from_text(text: str) -> Bits:
 def check_rules(bits: Bits, sites: Iterable[str]) -> None:
     """Raises UsageError for a rule that fits no layer: a misspelt name must not go unnoticed."""
     sites = list(sites)
-    for rule in bits.rules:
-        if not any(Bits(bits.weights, bits.activations, (rule,)).of_site(site) for site in sites):
-            raise UsageError("--bits", f"a rule for {rule[0]!r}, which no layer is called", "names as intsr inspect")
+    for pattern, *_ in bits.rules:
+        if not any(fnmatchcase(site, pattern) for site in sites):
+            raise UsageError("--bits", f"a rule for {pattern!r}, which no layer is called", "names as intsr inspect")
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def block_errors(
     ranges = observe_let(model, crops, Bits(MAX_BITS, MAX_BITS), parts, guard)
     layers, references = integer_sites(model, parts), reference_networks(model)
     errors: dict[tuple[str, ...], dict[int, float]] = {}
-    inputs = list(crops)
+    inputs: Sequence[torch.Tensor] = crops
     pictures = _pictures(references, NETWORKS, inputs)
     for index, name in enumerate(NETWORKS):
         own = [site for site in layers if network_of_site(site) == name and site not in EIGHT_BIT_SITES]
@@ -85,7 +87,7 @@ def block_errors(
                 got = _pictures(networks, NETWORKS[index:], inputs)
                 squares = [float((y - exact).square().mean()) for y, exact in zip(got, pictures, strict=True)]
                 errors[sites][bits] = sum(squares) / len(squares)
-        inputs = [references[name](x) for x in inputs]
+        inputs = outputs(references[name], inputs)
     return errors
 
 
@@ -120,10 +122,7 @@ def _at(quantizer: SiteQuantizer, bits: int) -> SiteQuantizer:
 
 def _pictures(
     networks: Mapping[str, nn.Module], names: Sequence[str], inputs: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    pictures = []
-    for x in inputs:
-        for name in names:
-            x = networks[name](x)
-        pictures.append(x)
-    return pictures
+) -> Sequence[torch.Tensor]:
+    for name in names:
+        inputs = outputs(networks[name], inputs)
+    return inputs

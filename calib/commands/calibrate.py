@@ -11,7 +11,7 @@ import click
 
 from intsr.calib.options import check_source, check_training_options, symmetric_option, training_options
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
-from intsr.cli.options import FiniteFloat, SeveralValuesCommand, given_options, model_options, passionsr_option
+from intsr.cli.options import FiniteFloat, SeveralValuesCommand, model_options, passionsr_option, refuse_given
 from intsr.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def calibrate(
     from intsr.runtime.pictures.reader import list_pictures
 
     check_source(images is not None, bool(official))
-    if budget is not None and "bits" in given_options():
-        raise UsageError("--budget", "together with --bits", "one of them")
+    if budget is not None:
+        refuse_given(("bits",), "--budget", "one of them")
     recipe = _recipe(**settings)
     check_training_options(recipe.method, recipe.trains or bool(official), dry_run)
     pictures = list_pictures(images) if images is not None else []
