@@ -1,14 +1,18 @@
-"""A model's folder to change; official checkpoints for the tests of their import."""
+"""A model's folder to change; pictures to learn from; official checkpoints for the tests of their import."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from passionsr import save_checkpoints, write_reference_model
+from PIL import Image
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "data" / "passionsr_reference"
 PASSIONSR_TILE_PX = 8
@@ -18,6 +22,25 @@ PASSIONSR_TILE_PX = 8
 def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model's folder, to be changed."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from more, and a resumed run must have as many as it began with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four small smooth pictures to learn from."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(4):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        coarse.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture(scope="session")

@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from folding import fold
-from PIL import Image
+from folding import distance
 
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import load_calibration
@@ -21,9 +19,7 @@ from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.train import CACHES, Phase, TrainingOptions, train
 from intsr.calib.methods import methods
-from intsr.calib.models.reference import reference_networks
 from intsr.errors import CalibrationError, UsageError
-from intsr.export.fold.fold import fake_quantized
 from intsr.types import Bits
 
 SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, training=TrainingOptions(2, 4, 2))
@@ -62,38 +58,7 @@ calibrate(sys.argv[2:])
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from more, and a resumed run must have as many as it began with."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    paths = []
-    for index in range(4):
-        coarse = rng.integers(0, 256, (5, 6, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize((24, 20), Image.Resampling.BICUBIC)
-        paths.append(folder / f"{index}.png")
-        picture.save(paths[-1])
-    return paths
-
-
-@torch.no_grad()
-def distance(model, calibration) -> float:
-    """Mean square difference to full precision, end to end, on a picture of its own."""
-    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(9)) * 1.2 - 0.6
-    exact = value = x
-    for name, network in fold(model, calibration).items():
-        value, exact = fake_quantized(network)(value), reference_networks(model)[name](exact)
-    return float((value - exact).square().mean())
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 FAST_METHODS = ("passionsr", "efficientdm")
 
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from folding import fold
-from PIL import Image
+from folding import distance
 
 from intsr.calib.calibrate import Recipe, calibrate, crops_of_recipe, steps_of_recipe
 from intsr.calib.calibration.files import load_calibration, save_calibration
-from intsr.calib.calibration.types import Calibration, PhaseName
+from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer, branch_rank, quantized_layers
@@ -25,30 +23,11 @@ from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
-from intsr.export.fold.fold import fake_quantized
 from intsr.types import NETWORKS, Bits
 
 SMALL = Recipe(
     "qartsr", Bits(4, 4), parts=("vae",), tile_px=16, crop_px=8, crops=6, training=TrainingOptions(2, 6, 2)
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for index in range(4):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
-        coarse.resize((24, 20), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return sorted(folder.iterdir())
-
-
-@torch.no_grad()
-def distance(model: SRModel, calibration: Calibration) -> float:
-    """Mean square difference to full precision, end to end, on a picture of its own."""
-    exact = value = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(9)) * 1.2 - 0.6
-    for name, network in fold(model, calibration).items():
-        value, exact = fake_quantized(network)(value), reference_networks(model)[name](exact)
-    return float((value - exact).square().mean())
 
 
 def test_from_the_output_to_the_input_and_then_everything(tiny_model: SRModel, pictures: list[Path]) -> None:
@@ -124,29 +103,16 @@ def interrupt_after(steps: int) -> Callable[[PhaseName, int, float], None]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_run_ends_in_the_same_numbers(
     tiny_model: SRModel, pictures: list[Path], tmp_path: Path
 ) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = calibrate(tiny_model, pictures, SMALL)
-        for stop_at in (5, 17):
-            count = [0]
-
-            def report(
-                phase: PhaseName, steps: int, loss: float, *, count: list[int] = count, at: int = stop_at
-            ) -> None:
-                count[0] += steps
-                if count[0] >= at:
-                    raise KeyboardInterrupt
-
-            with pytest.raises(KeyboardInterrupt):
-                calibrate(tiny_model, pictures, SMALL, report=report, work=tmp_path / f"work{stop_at}")
-            resumed = calibrate(tiny_model, pictures, SMALL, work=tmp_path / f"work{stop_at}")
-            assert resumed.digest() == whole.digest()
-    finally:
-        torch.set_num_threads(threads)
+    whole = calibrate(tiny_model, pictures, SMALL)
+    for stop_at in (5, 17):
+        work = tmp_path / f"work{stop_at}"
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(tiny_model, pictures, SMALL, report=interrupt_after(stop_at), work=work)
+        assert calibrate(tiny_model, pictures, SMALL, work=work).digest() == whole.digest()
 
 
 def test_branches_are_there_and_are_kept(tiny_model: SRModel, pictures: list[Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def write_convolution(net: LoweringContext, value: str, layer: FoldedLayer, wind
 
     Raises ExportError where a padded zero meets a grid without 0.
     """
-    y = _write_integers(net, value, replace(layer, branch=None), window, bias)
+    y = _write_integers(net, value, layer, window, bias)
     if layer.branch is None:
         return y
     b, site, (up, down) = net.builder, layer.site, layer.branch
