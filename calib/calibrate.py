@@ -18,7 +18,7 @@ from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import Method
 from intsr.calib.learn.reverse import learn_reverse
-from intsr.calib.learn.stages import Run
+from intsr.calib.learn.stages import Run, with_steps
 from intsr.calib.learn.train import Report, TrainingOptions
 from intsr.calib.learn.walk import learn
 from intsr.calib.methods import method_from_name, methods
@@ -82,12 +82,12 @@ class Recipe:
         return method_from_name(self.method, self.symmetric, self.rank)
 
     @property
-    def steps(self) -> tuple[int, int]:
-        """Training steps of each block's stages together, and of each network's."""
-        training, method = self.training, self.stages
-        given = ((training.block_steps, method.block), (training.joint_steps, method.joint))
-        block, joint = (sum(round(steps * stage.share) for stage in stages) for steps, stages in given)
-        return block, joint
+    def steps(self) -> tuple[int, int, int]:
+        """Training steps of each block's stages together, of each network's, and of all three networks'."""
+        of_block, of_networks = self.training.block_steps, self.training.joint_steps
+        given = ((of_block, self.stages.block), (of_networks, self.stages.joint), (of_networks, self.stages.whole))
+        block, joint, whole = (sum(own for _, own in with_steps(stages, steps)) for steps, stages in given)
+        return block, joint, whole
 
     @property
     def trains(self) -> bool:
@@ -172,15 +172,11 @@ def steps_of_recipe(model: SRModel, recipe: Recipe) -> int:
     sites = integer_sites(model, recipe.parts)
     networks = reference_networks(model)
     of_network = {name: [site for site in sites if network_of_site(site) == name] for name in networks}
-    blocks = sum(len(blocks_by_name(networks[name], own)) for name, own in of_network.items())
-    trained = sum(bool(own) for own in of_network.values())
-    of_block, of_network_steps = recipe.steps
+    units = {block for name, own in of_network.items() for block in blocks_by_name(networks[name], own)}
     if recipe.stages.reverse:
-        modules = {
-            module_of_site(block) for name, own in of_network.items() for block in blocks_by_name(networks[name], own)
-        }
-        return len(modules) * of_block + of_network_steps
-    return blocks * of_block + trained * of_network_steps
+        units = {module_of_site(block) for block in units}
+    of_block, of_one, of_all = recipe.steps
+    return len(units) * of_block + sum(map(bool, of_network.values())) * of_one + of_all
 
 
 def _trained_sites(

@@ -8,7 +8,7 @@ the memory the process has reached, are taken from there; the rest is arithmetic
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from intsr.calib.learn.blocks import Block, Call, blocks_of_network, record_inpu
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import add_parameters, parameter_groups, set_dynamic
 from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
-from intsr.calib.learn.stages import initialize_block, probe_chunks
-from intsr.calib.learn.train import Phase, train
-from intsr.calib.models.families.sd21 import network_of_site
+from intsr.calib.learn.stages import PROBE_CROPS, initialize_block, probe_chunks
+from intsr.calib.learn.train import EVALUATIONS, Phase, train
+from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
 from intsr.memory import peak_resident_bytes, restart_peak
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
 MEASURED_STEPS = 2
+# How much longer a step takes that computes its activations twice.
+RECOMPUTING = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,16 @@ class MeasuredBlock:
     step_s: float
     # An input and its target.
     pair_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimedNetwork:
+    """A reference network on one crop. seconds: of the blocks that are calibrated, in order of execution."""
+
+    network: nn.Module
+    x: torch.Tensor
+    seconds: dict[str, float]
+    total_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +97,13 @@ class Estimate:
             f"{block.step_s:.2f} s a training step"
             for block in self.measured
         ]
+        cache = f", {self.cache_bytes / 1e9:.2f} GB of it a block's inputs and targets with --cache {self.cache}"
+        cache = cache if self.cache_bytes else ""
         return [
             f"measured: all {self.blocks} blocks once, {self.forward_s:.2f} s forward on one crop in all",
             *told,
             f"estimated: {self.seconds / 60:.1f} min, {self.block_s / 60:.1f} of blocks and {self.joint_s / 60:.1f} "
-            f"of joint training; {self.peak_bytes / 1e9:.1f} GB, {self.cache_bytes / 1e9:.2f} GB of it a block's "
-            f"inputs and targets with --cache {self.cache}",
+            f"of joint training; {self.peak_bytes / 1e9:.1f} GB{cache}",
             "how: steps of the recipe x forward time of each block x the ratio of training step to forward pass that "
             "the blocks above showed; memory: the model, the most that a block above took beside it, and the cache",
         ]
@@ -117,76 +130,91 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         )
     method = recipe.stages
     layers = quantized_layers(model, recipe.bits, recipe.parts, **method.layer_settings)
-    walks: list[tuple[nn.Module, torch.Tensor, dict[str, float]]] = []
+    timed: list[TimedNetwork] = []
     blocks: dict[str, Block] = {}
     side_px = recipe.crop_px * model.spec.upscale_factor
     x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
     held_out = max(recipe.training.batch, recipe.crops // 4)
     guard = guard_pictures(1) if recipe.guard else ()
     crops = Crops((x,) * recipe.crops, (x,) * held_out, (x,) * len(guard))
-    left = {network_of_site(site) for site in layers}
     for name, network in reference_networks(model).items():
-        own = [site for site in layers if network_of_site(site) == name]
-        if not left:
-            break
-        left.discard(name)
-        if own:
-            found = blocks_of_network(network, own, x)
-            blocks |= {block.name: block for block in found}
-            walks.append((network, x, _forward_seconds(network, [block.name for block in found], x)))
+        found = blocks_of_network(network, [site for site in layers if network_of_site(site) == name], x)
+        blocks |= {block.name: block for block in found}
+        timed.append(TimedNetwork(network, x, *_forward_seconds(network, [block.name for block in found], x)))
         with torch.no_grad():
             x = network(x)
     samples = [
-        _sample(network, blocks[block], x, seconds[block])
-        for network, x, seconds in walks
-        for block in _slowest(network, seconds)
+        _sample(one.network, blocks[block], one.x, one.seconds[block])
+        for one in timed
+        for block in _slowest(one.network, one.seconds)
     ]
     peak_bytes = peak_resident_bytes()
-    given_up_bytes = _give_up_weights([network for network, *_ in walks], samples)
+    given_up_bytes = _give_up_weights([one.network for one in timed], samples)
     restart_peak()
     measured = tuple(_measure(sample, layers, crops, recipe) for sample in samples)
     peak_bytes = max(peak_bytes, peak_resident_bytes() + given_up_bytes)
-    return _added_up(recipe, len(crops.all), [seconds for *_, seconds in walks], measured, peak_bytes)
+    return _added_up(recipe, crops, timed, measured, peak_bytes)
 
 
 def _added_up(
-    recipe: Recipe,
-    crops: int,
-    seconds: Sequence[dict[str, float]],
-    measured: tuple[MeasuredBlock, ...],
-    peak_bytes: int,
+    recipe: Recipe, crops: Crops, timed: Sequence[TimedNetwork], measured: tuple[MeasuredBlock, ...], peak_bytes: int
 ) -> Estimate:
-    ratio = sum(block.step_s for block in measured) / sum(block.forward_s for block in measured)
-    setup = sum(block.initialize_s for block in measured) / sum(block.forward_s for block in measured)
-    training = recipe.training
-    block_steps, joint_steps = recipe.steps
-    block_s = joint_s = forward_s = 0.0
-    for of_unit in seconds:
-        total, reached = sum(of_unit.values()), 0.0
-        for value in of_unit.values():
+    training, reverse = recipe.training, recipe.stages.reverse
+    of_block, of_one, of_all = recipe.steps
+    measured_s = sum(block.forward_s for block in measured)
+    setup = sum(block.initialize_s for block in measured) / measured_s
+    step = sum(block.step_s for block in measured) / measured_s
+    recomputing = RECOMPUTING if training.recompute else 1.0
+
+    def training_s(steps: int, trained_s: float, beside_s: float = 0.0, factor: float = 1.0) -> float:
+        """Of steps through what takes `trained_s` forward on one crop, and `beside_s` of it without gradients."""
+        judged = (min(steps, EVALUATIONS) + 1) * len(crops.held_out_indices) if steps else 0
+        of_step = trained_s * step * factor + beside_s * training.batch
+        return steps * of_step + judged * (trained_s + beside_s)
+
+    block_s = joint_s = behind_s = 0.0
+    for one in reversed(timed):
+        reached_s = 0.0
+        for value in one.seconds.values():
             # Inputs and targets come from both networks, run up to the block: once, or with --cache none every step.
-            passes = crops if training.cache != "none" else block_steps * training.batch
-            block_s += 2 * passes * reached + value * (block_steps * ratio + setup)
-            reached += value
-        joint_s += joint_steps * total * ratio * (1.3 if training.recompute else 1.0)
-        forward_s += total
-    cache_bytes = max(block.pair_bytes for block in measured) * crops
+            # In reverse, full precision runs up to it, and for its initialization alone.
+            passes = 2 * (len(crops.all) if training.cache != "none" else of_block * training.batch)
+            block_s += reached_s * (min(PROBE_CROPS, len(crops.train)) if reverse else passes) + value * setup
+            block_s += 0.0 if reverse else training_s(of_block, value)
+            reached_s += value
+        front_s = 0.0
+        for own_s in _module_seconds(one.seconds).values() if reverse else ():
+            trained_s = one.total_s - front_s + behind_s
+            block_s += training_s(of_block, trained_s, front_s + own_s, recomputing)
+            front_s += own_s
+        joint_s += training_s(of_one, one.total_s, 0.0, recomputing) if one.seconds else 0.0
+        behind_s += one.total_s
+    joint_s += training_s(of_all, behind_s, 0.0, recomputing)
+    cache_bytes = 0 if reverse else max(block.pair_bytes for block in measured) * len(crops.all)
     return Estimate(
         seconds=block_s + joint_s,
         block_s=block_s,
         joint_s=joint_s,
         peak_bytes=peak_bytes + (cache_bytes if training.cache == "ram" else 0),
         cache_bytes=cache_bytes,
-        blocks=sum(len(of_unit) for of_unit in seconds),
-        forward_s=forward_s,
+        blocks=sum(len(one.seconds) for one in timed),
+        forward_s=behind_s,
         measured=measured,
         cache=training.cache,
     )
 
 
+def _module_seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """What reverse training trains together, from the blocks' own."""
+    modules: dict[str, float] = {}
+    for block, value in seconds.items():
+        modules[module_of_site(block)] = modules.get(module_of_site(block), 0.0) + value
+    return modules
+
+
 @torch.no_grad()
-def _forward_seconds(network: nn.Module, blocks: Sequence[str], x: torch.Tensor) -> dict[str, float]:
-    """Seconds of every block in one forward pass, in order of execution."""
+def _forward_seconds(network: nn.Module, blocks: Sequence[str], x: torch.Tensor) -> tuple[dict[str, float], float]:
+    """Seconds of every block in one forward pass, in order of execution, and of the whole."""
     seconds: dict[str, float] = {}
 
     def begin(name: str, *_: Any) -> None:
@@ -201,10 +229,12 @@ def _forward_seconds(network: nn.Module, blocks: Sequence[str], x: torch.Tensor)
         hooks.append(module.register_forward_pre_hook(partial(begin, name)))
         hooks.append(module.register_forward_hook(partial(end, name)))
     network(x)  # the first pass makes kernels: the second one counts
+    start = time.perf_counter()
     network(x)
+    total = time.perf_counter() - start
     for hook in hooks:
         hook.remove()
-    return seconds
+    return seconds, total
 
 
 def _slowest(network: nn.Module, seconds: dict[str, float]) -> list[str]:
@@ -214,7 +244,7 @@ def _slowest(network: nn.Module, seconds: dict[str, float]) -> list[str]:
         kind = type(network.get_submodule(name)).__name__
         if kind in ("ResnetBlock2D", "Transformer2DModel") and value > seconds.get(slowest.get(kind, ""), 0.0):
             slowest[kind] = name
-    return list(slowest.values()) or [max(seconds, key=lambda name: seconds[name])]
+    return list(slowest.values()) or sorted(seconds, key=lambda name: seconds[name])[-1:]
 
 
 def _sample(network: nn.Module, block: Block, x: torch.Tensor, forward_s: float) -> Sample:
@@ -249,7 +279,7 @@ def _measure(sample: Sample, all_layers: Any, crops: Crops, recipe: Recipe) -> M
     del given, kept
     initialized = time.perf_counter()
     trained = with_layers(network, layers).get_submodule(block.name)
-    stages = method.block or method.joint
+    stages = method.block or method.joint or method.whole
     own = tuple(layers.values())
     batch = value.expand(recipe.training.batch, *value.shape[1:])
 

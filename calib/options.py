@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from intsr.cli.options import FiniteFloat, given_options, refuse_given
 from intsr.errors import UsageError
+
+if TYPE_CHECKING:
+    from intsr.calib.learn.method import Method
 
 DEFAULT_CROP_PX = 32
 # Parameters that change something where a checkpoint is imported.
@@ -63,7 +66,7 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Where a block's inputs are kept; none: computed again for every step.",
         ),
-        click.option("--recompute", is_flag=True, help="Joint steps: compute activations twice, in less memory."),
+        click.option("--recompute", is_flag=True, help="Whole networks: compute activations twice, in less memory."),
         click.option("--mixed", is_flag=True, help="bfloat16 where that is safe: for GPUs."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--seed", type=int, default=0, show_default=True, help="Of crops, batches and samples."),
@@ -82,10 +85,13 @@ def check_source(has_images: bool, is_import: bool) -> None:
         refuse_given(others, "--passionsr", "--images: there is nothing to learn")
 
 
-def check_training_options(method: str, trains: bool, dry_run: bool) -> None:
+def check_training_options(method: Method, is_import: bool, dry_run: bool) -> None:
     """Refuse what was given and would change nothing. Raises UsageError."""
-    if not trains:
-        beside = f"--method {method}, which takes one pass"
+    if not method.trains and not is_import:
+        beside = f"--method {method.name}, which takes one pass"
         refuse_given(sorted((*TRAINING_OPTIONS, "restart")), beside, "a method that trains, or no such option")
+    if method.reverse:
+        refuse_given(("cache",), f"--method {method.name}", "no such option: it keeps no block's inputs")
     if dry_run:
         refuse_given(("restart", "overwrite"), "--dry-run", "one of them: a dry run writes nothing")
+        refuse_given(("budget",), "--dry-run", "--bits: bits of a budget are measured first")

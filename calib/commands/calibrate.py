@@ -98,7 +98,7 @@ def calibrate(
     if budget is not None:
         refuse_given(("bits",), "--budget", "one of them")
     recipe = _recipe(**settings)
-    check_training_options(recipe.method, recipe.trains or bool(official), dry_run)
+    check_training_options(recipe.stages, bool(official), dry_run)
     pictures = list_pictures(images) if images is not None else []
     _check_output(output, dry_run)
     source = open_model(model, context, lora)

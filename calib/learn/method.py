@@ -96,12 +96,14 @@ class Method:
     start: RangeInit = BY_OUTPUT
     block: tuple[Stage, ...] = ()
     joint: tuple[Stage, ...] = ()
+    # All three networks together, on the picture, in the end (`learn.whole`).
+    whole: tuple[Stage, ...] = ()
     # Of every layer's branch, as far as the layer is wide enough; 0 for none.
     rank: int = 0
     # Whether inputs of fewer than 8 bits are rotated.
     rotated: bool = False
-    # Whether modules are trained from the output to the input, and all three networks together in the end
-    # (`learn.reverse`): `block` stages are those of a module then, `joint` stages of everything.
+    # Whether modules are trained from the output to the input (`learn.reverse`): `block` stages are those of a module
+    # then, and there are no `joint` ones.
     reverse: bool = False
     # Activation grids around 0.
     symmetric: bool = False

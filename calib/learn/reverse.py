@@ -5,8 +5,7 @@ error of theirs; all behind it are quantized already and trained with it. The lo
 
     |M_q(x) - M(x)|^2 / |M(x)|^2  +  IMAGE_WEIGHT |picture_q - picture|^2 / |picture|^2
 
-and of the extended training, over the three networks, the second term and a perceptual one. Targets are full
-precision's own. docs/theory.md, "QArtSR".
+and then all is trained on the picture (`learn.whole`). Targets are full precision's own. docs/theory.md, "QArtSR".
 """
 
 from __future__ import annotations
@@ -21,23 +20,21 @@ import torch
 from torch import nn
 
 from intsr.calib.calibration.types import PhaseName
-from intsr.calib.learn.block_data import KnownPairs, Recomputed
+from intsr.calib.learn.block_data import Recomputed
 from intsr.calib.learn.blocks import Block, blocks_of_network
-from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer, with_layers
 from intsr.calib.learn.stages import (
     Curves,
     Loss,
     Run,
     initialize_block,
-    mean_square,
     on_device,
-    outputs,
     probe_chunks,
     run_stage,
     with_steps,
 )
 from intsr.calib.learn.train import learned_state, restore_state
+from intsr.calib.learn.whole import WholeModel
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.modules import put_modules
 from intsr.types import NETWORKS, Bits
@@ -46,8 +43,6 @@ if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
 IMAGE_WEIGHT = 1.0
-# Of the extended training: the picture's share and the perceptual one's.
-PICTURE_WEIGHT, PERCEPTUAL_WEIGHT = 1.0, 0.01
 
 
 def learn_reverse(
@@ -86,38 +81,28 @@ class _ReverseWalk:
         self.references, self.layers, self.run = references, layers, run
         # Layers take their places as their modules are reached.
         self.quantized = {name: with_layers(network, {}) for name, network in references.items()}
-        # Exact inputs of each network.
-        self.inputs: dict[str, list[torch.Tensor]] = {}
-        values = crops
-        for name in NETWORKS:
-            self.inputs[name] = values
-            values = outputs(references[name], values)
-        # The same with the pictures that full precision makes of them.
-        self.pairs = {name: KnownPairs(inputs, values) for name, inputs in self.inputs.items()}
-        self.energy = mean_square([values[i] for i in run.crops.held_out_indices])
+        self.whole = WholeModel(references, self.quantized, crops, run)
         self.probes = probe_chunks(run.crops.train_indices, run.crops.guard_indices, crops[0].shape[-1])
 
     def train(self) -> Curves:
         curves: Curves = {}
         done: tuple[QuantizedLayer, ...] = ()
-        for name in reversed(NETWORKS):
-            sites = [site for site in self.layers if network_of_site(site) == name]
-            blocks = blocks_of_network(self.references[name], sites, self.inputs[name][0])
-            for module in reversed(modules_of_network(name, blocks)):
-                self._initialize(module)
-                own = tuple(self.layers[site] for block in module.blocks for site in block.sites)
-                done = (*own, *done)
-                for stage, steps in with_steps(self.run.method.block, self.run.options.block_steps):
-                    phase, loss = PhaseName(name, module.name, stage.name), partial(self._module_loss, module)
-                    curves |= run_stage(self.run, phase, stage, done, steps=steps, loss=loss)
-        for stage, steps in with_steps(self.run.method.joint, self.run.options.joint_steps):
-            phase = PhaseName("all", "", stage.name)
-            curves |= run_stage(self.run, phase, stage, done, steps=steps, loss=lambda: self._picture_loss)
-        return curves
+        with self.whole.recomputed(self.layers):
+            for name in reversed(NETWORKS):
+                sites = [site for site in self.layers if network_of_site(site) == name]
+                blocks = blocks_of_network(self.references[name], sites, self.whole.inputs[name][0])
+                for module in reversed(modules_of_network(name, blocks)):
+                    self._initialize(module)
+                    own = tuple(self.layers[site] for block in module.blocks for site in block.sites)
+                    done = (*own, *done)
+                    for stage, steps in with_steps(self.run.method.block, self.run.options.block_steps):
+                        phase, loss = PhaseName(name, module.name, stage.name), partial(self._module_loss, module)
+                        curves |= run_stage(self.run, phase, stage, done, steps=steps, loss=loss)
+            return curves | self.whole.train(done)
 
     def _initialize(self, module: Module) -> None:
         """Bases of all its grids, from exact inputs; then its layers take their places."""
-        reference, inputs = self.references[module.network], self.inputs[module.network]
+        reference, inputs = self.references[module.network], self.whole.inputs[module.network]
         name = PhaseName(module.network, module.name, "start")
         layers = tuple(self.layers[site] for block in module.blocks for site in block.sites)
 
@@ -133,32 +118,17 @@ class _ReverseWalk:
         restore_state(layers, done["layers"])
         put_modules(self.quantized[module.network], {layer.site: layer for layer in layers})
 
-    def _picture(self, network: str, x: torch.Tensor) -> torch.Tensor:
-        """The picture that an input of `network` becomes."""
-        for name in NETWORKS[NETWORKS.index(network) :]:
-            x = self.quantized[name](x)
-        return x
-
-    def _picture_error(self, picture: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-        return (picture.float() - exact).square().mean() / self.energy
-
     def _module_loss(self, module: Module) -> Loss:
         reference = self.references[module.network].get_submodule(module.name)
         trained = self.quantized[module.network].get_submodule(module.name)
 
         def loss(indices: Sequence[int]) -> torch.Tensor:
-            x, exact = self.pairs[module.network].batch(indices)
+            x, exact = self.whole.pairs[module.network].batch(indices)
             with _compared(trained, reference) as distances:
-                picture = self._picture(module.network, x)
-            return torch.stack(distances).mean() + IMAGE_WEIGHT * self._picture_error(picture, exact)
+                picture = self.whole.picture(module.network, x)
+            return torch.stack(distances).mean() + IMAGE_WEIGHT * self.whole.picture_error(picture, exact)
 
         return loss
-
-    def _picture_loss(self, indices: Sequence[int]) -> torch.Tensor:
-        x, exact = self.pairs[NETWORKS[0]].batch(indices)
-        picture = self._picture(NETWORKS[0], x)
-        perceptual = perceptual_distance(picture.float(), exact)
-        return PICTURE_WEIGHT * self._picture_error(picture, exact) + PERCEPTUAL_WEIGHT * perceptual
 
 
 @contextmanager

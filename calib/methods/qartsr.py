@@ -18,7 +18,7 @@ METHOD = Method(
     let="channel",
     start=RangeInit("output", let=True),
     block=(Stage("reverse", TRAINED),),
-    joint=(Stage("extended", TRAINED),),
+    whole=(Stage("extended", TRAINED),),
     rank=16,
     reverse=True,
 )

@@ -73,6 +73,12 @@ def test_one_pass_refuses_options_of_training(intsr: Intsr, given: tuple[object,
     assert not (tmp_path / "c").exists()
 
 
+def test_options_that_would_change_nothing(intsr: Intsr, given: tuple[object, ...], tmp_path: Path) -> None:
+    assert_refused(intsr(*given, "--method", "qartsr", "--cache", "disk"), "--cache: together with --method qartsr")
+    assert_refused(intsr(*given, "--budget", 5, "--dry-run"), "--budget: together with --dry-run")
+    assert not (tmp_path / "c").exists()
+
+
 def test_only_the_crops_default_gives_way_to_the_tile(intsr: Intsr, given: tuple[object, ...]) -> None:
     assert_refused(intsr(*given, "--tile", 16, "--crop", 64), "--crop: 64", "at most --tile 16")
     for options, crop_px in ((("--tile", "16"), 16), ((), 32), (("--crop", "64", "--tile", "16"), 64)):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from folding import distance
+from torch.utils.checkpoint import checkpoint
 
 from intsr.calib.calibrate import Recipe, calibrate, crops_of_recipe, steps_of_recipe
 from intsr.calib.calibration.files import load_calibration, save_calibration
@@ -71,7 +72,7 @@ def test_inputs_of_the_module_that_is_trained_are_exact(tiny_model: SRModel, pic
             for networks, kept in pairs
         ]
         with torch.no_grad():
-            x = walk.inputs[module.network][0]
+            x = walk.whole.inputs[module.network][0]
             walk.quantized[module.network](x), walk.references[module.network](x)
         for handle in handles:
             handle.remove()
@@ -82,6 +83,21 @@ def test_inputs_of_the_module_that_is_trained_are_exact(tiny_model: SRModel, pic
     walk._module_loss = watched  # type: ignore[method-assign]
     walk.train()
     assert len(checked) > 4 and checked[0].startswith("vae.decoder")
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_memory_options_hold_for_whole_networks(
+    tiny_model: SRModel, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Computing activations twice changes no number; bfloat16 does."""
+    recipe = replace(SMALL, parts=("vae",), training=TrainingOptions(1, 1, 2))
+    plain = calibrate(tiny_model, pictures, recipe)
+    again: list[object] = []
+    monkeypatch.setattr("intsr.calib.learn.method.checkpoint", lambda *a, **k: again.append(a) or checkpoint(*a, **k))
+    recomputed = calibrate(tiny_model, pictures, replace(recipe, training=replace(recipe.training, recompute=True)))
+    assert again and recomputed.digest() == plain.digest()
+    mixed = calibrate(tiny_model, pictures, replace(recipe, training=replace(recipe.training, mixed=True)))
+    assert mixed.digest() != plain.digest()
 
 
 @pytest.mark.slow
