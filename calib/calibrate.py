@@ -183,8 +183,6 @@ def _trained_sites(
     model: SRModel, recipe: Recipe, run: Run
 ) -> tuple[dict[str, SiteQuantizer], dict[str, list[list[float]]]]:
     """Learned numbers for what runs in integers, MaxMin's for every other site of the parts."""
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device", "cuda", "a GPU that torch can use", "install torch with CUDA, or --device cpu")
     sites = observe_maxmin(model, run.crops.train, recipe.bits, recipe.parts)
     walk = learn_reverse if recipe.stages.reverse else learn
     layers, curves = walk(model, recipe.bits, recipe.parts, run, recipe.device)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +14,7 @@ from intsr.errors import UsageError
 if TYPE_CHECKING:
     from intsr.calib.learn.method import Method
 
+F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_CROP_PX = 32
 # Parameters that change something where a checkpoint is imported.
 OF_IMPORT = frozenset(
@@ -23,6 +25,11 @@ TRAINING_OPTIONS = (
     *("rank", "crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
     *("device", "seed"),
 )
+
+
+def together(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in their order."""
+    return lambda function: reduce(lambda inner, decorate: decorate(inner), reversed(decorators), function)
 
 
 def symmetric_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,14 +44,9 @@ def _crop_px() -> int:
     return min(DEFAULT_CROP_PX, click.get_current_context().params["tile_px"])
 
 
-def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of the methods that train, below --tile."""
-    decorators = (
-        click.option(
-            "--rank",
-            type=click.IntRange(0),
-            help="Of the float branch beside each layer, qartsr and svdquant; 0: none.  [default: 16, 32]",
-        ),
+def learning_options(crops: int) -> Callable[[F], F]:
+    """Options of everything that learns from crops. crops: the default."""
+    return together(
         click.option(
             "--crop",
             "crop_px",
@@ -52,28 +54,33 @@ def training_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default=_crop_px,
             help=f"Side of a crop.  [default: {DEFAULT_CROP_PX}, or --tile where that is smaller]",
         ),
-        click.option("--crops", type=click.IntRange(1), default=48, show_default=True, help="Crops to train on."),
+        click.option("--crops", type=click.IntRange(1), default=crops, show_default=True, help="Crops to train on."),
         click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops a step."),
-        click.option("--block-steps", type=click.IntRange(0), default=12, show_default=True, help="Steps a block."),
-        click.option(
-            "--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."
-        ),
         click.option("--rate", type=FiniteFloat(0, 100, True, True), default=1.0, help="Factor on all rates."),
-        click.option(
-            "--cache",
-            type=click.Choice(["ram", "disk", "none"]),
-            default="ram",
-            show_default=True,
-            help="Where a block's inputs are kept; none: computed again for every step.",
-        ),
-        click.option("--recompute", is_flag=True, help="Whole networks: compute activations twice, in less memory."),
-        click.option("--mixed", is_flag=True, help="bfloat16 where that is safe: for GPUs."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--seed", type=int, default=0, show_default=True, help="Of crops, batches and samples."),
     )
-    for decorator in reversed(decorators):
-        function = decorator(function)
-    return function
+
+
+training_options = together(
+    click.option(
+        "--rank",
+        type=click.IntRange(0),
+        help="Of the float branch beside each layer, qartsr and svdquant; 0: none.  [default: 16, 32]",
+    ),
+    click.option("--block-steps", type=click.IntRange(0), default=12, show_default=True, help="Steps a block."),
+    click.option("--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."),
+    click.option(
+        "--cache",
+        type=click.Choice(["ram", "disk", "none"]),
+        default="ram",
+        show_default=True,
+        help="Where a block's inputs are kept; none: computed again for every step.",
+    ),
+    click.option("--recompute", is_flag=True, help="Whole networks: compute activations twice, in less memory."),
+    click.option("--mixed", is_flag=True, help="bfloat16 where that is safe: for GPUs."),
+    learning_options(48),
+)
 
 
 def check_source(has_images: bool, is_import: bool) -> None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration, PhaseName
     from intsr.calib.models.open import ModelSource, SRModel
 
-WORK_SUFFIX = ".work"
-
 
 @click.command(
     cls=SeveralValuesCommand,
@@ -210,7 +208,7 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
     from intsr.calib.calibrate import calibrate as run
     from intsr.calib.calibrate import steps_of_recipe
     from intsr.calib.calibration.files import save_calibration
-    from intsr.calib.learn.journal import RUN_NAME, remove_work
+    from intsr.calib.learn.journal import RUN_NAME, WORK_SUFFIX, remove_work
     from intsr.calib.low_bits import low_bits_warning
 
     work = output.with_name(output.name + WORK_SUFFIX)

@@ -26,6 +26,8 @@ from intsr.errors import CalibrationError, UsageError
 from intsr.files import atomic_path, check_writable_folder
 
 RUN_NAME, CURRENT_NAME = "run.json", "current.pt"
+# Of a work folder's name, behind the output's.
+WORK_SUFFIX = ".work"
 CACHE_PREFIX = "intsr-cache-"
 CHECKPOINT_SECONDS = 20.0
 # What is written beside run.json, and what a process killed while it writes leaves of any of them.

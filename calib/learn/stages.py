@@ -27,6 +27,7 @@ from intsr.calib.learn.method import (
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
 from intsr.calib.learn.train import Phase, Report, TrainingOptions, learned_state, restore_state, train
 from intsr.calib.models.reference import reference_networks
+from intsr.errors import UsageError
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -53,10 +54,17 @@ class Run:
     crops: Crops
 
 
+def check_device(device: str) -> None:
+    """Raises UsageError for a GPU that torch cannot use."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device", "cuda", "a GPU that torch can use", "install torch with CUDA, or --device cpu")
+
+
 def on_device(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str
 ) -> tuple[dict[str, QuantizedLayer], dict[str, nn.Module], list[torch.Tensor]]:
-    """Every integer layer of `parts`, not initialized; the reference networks; all crops."""
+    """Every integer layer of `parts`, not initialized; the reference networks; all crops. Raises UsageError."""
+    check_device(device)
     layers = quantized_layers(model, bits, parts, **run.method.layer_settings)
     for layer in layers.values():
         layer.to(device)

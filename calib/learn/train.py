@@ -10,14 +10,13 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.errors import CalibrationError, UsageError
 
 EVALUATIONS = 4
@@ -54,13 +53,21 @@ class TrainingOptions:
             raise UsageError("--cache", repr(self.cache), f"one of {', '.join(CACHES)}")
 
 
+class Learner(Protocol):
+    """A layer that learns: its state's `layer.` tensors are the model's own."""
+
+    site: str
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Phase:
     """One stage of one block, or of a whole network."""
 
     name: PhaseName
     # Whose learned numbers it may change.
-    layers: tuple[QuantizedLayer, ...]
+    layers: tuple[Learner, ...]
     # Parameters and their learning rates.
     rates: tuple[tuple[tuple[nn.Parameter, ...], float], ...]
     steps: int
@@ -70,7 +77,7 @@ class Phase:
     held_out_loss: Callable[[], float]
 
 
-def _own_tensors(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
+def _own_tensors(layers: Sequence[Learner]) -> dict[str, torch.Tensor]:
     """Return the tensors that calibration set, not copied; the model's own weights are not among them."""
     return {
         f"{layer.site}:{name}": value
@@ -80,13 +87,13 @@ def _own_tensors(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
     }
 
 
-def learned_state(layers: Sequence[QuantizedLayer]) -> dict[str, torch.Tensor]:
+def learned_state(layers: Sequence[Learner]) -> dict[str, torch.Tensor]:
     """Everything of the layers that calibration set, copied."""
     return {key: value.detach().clone() for key, value in _own_tensors(layers).items()}
 
 
 @torch.no_grad()
-def restore_state(layers: Sequence[QuantizedLayer], state: dict[str, torch.Tensor]) -> None:
+def restore_state(layers: Sequence[Learner], state: dict[str, torch.Tensor]) -> None:
     """The inverse of `learned_state`. Raises CalibrationError where the tensors are not those of the layers."""
     own = _own_tensors(layers)
     if own.keys() != state.keys() or any(own[key].shape != state[key].shape for key in own):
@@ -114,7 +121,7 @@ class _Progress:
     best: dict[str, torch.Tensor]
     curve: list[list[float]]
 
-    def saved(self, layers: Sequence[QuantizedLayer], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def saved(self, layers: Sequence[Learner], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
             "step": self.step,
             "best_loss": self.best_loss,

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from intsr.calib.models.families.architecture import SD21_SCHEDULER
 from intsr.calib.models.families.sd21_ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import CONTEXT_CHANNELS, check_channels
 from intsr.calib.models.find import Place, find_model
 from intsr.calib.models.lora import Lora, read_lora
 from intsr.calib.models.modules import copy_sharing_weights
 from intsr.calib.models.prompt import context_from_folder, context_from_ldm, read_context
-from intsr.calib.models.spec import default_settings, read_settings, spec_from_settings
+from intsr.calib.models.spec import default_settings, read_json, read_settings, spec_from_settings
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.models.weights import PARTS, NetworkSource, load_network, read_configs, weights_file
 from intsr.errors import ModelError
@@ -68,13 +69,15 @@ class SRModel:
 class ModelSource:
     """A model that was found and checked; no weights are held. The rest as in SRModel.
 
-    networks: `unet` and `vae`. lora: merged into whatever is loaded. notes: what a user should know of it.
+    networks: `unet` and `vae`. scheduler: its configuration. lora: merged into what
+    is loaded. notes: what a user should know of it.
     """
 
     spec: ModelSpec
     context: torch.Tensor
     digest: str
     networks: Mapping[str, NetworkSource]
+    scheduler: Mapping[str, Any]
     lora: Lora | None = None
     notes: tuple[str, ...] = ()
 
@@ -118,15 +121,16 @@ def _open_folder(place: Place, context: Path | None) -> ModelSource:
     settings = read_settings(folder, place.name)
     configs = read_configs(folder)
     networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
-    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(scheduler_file)
     # AutoencoderKL's own value where a configuration is too old to have it.
     vae = {"scaling_factor": 0.18215, **configs["vae"]}
-    spec = spec_from_settings(settings, configs["unet"], vae, scheduler, folder)
+    spec = spec_from_settings(settings, configs["unet"], vae, scheduler, scheduler_file)
     named = context or (folder / settings.context if settings.context else None)
     tensor = read_context(named) if named else context_from_folder(folder)
     of_context = [_context_fact(tensor)] if named else _file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
     digest = _model_digest(spec, of_context, _file_facts(folder, PARTS, WEIGHT_SUFFIXES))
-    return ModelSource(spec, tensor, digest, networks)
+    return ModelSource(spec, tensor, digest, networks, scheduler)
 
 
 def _open_file(place: Place, context: Path | None) -> ModelSource:
@@ -139,12 +143,12 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
         part: NetworkSource(part, config, place.path, is_ldm=True)
         for part, config in zip(PARTS, (unet, vae), strict=True)
     }
-    spec = spec_from_settings(default_settings(place.name), unet, vae, None, place.path)
+    spec = spec_from_settings(default_settings(place.name), unet, vae, SD21_SCHEDULER, place.path)
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
     # A context that no file gave was made by an encoder in this very file.
     of_context = [_context_fact(tensor)] if context else []
     digest = _model_digest(spec, of_context, [f"file:{sha256_from_path(place.path)}"])
-    return ModelSource(spec, tensor, digest, networks)
+    return ModelSource(spec, tensor, digest, networks, SD21_SCHEDULER)
 
 
 def _file_facts(folder: Path, parts: Sequence[str], suffixes: Sequence[str]) -> list[str]:

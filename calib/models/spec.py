@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from intsr.calib.models.families.architecture import SD21_SCHEDULER
 from intsr.calib.models.tensor_files import as_model_error
 from intsr.errors import ModelError
 from intsr.json_files import read_json as decode_file
@@ -93,11 +92,14 @@ def read_settings(folder: Path, name: str) -> ModelSettings:
 
 
 def spec_from_settings(
-    settings: ModelSettings, unet: Mapping[str, Any], vae: Mapping[str, Any], scheduler: Path | None, where: Path
+    settings: ModelSettings,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    where: Path,
 ) -> ModelSpec:
-    """unet, vae: the configurations. scheduler: its folder's JSON file; None for SD 2.1's. Raises ModelError."""
-    config = SD21_SCHEDULER if scheduler is None else read_json(scheduler)
-    alpha_bar = alpha_bar_from_scheduler(config, settings.timestep, scheduler or where)
+    """unet, vae, scheduler: the configurations. where: of the scheduler's. Raises ModelError."""
+    alpha_bar = alpha_bar_from_scheduler(scheduler, settings.timestep, where)
     with as_model_error(where):
         latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)

@@ -8,21 +8,19 @@ activations stay finite and of ordinary size, fp16 included, from the first laye
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from intsr.calib.models.families.architecture import SD21_SCHEDULER, Architecture
 from intsr.calib.models.prompt import CONTEXT_NAME
-from intsr.calib.models.spec import SPEC_NAME, default_settings
-from intsr.calib.models.tensor_files import write_safetensors
-from intsr.calib.models.weights import CLASSES, PARTS, WEIGHT_FILES, empty_network
-from intsr.files import atomic_folder, check_free_space
+from intsr.calib.models.save import NetworkFiles, write_model
+from intsr.calib.models.spec import default_settings
+from intsr.calib.models.weights import PARTS, empty_network
+from intsr.files import check_free_space
 from intsr.types import SYNTHETIC_NOTE
 
 STORED_BYTES = 2  # fp16
@@ -58,25 +56,17 @@ def write_synthetic_model(
     parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
     check_free_space(folder, STORED_BYTES * sum(parameters.values()))
     name = f"{architecture.name}-random-{seed}"
-    with atomic_folder(folder, overwrite=False) as temporary:
+    shape = (1, architecture.context_tokens, int(architecture.unet["cross_attention_dim"]))
+    settings = replace(default_settings(name), context=CONTEXT_NAME, licence=SYNTHETIC_NOTE, synthetic=True)
+
+    def files() -> Iterator[NetworkFiles]:
         for part, network in networks.items():
             on_network(part)
-            (temporary / part).mkdir()
-            config = {"_class_name": CLASSES[part], **getattr(architecture, part)}
-            _write_json(temporary / part / "config.json", config)
-            shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-            weights = {key: random_tensor(f"{part}.{key}", shape, seed).half() for key, shape in shapes.items()}
-            write_safetensors(temporary / part / WEIGHT_FILES[0], weights, {"format": "pt", "note": SYNTHETIC_NOTE})
-            del weights
-        (temporary / "scheduler").mkdir()
-        scheduler = {"_class_name": "DDPMScheduler", **SD21_SCHEDULER}
-        _write_json(temporary / "scheduler" / "scheduler_config.json", scheduler)
-        shape = (1, architecture.context_tokens, int(architecture.unet["cross_attention_dim"]))
-        write_safetensors(temporary / CONTEXT_NAME, {"context": _normal("context", shape, seed)}, {"format": "pt"})
-        plain = default_settings(name)
-        settings = replace(plain, context=CONTEXT_NAME, licence=SYNTHETIC_NOTE, synthetic=True)
-        _write_json(temporary / SPEC_NAME, asdict(settings))
-        size_bytes = sum(path.stat().st_size for path in temporary.rglob("*.safetensors"))
+            shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+            weights = {key: random_tensor(f"{part}.{key}", size, seed).half() for key, size in shapes.items()}
+            yield part, getattr(architecture, part), weights
+
+    size_bytes = write_model(folder, settings, files(), _normal("context", shape, seed), SD21_SCHEDULER)
     return SyntheticModel(folder, name, seed, parameters, size_bytes)
 
 
@@ -94,7 +84,3 @@ def _normal(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     return torch.randn(shape, generator=generator)
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -24,6 +24,7 @@ from intsr.optional import EXTRAS
 # name -> (module that defines a click command of the same name, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "calibrate": ("intsr.calib.commands.calibrate", "Learn activation ranges from a folder of pictures."),
+    "retrain": ("intsr.calib.commands.retrain", "Move a model to another timestep, for engines of few bits."),
     "export": ("intsr.export.commands.export", "Write the three networks as QDQ ONNX."),
     "compile": ("intsr.engines.commands.compile", "Build an .engine file, walking the whole way if need be."),
     "inspect": (
