@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from intsr.runtime.measure.metrics import PerceptualScorer
 
 DEFAULT_METRICS = ("lpips", "dists", "musiq")
-JSON_NAME, TABLE_NAME = "compare.json", "compare.md"
+JSON_NAME, TABLE_NAME, DRAWING_NAME = "compare.json", "compare.md", "compare.svg"
 COLUMNS = {
     "psnr_y_db": ("PSNR-Y dB", ".3f"),
     "psnr_y_loss_db": ("loss dB", ".3f"),
     "ssim_y": ("SSIM-Y", ".4f"),
     "psnr_to_fp_db": ("to fp dB", ".2f"),
+    "distance_to_fp": ("distance to fp", ".4f"),
 }
-COST_COLUMNS = {"calibration_s": ("calibration s", ".1f"), "peak_bytes": ("peak GB", ".2f")}
+COST_COLUMNS = {
+    "engine_bytes": ("engine MB", ".2f"),
+    "calibration_s": ("calibration s", ".1f"),
+    "peak_bytes": ("peak GB", ".2f"),
+}
+UNITS = {"engine_bytes": 1e6, "peak_bytes": 1e9}
 
 
 @click.command(
@@ -92,8 +98,9 @@ def compare(
     MODEL is as intsr calibrate takes it. Each setting is calibrated in a process of its own. With -o, calibrations
     (and their logs) stay in FOLDER/calibrations: the same command, started again after an interruption, goes on from
     there. Pictures and originals are paired, and PSNR-Y and SSIM-Y computed, as in intsr evaluate by default. The
-    first rows are bicubic and full precision. `to fp` is the PSNR on RGB between a row's pictures and full
-    precision's; `loss` what is lost of its PSNR-Y.
+    first rows are bicubic and full precision; beside fewer than 8 bits there is always a row of W8A8, which is as
+    fast. `to fp` is the PSNR on RGB between a row's pictures and full precision's, `distance` how different the two
+    look (1 - SSIM and edges, at three scales); `loss` what is lost of its PSNR-Y.
     """
     from intsr.engines.compare.types import Comparison, recipes_from_options
     from intsr.files import check_writable_folder
@@ -152,7 +159,10 @@ def _finish(report: dict[str, Any], output: Path | None, as_json: bool) -> None:
 
     table = table_from_rows(report["rows"])
     if output is not None:
-        for name, text in ((JSON_NAME, json.dumps(report, indent=1, allow_nan=False)), (TABLE_NAME, table)):
+        files = {JSON_NAME: json.dumps(report, indent=1, allow_nan=False), TABLE_NAME: table}
+        if (drawn := _drawing(report["rows"])) is not None:
+            files[DRAWING_NAME] = drawn
+        for name, text in files.items():
             with atomic_path(output / name) as temporary:
                 temporary.write_text(text + "\n", encoding="utf-8")
     if as_json:
@@ -163,6 +173,19 @@ def _finish(report: dict[str, Any], output: Path | None, as_json: bool) -> None:
     if failed:
         say(f"{failed} of {len(report['rows'])} rows failed")
         sys.exit(EXIT_SOME_FAILED)
+
+
+def _drawing(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Size against quality; None where matplotlib is not installed, which is said."""
+    from intsr.engines.report.plots.sizes import size_against_quality
+    from intsr.errors import MissingLibraryError
+
+    measured = [row for row in rows if row["error"] is None and row["engine_bytes"] and row["psnr_to_fp_db"]]
+    try:
+        return size_against_quality(measured) if measured else None
+    except MissingLibraryError as error:
+        say(f"no {DRAWING_NAME}: {error}")
+        return None
 
 
 def table_from_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -182,6 +205,4 @@ def _cell(row: Mapping[str, Any], name: str, form: str) -> str:
     if row["error"] is not None:
         return "failed"
     value = row[name]
-    if name == "peak_bytes" and value is not None:
-        value /= 1e9
-    return "-" if value is None else format(value, form)
+    return "-" if value is None else format(value / UNITS.get(name, 1), form)

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import torch
 
 from intsr.arrays import Array
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.cli.console import progress, say
 from intsr.engines.builders.types import BuildOptions
@@ -69,11 +71,12 @@ def run_comparison(job: Comparison, places: Places, scorer: PerceptualScorer) ->
 
     model = load_model(job.model, job.context, job.lora)
     say("full precision: compiling and upscaling")
-    _upscale_all(model, None, job, fp, places.scratch)
+    size = _upscale_all(model, None, job, fp, places.scratch)
     exact = _scores(fp, job.pairs, scorer)
+    to_fp = _mean_psnr_db(bicubic, fp, job.pairs)
     rows = [
-        Row(BICUBIC, "fp", (), bicubic_scores, _mean_psnr_db(bicubic, fp, job.pairs)),
-        Row(FULL_PRECISION, "fp", (), exact, math.inf),
+        Row(BICUBIC, "fp", (), bicubic_scores, to_fp, distance_to_fp=_mean_distance(bicubic, fp, job.pairs)),
+        Row(FULL_PRECISION, "fp", (), exact, math.inf, distance_to_fp=0.0, engine_bytes=size),
     ]
     for recipe in progress(job.recipes, "comparing"):
         calibrated = calibrations[recipe]
@@ -141,13 +144,18 @@ def _row(job: Comparison, places: Places, scorer: PerceptualScorer, model: SRMod
     """Compile with a calibration, upscale, and score; what it loses to full precision is left open."""
     calibration = load_calibration(calibrated)
     pictures = places.pictures / calibrated.name
-    _upscale_all(model, calibration, job, pictures, places.scratch)
+    engine_bytes, fp = (
+        _upscale_all(model, calibration, job, pictures, places.scratch),
+        places.pictures / FULL_PRECISION,
+    )
     return Row(
         calibration.method,
         str(calibration.bits),
         calibration.parts,
         scores=_scores(pictures, job.pairs, scorer),
-        psnr_to_fp_db=_mean_psnr_db(pictures, places.pictures / FULL_PRECISION, job.pairs),
+        psnr_to_fp_db=_mean_psnr_db(pictures, fp, job.pairs),
+        distance_to_fp=_mean_distance(pictures, fp, job.pairs),
+        engine_bytes=engine_bytes,
         calibration_s=calibration.seconds,
         peak_bytes=calibration.peak_bytes,
     )
@@ -159,8 +167,8 @@ def _failed(recipe: Recipe, error: IntsrError) -> Row:
 
 def _upscale_all(
     model: SRModel, calibration: Calibration | None, job: Comparison, pictures: Path, scratch: Path
-) -> None:
-    """Compile for the CPU and upscale every low-resolution picture; the engine is not kept."""
+) -> int:
+    """Compile for the CPU and upscale every low-resolution picture; the engine is not kept. Returns its bytes."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         exported, path = Path(folder) / "onnx", Path(folder) / "compared.engine"
         export_model(model, calibration, lowering_from_name(TARGET), job.tile_px, exported)
@@ -168,6 +176,7 @@ def _upscale_all(
         with open_engine(path, precision=job.precision) as engine:
             for lr, _ in job.pairs:
                 upscale_file(engine, Job(lr, pictures / _output_name(lr)), FileOptions(color_fix=job.color_fix))
+        return path.stat().st_size
 
 
 def _write_bicubic(source: Path, output: Path, factor: int) -> None:
@@ -197,3 +206,14 @@ def _scores(pictures: Path, pairs: Pairs, scorer: PerceptualScorer) -> Scores:
 def _mean_psnr_db(pictures: Path, others: Path, pairs: Pairs) -> float:
     names = [_output_name(lr) for lr, _ in pairs]
     return float(np.mean([psnr_db(read_pixels(pictures / name), read_pixels(others / name)) for name in names]))
+
+
+def _mean_distance(pictures: Path, fp: Path, pairs: Pairs) -> float:
+    names = [_output_name(lr) for lr, _ in pairs]
+    tensors = [[_tensor(folder / name) for name in names] for folder in (pictures, fp)]
+    return float(np.mean([float(perceptual_distance(a, b)) for a, b in zip(*tensors, strict=True)]))
+
+
+def _tensor(path: Path) -> torch.Tensor:
+    pixels = torch.from_numpy(read_pixels(path)[..., :3].astype(np.float32))
+    return pixels.permute(2, 0, 1)[None] / 127.5 - 1

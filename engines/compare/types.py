@@ -17,6 +17,8 @@ from intsr.runtime.measure.metrics import Scores
 from intsr.types import Bits
 
 BICUBIC, FULL_PRECISION = "bicubic", "fp"
+# What stands beside fewer bits: as fast, and made in one pass.
+COMPANION, COMPANION_BITS = "maxmin+let", Bits(8, 8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,10 @@ class Row:
     psnr_to_fp_db: float | None = None
     # Full precision's PSNR-Y less this one's.
     psnr_y_loss_db: float | None = None
+    # The mean over the pictures of `perceptual_distance` to those of the full-precision engine.
+    distance_to_fp: float | None = None
+    # Of the engine's file.
+    engine_bytes: int | None = None
     calibration_s: float | None = None
     # Of the process that calibrated.
     peak_bytes: int | None = None
@@ -92,6 +98,8 @@ class Row:
             "ssim_y": self.scores.ssim_y if self.scores else None,
             "psnr_to_fp_db": _finite(self.psnr_to_fp_db),
             "psnr_y_loss_db": _finite(self.psnr_y_loss_db),
+            "distance_to_fp": self.distance_to_fp,
+            "engine_bytes": self.engine_bytes,
             **(self.scores.perceptual if self.scores else {}),
             "calibration_s": self.calibration_s,
             "peak_bytes": self.peak_bytes,
@@ -108,7 +116,8 @@ def recipes_from_options(
 ) -> tuple[Recipe, ...]:
     """Combine `maxmin,lbq`, `w8a8,w6a6` and each of `parts`, for example `unet,vae`, in every way.
 
-    training: fields of `Recipe` and `TrainingOptions`, for the methods that train. Raises UsageError.
+    Beside fewer than 8 bits there is always a row of 8, which are as fast. training: fields of `Recipe` and
+    `TrainingOptions`, for the methods that train. Raises UsageError.
     """
     named = _names(methods, "--methods")
     for name in named:
@@ -132,7 +141,8 @@ def recipes_from_options(
         own = {name: value for name, value in rest.items() if name != "rank" or shared.stages.rank}
         return replace(shared, training=options, **own)
 
-    return tuple(recipe(*chosen_one) for chosen_one in product(chosen, widths, named))
+    companion = [(part, COMPANION_BITS, COMPANION) for part in chosen if COMPANION_BITS not in widths]
+    return tuple(recipe(*chosen_one) for chosen_one in (*companion, *product(chosen, widths, named)))
 
 
 def _names(text: str, option: str) -> list[str]:

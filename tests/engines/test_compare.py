@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -127,6 +128,13 @@ def test_numbers_are_those_of_the_pictures(runs: SimpleNamespace, pictures: Path
         assert row["psnr_y_loss_db"] == pytest.approx(rows[1]["psnr_y_db"] - row["psnr_y_db"])
         to_fp = [psnr_db(read_pixels(folder / f"{name}.png"), exact[i]) for i, name in enumerate("ab")]
         assert row["psnr_to_fp_db"] == (None if row["method"] == "fp" else pytest.approx(np.mean(to_fp)))
+        assert (row["distance_to_fp"] == 0) is (row["method"] == "fp")
+        assert (row["engine_bytes"] is None) is (row["method"] == "bicubic")
+    drawn = ElementTree.parse(runs.folder / "compare.svg").getroot()
+    assert [text for text in drawn.itertext() if text.strip() in METHODS] == list(METHODS)
+    # Integers are smaller; and nearer to full precision than bicubic is.
+    assert max(row["engine_bytes"] for row in rows[2:]) < rows[1]["engine_bytes"]
+    assert max(row["distance_to_fp"] for row in rows[2:]) < rows[0]["distance_to_fp"]
     # Quantized, so not equal, and far nearer than anything else would be.
     assert all(30 < row["psnr_to_fp_db"] < 60 for row in rows[2:])
 
@@ -181,6 +189,17 @@ def test_options_of_training_go_to_methods_that_train_alone(job: Comparison) -> 
     assert [(r.seed, r.crop_px, r.training.block_steps) for r in job.recipes[:2]] == [(0, 32, 12), (7, 8, 3)]
 
 
+def test_eight_bits_stand_beside_fewer() -> None:
+    def rows(bits: str) -> list[str]:
+        return [label(recipe) for recipe in recipes_from_options("maxmin", bits, ["unet", "vae"], 16, False)]
+
+    assert rows("w4a4") == [
+        *("maxmin+let w8a8 unet", "maxmin+let w8a8 vae"),
+        *("maxmin w4a4 unet", "maxmin w4a4 vae"),
+    ]
+    assert rows("w8a8,w4a4") == [f"maxmin {bits} {part}" for part in ("unet", "vae") for bits in ("w8a8", "w4a4")]
+
+
 def test_a_calibration_is_used_again_only_for_the_same_result(job: Comparison) -> None:
     maxmin, lbq = job.recipes[:2]
 
@@ -228,9 +247,9 @@ def test_a_failed_row_shows_and_is_exit_code_1(capsys: pytest.CaptureFixture[str
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in captured.out.splitlines()]
     assert len({len(line) for line in table}) == 1
     assert ended.value.code == 1 and "1 of 2 rows failed" in captured.err
-    assert table[0][7:] == ["LPIPS", "calibration s", "peak GB"]
-    assert table[2][3:8] == ["-", "0.000", "1.0000", "-", "0.2500"]
-    assert table[3] == ["lbq", "w4a4", "unet", *["failed"] * 7]
+    assert table[0][7:] == ["distance to fp", "LPIPS", "engine MB", "calibration s", "peak GB"]
+    assert table[2][3:9] == ["-", "0.000", "1.0000", "-", "-", "0.2500"]
+    assert table[3] == ["lbq", "w4a4", "unet", *["failed"] * 9]
     json.dumps(report, allow_nan=False)
 
 

@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 from xml.etree import ElementTree
 
@@ -92,6 +93,14 @@ def svg_from_figure(figure: Any, name: str, description: str) -> str:
     for variable, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{variable})")
     return text
+
+
+def standalone(svg: str) -> str:
+    """`svg_from_figure`'s drawing as a file of its own: on white, with the page's colours for light ground."""
+    css = (files("intsr.engines.report") / "templates" / "style.css").read_text(encoding="utf-8")
+    variables = css[css.index("{") + 1 : css.index("}")]
+    start = svg.index(">") + 1
+    return f"{svg[:start]}<style>svg {{{variables}background: var(--surface)}}</style>{svg[start:]}"
 
 
 def _own_names(element: ElementTree.Element, prefix: str) -> None:

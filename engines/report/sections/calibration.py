@@ -46,6 +46,7 @@ def calibration_section(request: ReportRequest, folder: Path) -> Section:
         ],
         "layers_by_network": _by_network(layers),
         "layers": layers,
+        "mixed": len({layer["weight_bits"] for layer in layers if layer["runs"] == "integer"}) > 1,
         "phases": _phases(calibration.curves),
         "imported": calibration.folding == PASSIONSR,
     }
