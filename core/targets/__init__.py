@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from intsr.errors import UsageError
-from intsr.targets.lowering import LOWERINGS, PLUGINS_OF_LOWERING, Lowering
+from intsr.targets.lowering import LOWERINGS, PACKED_OF_LOWERING, PLUGINS_OF_LOWERING, Lowering
 from intsr.targets.target import Target
 
 
@@ -26,6 +26,16 @@ def target_from_name(name: str) -> Target:
         if target.name == name:
             return target
     raise UsageError("--target", repr(name), f"one of {', '.join(TARGET_NAMES)}")
+
+
+def packed(lowering: Lowering) -> Lowering:
+    """Return its form with weights of 4 bits where they fit. Raises UsageError where it has none."""
+    if lowering.packed:
+        return lowering
+    if lowering.name not in PACKED_OF_LOWERING:
+        expected = ", ".join(target.name for target in TARGETS if target.lowering in PACKED_OF_LOWERING)
+        raise UsageError("--pack", f"together with graphs lowered as {lowering.name}", f"--target {expected}")
+    return LOWERINGS[PACKED_OF_LOWERING[lowering.name]]
 
 
 def lowering_from_name(name: str, plugins: tuple[str, ...] = ()) -> Lowering:

@@ -39,6 +39,8 @@ class Lowering:
     # Integer convolutions with longer rows than this, and more than `layers.SPLIT_CHANNELS` output channels, are
     # written as several and joined again; 0 for never.
     split_rows: int = 0
+    # Weights whose grids have 4 bits or fewer are initializers of 4 bits, two a byte.
+    packed: bool = False
     # Operators that are written as nodes of our own, of PLUGINS, for an engine that has them.
     plugins: tuple[str, ...] = ()
 
@@ -51,6 +53,8 @@ def _rtx(name: str, float_dtype: FloatDtype) -> Lowering:
 # Opset 20 is the safest for int8 in TensorRT and ONNX Runtime; GroupNorm has no op there.
 LOWERINGS = {
     "asymmetric": Lowering("asymmetric", "uint8", "float32", 20),
+    # The same with codes of few bits packed, which ONNX has from opset 21 on.
+    "asymmetric-packed": Lowering("asymmetric-packed", "uint8", "float32", 21, packed=True),
     # The same integers, in the form that OpenVINO runs fastest: docs/measure/performance.md.
     "asymmetric-cpu": Lowering(
         "asymmetric-cpu", "uint8", "float32", 20, split_halves=True, group_norm="statistics", split_rows=128
@@ -67,4 +71,5 @@ LOWERINGS = {
     "weight-only-f32": Lowering("weight-only-f32", "float", "float32", 20, borders="bias"),
 }
 # The same with plugins. TensorRT-RTX imports none that are compiled ahead of time: docs/compile/tensorrt.md.
+PACKED_OF_LOWERING = {"asymmetric": "asymmetric-packed"}
 PLUGINS_OF_LOWERING = {"symmetric": "symmetric-plugins", "weight-only": "weight-only-plugins"}

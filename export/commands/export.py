@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     help="tensorrt: operators that run with kernels of IntSR's own; compiling then needs nvcc.",
 )
 @click.option(
+    "--pack", is_flag=True, help="onnxruntime: weights of 4 bits and fewer as uint4, two a byte (opset 21)."
+)
+@click.option(
     "--tile",
     "tiles_px",
     type=TileSizes(),
@@ -53,6 +56,7 @@ def export(
     bits: str,
     target: str,
     plugins: tuple[str, ...],
+    pack: bool,
     tiles_px: tuple[int, ...],
     context: Path | None,
     lora: Path | None,
@@ -67,13 +71,15 @@ def export(
     from intsr.export.graphs import EXPORT_NAME, check_tile
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
-    from intsr.targets import lowering_from_name
+    from intsr.targets import lowering_from_name, packed
 
     if calibration is not None and official:
         raise UsageError("--calibration, --passionsr", "both", "one of them")
     if "bits" in given_options() and not official:
         raise UsageError("--bits", "without --passionsr", "none: a calibration has its own")
     lowering = lowering_from_name(target, plugins)
+    if pack:
+        lowering = packed(lowering)
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
     source = open_model(model, context, lora)

@@ -208,6 +208,49 @@ def test_codes_equal_the_reference_at_every_quantizer(
     assert output_db > 80
 
 
+@pytest.mark.parametrize("bits", ["w4a4", "w6a6"])
+def test_packed_weights_are_the_same_numbers(folded_at: Callable[..., Folded], x: F32, bits: str) -> None:
+    """Layers of 4 bits are half as large, others stay; weights are equal to the last bit, and so are pictures."""
+    folded = folded_at(bits, True)
+    plain, packed = (
+        lower_network(folded["decoder"], LOWERINGS[name], (1, 4, 8, 8))[0]
+        for name in ("asymmetric", "asymmetric-packed")
+    )
+    values = [
+        {node.output[0]: _dequantized(model, node) for node in _weight_nodes(model)} for model in (plain, packed)
+    ]
+    assert values[0].keys() == values[1].keys() and len(values[0]) > 10
+    assert all(np.array_equal(values[0][name], values[1][name]) for name in values[0])
+    kinds = {_initializer(packed, node.input[0]).data_type for node in _weight_nodes(packed)}
+    assert (onnx.TensorProto.UINT4 in kinds) is (bits == "w4a4") and packed.opset_import[0].version == 21
+    if bits == "w4a4":
+        sizes = [
+            sum(len(_initializer(m, node.input[0]).raw_data) for node in _weight_nodes(m)) for m in (plain, packed)
+        ]
+        assert 0.5 <= sizes[1] / sizes[0] < 0.6
+    z = np.random.default_rng(1).normal(size=(1, 4, 8, 8)).astype(np.float32)
+    pictures = [session_from_model(model).run(None, {model.graph.input[0].name: z})[0] for model in (plain, packed)]
+    assert psnr_db(*pictures) > 80
+
+
+def _weight_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    known = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in known]
+
+
+def _initializer(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
+
+
+def _dequantized(model: onnx.ModelProto, node: onnx.NodeProto) -> F32:
+    """By ONNX's own reference implementation."""
+    inputs = [onnx.numpy_helper.to_array(_initializer(model, name)) for name in node.input]
+    codes, scale, zeros = inputs[0].astype(np.float32), inputs[1], inputs[2].astype(np.float32)
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+    shape = [-1 if i == axis % codes.ndim else 1 for i in range(codes.ndim)] if scale.ndim else []
+    return (codes - zeros.reshape(shape)) * scale.reshape(shape)
+
+
 def with_random_let(sites: dict[str, SiteQuantizer], networks: Modules) -> dict[str, SiteQuantizer]:
     """Every layer with its own s and d, but q, k and v, which share theirs; ranges wide enough to hold x~."""
     rng = np.random.default_rng(2)

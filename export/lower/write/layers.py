@@ -154,14 +154,26 @@ def _weight(net: LoweringContext, layer: FoldedLayer, axis: int) -> tuple[str, F
     for known, name in b.weights_of_site.get(site, ()):
         if known.shape == codes.shape and known.ctypes.data == codes.ctypes.data:
             return name, factors
-    inputs = [
-        b.constant(f"{site}.weight", codes),
-        b.constant(f"{site}.weight_scale", scale),
-        b.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8)),
-    ]
+    zeros = _zero_points(codes, axis) if b.lowering.packed and scale.ndim else None
+    if zeros is None:
+        weight = b.constant(f"{site}.weight", codes)
+        zero_point = b.constant(f"{site}.weight_zero_point", np.zeros(scale.shape, np.int8))
+    else:
+        shape = (-1, *(1,) * (codes.ndim - 1)) if axis == 0 else (1, -1)
+        weight = b.nibbles(f"{site}.weight", (codes + zeros.reshape(shape)).astype(np.uint8))
+        zero_point = b.nibbles(f"{site}.weight_zero_point", zeros.astype(np.uint8))
+    inputs = [weight, b.constant(f"{site}.weight_scale", scale), zero_point]
     value = b.op("DequantizeLinear", inputs, f"{site}.weight_dequantize", **({"axis": axis} if scale.ndim else {}))
     b.weights_of_site.setdefault(site, []).append((codes, value))
     return value, factors
+
+
+def _zero_points(codes: NDArray[np.int8], axis: int) -> NDArray[np.int8] | None:
+    """What each channel's codes need added to be uint4, (channels,); None where they need more bits."""
+    others = tuple(i for i in range(codes.ndim) if i != axis)
+    least, most = codes.min(others), codes.max(others)
+    zeros = -np.minimum(least, 0)
+    return zeros if int((np.maximum(most, 0).astype(np.int16) + zeros).max()) < 16 else None
 
 
 def rows_of(layer: FoldedLayer, bias: F32 | None, rows: slice) -> tuple[FoldedLayer, F32 | None]:
