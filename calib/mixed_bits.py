@@ -24,7 +24,7 @@ from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.quantized_layer import with_layers
 from intsr.calib.learn.stages import outputs
 from intsr.calib.methods.maxmin_let import observe_let
-from intsr.calib.models.families.sd21 import EIGHT_BIT_SITES, network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
@@ -78,7 +78,7 @@ def block_errors(
     inputs: Sequence[torch.Tensor] = crops
     pictures = _pictures(references, NETWORKS, inputs)
     for index, name in enumerate(NETWORKS):
-        own = [site for site in layers if network_of_site(site) == name and site not in EIGHT_BIT_SITES]
+        own = [site for site in layers if network_of_site(site) == name]
         for sites in blocks_by_name(references[name], own).values():
             errors[sites] = {}
             for bits in TRIED:

@@ -78,10 +78,6 @@ class QuantParams:
         scale = float(round_scale((x_max - x_min) / (2**bits - 1)))
         return cls(scale, -int(np.rint(x_min / scale)), bits)
 
-    def rescaled(self, factor: float) -> QuantParams:
-        """The grid of the same tensor multiplied by `factor` > 0: same codes, up to the scale's rounding."""
-        return QuantParams(float(rescale(self.scale, factor)), self.zero_point, self.bits)
-
 
 def quantize(x: NDArray[np.floating], params: QuantParams) -> NDArray[np.uint8]:
     """Codes in [0, 2**bits - 1], uint8: clamp(R(x / scale) + zero_point). float32 arithmetic, as in ONNX."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from intsr.calib.models.families.sd21 import HALVED_SITE, MIN_INTEGER_CHANNELS, is_constant
+from intsr.calib.models.families.sd21 import FLOAT_SITES, is_constant
 from intsr.calib.models.modules import layers_of
 
 if TYPE_CHECKING:
@@ -16,15 +16,6 @@ if TYPE_CHECKING:
 def sites_of_model(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return every Conv2d and Linear of the parts (`unet`, `vae`) by site name, in module order."""
     return {f"{part}.{name}": layer for part in parts for name, layer in layers_of(getattr(model, part)).items()}
-
-
-def runs_in_integers(layer: nn.Conv2d | nn.Linear, site: str = "") -> bool:
-    """Tell whether engines run this layer, once calibrated, on integers.
-
-    site: for a layer that is not specialized yet.
-    """
-    rows, columns = layer.weight.shape[:2]
-    return min(rows // 2 if site == HALVED_SITE else rows, columns) >= MIN_INTEGER_CHANNELS
 
 
 def head_channels(model: SRModel, site: str) -> int:
@@ -39,5 +30,5 @@ def integer_sites(model: SRModel, parts: tuple[str, ...]) -> dict[str, nn.Conv2d
     return {
         site: layer
         for site, layer in sites_of_model(model, parts).items()
-        if runs_in_integers(layer, site) and not is_constant(site)
+        if site not in FLOAT_SITES and not is_constant(site)
     }

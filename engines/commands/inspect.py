@@ -104,8 +104,6 @@ def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
     for kind, worst in (facts["most_clipped"] or {}).items():
         shown[f"clipped, {kind}"] = f"at most {worst['share']:.2%}, in {worst['site']}"
     click.echo("\n".join(f"{key:<18} {value}" for key, value in shown.items()))
-    if facts["layers"]["unknown"]:
-        click.echo("unknown: float where the latents have fewer than 16 channels, which no tensor here shows")
     if layers:
         width = max((len(site["site"]) for site in report["sites"]), default=0)
         for site in report["sites"]:

@@ -1,11 +1,9 @@
 """Describe a calibration folder as plain data: no model is needed.
 
-A calibration names layers and seldom says how wide they are. What an engine runs on integers is told by:
+What an engine runs on integers is told by a layer's name:
 
-    constant   the layer's name: the fixed timestep and context make it a number
-    float      fewer than 16 channels: the picture's side by name, others where the calibration's tensors show it, or
-               leave the layer out while they hold learned weights of others
-    unknown    the six layers on either side of the latents, where no tensor shows how many channels those have
+    constant   the fixed timestep and context make it a number
+    float      it is beside the picture or the latents
     integer    everything else
 """
 
@@ -20,16 +18,12 @@ from typing import Any
 from intsr.calib.calibration.files import JSON_NAME, load_calibration
 from intsr.calib.calibration.types import Calibration, Clipped, SiteQuantizer
 from intsr.calib.models.families.sd21 import (
-    LATENT_INPUTS,
-    LATENT_OUTPUTS,
-    LATENT_SITES,
-    MIN_INTEGER_CHANNELS,
-    PICTURE_SITES,
+    FLOAT_SITES,
     is_constant,
 )
 from intsr.export.fold.let_sites import explicit_sites
 
-RUNS = ("integer", "float", "constant", "unknown")
+RUNS = ("integer", "float", "constant")
 
 
 def inspect_calibration(folder: Path) -> dict[str, Any]:
@@ -84,52 +78,19 @@ def clipped_lines(folder: Path) -> list[str]:
 
 
 def runs_of_sites(sites: Mapping[str, SiteQuantizer]) -> dict[str, str]:
-    """Site -> one of RUNS, by name and by the lengths of the tensors that are there."""
-    latent_channels = _latent_channels(sites)
-    # Methods that learn weights learn those of every integer layer.
-    learned = any(_output_channels(quantizer) is not None for quantizer in sites.values())
-    return {site: _runs(site, quantizer, latent_channels, learned) for site, quantizer in sites.items()}
+    """Site -> one of RUNS."""
+    return {site: _runs(site) for site in sites}
 
 
-def _runs(site: str, quantizer: SiteQuantizer, latent_channels: int | None, learned: bool) -> str:
-    if is_constant(site):
-        return "constant"
-    widths = [width for width in (_input_channels(quantizer), _output_channels(quantizer)) if width is not None]
-    if site in LATENT_SITES and latent_channels is not None:
-        widths.append(LATENT_SITES[site] * latent_channels)
-    narrow = any(width < MIN_INTEGER_CHANNELS for width in widths)
-    if site in PICTURE_SITES or narrow or (learned and _output_channels(quantizer) is None):
-        return "float"
-    return "unknown" if site in LATENT_SITES and latent_channels is None else "integer"
-
-
-def _input_channels(quantizer: SiteQuantizer) -> int | None:
-    if quantizer.let_scale is not None:
-        return len(quantizer.let_scale)
-    return None if quantizer.weight_codes is None else int(quantizer.weight_codes.shape[1])
-
-
-def _output_channels(quantizer: SiteQuantizer) -> int | None:
-    learned = quantizer.weight_low if quantizer.weight_low is not None else quantizer.weight_scale
-    return None if learned is None else len(learned)
-
-
-def _latent_channels(sites: Mapping[str, SiteQuantizer]) -> int | None:
-    for multiples, channels_of in ((LATENT_INPUTS, _input_channels), (LATENT_OUTPUTS, _output_channels)):
-        for site, multiple in multiples.items():
-            channels = channels_of(sites[site]) if site in sites else None
-            if channels is not None:
-                return channels // multiple
-    return None
+def _runs(site: str) -> str:
+    return "constant" if is_constant(site) else "float" if site in FLOAT_SITES else "integer"
 
 
 def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, Any]]:
     lets = {
         site: (quantizer.let_scale, quantizer.let_shift)
         for site, quantizer in calibration.sites.items()
-        if quantizer.let_scale is not None
-        and quantizer.let_shift is not None
-        and runs[site] in ("integer", "unknown")
+        if quantizer.let_scale is not None and quantizer.let_shift is not None and runs[site] == "integer"
     }
     explicit = explicit_sites(lets)
     values = []

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from intsr.calib.models.families.sd21 import HALVED_SITE, POST_QUANT_CONV, part_of_network
+from intsr.calib.models.families.sd21 import FLOAT_SITES, part_of_network
 from intsr.calib.models.modules import copy_sharing_weights, layers_of, put_modules
-from intsr.calib.models.sites import runs_in_integers
 from intsr.calib.observe.fake_quant import FakeQuantLayer, integer_part
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
@@ -76,11 +75,11 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
     `network` is used up: its modules are changed, and their float weights go as soon as codes are made of them.
     Raises CalibrationError where the calibration lacks a layer of its own parts.
     """
-    name, module, latent_scaling_factor = network.name, network.module, network.spec.latent_scaling_factor
+    name, module = network.name, network.module
     if calibration is None or part_of_network(name) not in calibration.parts:
         return FoldedNetwork(name, module, {})
-    integer = {site: layer for site, layer in layers_of(module).items() if runs_in_integers(layer)}
-    lets = _lets_of_sites(integer, calibration, latent_scaling_factor)
+    integer = {site: layer for site, layer in layers_of(module).items() if site not in FLOAT_SITES}
+    lets = _lets_of_sites(integer, calibration)
     weights = {}
     for site, layer in integer.items():
         plain = network.plain_weights.get(site, layer.weight)[: len(layer.weight)].detach()
@@ -90,15 +89,8 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
     layers = {}
     for site, layer in integer.items():
         quantizer, factors = calibration.sites[site], network.row_factors.get(site, 1.0)
-        activation = quantizer.activation_params()
         let_scale: NDArray[np.float32] | None = None
         let_shift: NDArray[np.float32] | None = None
-        if site == POST_QUANT_CONV and site in lets:
-            # Its s carries the latent scaling factor, which cancels what specialization divided by.
-            factors = 1.0
-        elif site == POST_QUANT_CONV:
-            # Only a VAE of 16 latent channels or more has this layer in integers.
-            activation = activation.rescaled(latent_scaling_factor)
         if site in explicit:
             # 1 / s is what an fp16 graph holds, so it is exact there; what went into other weights is s itself.
             let_scale = np.float32(1) / round_scale((1 / lets[site].s).numpy())
@@ -106,20 +98,23 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
         if site in of_let:
             factors = factors * of_let[site].numpy()
         codes, scale = _multiplied(*weights[site], factors)
-        # A branch has no s, and is divided by the latent scaling factor after all.
-        of_branch = factors / latent_scaling_factor if site == POST_QUANT_CONV and site in lets else factors
-        branch = _fold_branch(layer, quantizer, of_branch, let=lets.get(site), explicit=site in explicit)
+        branch = _fold_branch(layer, quantizer, factors, let=lets.get(site), explicit=site in explicit)
         layers[site] = FoldedLayer(
-            site, codes, scale, activation, let_scale, let_shift, branch=branch, rotation=rotations[site]
+            site,
+            codes,
+            scale,
+            quantizer.activation_params(),
+            let_scale,
+            let_shift,
+            branch=branch,
+            rotation=rotations[site],
         )
         # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
         layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)
     return FoldedNetwork(name, module, layers)
 
 
-def _lets_of_sites(
-    layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration, latent_scaling_factor: float
-) -> dict[str, Let]:
+def _lets_of_sites(layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration) -> dict[str, Let]:
     lets = {}
     for site, layer in layers.items():
         quantizer = calibration.sites.get(site)
@@ -131,24 +126,19 @@ def _lets_of_sites(
         if len(s) != layer.weight.shape[1]:
             got = f"LET of {len(s)} channels for {site}"
             raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
-        factor = np.float32(latent_scaling_factor if site == POST_QUANT_CONV else 1.0)
-        lets[site] = Let(torch.from_numpy(s * factor), torch.from_numpy(d * factor))
+        lets[site] = Let(torch.from_numpy(s), torch.from_numpy(d))
     return lets
 
 
 def _quantized_weight(
     site: str, plain: torch.Tensor, quantizer: SiteQuantizer
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integer s W and their scales, of W as the model has it.
-
-    quant_conv keeps the first half of its output channels: so do the tensors that belong to them.
-    """
+    """Integer s W and their scales, of W as the model has it."""
     plain = integer_part(plain, quantizer)
     if quantizer.let_scale is not None:
         plain = scaled_weight(plain, torch.tensor(quantizer.let_scale))
     learned = quantizer.weight_low if quantizer.weight_codes is None else quantizer.weight_codes
-    full = len(plain) if site != HALVED_SITE else 2 * len(plain)
-    if learned is not None and (len(learned) != full or (learned.ndim > 1 and learned.shape[1:] != plain.shape[1:])):
+    if learned is not None and tuple(learned.shape) != tuple(plain.shape[: learned.ndim]):
         got = f"learned weights of shape {learned.shape}"
         raise CalibrationError(site, got, str(tuple(plain.shape)), "calibrate again")
     return quantizer.quantize_weight(plain.numpy())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from intsr.calib.methods.maxmin import observe_maxmin
-from intsr.calib.models.families.sd21 import EIGHT_BIT_SITES, reads_bare_stream
+from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.models.open import SRModel
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import sites_of_model
@@ -50,9 +50,7 @@ def test_every_layer_of_the_parts_has_a_range_that_holds_zero(tiny_model: SRMode
     sites = observe_maxmin(tiny_model, inputs(1), Bits(6, 4), ("unet",))
     assert set(sites) == set(sites_of_model(tiny_model, ("unet",)))
     assert all(site.x_min <= 0 <= site.x_max for site in sites.values())
-    eight = {site for site, q in sites.items() if (q.weight_bits, q.activation_bits) == (8, 8)}
-    assert eight == EIGHT_BIT_SITES & set(sites)
-    assert {(q.weight_bits, q.activation_bits) for s, q in sites.items() if s not in eight} == {(6, 4)}
+    assert {(q.weight_bits, q.activation_bits) for q in sites.values()} == {(6, 4)}
 
 
 def test_nan_names_the_layer(tiny_model: SRModel) -> None:

@@ -12,11 +12,10 @@ from click.testing import CliRunner, Result
 from folding import fold
 
 from intsr.calib.calibration.files import save_calibration
-from intsr.calib.calibration.types import Calibration, SiteQuantizer
+from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import quantized_layers
 from intsr.calib.models.families.sd21 import is_constant
 from intsr.calib.models.open import SRModel
-from intsr.calib.models.sites import sites_of_model
 from intsr.engines.commands.inspect import inspect
 from intsr.engines.inspect.calibration import inspect_calibration, runs_of_sites
 from intsr.errors import CalibrationError
@@ -63,7 +62,7 @@ def test_json_says_what_folding_does(folder: Path, learned: Calibration, tiny_mo
     for site, value in sites.items():
         expected = None if site not in layers else "explicit" if site in explicit else "free"
         assert (value["let"] and value["let"]["placement"]) == expected, site
-    assert facts["layers"]["integer"] == len(layers) and facts["layers"]["unknown"] == 0
+    assert facts["layers"]["integer"] == len(layers)
     counts = {"sites": len(layers), "free": len(layers) - len(explicit), "explicit": len(explicit)}
     shifted = sum(bool(np.any(learned.sites[site].let_shift)) for site in layers)
     assert facts["let"] == counts | {"shifted": shifted} and min(counts.values()) > 10
@@ -111,31 +110,14 @@ def test_codes_are_told_from_ranges(learned: Calibration, tmp_path: Path) -> Non
     assert next(site for site in answer["sites"] if site["site"] == EXPLICIT)["weights"] == "codes"
 
 
-def test_widths_that_nothing_shows(tiny_calibration: Calibration, tmp_path: Path) -> None:
-    # MaxMin's numbers are the same for layers of any width.
+def test_the_name_says_what_runs_how(tiny_calibration: Calibration, tmp_path: Path) -> None:
     save_calibration(tiny_calibration, tmp_path / "c")
     runs = runs_of_sites(tiny_calibration.sites)
-    assert {site for site, kind in runs.items() if kind == "unknown"} == {
-        *("unet.conv_in", "unet.conv_out", "vae.encoder.conv_out", "vae.decoder.conv_in"),
-        *("vae.quant_conv", "vae.post_quant_conv"),
+    assert {site for site, kind in runs.items() if kind == "float"} == {
+        *("unet.conv_in", "unet.conv_out", "vae.encoder.conv_in", "vae.encoder.conv_out", "vae.decoder.conv_in"),
+        *("vae.decoder.conv_out", "vae.quant_conv", "vae.post_quant_conv"),
     }
-    shown = run(tmp_path / "c").stdout
-    assert "6 unknown" in shown and "fewer than 16 channels, which no tensor here shows" in shown
-    assert "0 sites: 0 free, 0 with an explicit step" in shown
-
-
-@pytest.mark.parametrize("latent_channels", [4, 8, 16])
-def test_latents_widths_from_one_layer(tiny_model: SRModel, latent_channels: int) -> None:
-    # One layer's LET tells how wide all six are; quant_conv loses half of its outputs in engines.
-    sites = {site: SiteQuantizer(-1.0, 1.0, 8, 8) for site in sites_of_model(tiny_model, ("unet", "vae"))}
-    s = np.ones(latent_channels, np.float32)
-    sites["vae.post_quant_conv"] = replace(sites["vae.post_quant_conv"], let_scale=s, let_shift=0 * s)
-    runs = runs_of_sites(sites)
-    narrow = latent_channels < 16
-    for site in ("unet.conv_in", "unet.conv_out", "vae.quant_conv", "vae.post_quant_conv", "vae.decoder.conv_in"):
-        assert runs[site] == ("float" if narrow else "integer"), site
-    assert runs["vae.encoder.conv_out"] == ("float" if latent_channels < 8 else "integer")
-    assert runs["vae.encoder.conv_in"] == runs["vae.decoder.conv_out"] == "float"
+    assert "0 sites: 0 free, 0 with an explicit step" in run(tmp_path / "c").stdout
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

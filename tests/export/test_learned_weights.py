@@ -18,10 +18,8 @@ from intsr.export.fold.fold import FoldedLayer, _multiplied
 from intsr.kernels.quantizer import dequantize_weight, rescale
 from intsr.types import Bits
 
-CONV_OUT = "unet.conv_out"
 
-
-def expected_factors(model: SRModel, layers: dict[str, QuantizedLayer]) -> dict[str, NDArray[np.float64]]:
+def expected_factors(layers: dict[str, QuantizedLayer]) -> dict[str, NDArray[np.float64]]:
     """Site -> what each row of its weights is multiplied by, from the rules and not from the code."""
     factors = {site: np.ones(len(layer.layer.weight)) for site, layer in layers.items()}
     for site, layer in layers.items():
@@ -32,23 +30,11 @@ def expected_factors(model: SRModel, layers: dict[str, QuantizedLayer]) -> dict[
             factors[site.replace("to_out.0", "to_v")] /= s
         elif site.endswith("ff.net.2"):
             factors[site.replace("net.2", "net.0.proj")][: len(s)] /= s
-    alpha_bar, f = model.spec.alpha_bar, model.spec.latent_scaling_factor
-    factors[CONV_OUT] *= -(((1 - alpha_bar) / alpha_bar) ** 0.5)
-    factors["vae.quant_conv"] *= f
-    if not layers["vae.post_quant_conv"].grid.has_let:
-        # Its input is f times what it was, which its LET, where it has one, takes back.
-        factors["vae.post_quant_conv"] /= f
     return factors
 
 
 def folded_layers(folded: Folded) -> dict[str, FoldedLayer]:
     return {site: layer for network in folded.values() for site, layer in network.layers.items()}
-
-
-@pytest.fixture(autouse=True)
-def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layer runs in integers."""
-    monkeypatch.setattr("intsr.calib.models.sites.MIN_INTEGER_CHANNELS", 1)
 
 
 @pytest.mark.parametrize("weights", ["ranges", "rounding", "low_rank"])
@@ -57,16 +43,13 @@ def _few_channels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_training_held_is_what_engines_hold(tiny_model: SRModel, bits: Bits, let: str, weights: str) -> None:
     model = exact_model(tiny_model)
     layers = random_layers(model, bits, let, weights=weights)
-    folded, factors = folded_layers(fold(model, calibration_of(layers, model, bits))), expected_factors(model, layers)
+    folded, factors = folded_layers(fold(model, calibration_of(layers, model, bits))), expected_factors(layers)
     assert set(folded) == set(layers)
     for site, layer in layers.items():
         weight = layer.quantized_weight().numpy()
         expected = weight * factors[site].reshape(-1, *[1] * (weight.ndim - 1))
         got = dequantize_weight(folded[site].weight_codes, folded[site].weight_scale)
-        # quant_conv keeps the mean's half.
-        np.testing.assert_array_equal(got, expected[: len(got)], err_msg=site)
-    # The factors in question are there.
-    assert set(factors[CONV_OUT]) == {-4} and set(factors["vae.quant_conv"]) == {0.25}
+        np.testing.assert_array_equal(got, expected, err_msg=site)
     rows = [site for site in factors if site.endswith((".to_v", "net.0.proj"))]
     assert rows and all((set(factors[site]) == {1}) == (let == "none") for site in rows)
 
@@ -80,13 +63,13 @@ def test_any_factor_costs_one_rounding_of_the_scale(tiny_model: SRModel, bits: B
     for layer in layers.values():
         move_off_midpoints(layer)  # where float64 here and float32 there may differ
     folded = folded_layers(fold(model, calibration_of(layers, model, bits)))
-    factors = expected_factors(model, layers)
+    factors = expected_factors(layers)
     for site in layers:
         codes, scale = folded[site].weight_codes.astype(int), folded[site].weight_scale
-        rows = factors[site][: len(scale)]
+        rows = factors[site]
         trained_scale = layers[site].weight_grid()[0]
-        trained = (layers[site].quantized_weight() / trained_scale).round().numpy()[: len(scale)]
-        np.testing.assert_array_equal(scale, rescale(trained_scale.flatten().numpy()[: len(scale)], rows), site)
+        trained = (layers[site].quantized_weight() / trained_scale).round().numpy()
+        np.testing.assert_array_equal(scale, rescale(trained_scale.flatten().numpy(), rows), site)
         assert np.array_equal(codes, trained * np.sign(rows).reshape(-1, *[1] * (codes.ndim - 1))), site
 
 

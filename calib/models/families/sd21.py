@@ -11,44 +11,24 @@ from typing import Any
 
 from intsr.types import Bits
 
-# Kept at 8 bits whatever is asked for, as PassionSR does: the layers on either side of the picture, the latents and
-# the time.
-EIGHT_BIT_SITES = frozenset(
-    (
-        "unet.time_embedding.linear_1",
-        "unet.conv_out",
-        "vae.quant_conv",
-        "vae.post_quant_conv",
-        "vae.encoder.conv_out",
-        "vae.decoder.conv_out",
-    )
-)
-# Layers with fewer input or output channels stay float in every engine. They are under 2 % of the operations, an
-# integer kernel pads their channels and gains nothing, and the picture's own 8-bit levels lie half-way between the
+# The layers beside the picture and the latents stay float in every engine. They are under 2 % of the operations, and
+# in SD 2.1 have so few channels that an integer kernel pads them and gains nothing; everything that the picture is
+# made of goes through the latents, whose rounding shows; and the picture's own 8-bit levels lie half-way between the
 # codes of any grid on [-1, 1] that holds 0, so that quantizing the first layer's input would round every pixel.
-MIN_INTEGER_CHANNELS = 16
-# Engines keep the posterior's mean alone: half of this layer's outputs.
-HALVED_SITE = "vae.quant_conv"
+PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
+LATENT_SITES = (
+    "vae.encoder.conv_out",
+    "vae.quant_conv",
+    "unet.conv_in",
+    "unet.conv_out",
+    "vae.post_quant_conv",
+    "vae.decoder.conv_in",
+)
+FLOAT_SITES = frozenset((*PICTURE_SITES, *LATENT_SITES))
 # Specialization moves the latent scaling factor across this layer's input: x there is f times what it was.
 POST_QUANT_CONV = "vae.post_quant_conv"
-# The sites that read and write the picture itself, three channels.
-PICTURE_SITES = ("vae.encoder.conv_in", "vae.decoder.conv_out")
-# The only names of layers with few channels in the models known: beside the picture and the latents.
-NARROW_NAMES = ("conv_in", "conv_out", "quant_conv", "post_quant_conv")
-# Layers beside the latents -> the fewest channels they have in an engine, as a multiple of the latents'.
-LATENT_SITES = {
-    "vae.encoder.conv_out": 2,
-    "vae.quant_conv": 1,
-    "unet.conv_in": 1,
-    "unet.conv_out": 1,
-    "vae.post_quant_conv": 1,
-    "vae.decoder.conv_in": 1,
-}
-# Channels of input and of output of those layers, in the same multiples, where that is what they are.
-LATENT_INPUTS = {"vae.quant_conv": 2, "unet.conv_in": 1, "vae.post_quant_conv": 1, "vae.decoder.conv_in": 1}
-LATENT_OUTPUTS = {"vae.encoder.conv_out": 2, "vae.quant_conv": 2, "unet.conv_out": 1, "vae.post_quant_conv": 1}
-# Samplers, shortcuts, projections out of a transformer, the layers beside the latents: no norm is in front of them.
-BARE_STREAM = ("conv_shortcut", "samplers.0.conv", "proj_out", "quant_conv")
+# Samplers, shortcuts, projections out of a transformer: no norm is in front of them.
+BARE_STREAM = ("conv_shortcut", "samplers.0.conv", "proj_out")
 # What an activation function, attention or GEGLU is in front of.
 ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2")
 # diffusers' classes whose modules are calibrated as one block; a layer outside of them is a block by itself.
@@ -175,12 +155,9 @@ def part_of_network(network: str) -> str:
 
 
 def bits_of_site(site: str, bits: Bits) -> tuple[int, int]:
-    """Return (weight bits, activation bits) of one site: by the bits' own rules, then by EIGHT_BIT_SITES."""
+    """Return (weight bits, activation bits) of one site."""
     assert bits.weights is not None and bits.activations is not None
-    own = bits.of_site(site)
-    if own is not None:
-        return own
-    return (8, 8) if site in EIGHT_BIT_SITES else (bits.weights, bits.activations)
+    return bits.of_site(site) or (bits.weights, bits.activations)
 
 
 def input_groups(sites: Iterable[str]) -> list[tuple[str, ...]]:

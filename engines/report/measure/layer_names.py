@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 from intsr.calib.models.families.sd21 import (
     BLOCK_ENDS,
-    MIN_INTEGER_CHANNELS,
-    NARROW_NAMES,
+    LATENT_SITES,
     PICTURE_SITES,
     RESNET_LAYERS,
     STAGES,
@@ -19,9 +18,7 @@ from intsr.types import NETWORKS
 REASONS = {
     "constant": "Not in the engine: the fixed timestep and prompt make it a constant.",
     "picture": "Full precision: it reads or writes the picture itself, three channels.",
-    "float": f"Full precision: fewer than {MIN_INTEGER_CHANNELS} channels, where an integer kernel gains nothing.",
-    "unknown": f"Full precision if the latents have fewer than {MIN_INTEGER_CHANNELS} channels, which nothing in "
-    "this calibration shows.",
+    "float": "Full precision: it reads or writes the latents, whose rounding shows, and costs next to nothing.",
     "builder": "The builder chose so.",
 }
 
@@ -65,4 +62,4 @@ def reason_of_engine_layer(name: str) -> str:
     """Say why an integer engine's plan has a layer in floating point."""
     if name in PICTURE_SITES:
         return REASONS["picture"]
-    return REASONS["float" if name.rpartition(".")[2] in NARROW_NAMES else "builder"]
+    return REASONS["float" if name in LATENT_SITES else "builder"]

@@ -12,7 +12,7 @@ from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PASSIONSR, Calibration, PhaseName
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.cli.console import say
-from intsr.engines.inspect.calibration import inspect_calibration
+from intsr.engines.inspect.calibration import RUNS, inspect_calibration
 from intsr.engines.report.measure.layer_names import graph_order, reason_of_site, short_name
 from intsr.engines.report.measure.request import ReportRequest
 from intsr.engines.report.measure.variants import read_rgb
@@ -85,9 +85,6 @@ def _measured(request: ReportRequest, calibration: Calibration) -> _Measured | N
 def _layer(site: Mapping[str, Any], measured: _Measured | None) -> dict[str, Any]:
     name, runs = site["site"], site["runs"]
     statistics = measured.layers.get(name, {}) if measured else {}
-    if measured and runs == "unknown":
-        # The model shows what the calibration does not.
-        runs = "integer" if statistics else "float"
     return {
         **site,
         "short": short_name(name),
@@ -99,7 +96,7 @@ def _layer(site: Mapping[str, Any], measured: _Measured | None) -> dict[str, Any
 
 
 def _by_network(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    kinds = ("integer", "float", "constant", "unknown")
+    kinds = RUNS
     return [
         {"name": name, "layers": [layer["site"] for layer in layers if layer["network"] == name]}
         | {kind: sum((layer["network"], layer["runs"]) == (name, kind) for layer in layers) for kind in kinds}

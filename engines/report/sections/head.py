@@ -130,7 +130,7 @@ def _of_calibration(calibration: Facts | None) -> list[dict[str, Any]]:
         return []
     kinds = calibration["layers_by_network"]
     integer = sum(network["integer"] for network in kinds)
-    engine = integer + sum(network["float"] + network["unknown"] for network in kinds)
+    engine = integer + sum(network["float"] for network in kinds)
     note = f"of {engine} that an engine computes; {calibration['sites'] - engine} more are constants"
     numbers = [_number("integer_layers", "Integer layers", integer, str(integer), note)]
     measured = [layer for layer in calibration["layers"] if "output_sqnr_db" in layer]
