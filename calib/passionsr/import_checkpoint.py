@@ -18,7 +18,7 @@ from intsr.calib.calibration.types import PARTS, PASSIONSR, Calibration, SiteQua
 from intsr.calib.models.families.sd21 import bits_of_site, network_of_site
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.passionsr.forward import halves
-from intsr.calib.passionsr.layout import Entry, Shape, checkpoint_layout
+from intsr.calib.passionsr.layout import EIGHT_BIT_SITES, Entry, Shape, checkpoint_layout
 from intsr.calib.passionsr.types import PassionSRAttention, PassionSRLayer, PassionSRQuantizers
 from intsr.cli.console import Stopwatch
 from intsr.errors import CalibrationError, UsageError
@@ -76,7 +76,8 @@ def import_passionsr(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px:
             numbers: dict[str, Any] = {
                 name: _numbers(tensors, name, *places) for name, places in entry.tensors.items()
             }
-            weight_bits, activation_bits = bits_of_site(entry.site, bits)
+            eight = entry.site in EIGHT_BIT_SITES
+            weight_bits, activation_bits = (8, 8) if eight else bits_of_site(entry.site, bits)
             if isinstance(entry.module, nn.Conv2d | nn.Linear):
                 layer = PassionSRLayer(entry.convolution, weight_bits, activation_bits, **numbers)
                 layers[entry.site] = layer

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 PREFIX = "model.model."
 # The official model splits every layer of the UNet, and no layer of the VAE.
 PIECES = {"unet": 2, "vae": 1}
+# Layers that the official model keeps at 8 bits whatever is asked for.
+EIGHT_BIT_SITES = (
+    "unet.time_embedding.linear_1",
+    "unet.conv_out",
+    "vae.quant_conv",
+    "vae.post_quant_conv",
+    "vae.encoder.conv_out",
+    "vae.decoder.conv_out",
+)
 UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",

@@ -126,7 +126,7 @@ def _lets_of_sites(layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Cal
         if len(s) != layer.weight.shape[1]:
             got = f"LET of {len(s)} channels for {site}"
             raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
-        lets[site] = Let(torch.from_numpy(s), torch.from_numpy(d))
+        lets[site] = Let(torch.tensor(s), torch.tensor(d))
     return lets
 
 
