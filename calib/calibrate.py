@@ -17,6 +17,7 @@ from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_si
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.method import Method
+from intsr.calib.learn.perceptual import LPIPS, STRUCTURE, distance_from_file
 from intsr.calib.learn.reverse import learn_reverse
 from intsr.calib.learn.stages import Run, with_steps
 from intsr.calib.learn.train import Report, TrainingOptions
@@ -64,6 +65,8 @@ class Recipe:
     device: str = "cpu"
     # Whether `made_pictures` are looked at, too.
     guard: bool = True
+    # LPIPS's weights, for methods that train on pictures.
+    lpips: Path | None = None
 
     def __post_init__(self) -> None:
         if self.method not in methods():
@@ -75,6 +78,9 @@ class Recipe:
         if self.rank is not None and not methods()[self.method].rank:
             able = " or ".join(method.name for method in methods().values() if method.rank)
             raise UsageError("--rank", f"together with --method {self.method}", f"--method {able}")
+        if self.lpips is not None and not methods()[self.method].whole:
+            able = " or ".join(method.name for method in methods().values() if method.whole)
+            raise UsageError("--lpips", f"together with --method {self.method}", f"--method {able}")
 
     @property
     def stages(self) -> Method:
@@ -124,7 +130,8 @@ def calibrate(
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
             crops = crops_of_recipe(model, pictures, recipe)
-            run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops)
+            distance = distance_from_file(recipe.lpips, recipe.device)
+            run = Run(recipe.stages, recipe.training, recipe.seed, journal, report, crops, distance)
             sites, curves = _trained_sites(model, recipe, run)
         else:
             batches = progress(calibration_batches(pictures, model.spec, recipe.tile_px))
@@ -147,6 +154,7 @@ def calibrate(
         peak_bytes=peak_resident_bytes(),
         sites=sites,
         curves=curves,
+        perceptual="" if not recipe.stages.whole else LPIPS if recipe.lpips else STRUCTURE,
         clipped=clipped_shares(model, sites, pictures[:CLIPPED_PICTURES], recipe.tile_px, recipe.seed),
     )
 
@@ -196,6 +204,7 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
     settings = {key: str(value) for key, value in {**asdict(recipe), **training}.items() if key != "training"}
     return {
         **settings,
+        **({"lpips": sha256_from_path(recipe.lpips)} if recipe.lpips else {}),
         "bits": repr(recipe.bits) if recipe.bits.rules else str(recipe.bits),
         "model": model.digest,
         "pictures": [sha256_from_path(path) for path in pictures],

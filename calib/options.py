@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from intsr.cli.options import FiniteFloat, given_options, refuse_given
+from intsr.cli.options import PATH, FiniteFloat, given_options, refuse_given
 from intsr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ OF_IMPORT = frozenset(
 # Parameters that change something where something is trained alone.
 TRAINING_OPTIONS = (
     *("rank", "crop_px", "crops", "batch", "block_steps", "joint_steps", "rate", "cache", "recompute", "mixed"),
-    *("device", "seed"),
+    *("lpips", "device", "seed"),
 )
 
 
@@ -57,6 +57,12 @@ def learning_options(crops: int) -> Callable[[F], F]:
         click.option("--crops", type=click.IntRange(1), default=crops, show_default=True, help="Crops to train on."),
         click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Crops a step."),
         click.option("--rate", type=FiniteFloat(0, 100, True, True), default=1.0, help="Factor on all rates."),
+        click.option(
+            "--lpips",
+            type=PATH,
+            help='Weights of LPIPS, the state of lpips.LPIPS(net="vgg"), to compare pictures by.  [default: none; '
+            "structure and edges]",
+        ),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
         click.option("--seed", type=int, default=0, show_default=True, help="Of crops, batches and samples."),
     )

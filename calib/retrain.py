@@ -25,7 +25,7 @@ from intsr.calib.calibration.types import PhaseName
 from intsr.calib.data.crops import crops_from_pictures
 from intsr.calib.learn.block_data import KnownPairs
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.perceptual import perceptual_distance
+from intsr.calib.learn.perceptual import distance_from_file
 from intsr.calib.learn.quantized_layer import Branch
 from intsr.calib.learn.stages import CHUNK, check_device, mean_square, outputs
 from intsr.calib.learn.train import Phase, Report, learned_state, restore_state, train
@@ -59,6 +59,8 @@ class RetrainRecipe:
     batch: int = 4
     # A factor on RATE.
     rate: float = 1.0
+    # LPIPS's weights.
+    lpips: Path | None = None
     device: str = "cpu"
     seed: int = 0
 
@@ -121,7 +123,7 @@ def retrain(
     timestep that the scheduler has not, CalibrationError.
     """
     check_device(recipe.device)
-    model = source.load()
+    distance, model = distance_from_file(recipe.lpips, recipe.device), source.load()
     steps = range(source.scheduler["num_train_timesteps"])
     alpha_bars = [alpha_bar_from_scheduler(source.scheduler, t, Path(source.spec.name)) for t in steps]
     crops = crops_from_pictures(
@@ -153,7 +155,7 @@ def retrain(
         y = student(x)
         picture = networks["decoder"](y)
         errors = (y - target).square().mean() / energies[0], (picture - exact).square().mean() / energies[1]
-        return errors[0] + PICTURE_WEIGHT * errors[1] + PERCEPTUAL_WEIGHT * perceptual_distance(picture, exact)
+        return errors[0] + PICTURE_WEIGHT * errors[1] + PERCEPTUAL_WEIGHT * distance(picture, exact)
 
     @torch.no_grad()
     def held_out_loss() -> float:
@@ -240,6 +242,7 @@ def _identity(source: ModelSource, pictures: Sequence[Path], recipe: RetrainReci
     return {
         **{key: str(value) for key, value in asdict(recipe).items()},
         "plan": "retrain",
+        **({"lpips": sha256_from_path(recipe.lpips)} if recipe.lpips else {}),
         "model": source.digest,
         "pictures": [sha256_from_path(path) for path in pictures],
         "threads": torch.get_num_threads(),

@@ -54,6 +54,7 @@ class _Header:
     peak_bytes: int
     sites: dict[str, _SiteFacts]
     clipped: dict[str, Clipped]
+    perceptual: str = ""
     # kind -> site -> everything of its record that is no array; the key is there for an imported calibration alone.
     official: dict[str, dict[str, dict[str, bool | int]]] = field(default_factory=dict)
 
@@ -79,14 +80,16 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
             for site, q in calibration.sites.items()
         },
         clipped=dict(calibration.clipped),
+        perceptual=calibration.perceptual,
         official={
             kind: {site: _select(record, arrays=False) for site, record in records.items()}
             for kind, records in calibration.imported.items()
         },
     )
     values = asdict(header)
-    if not header.official:
-        del values[IMPORTED_KEY]
+    for key in (IMPORTED_KEY, "perceptual"):
+        if not values[key]:
+            del values[key]
     for site in values["sites"].values():
         for name in ("rotation", "row_rotation"):
             if not site[name]:
@@ -140,6 +143,7 @@ def load_calibration(folder: Path) -> Calibration:
         sites={site: _site_quantizer(site, known, tensors, folder) for site, known in header.sites.items()},
         curves=curves,
         clipped=header.clipped,
+        perceptual=header.perceptual,
         imported=imported,
     )
 

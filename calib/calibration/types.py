@@ -215,6 +215,8 @@ class Calibration:
     sites: Mapping[str, SiteQuantizer] = field(default_factory=dict)
     # Learning curves, by the text of a PhaseName: [[step, loss, loss on held-out pictures], ...].
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    # What pictures were compared by in training, beside their squared error; "" where none were.
+    perceptual: str = ""
     # Of every layer that engines run on integers; none of an imported calibration.
     clipped: Mapping[str, Clipped] = field(default_factory=dict)
     # Of an imported calibration alone, kind -> site -> record: engines compute with these, and `sites` sum them up.

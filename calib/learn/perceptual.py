@@ -7,8 +7,14 @@ Each scale is half of the one before, by averages of 2 x 2 pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
 import torch
 from torch.nn import functional
+
+from intsr.calib.learn.lpips import Lpips
 
 SCALES = 3
 WINDOW = 8
@@ -16,6 +22,15 @@ WINDOW = 8
 EDGES = 4.0
 # SSIM's constants, for pictures in [0, 1].
 C1, C2 = 0.01**2, 0.03**2
+
+
+STRUCTURE, LPIPS = "structure and edges", "lpips"
+Distance: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def distance_from_file(lpips: Path | None, device: str = "cpu") -> Distance:
+    """LPIPS with the weights of that file, or what stands in for it. Raises ModelError."""
+    return perceptual_distance if lpips is None else Lpips(lpips, device)
 
 
 def perceptual_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

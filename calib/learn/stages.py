@@ -24,6 +24,7 @@ from intsr.calib.learn.method import (
     penalty,
     set_dynamic,
 )
+from intsr.calib.learn.perceptual import Distance, perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
 from intsr.calib.learn.train import Phase, Report, TrainingOptions, learned_state, restore_state, train
 from intsr.calib.models.reference import reference_networks
@@ -52,6 +53,8 @@ class Run:
     journal: Journal
     report: Report
     crops: Crops
+    # Of pictures, for the stages of all three networks.
+    distance: Distance = perceptual_distance
 
 
 def check_device(device: str) -> None:

@@ -16,7 +16,6 @@ from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.block_data import KnownPairs
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.method import recomputed
-from intsr.calib.learn.perceptual import perceptual_distance
 from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.calib.learn.stages import Curves, Run, mean_square, outputs, run_stage, with_steps
 from intsr.calib.models.families.sd21 import network_of_site
@@ -62,9 +61,8 @@ class WholeModel:
         """Of all three networks on some crops."""
         x, exact = self.pairs[NETWORKS[0]].batch(indices)
         picture = self.picture(NETWORKS[0], x)
-        return PICTURE_WEIGHT * self.picture_error(picture, exact) + PERCEPTUAL_WEIGHT * perceptual_distance(
-            picture, exact
-        )
+        distance = self.run.distance(picture, exact)
+        return PICTURE_WEIGHT * self.picture_error(picture, exact) + PERCEPTUAL_WEIGHT * distance
 
     @contextmanager
     def recomputed(self, layers: Mapping[str, QuantizedLayer]) -> Iterator[None]:

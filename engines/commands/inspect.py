@@ -101,6 +101,8 @@ def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
         f"{let['shifted']} with a shift",
         "learned weights": f"{weights['ranges']} ranges, {weights['codes']} codes",
     }
+    if facts["perceptual"]:
+        shown["pictures by"] = f"squared error and {facts['perceptual']}"
     for kind, worst in (facts["most_clipped"] or {}).items():
         shown[f"clipped, {kind}"] = f"at most {worst['share']:.2%}, in {worst['site']}"
     click.echo("\n".join(f"{key:<18} {value}" for key, value in shown.items()))

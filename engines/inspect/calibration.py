@@ -57,6 +57,7 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
             "shifted": sum(bool(site["let"] and site["let"]["placement"] and site["let"]["shift"]) for site in sites),
         },
         "weights": {kind: sum(site["weights"] == kind for site in sites) for kind in ("ranges", "codes")},
+        "perceptual": calibration.perceptual,
         "most_clipped": most_clipped(calibration.clipped),
     }
     return {"calibration": facts, "sites": sites}

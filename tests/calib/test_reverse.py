@@ -100,6 +100,27 @@ def test_memory_options_hold_for_whole_networks(
     assert mixed.digest() != plain.digest()
 
 
+def test_the_calibration_says_what_pictures_were_compared_by(
+    tiny_model: SRModel, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def lpips(path: Path, device: str) -> object:
+        asked.append(path)
+        return lambda a, b: (a - b).abs().mean()
+
+    monkeypatch.setattr("intsr.calib.learn.perceptual.Lpips", lpips)
+    weights = tmp_path / "lpips.pth"
+    weights.write_bytes(b"weights")
+    recipe = replace(SMALL, parts=("vae",), training=TrainingOptions(0, 1, 2))
+    for given, said in ((None, "structure and edges"), (weights, "lpips")):
+        save_calibration(calibrate(tiny_model, pictures, replace(recipe, lpips=given)), tmp_path / "c")
+        assert load_calibration(tmp_path / "c").perceptual == said
+    assert asked == [weights]
+    with pytest.raises(UsageError, match="--lpips: together with --method passionsr; expected --method qartsr"):
+        Recipe("passionsr", lpips=weights)
+
+
 @pytest.mark.slow
 def test_training_comes_nearer_than_its_start(tiny_model: SRModel, pictures: list[Path]) -> None:
     start = calibrate(tiny_model, pictures, replace(SMALL, training=TrainingOptions(0, 0, 2)))
