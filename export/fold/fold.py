@@ -99,6 +99,7 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
             factors = factors * of_let[site].numpy()
         codes, scale = _multiplied(*weights[site], factors)
         branch = _fold_branch(layer, quantizer, factors, let=lets.get(site), explicit=site in explicit)
+        branch = None if branch is None else (stored(branch[0]), stored(branch[1]))
         layers[site] = FoldedLayer(
             site,
             codes,
@@ -188,6 +189,11 @@ def _fold_branch(
         owed = torch.from_numpy(up @ (down * d).reshape(len(down), -1).sum(1))
         layer.bias = nn.Parameter((layer.bias - owed).to(layer.bias.dtype), requires_grad=False)
     return up, down
+
+
+def stored(part: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What engines hold of a branch's up or down: numbers of float16."""
+    return part.astype(np.float16).astype(np.float64)
 
 
 def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only: bool = False) -> FakeQuantLayer:

@@ -81,11 +81,17 @@ class GraphBuilder:
         """
         array = np.asarray(value, np.int64) if isinstance(value, list) else np.asarray(value)
         if np.issubdtype(array.dtype, np.floating):
-            with np.errstate(over="ignore"):  # said below, by name
-                array = array.astype(self.float_dtype)
-            if not np.isfinite(array).all():
-                got = f"a constant of {np.abs(value).max():g}"
-                raise ExportError(name, got, f"what {self.float_dtype} can hold", "use --target cpu")
+            array = _cast(name, array, self.float_dtype)
+        return self._initializer(name, array)
+
+    def half(self, name: str, value: NDArray[np.floating[Any]]) -> str:
+        """Add an initializer of float16 and return its value in the lowering's dtype. Raises ExportError, too."""
+        stored = self._initializer(name, _cast(name, value, np.dtype(np.float16)))
+        if self.float_dtype == np.float16:
+            return stored
+        return self.op("Cast", [stored], f"{name}.cast", to=helper.np_dtype_to_tensor_dtype(self.float_dtype))
+
+    def _initializer(self, name: str, array: NDArray[Any]) -> str:
         unique = self._unique(name)
         whole = np.ascontiguousarray(array).reshape(array.shape)
         if self._data is not None and whole.nbytes >= EXTERNAL_BYTES:
@@ -132,3 +138,13 @@ class GraphBuilder:
         )
         opset = helper.make_opsetid("", self.lowering.opset)
         return helper.make_model(graph, producer_name="intsr", opset_imports=[opset], ir_version=IR_VERSION)
+
+
+def _cast(name: str, value: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # said below, by name
+        array = value.astype(dtype)
+    if not np.isfinite(array).all():
+        raise ExportError(
+            name, f"a constant of {np.abs(value).max():g}", f"what {dtype} can hold", "use --target cpu"
+        )
+    return array

@@ -6,7 +6,8 @@ unpacked when an engine is opened, byte for byte.
     8 bytes   magic `INTSRPC1`
     8 bytes   size of the table in bytes, little endian
     8 bytes   size of the member when unpacked
-    the table, JSON: parts in the member's order, [size] for bytes as they are, [rows, columns, axis, bits] for codes
+    the table, JSON: parts in the member's order, [size] for bytes as they are, [size, stored] for deflated ones (an
+            engine's graph in XML), [rows, columns, axis, bits] for codes
     the parts one after the other
 
 Codes of a part are (rows, columns) int8. Their least value along each row (axis 0) or column (axis 1) comes first,
@@ -20,6 +21,7 @@ import json
 import math
 import mmap
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +37,8 @@ _HEADER = struct.Struct("<8sQQ")
 _PLANES = (4, 2, 1)
 # Codes that need more bits are stored as they are.
 MOST_BITS = 6
+# Entries of the table for what is no code have at most so many numbers. Deflated is what becomes this much smaller.
+BYTES_PART, WORTH_DEFLATING, ZLIB_LEVEL = 2, 0.7, 6
 # Values unpacked at a time: what is needed beside the result.
 CHUNK = 1 << 22
 
@@ -59,28 +63,37 @@ def pack_codes(path: Path, places: Iterable[Codes]) -> None:
     places: of its codes. They must not overlap.
     """
     data: NDArray[np.int8] = np.memmap(path, np.int8, "r")
-    # Stretches of bytes as they are, and of codes, by where they begin.
+    # Stretches of other bytes, and of codes, by where they begin.
     parts: dict[int, list[int]] = {}
+    deflated: dict[int, bytes] = {}
+
+    def add_bytes(start: int, stop: int) -> None:
+        small = zlib.compress(data[start:stop].data, ZLIB_LEVEL)
+        parts[start] = [stop - start]
+        if len(small) < (stop - start) * WORTH_DEFLATING:
+            deflated[start] = small
+            parts[start].append(len(small))
+
     end = 0
     for place in sorted(places, key=lambda place: place.offset):
         axis, bits = _fewest_bits(_codes_at(data, place.offset, place.rows, place.columns))
         if bits > MOST_BITS:
             continue
         if place.offset > end:
-            parts[end] = [place.offset - end]
+            add_bytes(end, place.offset)
         parts[place.offset] = [place.rows, place.columns, axis, bits]
         end = place.offset + place.rows * place.columns
     if not parts:
         return
     if end < len(data):
-        parts[end] = [len(data) - end]
+        add_bytes(end, len(data))
     table = json.dumps(list(parts.values()), separators=(",", ":")).encode()
     packed_path = path.with_name(f"{path.name}.packed")
     with packed_path.open("wb") as file:
         file.write(_HEADER.pack(MAGIC, len(table), len(data)) + table)
         for start, part in parts.items():
-            if len(part) == 1:
-                file.write(data[start : start + part[0]].data)
+            if len(part) <= BYTES_PART:
+                file.write(deflated.get(start) or data[start : start + part[0]].data)
                 continue
             rows, columns, axis, bits = part
             codes = _codes_at(data, start, rows, columns)
@@ -113,7 +126,7 @@ def stored_codes(view: memoryview, where: object) -> StoredCodes:
     size_bytes, _, parts, _ = _read_table(view, where)
     counts: dict[int, int] = {}
     for part in parts:
-        if len(part) > 1:
+        if len(part) > BYTES_PART:
             counts[part[3]] = counts.get(part[3], 0) + part[0] * part[1]
     return StoredCodes(size_bytes, counts)
 
@@ -147,10 +160,23 @@ def unpacked(view: memoryview, where: object) -> memoryview:
         target, content = memory[at : at + _unpacked_bytes(part)], source[start : start + length]
         if len(part) == 1:
             target[:] = content
+        elif len(part) == BYTES_PART:
+            target[:] = _inflated(content, len(target), where)
         else:
             _unpack(target, content, part)
         at, start = at + len(target), start + length
     return memory.data[:size_bytes]
+
+
+def _inflated(content: NDArray[np.uint8], size: int, where: object) -> NDArray[np.uint8]:
+    inflate = zlib.decompressobj()
+    try:
+        data = inflate.decompress(content.data, size) if size else b""
+    except zlib.error as error:
+        raise BundleError(where, f"a deflated part that cannot be read ({error})") from error
+    if len(data) != size:
+        raise BundleError(where, f"a deflated part of {len(data)} bytes", f"{size} by its table")
+    return np.frombuffer(data, np.uint8)
 
 
 def _fewest_bits(codes: NDArray[np.int8]) -> tuple[int, int]:
@@ -171,12 +197,14 @@ def _planes(bits: int) -> list[tuple[int, int]]:
 
 
 def _unpacked_bytes(part: tuple[int, ...]) -> int:
-    return part[0] if len(part) == 1 else part[0] * part[1]
+    return part[0] if len(part) <= BYTES_PART else part[0] * part[1]
 
 
 def _stored_bytes(part: tuple[int, ...]) -> int:
-    if len(part) == 1:
-        return part[0]
+    if len(part) <= BYTES_PART:
+        if min(part) < 0:
+            raise ValueError(f"a part of {part}")
+        return part[-1]
     rows, columns, axis, bits = part
     if axis not in (0, 1) or not 1 <= bits <= MOST_BITS or min(rows, columns) < 1:
         raise ValueError(f"a part of {part}")

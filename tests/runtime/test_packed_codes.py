@@ -49,6 +49,28 @@ def test_as_many_bits_as_they_need(tmp_path: Path, bits: int) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["member"]
 
 
+def test_text_is_deflated_and_noise_is_not(tmp_path: Path) -> None:
+    text, (content, place) = b"<layer/>" * 4096, member_with_codes(4, 64, 64, 0, 1)
+    path = tmp_path / "member"
+    path.write_bytes(text + content)
+    pack_codes(path, [Codes(len(text) + place.offset, place.rows, place.columns)])
+    packed = path.read_bytes()
+    assert len(packed) < 64 * 64 // 2 + 1000 and b"<layer/>" * 8 not in packed
+    assert bytes(unpacked(memoryview(packed), "member")) == text + content
+    length = int.from_bytes(packed[8:16], "little")
+    parts = json.loads(packed[24 : 24 + length])
+    assert [len(part) for part in parts] == [2, 4, 1]
+    start = 24 + length
+    damaged = packed[:start] + bytes(parts[0][1]) + packed[start + parts[0][1] :]
+    with pytest.raises(BundleError, match="deflated part that cannot be read"):
+        unpacked(memoryview(damaged), "member")
+    for change in (-1, 1):
+        wrong = json.dumps([[parts[0][0] + change, parts[0][1]], *parts[1:]], separators=(",", ":")).encode()
+        sizes = len(wrong).to_bytes(8, "little") + (len(text + content) + change).to_bytes(8, "little")
+        with pytest.raises(BundleError, match="deflated part of") if change > 0 else pytest.raises(BundleError):
+            unpacked(memoryview(packed[:8] + sizes + wrong + packed[start:]), "member")
+
+
 def test_eight_bits_stay_as_they_are(tmp_path: Path) -> None:
     content = np.arange(-128, 128, dtype=np.int8).tobytes()
     path = tmp_path / "member"

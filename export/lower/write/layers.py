@@ -52,7 +52,7 @@ def write_convolution(net: LoweringContext, value: str, layer: FoldedLayer, wind
         return y
     b, site, (up, down) = net.builder, layer.site, layer.branch
     slides = {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": list(window.pads)}
-    kernels = b.constant(f"{site}.down", down), b.constant(f"{site}.up", up[:, :, None, None])
+    kernels = b.half(f"{site}.down", down), b.half(f"{site}.up", up[:, :, None, None])
     narrow = b.op("Conv", [value, kernels[0]], f"{site}.narrow", **slides, dilations=list(window.dilation))
     wide = b.op("Conv", [narrow, kernels[1]], f"{site}.wide", kernel_shape=[1, 1])
     return b.op("Add", [y, wide], f"{site}.branched")
@@ -136,7 +136,7 @@ def write_linear(net: LoweringContext, value: str, layer: FoldedLayer, bias: F32
         y = b.op("Add", [y, b.constant(f"{site}.bias", bias)], f"{site}.add_bias")
     if layer.branch is None:
         return y
-    up, down = (b.constant(f"{site}.{n}", v.T) for n, v in zip(("up", "down"), layer.branch, strict=True))
+    up, down = (b.half(f"{site}.{n}", v.T) for n, v in zip(("up", "down"), layer.branch, strict=True))
     narrow = b.op("MatMul", [x, down], f"{site}.narrow")
     return b.op("Add", [y, b.op("MatMul", [narrow, up], f"{site}.wide")], f"{site}.branched")
 
