@@ -67,7 +67,7 @@ def test_text_is_deflated_and_noise_is_not(tmp_path: Path) -> None:
     for change in (-1, 1):
         wrong = json.dumps([[parts[0][0] + change, parts[0][1]], *parts[1:]], separators=(",", ":")).encode()
         sizes = len(wrong).to_bytes(8, "little") + (len(text + content) + change).to_bytes(8, "little")
-        with pytest.raises(BundleError, match="deflated part of") if change > 0 else pytest.raises(BundleError):
+        with pytest.raises(BundleError, match="deflated part of another size"):
             unpacked(memoryview(packed[:8] + sizes + wrong + packed[start:]), "member")
 
 
