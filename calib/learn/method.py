@@ -96,7 +96,7 @@ class Method:
     start: RangeInit = BY_OUTPUT
     block: tuple[Stage, ...] = ()
     joint: tuple[Stage, ...] = ()
-    # All three networks together, on the picture, in the end (`learn.whole`).
+    # With `reverse` alone: all three networks together, on the picture, in the end (`learn.whole`).
     whole: tuple[Stage, ...] = ()
     # Of every layer's branch, as far as the layer is wide enough; 0 for none.
     rank: int = 0

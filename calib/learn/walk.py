@@ -1,7 +1,6 @@
 """Learned calibration: walk the networks, blocks and stages of a method.
 
-encoder -> UNet on the latents of the quantized encoder -> decoder on the UNet's -> all of them on the picture.
-Targets are full precision's own.
+encoder -> UNet on the latents of the quantized encoder -> decoder on the UNet's; targets are full precision's own.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from intsr.calib.learn.stages import (
     with_steps,
 )
 from intsr.calib.learn.train import learned_state, restore_state
-from intsr.calib.learn.whole import WholeModel
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.modules import put_modules
 from intsr.types import NETWORKS, Bits
@@ -47,23 +45,19 @@ def learn(
     model: SRModel, bits: Bits, parts: tuple[str, ...], run: Run, device: str = "cpu"
 ) -> tuple[dict[str, QuantizedLayer], Curves]:
     """Train what the method says; returns every integer layer of `parts`, and the curves. Raises CalibrationError."""
-    layers, references, crops = on_device(model, bits, parts, run, device)
-    exact = values = crops
+    layers, references, values = on_device(model, bits, parts, run, device)
+    exact = values
     curves: Curves = {}
-    quantized: dict[str, nn.Module] = {}
     for name in NETWORKS:
         own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
         targets = outputs(references[name], exact)
-        quantized[name] = references[name]
         if own:
             walk = _NetworkWalk(name, references[name], own, run)
             curves |= walk.train(values, exact, targets)
-            quantized[name] = walk.quantized
-        values, exact = outputs(quantized[name], values), targets
-    if with_steps(run.method.whole, run.options.joint_steps):
-        whole = WholeModel(references, quantized, crops, run)
-        with whole.recomputed(layers):
-            curves |= whole.train(tuple(layers.values()))
+            values = outputs(walk.quantized, values)
+        else:
+            values = outputs(references[name], values)
+        exact = targets
     return layers, curves
 
 

@@ -1,4 +1,4 @@
-"""All three networks together, on the picture: what some methods train last, and what reverse training judges by.
+"""All three networks together, on the picture: what reverse training judges by, and trains last.
 
 The loss of a step is PICTURE_WEIGHT |picture_q - picture|^2 / |picture|^2 + PERCEPTUAL_WEIGHT times a perceptual
 distance; targets are full precision's own pictures.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from intsr.calib.calibration.types import PARTS, PASSIONSR, Calibration, SiteQuantizer
-from intsr.calib.models.families.sd21 import bits_of_site, network_of_site
+from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.passionsr.forward import halves
 from intsr.calib.passionsr.layout import EIGHT_BIT_SITES, Entry, Shape, checkpoint_layout
@@ -61,7 +61,7 @@ def import_passionsr(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px:
     """
     if not 1 <= len(paths) <= 2:
         raise UsageError(OPTION, f"{len(paths)} files", "the UNet's, or the UNet's and the VAE's")
-    if not bits.quantized:
+    if bits.weights is None or bits.activations is None:
         raise UsageError("--bits", str(bits), f"wXaY: what the files of {OPTION} were calibrated for")
     watch = Stopwatch()
     layers: dict[str, PassionSRLayer] = {}
@@ -76,8 +76,8 @@ def import_passionsr(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px:
             numbers: dict[str, Any] = {
                 name: _numbers(tensors, name, *places) for name, places in entry.tensors.items()
             }
-            eight = entry.site in EIGHT_BIT_SITES
-            weight_bits, activation_bits = (8, 8) if eight else bits_of_site(entry.site, bits)
+            asked = bits.weights, bits.activations
+            weight_bits, activation_bits = (8, 8) if entry.site in EIGHT_BIT_SITES else asked
             if isinstance(entry.module, nn.Conv2d | nn.Linear):
                 layer = PassionSRLayer(entry.convolution, weight_bits, activation_bits, **numbers)
                 layers[entry.site] = layer
