@@ -75,12 +75,11 @@ class Recipe:
             raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
         if self.device not in DEVICES:
             raise UsageError("--device", repr(self.device), f"one of {', '.join(DEVICES)}")
-        if self.rank is not None and not methods()[self.method].rank:
-            able = " or ".join(method.name for method in methods().values() if method.rank)
-            raise UsageError("--rank", f"together with --method {self.method}", f"--method {able}")
-        if self.lpips is not None and not methods()[self.method].whole:
-            able = " or ".join(method.name for method in methods().values() if method.whole)
-            raise UsageError("--lpips", f"together with --method {self.method}", f"--method {able}")
+        # What only some methods have.
+        for option, given, has in (("--rank", self.rank, "rank"), ("--lpips", self.lpips, "whole")):
+            if given is not None and not getattr(methods()[self.method], has):
+                able = " or ".join(method.name for method in methods().values() if getattr(method, has))
+                raise UsageError(option, f"together with --method {self.method}", f"--method {able}")
 
     @property
     def stages(self) -> Method:

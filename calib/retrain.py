@@ -27,7 +27,7 @@ from intsr.calib.learn.block_data import KnownPairs
 from intsr.calib.learn.journal import Journal
 from intsr.calib.learn.perceptual import distance_from_file
 from intsr.calib.learn.quantized_layer import Branch
-from intsr.calib.learn.stages import CHUNK, check_device, mean_square, outputs
+from intsr.calib.learn.stages import check_device, mean_loss, mean_square, outputs
 from intsr.calib.learn.train import Phase, Report, learned_state, restore_state, train
 from intsr.calib.learn.whole import PERCEPTUAL_WEIGHT, PICTURE_WEIGHT
 from intsr.calib.models.modules import layers_of, put_modules
@@ -157,13 +157,9 @@ def retrain(
         errors = (y - target).square().mean() / energies[0], (picture - exact).square().mean() / energies[1]
         return errors[0] + PICTURE_WEIGHT * errors[1] + PERCEPTUAL_WEIGHT * distance(picture, exact)
 
-    @torch.no_grad()
-    def held_out_loss() -> float:
-        chunks = [held_out[i : i + CHUNK] for i in range(0, len(held_out), CHUNK)]
-        return sum(float(loss(chunk)) * len(chunk) for chunk in chunks) / len(held_out)
-
     parameters = tuple(p for layer in layers for p in layer.change.parameters())
-    phase = Phase(PHASE, layers, ((parameters, RATE * recipe.rate),), recipe.steps, loss, held_out_loss)
+    rates = ((parameters, RATE * recipe.rate),)
+    phase = Phase(PHASE, layers, rates, recipe.steps, loss, lambda: mean_loss(loss, held_out))
     with closing(Journal(work, _identity(source, pictures, recipe))) as journal:
         done, _ = journal.step(
             str(PHASE),

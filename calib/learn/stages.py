@@ -104,6 +104,13 @@ def mean_square(tensors: Iterable[torch.Tensor]) -> float:
     return max(float(torch.stack([tensor.square().mean() for tensor in tensors]).mean()), 1e-12)
 
 
+@torch.no_grad()
+def mean_loss(loss: Loss, indices: Sequence[int]) -> float:
+    """Of a loss, over crops; CHUNK at a time."""
+    chunks = [indices[i : i + CHUNK] for i in range(0, len(indices), CHUNK)]
+    return sum(float(loss(chunk)) * len(chunk) for chunk in chunks) / len(indices)
+
+
 def initialize_block(
     reference: nn.Module,
     block: Block,
@@ -147,12 +154,11 @@ def run_stage(
 def _trained(
     run: Run, name: PhaseName, stage: Stage, layers: tuple[QuantizedLayer, ...], *, steps: int, loss: Loss
 ) -> dict[str, Any]:
-    held_out, options = run.crops.held_out_indices, run.options
+    options = run.options
 
     def held_out_loss() -> float:
-        with torch.no_grad(), hard_rounding(layers):
-            chunks = [held_out[i : i + CHUNK] for i in range(0, len(held_out), CHUNK)]
-            return sum(float(loss(chunk)) * len(chunk) for chunk in chunks) / len(held_out)
+        with hard_rounding(layers):
+            return mean_loss(loss, run.crops.held_out_indices)
 
     def with_penalty(indices: Sequence[int], step: int) -> torch.Tensor:
         return loss(indices) + penalty(stage, layers, step / steps)

@@ -104,15 +104,9 @@ class GraphBuilder:
         """Add an initializer of type uint4 and return its name. values: below 16."""
         flat = np.zeros(-(-values.size // 2) * 2, np.uint8)
         flat[: values.size] = values.ravel()
-        unique, pairs = self._unique(name), flat[::2] | flat[1::2] << 4
-        if self._data is not None and pairs.nbytes >= EXTERNAL_BYTES:
-            tensor = self._data.add(unique, pairs)
-        else:
-            tensor = onnx.TensorProto(name=unique, raw_data=pairs.tobytes())
-        del tensor.dims[:]
-        tensor.dims.extend(values.shape)
-        tensor.data_type = onnx.TensorProto.UINT4
-        self._initializers[unique] = tensor
+        unique = self._initializer(name, flat[::2] | flat[1::2] << 4)
+        tensor = self._initializers[unique]
+        tensor.data_type, tensor.dims[:] = onnx.TensorProto.UINT4, values.shape
         return unique
 
     def node(self, op_type: str, inputs: list[str], name: str, outputs: int = 1, **attributes: Any) -> list[str]:
