@@ -28,6 +28,7 @@ from intsr.calib.learn.quantized_layer import quantized_layers, with_layers
 from intsr.calib.learn.stages import PROBE_CROPS, initialize_block, probe_chunks
 from intsr.calib.learn.train import EVALUATIONS, Phase, train
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.reference import reference_networks
 from intsr.errors import UsageError
 from intsr.memory import peak_resident_bytes, restart_peak
@@ -128,7 +129,7 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
         raise UsageError(
             "--dry-run", f"--method {recipe.method}", "a method that trains", "it takes one pass: run it"
         )
-    method = recipe.stages
+    model, method = in_phases(model), recipe.stages
     layers = quantized_layers(model, recipe.bits, recipe.parts, **method.layer_settings)
     timed: list[TimedNetwork] = []
     blocks: dict[str, Block] = {}

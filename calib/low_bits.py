@@ -11,6 +11,7 @@ import torch
 
 from intsr.calib.data.pictures import calibration_inputs, guard_side_px
 from intsr.calib.models.modules import put_modules
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
@@ -36,8 +37,8 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     side_px = guard_side_px(model.spec, calibration.tile_px)
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
     exact = [_picture(model, x) for x in inputs]
-    quantized = model.load()
-    layers = integer_sites(model, calibration.parts)
+    quantized = in_phases(model.load())
+    layers = integer_sites(quantized, calibration.parts)
     put_modules(
         quantized.modules, {site: calibrated_layer(layer, calibration.sites[site]) for site, layer in layers.items()}
     )

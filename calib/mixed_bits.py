@@ -25,6 +25,7 @@ from intsr.calib.learn.quantized_layer import with_layers
 from intsr.calib.learn.stages import outputs
 from intsr.calib.methods.maxmin_let import observe_let
 from intsr.calib.models.families.sd21 import network_of_site
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
@@ -72,6 +73,7 @@ def block_errors(
 
     crops, guard: enlarged, as `calibrate` looks at them; the errors are those on the crops.
     """
+    model = in_phases(model)
     ranges = observe_let(model, crops, Bits(MAX_BITS, MAX_BITS), parts, guard)
     layers, references = integer_sites(model, parts), reference_networks(model)
     errors: dict[tuple[str, ...], dict[int, float]] = {}

@@ -10,6 +10,7 @@ import torch
 from intsr.calib.calibration.types import PASSIONSR, Calibration, SiteQuantizer
 from intsr.calib.models.families.sd21 import bits_of_site, part_of_network
 from intsr.calib.models.open import ModelSource, SRModel
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.sites import sites_of_model
 from intsr.export.fold.fold import FoldedNetwork, fold_network
 from intsr.export.fold.passionsr import fold_passionsr_network
@@ -36,7 +37,10 @@ def _fold(name: str, model: ModelSource | SRModel, calibration: Calibration | No
     part = part_of_network(name)
     if calibration is not None and calibration.folding == PASSIONSR:
         return fold_passionsr_network(name, model.load(part), calibration)
-    return fold_network(specialize(name, model.load(part)), calibration)
+    loaded = model.load(part)
+    if calibration is None or calibration.phases:
+        loaded = in_phases(loaded)
+    return fold_network(specialize(name, loaded), calibration)
 
 
 def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], tile_px: int) -> Calibration:
@@ -49,7 +53,9 @@ def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], 
         for site in sites_of_model(source.load(part), (part,)):
             weight_bits, activation_bits = bits_of_site(site, bits)
             sites[site] = SiteQuantizer(0.0, 0.0, activation_bits, weight_bits)
-    return Calibration("static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites)
+    return Calibration(
+        "static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites, phases=True
+    )
 
 
 def export_model(

@@ -55,6 +55,7 @@ class _Header:
     sites: dict[str, _SiteFacts]
     clipped: dict[str, Clipped]
     perceptual: str = ""
+    phases: bool = False
     # kind -> site -> everything of its record that is no array; the key is there for an imported calibration alone.
     official: dict[str, dict[str, dict[str, bool | int]]] = field(default_factory=dict)
 
@@ -81,13 +82,14 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
         },
         clipped=dict(calibration.clipped),
         perceptual=calibration.perceptual,
+        phases=calibration.phases,
         official={
             kind: {site: _select(record, arrays=False) for site, record in records.items()}
             for kind, records in calibration.imported.items()
         },
     )
     values = asdict(header)
-    for key in (IMPORTED_KEY, "perceptual"):
+    for key in (IMPORTED_KEY, "perceptual", "phases"):
         if not values[key]:
             del values[key]
     for site in values["sites"].values():
@@ -144,6 +146,7 @@ def load_calibration(folder: Path) -> Calibration:
         curves=curves,
         clipped=header.clipped,
         perceptual=header.perceptual,
+        phases=header.phases,
         imported=imported,
     )
 

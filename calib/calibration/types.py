@@ -217,6 +217,8 @@ class Calibration:
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
     # What pictures were compared by in training, beside their squared error; "" where none were.
     perceptual: str = ""
+    # Whether upsamplers are those of `models.phases`; in calibrations of other origin they are whole.
+    phases: bool = False
     # Of every layer that engines run on integers; none of an imported calibration.
     clipped: Mapping[str, Clipped] = field(default_factory=dict)
     # Of an imported calibration alone, kind -> site -> record: engines compute with these, and `sites` sum them up.
@@ -236,6 +238,8 @@ class Calibration:
     def digest(self) -> str:
         """Return a SHA-256 over everything that changes an engine; how long calibrating took does not."""
         facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
+        if self.phases:
+            facts.append("phases")
         digest = hashlib.sha256(json.dumps(facts).encode())
         for site, q in self.sites.items():
             digest.update(json.dumps([site, repr(q.x_min), repr(q.x_max), q.activation_bits, q.weight_bits]).encode())

@@ -195,12 +195,13 @@ def _within_budget(model: SRModel, pictures: list[Path], recipe: Recipe, mean_bi
     """The recipe with bits by layer."""
     from intsr.calib.calibrate import crops_of_recipe
     from intsr.calib.mixed_bits import BUDGET_CROPS, bits_in_budget, block_errors
+    from intsr.calib.models.phases import in_phases
     from intsr.calib.models.sites import integer_sites
 
     say(f"measuring what each block's rounding does to {BUDGET_CROPS} crops")
     crops = crops_of_recipe(model, pictures, replace(recipe, crops=max(BUDGET_CROPS, recipe.training.batch)))
     errors = block_errors(model, recipe.parts, crops.train[:BUDGET_CROPS], crops.guard)
-    sizes = {site: layer.weight.numel() for site, layer in integer_sites(model, recipe.parts).items()}
+    sizes = {site: layer.weight.numel() for site, layer in integer_sites(in_phases(model), recipe.parts).items()}
     return replace(recipe, bits=bits_in_budget(errors, sizes, mean_bits))
 
 

@@ -1,7 +1,8 @@
 """Find, before the walk, the nodes of a trace that a lowering writes as one.
 
 A pad and the convolutions behind it become convolutions that pad. Three linears of one input, each with a view and a
-transpose into heads behind it, become one of each, and a split. A linear whose output is cut in two becomes two.
+transpose into heads behind it, become one of each, and a split. A linear whose output is cut in two becomes two. A
+convolution whose output is four phases becomes four.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from torch import fx
 
+import intsr.calib.models.phases  # noqa: F401  it registers intsr::join_phases
 from intsr.export.fold.fold import FoldedLayer
 from intsr.targets.lowering import Lowering
 
 aten: Any = torch.ops.aten
 CONVOLUTION, LINEAR, PAD = aten.conv2d.default, aten.linear.default, aten.pad.default
+JOIN = torch.ops.intsr.join_phases.default
 RESHAPES = (aten.reshape.default, aten.view.default)
 CHUNK = aten.chunk.default
 ATTENTION = aten.scaled_dot_product_attention.default
@@ -45,6 +48,8 @@ def find_patterns(nodes: list[fx.Node], layers: Mapping[fx.Node, FoldedLayer], l
             _find_pads(node, layers, found)
         if lowering.merge_projections and _is(node, ATTENTION):
             _find_projections(node, layers, found)
+        if _is(node, JOIN) and _is(node.args[0], CONVOLUTION) and len(node.args[0].users) == 1:
+            found.covered.add(node.args[0])
         if lowering.split_halves and _is(node, CHUNK):
             _find_halves(node, layers, found)
     return found

@@ -12,6 +12,7 @@ import numpy as np
 
 from intsr.bundle import read_manifest
 from intsr.errors import UsageError
+from intsr.runtime.backends.protocol import LayerTime
 from intsr.runtime.engine import open_engine
 from intsr.targets import TARGETS
 
@@ -43,10 +44,13 @@ def layer_times_from_engine(path: Path, runs: int, **options: Any) -> list[dict[
     del samples[:WARM_UP_RUNS]
     rows = []
     for network in samples[0]:
-        # The same layers report in every run, in the same order.
-        for layers in zip(*(sample[network] for sample in samples), strict=True):
-            mean_ms = sum(layer.ms for layer in layers) / len(samples)
-            rows.append({"network": network, **asdict(replace(layers[0], ms=mean_ms))})
+        # By name, in the order of the first run: OpenVINO leaves out a copy of a vector now and then.
+        total_ms_of: dict[LayerTime, float] = defaultdict(float)
+        for sample in samples:
+            for layer in sample[network]:
+                total_ms_of[replace(layer, ms=0.0)] += layer.ms
+        for layer, total in total_ms_of.items():
+            rows.append({"network": network, **asdict(replace(layer, ms=total / len(samples)))})
     total_ms = sum(row["ms"] for row in rows) or 1.0
     return [{**row, "share": row["ms"] / total_ms} for row in rows]
 

@@ -35,7 +35,7 @@ STREAM_BITS = 8
 # What an activation function, attention or GEGLU is in front of.
 ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2")
 # diffusers' classes whose modules are calibrated as one block; a layer outside of them is a block by itself.
-BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel", "Attention", "Downsample2D", "Upsample2D")
+BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel", "Attention", "Downsample2D", "Upsample2D", "PhaseUpsample2D")
 # Parts of a network, of a block's end and of a residual block, as diffusers runs them: the report's order.
 STAGES = (
     "post_quant_conv",

@@ -19,6 +19,7 @@ from torch import nn
 
 from intsr.calib.calibration.types import Calibration, SiteQuantizer
 from intsr.calib.data.pictures import tiles_from_picture
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import outside_counts
 from intsr.calib.observe.fake_quant import calibrated_layer, let_weight
@@ -125,6 +126,8 @@ def observe_layers(model: SRModel, calibration: Calibration, pictures: Sequence[
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
     calibration.check_model(model.digest, model.spec.name)
+    if calibration.phases:
+        model = in_phases(model)
     modules: dict[str, nn.Module] = {**integer_sites(model, calibration.parts)}
     ticket: list[str] = []
     observers = {

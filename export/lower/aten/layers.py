@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from intsr.calib.models.phases import PHASES
 from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, argument, lowers, pair, shape_of
 from intsr.export.lower.write.borders import Window
 from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
-from intsr.export.lower.write.layers import merged, write_convolution, write_linear
+from intsr.export.lower.write.layers import merged, rows_of, write_convolution, write_linear
 
 aten: Any = torch.ops.aten
 
 
 @lowers(aten.conv2d.default)
 def conv2d(net: LoweringContext, node: fx.Node) -> Value:
+    return _convolution(net, node)
+
+
+@lowers(torch.ops.intsr.join_phases.default)
+def join_phases(net: LoweringContext, node: fx.Node) -> Value:
+    """The convolution in front of it as one for each phase, which pads where that phase looks, and DepthToSpace."""
+    builder, convolution, count = net.builder, node.args[0], shape_of(node)[1]
+    parts = [
+        _convolution(net, convolution, slice(k * count, (k + 1) * count), (1 - a, 1 - b, a, b))
+        for k, (a, b) in enumerate(PHASES)
+    ]
+    stacked = builder.op("Concat", parts, f"{node.name}.phases", axis=1)
+    return builder.op("DepthToSpace", [stacked], node.name, blocksize=2, mode="DCR")
+
+
+def _convolution(
+    net: LoweringContext, node: fx.Node, rows: slice | None = None, pads: tuple[int, int, int, int] | None = None
+) -> str:
+    """A traced convolution; rows: of those output channels alone, pads: with that padding instead of its own."""
     x, weight = node.args[0], node.args[1]
     site = net.site_of(weight)
     stride, padding, dilation = (
@@ -28,22 +49,26 @@ def conv2d(net: LoweringContext, node: fx.Node) -> Value:
     )
     groups, (height, width) = int(argument(node, 6, "groups", 1)), shape_of(weight)[2:]
     value, bias, layer = net.value(x), net.bias_of(site), net.layers.get(site)
+    own = (*padding, *padding)
     if layer is not None:
         before = net.patterns.pads.get(x, (0, 0, 0, 0))
-        rows, columns = shape_of(x)[2:]
-        size = (rows - before[0] - before[2], columns - before[1] - before[3])
-        top, left, bottom, right = (a + b for a, b in zip(before, (*padding, *padding), strict=True))
+        size = shape_of(x)[2] - before[0] - before[2], shape_of(x)[3] - before[1] - before[3]
+        top, left, bottom, right = (a + b for a, b in zip(before, own, strict=True))
         window = Window((height, width), size, stride, dilation, (top, left, bottom, right), groups)
+        if rows is not None and pads is not None:
+            layer, bias = rows_of(layer, bias, rows)
+            window = replace(window, pads=pads, frame=window.pads)
         return write_convolution(net, value, layer, window, bias)
-    kernel = net.builder.constant(f"{site}.weight", net.parameter(weight))
-    inputs = [value, kernel] + ([] if bias is None else [net.builder.constant(f"{site}.bias", bias)])
+    rows = slice(None) if rows is None else rows
+    kernel = net.builder.constant(f"{site}.weight", net.parameter(weight)[rows])
+    inputs = [value, kernel] + ([] if bias is None else [net.builder.constant(f"{site}.bias", bias[rows])])
     return net.builder.op(
         "Conv",
         inputs,
         site,
         kernel_shape=[height, width],
         strides=stride,
-        pads=(*padding, *padding),
+        pads=pads or own,
         dilations=dilation,
         group=groups,
     )

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A convolution's geometry: (height, width), and of `pads` (top, left, bottom, right). size: of x, unpadded."""
+    """A convolution's geometry: (height, width), and of `pads` (top, left, bottom, right). size: of x, unpadded.
+
+    frame: of `pads`' order, padding that several convolutions of one x share, each of which takes its `pads` of it.
+    """
 
     kernel: tuple[int, int]
     size: tuple[int, int]
@@ -28,6 +31,7 @@ class Window:
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     groups: int = 1
+    frame: tuple[int, int, int, int] | None = None
 
     def taps_inside(self, axis: int) -> NDArray[np.bool_]:
         """(taps, output pixels) along one axis: whether the tap reads the picture, not its padding."""

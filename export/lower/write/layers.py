@@ -75,14 +75,26 @@ def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window
         raise ExportError(layer.site, got)
     # With groups, every output channel has other inputs: padded in front, as everywhere else.
     biased = b.lowering.borders == "bias" and window.groups == 1
-    value, shift, padded = net.activations.write(value, layer, (0, 0, 0, 0) if biased else window.pads)
+    frame = window.frame or window.pads
+    value, shift, padded = net.activations.write(value, layer, (0, 0, 0, 0) if biased else frame)
     if padded:
+        value = _without_surplus(b, value, window, frame, layer.site)
         window = replace(window, pads=(0, 0, 0, 0))
     if biased and any(window.pads) and (shift != 0.0 or layer.let_shift is not None):
         weight = dequantize_weight(layer.weight_codes, layer.weight_scale)
         borders = border_bias(weight, bias, shift, value_outside(layer, b.lowering), window)
         return _add_borders(b, _product(net, value, layer, window, None), borders, layer.site)
     return _product(net, value, layer, window, shifted_bias(bias, layer, shift))
+
+
+def _without_surplus(b: GraphBuilder, value: str, window: Window, frame: tuple[int, ...], site: str) -> str:
+    """x padded by `frame`, cut to what the window pads."""
+    if frame == window.pads:
+        return value
+    first = [frame[axis] - window.pads[axis] for axis in (0, 1)]
+    last = [frame[axis] + window.size[axis] + window.pads[axis + 2] for axis in (0, 1)]
+    ends = [b.constant(f"{site}.{name}", values) for name, values in (("first", first), ("last", last), ("axes", [2, 3]))]
+    return b.op("Slice", [value, *ends], f"{site}.seen")
 
 
 def _product(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
