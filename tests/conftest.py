@@ -57,13 +57,14 @@ def tiny_calibration(tiny_model: SRModel) -> Calibration:
 
     from intsr.calib.calibration.types import Calibration
     from intsr.calib.methods.maxmin import observe_maxmin
+    from intsr.calib.models.phases import in_phases
     from intsr.types import Bits
 
     bits = Bits.parse("w8a8")
     generator = torch.Generator().manual_seed(3)
     batches = [torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2)]
-    sites = observe_maxmin(tiny_model, batches, bits, ("unet", "vae"))
-    return Calibration("maxmin", bits, ("unet", "vae"), "tiny", tiny_model.digest, 2, 16, 0.0, 0, sites)
+    sites = observe_maxmin(in_phases(tiny_model), batches, bits, ("unet", "vae"))
+    return Calibration("maxmin", bits, ("unet", "vae"), "tiny", tiny_model.digest, 2, 16, 0.0, 0, sites, phases=True)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from intsr.calib.calibration.types import Calibration
 from intsr.calib.learn.quantized_layer import quantized_layers
 from intsr.calib.models.families.sd21 import is_constant
 from intsr.calib.models.open import SRModel
+from intsr.calib.models.phases import in_phases
 from intsr.engines.commands.inspect import inspect
 from intsr.engines.inspect.calibration import inspect_calibration, runs_of_sites
 from intsr.errors import CalibrationError
@@ -28,7 +29,7 @@ EXPLICIT = "unet.mid_block.resnets.0.conv1"
 @pytest.fixture(scope="module")
 def learned(tiny_model: SRModel, tiny_calibration: Calibration) -> Calibration:
     """As a method that trains leaves it: LET and weight ranges for integer layers, MaxMin's ranges for the others."""
-    layers = quantized_layers(tiny_model, Bits(6, 6), ("unet", "vae"), let="channel")
+    layers = quantized_layers(in_phases(tiny_model), Bits(6, 6), ("unet", "vae"), let="channel")
     rng = np.random.default_rng(0)
     for layer in {id(layer.grid): layer for layer in layers.values()}.values():
         grid = layer.grid

@@ -13,6 +13,7 @@ from low_bits import with_bits, with_branches, with_rotations
 from intsr.bundle import Bundle
 from intsr.calib.calibration.types import Calibration
 from intsr.calib.models.open import SRModel
+from intsr.calib.models.phases import in_phases
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import compile_engine
 from intsr.engines.inspect.engine import inspect_engine
@@ -43,7 +44,7 @@ def test_engines_agree_with_the_reference(
 ) -> None:
     calibration = with_bits(tiny_calibration, Bits(4, 8))
     change = with_branches if kind == "branches" else with_rotations
-    calibration = replace(calibration, sites=change(dict(calibration.sites), tiny_model))
+    calibration = replace(calibration, sites=change(dict(calibration.sites), in_phases(tiny_model)))
     path = compiled(tiny_model, calibration, target, tmp_path, kind)
     modules = {name: fake_quantized(network) for name, network in fold(tiny_model, calibration).items()}
     reference = TorchReference(torch_networks(modules, tiny_model, TILE_PX))

@@ -24,6 +24,7 @@ from intsr.calib.models.families.sd21 import input_groups
 from intsr.calib.models.families.supported import ACTIVATIONS
 from intsr.calib.models.modules import layers_of
 from intsr.calib.models.open import SRModel, load_model
+from intsr.calib.models.phases import in_phases
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.observe.fake_quant import FakeQuantLayer
 from intsr.errors import ExportError
@@ -186,7 +187,7 @@ def folded_at(tiny_model: SRModel, tiny_specialized: Modules, tiny_calibration: 
         if with_let:
             sites = with_random_let(sites, tiny_specialized)
         if bits == "w4a4":
-            sites = with_branches(sites, tiny_model) if with_let else with_rotations(sites, tiny_model)
+            sites = with_branches(sites, in_phases(tiny_model)) if with_let else with_rotations(sites, tiny_model)
         return fold(tiny_model, replace(tiny_calibration, sites=sites, bits=Bits.parse(bits)))
 
     return made
