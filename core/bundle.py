@@ -101,8 +101,11 @@ class LastingMember:
         # They lie in the file: a program that changes it in place changes, or ends, those that use it
         # (`is_overwritten`); our own put a new file in its place.
         self.in_place = in_place
+        # Where it begins in what is mapped, which in place is the file from its first byte.
+        self.start = start
         # Writable, so that libraries take it, but what they wrote would not reach the file.
-        self.view = memoryview(memory)[start:end]
+        self.whole = memoryview(memory)
+        self.view = self.whole[start:end]
 
     def drop_pages(self) -> None:
         """Have the pages no longer count as this process's memory; see `Bundle.drop_pages`."""
@@ -206,11 +209,8 @@ class Bundle:
         if self.is_copy:
             return LastingMember(self._map, start, end, in_place=False)
         self.is_used_in_place = True
-        skipped = start % mmap.ALLOCATIONGRANULARITY
-        length, offset = end - start + skipped, start - skipped
-        # A length of 0 would mean all of the file.
-        memory = mmap.mmap(self._file.fileno(), max(length, 1), access=mmap.ACCESS_COPY, offset=offset)
-        return LastingMember(memory, skipped, length, in_place=True)
+        memory = mmap.mmap(self._file.fileno(), end, access=mmap.ACCESS_COPY)
+        return LastingMember(memory, start, end, in_place=True)
 
     def _range(self, name: str) -> tuple[int, int]:
         start, end = self._ranges[name]
@@ -222,6 +222,13 @@ class Bundle:
         """Have what was read of a mapped file no longer count as this process's memory; it may be read again."""
         if not self.is_copy:
             _drop_pages(self._map)
+
+    def is_unchanged(self) -> bool:
+        """Tell whether the path still leads to the file that was opened, as it was."""
+        try:
+            return _identity(self.path.stat()) == self.identity
+        except OSError:
+            return False
 
     def sizes_bytes(self) -> dict[str, int]:
         return {name: end - start for name, (start, end) in self._ranges.items()}

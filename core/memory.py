@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 import resource
 import sys
@@ -40,6 +42,24 @@ def resident_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return peak_resident_bytes()
     return pages * resource.getpagesize()
+
+
+def drop_mapped_pages(path: Path) -> None:
+    """Have the pages of a file that a library has mapped for reading no longer count as this process's memory.
+
+    They are read again when they are needed. Only on Linux; elsewhere nothing happens.
+    """
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        inode = path.stat().st_ino
+    except OSError:
+        return
+    libc = ctypes.CDLL(None)
+    for line in lines:
+        addresses, permissions, _, _, number, *_ = line.split(maxsplit=5)
+        if int(number) == inode and "w" not in permissions:
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def free_bytes() -> int | None:

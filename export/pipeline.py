@@ -53,9 +53,7 @@ def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], 
         for site in sites_of_model(source.load(part), (part,)):
             weight_bits, activation_bits = bits_of_site(site, bits)
             sites[site] = SiteQuantizer(0.0, 0.0, activation_bits, weight_bits)
-    return Calibration(
-        "static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites, phases=True
-    )
+    return Calibration("static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites, phases=True)
 
 
 def export_model(

@@ -84,18 +84,20 @@ def open_engine(
     profile: bool = False,
     tile_px: int | None = None,
     copy: bool = False,
+    cache: bool = True,
 ) -> Engine:
     """Check the bundle, then open its networks.
 
     threads: None for the library's own choice; a GPU has none. precision: of what is not integer, `auto`, `f32` or
     `bf16`. device: None for the target's own, for GPU engines `cuda:INDEX` or a part of its name. cuda_backend: who
     talks to CUDA, `cuda-python` or `pycuda`. profile: time each layer (`Backend.layer_times_ms`), which costs some
-    itself. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into
-    while the engine is open, which a small one (`bundle.COPIED_BYTES`) always may: it is read into memory. Checked in
-    this order, before a library sees a byte: the options, the manifest, target, library, version, tile size, the
-    members' hashes. Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
+    itself. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into while the
+    engine is open, which a small one (`bundle.COPIED_BYTES`) always may: it is read into memory. cache: what
+    libraries make of a network may be kept in the user's cache, and taken from there. Checked in this order, before
+    a library sees a byte: the options, the manifest, target, library, version, tile size, the members' hashes.
+    Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
-    return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy))
+    return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy, cache))
 
 
 def _open(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +26,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts this in its background has Ctrl-C ignored, and every process below would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What engines keep from one start to the next is the tests' own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="intsr-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

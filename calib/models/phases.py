@@ -30,7 +30,7 @@ TAPS = ((1.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((1.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 @torch.library.custom_op("intsr::join_phases", mutates_args=())
 def join_phases(y: torch.Tensor) -> torch.Tensor:
-    """(N, 4C, H + 1, W + 1) -> (N, C, 2H, 2W), same dtype: pixel (2i + a, 2j + b) is (i + a, j + b) of phase 2a + b."""
+    """(N, 4C, H + 1, W + 1) -> (N, C, 2H, 2W): pixel (2i + a, 2j + b) is (i + a, j + b) of phase 2a + b."""
     count, channels, height, width = y.shape[0], y.shape[1] // 4, y.shape[2] - 1, y.shape[3] - 1
     joined = y.new_empty(count, channels, 2 * height, 2 * width)
     for part, (a, b) in zip(y.split(channels, dim=1), PHASES, strict=True):

@@ -29,6 +29,17 @@ def cpu_description() -> str:
         return ""
 
 
+def cpu_kind() -> str:
+    """Return what code made for this CPU depends on: vendor, model and instructions, or what the system tells."""
+    lines = cpu_description().splitlines()
+    return (
+        "\n".join(
+            line for line in lines if re.match(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU )\b", line)
+        )
+        or cpu_model()
+    )
+
+
 def cpu_model() -> str:
     """Return the processor's name as the system tells it; "" where it does not."""
     found = re.search(r"^model name\s*:(.*)", cpu_description(), re.MULTILINE)

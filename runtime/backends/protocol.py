@@ -45,6 +45,7 @@ class SessionOptions:
     profile: bool = False
     tile_px: int | None = None
     copy: bool = False
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -108,6 +108,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     "tensorrt or tensorrt-rtx, each with :INDEX. Default: the CPU.",
 )
 @click.option("--copy-engine", is_flag=True, help="Hold the file in memory: it may be overwritten meanwhile.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep compiled graphs in the user's cache folder.")
 @click.option(
     "--list-devices", is_flag=True, is_eager=True, expose_value=False, callback=_list_devices, help="Show and exit."
 )
@@ -147,6 +148,7 @@ def upscale(
     precision: str,
     device: str | None,
     copy_engine: bool,
+    no_cache: bool,
     cuda_backend: str | None,
     template: str | None,
     name_suffix: str,
@@ -214,9 +216,8 @@ def upscale(
     check_outputs(jobs, skip_existing, overwrite)
     remove_stale_parts(job.output for job in jobs if not job.problem)
     backend = cuda_backend or _USUAL_BACKEND
-    opened = open_engine(
-        engine, threads, precision, device=device, cuda_backend=backend, tile_px=tile_px, copy=copy_engine
-    )
+    where: Any = {"device": device, "cuda_backend": backend, "copy": copy_engine, "cache": not no_cache}
+    opened = open_engine(engine, threads, precision, tile_px=tile_px, **where)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1

@@ -1,4 +1,4 @@
-"""Upsamplers in four phases: exact, lowered as four convolutions on one grid, and whole where a calibration says so."""
+"""Upsamplers in four phases: exact, lowered on one grid, and whole where a calibration says so."""
 
 from __future__ import annotations
 

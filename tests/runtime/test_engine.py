@@ -238,6 +238,7 @@ def test_out_of_memory_while_it_is_opened(
     make_engine, photo_path: Path, tmp_path: Path, intsr, monkeypatch: pytest.MonkeyPatch, target, where, error
 ) -> None:
     path = make_engine(target)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(where, Mock(side_effect=error))
     with pytest.raises(OutOfMemoryError, match="not enough memory to open it"):
         open_engine(path)
@@ -250,7 +251,7 @@ def test_what_a_library_refuses_for_another_reason_is_not_out_of_memory(
 ) -> None:
     monkeypatch.setattr("openvino.Core.compile_model", Mock(side_effect=RuntimeError("unknown operation")))
     with pytest.raises(EngineMismatchError, match="refuses it"):
-        open_engine(make_engine("cpu"))
+        open_engine(make_engine("cpu"), cache=False)
 
 
 def test_onnxruntime_out_of_memory_in_a_run(make_engine, photo: np.ndarray) -> None:

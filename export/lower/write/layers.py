@@ -93,7 +93,9 @@ def _without_surplus(b: GraphBuilder, value: str, window: Window, frame: tuple[i
         return value
     first = [frame[axis] - window.pads[axis] for axis in (0, 1)]
     last = [frame[axis] + window.size[axis] + window.pads[axis + 2] for axis in (0, 1)]
-    ends = [b.constant(f"{site}.{name}", values) for name, values in (("first", first), ("last", last), ("axes", [2, 3]))]
+    ends = [
+        b.constant(f"{site}.{name}", values) for name, values in (("first", first), ("last", last), ("axes", [2, 3]))
+    ]
     return b.op("Slice", [value, *ends], f"{site}.seen")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
-from intsr.runtime.backends.codes import unpacked
+from intsr.memory import drop_mapped_pages
+from intsr.runtime.backends.codes import are_packed, unpacked
 from intsr.runtime.backends.compatibility import cpu_description
+from intsr.runtime.backends.openvino.blobs import MAX_COPIED_BYTES, keep, open_blob, used, with_places_in_file
 from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
 from intsr.runtime.backends.protocol import (
@@ -20,11 +23,12 @@ from intsr.runtime.backends.protocol import (
     SessionOptions,
     checked_input,
     closed_error,
-    open_each,
     ran_out_of_memory,
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
 
@@ -111,11 +115,21 @@ def load_library() -> None:
 
 
 def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
-    """Open all networks. Raises what `open_network` raises."""
-    networks = open_each(open_network, bundle, options)
-    names = tuple(entry.name for entry in bundle.manifest.networks)
-    backend = OpenVINOBackend(networks, networks[0].precision, names)
-    if bundle.manifest.bits != "fp" and not integers_are_exact():
+    """Open all networks, side by side: making kernels takes one thread each. Raises what `open_network` raises."""
+    # Once, and not in each thread.
+    exact = integers_are_exact()
+    entries = bundle.manifest.networks
+    with ThreadPoolExecutor(len(entries)) as pool:
+        opening = [pool.submit(open_network, bundle, entry, options) for entry in entries]
+    failed = [future.exception() for future in opening]
+    for error in filter(None, failed):
+        for future, own in zip(opening, failed, strict=True):
+            if own is None:
+                future.result().close()
+        raise error
+    networks = [future.result() for future in opening]
+    backend = OpenVINOBackend(networks, networks[0].precision, tuple(entry.name for entry in entries))
+    if bundle.manifest.bits != "fp" and not exact:
         backend.notes = (IN_FLOAT_NOTE,)
     return backend
 
@@ -138,10 +152,9 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
         settings["PERF_COUNT"] = True
-    xml, weights, member = _read_ir(bundle, entry)
-    tensor = openvino.Tensor(weights, shared_memory=True)
+    member = bundle.lasting_member(entry.weights_member or entry.member)
     try:
-        compiled = core.compile_model(core.read_model(xml.decode(), tensor), _DEVICE, settings)
+        compiled, held = _compiled(core, bundle, entry, member, settings=settings, cache=options.cache)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             raise
@@ -157,26 +170,71 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         got = [tuple(port.partial_shape.get_min_shape()) for port in ports]
         if got != [info.shape]:
             raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"[{info.shape}] by the manifest")
-    return OpenVINONetwork(entry, compiled, bundle.path, weights)
+    return OpenVINONetwork(entry, compiled, bundle.path, held)
 
 
-def _read_ir(bundle: Bundle, entry: NetworkEntry) -> tuple[bytes, Array, LastingMember]:
-    """Return the xml, the weights (bytes,) uint8 where they lie in the file, and the member that they lie in.
+def _compiled(
+    core: Any, bundle: Bundle, entry: NetworkEntry, member: LastingMember, *, settings: dict[str, Any], cache: bool
+) -> tuple[Any, object]:
+    """Return the compiled model, from the cache where it is there, and what has to live as long."""
+    import openvino
+
+    start = _place_of_weights(member, bundle.path)
+    blob = None
+    if cache and (start is not None or len(member.view) <= MAX_COPIED_BYTES):
+        if start is not None:
+            settings = {**settings, "CACHE_MODE": "OPTIMIZE_SIZE"}
+        blob = open_blob(bundle, entry, start, settings, openvino.__version__)
+    if blob is not None and (content := np.frombuffer(bytearray(blob.read()), np.uint8)).size:
+        places = {} if start is None else {"WEIGHTS_PATH": str(bundle.path.absolute())}
+        try:
+            tensor = openvino.Tensor(content, shared_memory=True)
+            compiled = core.import_model(tensor, _DEVICE, {**settings, **places})
+        except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
+            blob.warn(f"OpenVINO does not take it ({str(error).strip().splitlines()[-1]})")
+        else:
+            # OpenVINO has opened the file by its name: another one may have come in its place.
+            if start is None or bundle.is_unchanged():
+                used(blob.path)
+                drop_mapped_pages(bundle.path)
+                return compiled, content
+    xml, weights = _read_ir(bundle, entry, member, start)
+    model = core.read_model(xml.decode(), openvino.Tensor(weights, shared_memory=True))
+    compiled = core.compile_model(model, _DEVICE, settings)
+    if blob is not None:
+        keep(blob, compiled.export_model().getvalue())
+    return compiled, weights
+
+
+def _place_of_weights(member: LastingMember, path: Path) -> int | None:
+    """Return where in the file the weights begin; None where they are copied, packed or not aligned."""
+    if not member.in_place or are_packed(member.view):
+        return None
+    _, view = split_member(IR_MAGIC, member.view, path)
+    start = member.start + len(member.view) - len(view)
+    return None if start % MEMBER_ALIGNMENT_BYTES else start
+
+
+def _read_ir(bundle: Bundle, entry: NetworkEntry, member: LastingMember, start: int | None) -> tuple[bytes, Array]:
+    """Return the xml and the weights, (bytes,) uint8. start: where these lie in the file, which is then all of it up
+    to their end, with the xml's offsets counting from its first byte.
 
     Weights are copied where their codes are packed, or where another program has put the bundle together and they are
     not aligned.
     """
-    packed = entry.weights_member or entry.member
-    where = f"{bundle.path}:{packed}"
-    member = bundle.lasting_member(packed)
+    where = f"{bundle.path}:{entry.weights_member or entry.member}"
     xml, view = split_member(IR_MAGIC, unpacked(member.view, where), where)
+    if entry.weights_member:
+        with bundle.member(entry.member) as own:
+            xml = unpack_xml(own, f"{bundle.path}:{entry.member}")
+    if start is not None:
+        return with_places_in_file(xml, start), np.frombuffer(member.whole, np.uint8)
     weights = np.frombuffer(view, np.uint8)
     if weights.ctypes.data % MEMBER_ALIGNMENT_BYTES:
         spacious = np.empty(len(view) + MEMBER_ALIGNMENT_BYTES, np.uint8)
-        start = -spacious.ctypes.data % MEMBER_ALIGNMENT_BYTES
-        spacious[start : start + len(view)] = weights
-        weights = spacious[start : start + len(view)]
-    if entry.weights_member:
-        with bundle.member(entry.member) as view:
-            xml = unpack_xml(view, f"{bundle.path}:{entry.member}")
-    return xml, weights, member
+        first = -spacious.ctypes.data % MEMBER_ALIGNMENT_BYTES
+        spacious[first : first + len(view)] = weights
+        weights = spacious[first : first + len(view)]
+    return xml, weights

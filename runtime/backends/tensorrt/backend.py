@@ -169,7 +169,8 @@ def _make_stages(bundle: Bundle, options: SessionOptions, session: Session) -> l
     stages = []
     for entry, engine in zip(entries, engines, strict=True):
         sha256 = manifest.sha256[entry.member]
-        caches.append(open_kernel_cache(library, engine, sha256, session.cuda.device, where))
+        device = session.cuda.device
+        caches.append(open_kernel_cache(library, engine, sha256, device, where) if options.cache else None)
         context = create_context(library, engine, where, caches[-1].config if caches[-1] else None)
         give_memory(library, context, arena, arena_bytes, f"{where}: {entry.name}")
         stages.append(Stage(session, entry, context, options.profile, caches[-1]))
