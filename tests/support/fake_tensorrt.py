@@ -246,6 +246,8 @@ class RtxCudaEngine(ICudaEngine):
         return None if self._module.fails("config", self._logger) else RtxRuntimeConfig(self)
 
     def create_execution_context(self, runtime_config):
+        if isinstance(runtime_config, ExecutionContextAllocationStrategy):
+            return super().create_execution_context(runtime_config)
         strategy = runtime_config.get_execution_context_allocation_strategy()
         context = super().create_execution_context(strategy)
         if context is not None:
