@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -118,9 +119,12 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     """Open all networks, side by side: making kernels takes one thread each. Raises what `open_network` raises."""
     # Once, and not in each thread.
     exact = integers_are_exact()
-    entries = bundle.manifest.networks
-    with ThreadPoolExecutor(len(entries)) as pool:
-        opening = [pool.submit(open_network, bundle, entry, options) for entry in entries]
+    entries, sizes = bundle.manifest.networks, bundle.sizes_bytes()
+    # The largest first, with a core to itself.
+    order = sorted(entries, key=lambda entry: -sizes[entry.weights_member or entry.member])
+    with ThreadPoolExecutor(min(len(entries), os.cpu_count() or 1)) as pool:
+        futures = {entry: pool.submit(open_network, bundle, entry, options) for entry in order}
+    opening = [futures[entry] for entry in entries]
     failed = [future.exception() for future in opening]
     for error in filter(None, failed):
         for future, own in zip(opening, failed, strict=True):
