@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import atomic_path, sha256_from_path
@@ -132,11 +133,12 @@ def _drop_pages(mapping: mmap.mmap) -> None:
 
 
 class Bundle:
-    """A bundle opened read-only, with every hash checked on opening: read into memory with `copy` or where it has at
-    most `COPIED_BYTES`, else memory-mapped.
+    """A bundle opened read-only, with every hash checked: read into memory with `copy` or where it has at most
+    `COPIED_BYTES`, else memory-mapped.
 
-    Raises BundleError where a member is missing, too many or altered: nothing is handed to an engine library
-    before that. Close it, or use it as a context manager. manifest: with the default at `tile_px`, where that is
+    Raises BundleError where a member is missing or too many, and, from `check` on, where one is altered. No member is
+    given out before that but to who asks for it `unchecked`, for what needs no trust. Close it, or use it as a
+    context manager. manifest: with the default at `tile_px`, where that is
     given (`Manifest.at_tile`, which raises UsageError). identity: of the file; one that was `checked` before and has
     not changed since is not read again for its hashes. is_used_in_place: a member in the file itself was given out.
     """
@@ -145,6 +147,8 @@ class Bundle:
         self, path: Path, tile_px: int | None = None, checked: Identity | None = None, copy: bool = False
     ) -> None:
         self.path = path
+        self._checking: Thread | None = None
+        self._problem: BundleError | None = None
         self.manifest = read_manifest(path).at_tile(tile_px)
         self._file = path.open("rb")
         self.identity = _identity(os.fstat(self._file.fileno()))
@@ -153,7 +157,9 @@ class Bundle:
         try:
             self._ranges = self._member_ranges()
             if self.identity != checked:
-                self._check_hashes()
+                # Beside whatever the library has to do first.
+                self._checking = Thread(target=self._check_hashes, daemon=True)
+                self._checking.start()
         except BaseException:
             self.close()
             raise
@@ -190,21 +196,35 @@ class Bundle:
         return ranges
 
     def _check_hashes(self) -> None:
-        for name, expected in self.manifest.sha256.items():
-            with self.member(name) as view:
-                found = hashlib.sha256(view).hexdigest()
-            if found != expected:
-                got, fix = f"member {name} is altered (SHA-256 {found[:12]})", "compile or copy the file again"
-                raise BundleError(self.path, got, expected[:12], fix)
-            self.drop_pages()
+        try:
+            for name, expected in self.manifest.sha256.items():
+                start, end = self._range(name)
+                with memoryview(self._map)[start:end] as view:
+                    found = hashlib.sha256(view).hexdigest()
+                if found != expected:
+                    got, fix = f"member {name} is altered (SHA-256 {found[:12]})", "compile or copy the file again"
+                    raise BundleError(self.path, got, expected[:12], fix)
+                self.drop_pages()
+        except BundleError as error:
+            self._problem = error
+
+    def check(self) -> None:
+        """Wait until all hashes are known. Raises BundleError for a member that is altered or cut short."""
+        if self._checking is not None:
+            self._checking.join()
+        if self._problem is not None:
+            raise self._problem
 
     def member(self, name: str) -> memoryview:
         """The member's bytes, without a copy. Release the view before `close`."""
+        self.check()
         start, end = self._range(name)
         return memoryview(self._map)[start:end]
 
-    def lasting_member(self, name: str) -> LastingMember:
+    def lasting_member(self, name: str, unchecked: bool = False) -> LastingMember:
         """Return the member so that it outlives the bundle: in a mapping of its own, or in the copy."""
+        if not unchecked:
+            self.check()
         start, end = self._range(name)
         if self.is_copy:
             return LastingMember(self._map, start, end, in_place=False)
@@ -234,6 +254,8 @@ class Bundle:
         return {name: end - start for name, (start, end) in self._ranges.items()}
 
     def close(self) -> None:
+        if self._checking is not None:
+            self._checking.join()
         # A copy goes with the last of its members.
         if not self.is_copy:
             self._map.close()

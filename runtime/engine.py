@@ -107,6 +107,7 @@ def _open(path: Path, options: SessionOptions, checked: Identity | None = None) 
         with Bundle(path, options.tile_px, checked, options.copy) as bundle, ExitStack() as opened:
             backend: Backend = backend_module(bundle.manifest.target).open_backend(bundle, options)
             opened.callback(backend.close)
+            bundle.check()
             engine = Engine(path, bundle, backend, options)
             opened.pop_all()
     except IntsrError:

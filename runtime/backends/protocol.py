@@ -180,6 +180,7 @@ def open_each(
     open_network: Callable[[Bundle, NetworkEntry, SessionOptions], N], bundle: Bundle, options: SessionOptions
 ) -> list[N]:
     """Open one network after the other; those that are open are closed again where a later one fails."""
+    bundle.check()
     with ExitStack() as opened:
         networks: list[N] = []
         for entry in bundle.manifest.networks:

@@ -100,7 +100,10 @@ def _overwritten(machine: Machine) -> str:
 
 def _no_memory_to_open(machine: Machine) -> str:
     error = RuntimeError("Exception from src/inference:\nstd::bad_alloc")
-    with patch("openvino.Core.compile_model", side_effect=error):
+    with (
+        patch("openvino.Core.compile_model", side_effect=error),
+        patch("openvino.Core.import_model", side_effect=error),
+    ):
         return machine.upscale(target="cpu")
 
 

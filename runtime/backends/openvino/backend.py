@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,13 +126,12 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     with ThreadPoolExecutor(min(len(entries), os.cpu_count() or 1)) as pool:
         futures = {entry: pool.submit(open_network, bundle, entry, options) for entry in order}
     opening = [futures[entry] for entry in entries]
-    failed = [future.exception() for future in opening]
-    for error in filter(None, failed):
-        for future, own in zip(opening, failed, strict=True):
-            if own is None:
-                future.result().close()
-        raise error
-    networks = [future.result() for future in opening]
+    with ExitStack() as opened:
+        for future in opening:
+            if future.exception() is None:
+                opened.callback(future.result().close)
+        networks = [future.result() for future in opening]
+        opened.pop_all()
     backend = OpenVINOBackend(networks, networks[0].precision, tuple(entry.name for entry in entries))
     if bundle.manifest.bits != "fp" and not exact:
         backend.notes = (IN_FLOAT_NOTE,)
@@ -156,7 +156,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         settings["INFERENCE_NUM_THREADS"] = options.threads
     if options.profile:
         settings["PERF_COUNT"] = True
-    member = bundle.lasting_member(entry.weights_member or entry.member)
+    # Of a network that was kept, weights are all that is read: numbers. Who opens the engine checks them in the end.
+    member = bundle.lasting_member(entry.weights_member or entry.member, unchecked=True)
     try:
         compiled, held = _compiled(core, bundle, entry, member, settings=settings, cache=options.cache)
     except RuntimeError as error:
@@ -204,6 +205,7 @@ def _compiled(
                 used(blob.path)
                 drop_mapped_pages(bundle.path)
                 return compiled, content
+    bundle.check()
     xml, weights = _read_ir(bundle, entry, member, start)
     model = core.read_model(xml.decode(), openvino.Tensor(weights, shared_memory=True))
     compiled = core.compile_model(model, _DEVICE, settings)
