@@ -208,10 +208,11 @@ def test_hashes_are_not_asked_for_again_where_the_file_is_the_same(bundle_path, 
     whole[whole.index(members["unet.plan"].read_bytes())] ^= 1
     stat = bundle_path.stat()
     bundle_path.write_bytes(whole)
-    with pytest.raises(BundleError, match="altered"):
-        Bundle(bundle_path, checked=identity)
+    with Bundle(bundle_path, checked=identity) as bundle, pytest.raises(BundleError, match="altered"):
+        bundle.check()
     os.utime(bundle_path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    Bundle(bundle_path, checked=identity).close()
+    with Bundle(bundle_path, checked=identity) as bundle:
+        bundle.check()
 
 
 def test_what_is_no_bundle_at_all(tmp_path):
