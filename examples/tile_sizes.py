@@ -1,9 +1,9 @@
 """How much a picture's look depends on the tile: tiled against untiled, and seams, for every tile an engine holds.
 
-    intsr compile demo --calibration DIR --tile 128,256,192,96,64 -o tiles.engine
+    intsr compile demo --calibration DIR --tile 128,352,256,64 -o tiles.engine
     python examples/tile_sizes.py tiles.engine PICTURE...
 
-Of each picture the 256x256 pixels in its middle are upscaled: as one tile of 256 pixels, which has no borders, and
+Of each picture the 352x352 pixels in its middle are upscaled: as one tile of 352 pixels, which has no borders, and
 then with every smaller tile and several overlaps. docs/use/tiles.md has the table.
 """
 
@@ -21,7 +21,8 @@ from intsr.runtime.measure.seams import seam_score
 from intsr.runtime.pictures.reader import read_image
 from intsr.runtime.tiles.grid import plan_tiles
 
-SIDE_PX = 256
+# Three tiles of 128 an axis that share 16 pixels, four that share 32.
+SIDE_PX = 352
 OVERLAPS = (1 / 16, 1 / 8, 1 / 4, 3 / 8)
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     with open_engine(engine_path, tile_px=SIDE_PX) as engine:
         factor, sizes = engine.upscale_factor, engine.tile_sizes
         untiled = [np.asarray(engine.upscale(picture)) for picture in pictures]
-    print("| tile | overlap | tiles of a 256x256 picture | PSNR to untiled, dB: mean | worst | seams: mean | worst |")
+    print("| tile | overlap | tiles of a 352x352 picture | PSNR to untiled, dB: mean | worst | seams: mean | worst |")
     print("|---|---|---|---|---|---|---|")
     for tile_px in sorted(size for size in sizes if size < SIDE_PX):
         with open_engine(engine_path, tile_px=tile_px) as engine:

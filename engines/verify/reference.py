@@ -16,6 +16,7 @@ from intsr.calib.models.open import SRModel, load_model
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.passionsr.forward import passionsr_model
 from intsr.calib.passionsr.types import PassionSRQuantizers
+from intsr.engines.compile.assemble import overlap_of
 from intsr.errors import CalibrationError, UsageError
 from intsr.export.fold.fold import fake_quantized
 from intsr.export.pipeline import fold_networks
@@ -77,7 +78,7 @@ def open_reference(
     return Upscaler(
         backend=Backend(torch_networks(reference_networks(model), model, tile_px)),
         tile_px=tile_px,
-        overlap_px=tile_px // 4,
+        overlap_px=overlap_of(tile_px),
         upscale_factor=model.spec.upscale_factor,
         resize_filter=model.spec.resize_filter,
         color_fix="wavelet",

@@ -38,6 +38,11 @@ class TilePlan:
     lefts: tuple[int, ...]
 
     @property
+    def redundancy(self) -> float:
+        """How many times as many pixels as the picture has go through the networks."""
+        return len(self.tops) * len(self.lefts) * self.tile_px**2 / (self.height_px * self.width_px)
+
+    @property
     def tiles(self) -> tuple[Tile, ...]:
         height, width = min(self.tile_px, self.height_px), min(self.tile_px, self.width_px)
         return tuple(
@@ -48,9 +53,10 @@ class TilePlan:
 
 
 def tile_starts(length_px: int, tile_px: int, overlap_px: int) -> tuple[int, ...]:
-    """Return starts of tiles that cover an axis; the last tile is flush with the end."""
+    """Return starts of as few tiles as cover an axis sharing `overlap_px`, spread evenly: most share more."""
     last = max(length_px - tile_px, 0)
-    return (*range(0, last, tile_px - overlap_px), last)
+    steps = -(-last // (tile_px - overlap_px))
+    return tuple(last * i // steps for i in range(steps)) + (last,)
 
 
 def plan_tiles(height_px: int, width_px: int, tile_px: int, overlap_px: int) -> TilePlan:

@@ -19,7 +19,7 @@ from intsr.calib.models.open import SRModel
 from intsr.engines.builders.openvino_tiles import share_weights
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile import request as compile_request
-from intsr.engines.compile.assemble import compile_engine, overlap_of_further
+from intsr.engines.compile.assemble import compile_engine, overlap_of
 from intsr.engines.compile.request import checked_tiles
 from intsr.engines.inspect.engine import inspect_engine
 from intsr.errors import UsageError
@@ -172,7 +172,7 @@ def test_an_official_checkpoint_has_one_size(
 
 
 def test_overlap_of_a_further_size() -> None:
-    assert [overlap_of_further(tile, 128, 32) for tile in (256, 64, 32, 16, 8)] == [64, 16, 8, 8, 4]
+    assert [overlap_of(tile) for tile in (256, 128, 64, 32, 16, 8)] == [32, 16, 8, 8, 8, 4]
 
 
 def _member(path: Path, constants: list[tuple[str, bytes]]) -> Path:

@@ -53,9 +53,9 @@ def test_one_seam_is_found_at_its_place(photograph: np.ndarray, plan: TilePlan) 
 
 
 def test_borders_are_starts_and_ends(plan: TilePlan) -> None:
-    assert (plan.tops, plan.lefts) == ((0, 36), (0, 48, 86))
+    assert (plan.tops, plan.lefts) == ((0, 36), (0, 43, 86))
     lines = seam_lines(np.zeros((400, 600), np.uint8), plan, FACTOR)
-    expected = [*(("row", place) for place in (144, 256)), *(("column", place) for place in (192, 256, 344, 448))]
+    expected = [*(("row", place) for place in (144, 256)), *(("column", place) for place in (172, 256, 344, 428))]
     assert [(line.axis, line.position_px) for line in lines] == expected
 
 
