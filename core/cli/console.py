@@ -131,10 +131,10 @@ def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iter
             say(f"{description}: {count} done")
         else:
             left_s = (now - start) / count * (total - count)
-            say(f"{description}: {count} of {total}, about {_duration(left_s)} left")
+            say(f"{description}: {count} of {total}, about {duration(left_s)} left")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{max(round(seconds), 1)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

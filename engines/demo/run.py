@@ -114,7 +114,7 @@ def _measure(int8: Path, fp32: Path) -> list[benchmark.Measurement]:
         entries.append(benchmark.entry_from_reference("demo", TILE_PX, threads))
         for entry in entries:
             opened.callback(entry.upscaler.close)
-        return benchmark.measure(entries, benchmark.bench_picture(TILE_PX), MIN_RUNS, MIN_SECONDS)
+        return benchmark.measure(entries, benchmark.bench_picture(TILE_PX, TILE_PX), MIN_RUNS, MIN_SECONDS)
 
 
 def _write_report(
@@ -133,7 +133,7 @@ def _write_report(
     except MissingLibraryError as error:
         say(f"no report.html: {error}")
         return None
-    around = environment(benchmark.default_threads(), TILE_PX)
+    around = environment(benchmark.default_threads(), (TILE_PX, TILE_PX))
     with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
         lr, hr = Path(folder) / "lr", Path(folder) / "hr"
         for name in REPORT_PICTURES:

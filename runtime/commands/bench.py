@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,14 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.cli.console import common_options, detail, emit_json, on_terminal, say
+from intsr.cli.console import common_options, detail, duration, emit_json, on_terminal, say, tell
 from intsr.cli.options import FiniteFloat, weight_options
-from intsr.errors import UsageError
+from intsr.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from intsr.runtime.measure.benchmark import Entry, Measurement
 
 _PATH = click.Path(path_type=Path)
+_MOST_PX = 4096
+# Without a terminal, progress is said so often.
+_SAY_EVERY_S = 30.0
+
+
+class _Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
+    """Sizes of pictures, as in `128` or `128,1024x768`: width and height each."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        sizes = []
+        for text in str(value).lower().split(","):
+            sides = text.strip().split("x")
+            if len(sides) > 2 or not all(side.isdecimal() and 1 <= int(side) <= _MOST_PX for side in sides):
+                self.fail(
+                    f"{text.strip()!r} is no size from 1 to {_MOST_PX}, for example 128 or 1024x768", param, ctx
+                )
+            sizes.append((int(sides[0]), int(sides[-1])))
+        return tuple(dict.fromkeys(sizes))
 
 
 @click.command(
@@ -26,10 +51,18 @@ _PATH = click.Path(path_type=Path)
 @click.option("--against", type=_PATH, metavar="ENGINE", help="Put first: the others are compared with it.")
 @click.option("--alone", is_flag=True, help="Do not look for a full-precision engine beside integer ones.")
 @click.option("--reference", metavar="MODEL", help="Measure the model in torch beside them: float32, eager.")
-@click.option("--size", "size_px", type=click.IntRange(1, 4096), default=128, show_default=True, help="Input pixels.")
+@click.option(
+    "--size",
+    "sizes",
+    type=_Sizes(),
+    default="128",
+    show_default=True,
+    metavar="PX|WxH,...",
+    help="Input pixels; several, separated by commas, are measured one after the other.",
+)
 @click.option("--threads", type=click.IntRange(1), help="For every entry. Default: as many as there are CPUs.")
 @click.option("--min-seconds", type=FiniteFloat(0), default=3.0, show_default=True, help="Measured, each.")
-@click.option("--min-runs", type=click.IntRange(1), default=10, show_default=True, help="Measured, each.")
+@click.option("--min-runs", type=click.IntRange(1), help="Measured, each. Default: 10; 3 where one takes over 4 s.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default="auto", help="Of what is not int.")
 @click.option(
     "--device",
@@ -54,10 +87,10 @@ def bench(
     against: Path | None,
     alone: bool,
     reference: str | None,
-    size_px: int,
+    sizes: tuple[tuple[int, int], ...],
     threads: int | None,
     min_seconds: float,
-    min_runs: int,
+    min_runs: int | None,
     precision: str,
     device: str | None,
     cuda_backend: str,
@@ -71,9 +104,10 @@ def bench(
 ) -> None:
     """Measure latency and memory of engines, end to end on one picture, interleaved in one process.
 
-    A picture of --size x --size pixels is enlarged again and again: resize, tiles, three networks, copies to and from
+    A picture of --size pixels is enlarged again and again: resize, tiles, three networks, copies to and from
     a GPU, blending and colour fix are included, files are not. Everything runs with the same number of threads. Where
-    all engines are integer ones, a full-precision engine of the same model in the same folder is measured too.
+    all engines are integer ones, a full-precision engine of the same model in the same folder is measured too. Ctrl-C
+    ends it with what was measured so far.
     """
     from intsr.files import check_output_file
     from intsr.runtime.measure import benchmark
@@ -104,16 +138,16 @@ def bench(
             tile_px = entries[0].upscaler.tile_px
             entries.append(benchmark.entry_from_reference(reference, tile_px, threads, context, lora))
             opened.callback(entries[-1].upscaler.close)
-        measurements = _measured(entries, size_px, min_runs, min_seconds)
-    around = environment(threads, size_px)
+        measurements, interrupted = _all_measured(entries, sizes, min_runs, min_seconds)
+    around = environment(threads, sizes[0])
     warnings = benchmark.warnings_from_measurements(measurements)
     relative = benchmark.relative_to_first(measurements)
     for warning in warnings:
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
     times = {}
-    for path in dict.fromkeys(paths) if layers else ():
+    for path in dict.fromkeys(paths) if layers and not interrupted else ():
         say(f"measuring layers of {path}")
-        times[str(path)] = layer_times_from_engine(path, min_runs, **settings)
+        times[str(path)] = layer_times_from_engine(path, min_runs or benchmark.DEFAULT_RUNS, **settings)
     if as_json:
         values = [m.to_json() | ({"layers": times[m.path]} if m.path in times else {}) for m in measurements]
         emit_json({"engines": values, "relative_to_first": relative, "environment": around, "warnings": warnings})
@@ -131,6 +165,9 @@ def bench(
         benchmark_report.write_markdown(markdown_path, rows, around)
     if plot_path is not None:
         benchmark_report.write_plot(plot_path, rows)
+    if interrupted:
+        tell("intsr: interrupted: these are the results so far")
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
@@ -148,17 +185,55 @@ def _with_counterpart(paths: list[Path], enough: Any) -> list[Path]:
     return [*paths, found]
 
 
-def _measured(entries: Sequence[Entry], size_px: int, min_runs: int, min_seconds: float) -> list[Measurement]:
-    """With a progress bar on stderr where that is a terminal."""
+def _all_measured(
+    entries: Sequence[Entry], sizes: Sequence[tuple[int, int]], min_runs: int | None, min_seconds: float
+) -> tuple[list[Measurement], bool]:
+    """The measurements at every size, and whether Ctrl-C ended them."""
+    from intsr.runtime.measure.benchmark import InterruptedMeasurement
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a shell leaves it to what it starts in its background: who sends it there means it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    measurements: list[Measurement] = []
+    for size in sizes:
+        try:
+            measurements += _measured(entries, size, min_runs, min_seconds)
+        except InterruptedMeasurement as interrupt:
+            return [*measurements, *interrupt.measurements], True
+        except KeyboardInterrupt:
+            if not measurements:
+                raise
+            return measurements, True
+    return measurements, False
+
+
+def _measured(
+    entries: Sequence[Entry], size: tuple[int, int], min_runs: int | None, min_seconds: float
+) -> list[Measurement]:
+    """With a progress bar on stderr where that is a terminal, else a line now and then."""
     from intsr.runtime.measure.benchmark import bench_picture, measure
 
-    picture = bench_picture(size_px)
-    say(f"measuring {len(entries)} on a {size_px}x{size_px} picture")
+    picture = bench_picture(*size)
+    say(f"measuring {len(entries)} on a {size[0]}x{size[1]} picture")
     if not on_terminal():
-        return measure(entries, picture, min_runs, min_seconds)
+        said = time.monotonic()
+
+        def told(share: float, left_s: float) -> None:
+            nonlocal said
+            if share == 0:
+                say(f"warm; about {duration(left_s)} to go")
+            elif share < 1 and time.monotonic() - said >= _SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"{share:.0%} measured, about {duration(left_s)} left")
+
+        return measure(entries, picture, min_runs, min_seconds, told)
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Measuring", total=1.0)
-        return measure(entries, picture, min_runs, min_seconds, lambda share: bar.update(task, completed=share))
+        task = bar.add_task("Warming up", total=1.0)
+
+        def shown(share: float, left_s: float) -> None:
+            bar.update(task, completed=share, description=f"Measuring, about {duration(left_s)} left")
+
+        return measure(entries, picture, min_runs, min_seconds, shown)

@@ -7,16 +7,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
-from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, UsageError, printable
+from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, IntsrError, UsageError, printable
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
+    from intsr.manifest import Manifest
     from intsr.runtime.batch.files import FileReport
     from intsr.runtime.batch.jobs import Job
     from intsr.runtime.batch.options import FileOptions
@@ -96,7 +98,13 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     help="Size of the output, such as 2 or 2x: a smaller file in the same time. Default: the engine's factor.",
 )
 @click.option("--color-fix", type=click.Choice(COLOR_FIXES), help="Colours of the input. Default: the engine's.")
-@click.option("--tile", default=_AUTO, show_default=True, metavar="auto|PX", help="Of the sizes the engine holds.")
+@click.option(
+    "--tile",
+    default=_AUTO,
+    show_default=True,
+    metavar="auto|PX",
+    help="Of the sizes the engine holds; auto: what costs least and fits into memory.",
+)
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
 @click.option("--batch-tiles", type=int, metavar="N", help="Tiles computed at once; what the engine was built for.")
 @click.option("--memory", metavar="LIMIT", help="For the whole process, such as 4G. Default: what is free.")
@@ -130,6 +138,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
+@click.option("--dry-run", is_flag=True, help="Say what would be made, in how many tiles, and make nothing.")
 @click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
 @common_options
 def upscale(
@@ -157,6 +166,7 @@ def upscale(
     strip: bool,
     skip_existing: bool,
     overwrite: bool,
+    dry_run: bool,
     shard: str | None,
     as_json: bool,
 ) -> None:
@@ -174,6 +184,7 @@ def upscale(
     from intsr.runtime.batch.naming import Naming
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import open_pipes
+    from intsr.runtime.batch.plan import cheapest_tile
     from intsr.runtime.batch.run import Batch
     from intsr.runtime.engine import open_engine
 
@@ -214,10 +225,14 @@ def upscale(
         say(f"shard {shard}: nothing to do")
         return
     check_outputs(jobs, skip_existing, overwrite)
+    chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
+    if dry_run:
+        _plan(jobs, manifest.at_tile(chosen), options, as_json)
+        return
     remove_stale_parts(job.output for job in jobs if not job.problem)
     backend = cuda_backend or _USUAL_BACKEND
     where: Any = {"device": device, "cuda_backend": backend, "copy": copy_engine, "cache": not no_cache}
-    opened = open_engine(engine, threads, precision, tile_px=tile_px, **where)
+    opened = open_engine(engine, threads, precision, tile_px=chosen, **where)
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
         _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1
@@ -230,6 +245,28 @@ def upscale(
         reports = [_shown(pipes.report(report), as_json) for report in shown]
     pipes.deliver()
     _finish(reports)
+
+
+def _plan(jobs: Sequence[Job], manifest: Manifest, options: FileOptions, as_json: bool) -> None:
+    """The dry run: a line a picture; the exit code as of a run."""
+    from intsr.runtime.batch.plan import planned_picture
+
+    failed = 0
+    for job in jobs:
+        try:
+            planned = planned_picture(job, manifest, options)
+        except (IntsrError, OSError) as error:
+            tell(f"intsr: error: {error}")
+            failed += 1
+            continue
+        if as_json:
+            emit_json(asdict(planned))
+        else:
+            size, tiles = f"{planned.width}x{planned.height}", f"{planned.tiles} of {planned.tile_px} pixels"
+            computed = f"{planned.redundancy:.2f} times the picture computed"
+            click.echo(printable(f"{planned.input} -> {planned.output} ({size}; tiles: {tiles}, {computed})"))
+    if failed:
+        sys.exit(EXIT_SOME_FAILED)
 
 
 def _tile_from_text(text: str) -> int | None:

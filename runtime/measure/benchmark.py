@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,10 @@ REFERENCES: dict[str, str] = {"torch": "intsr.engines.verify.reference:open_refe
 WARM_UP_MS = 200.0
 # GPUs raise their clocks in steps, and take longer.
 WARM_UP_DEVICE_MS = 1500.0
+# A run that is longer wakes threads and fills caches itself.
+LONG_RUN_MS = 1000.0
+# Where nobody says how many: fewer of what takes very long.
+DEFAULT_RUNS, FEW_RUNS, FEW_ABOVE_MS = 10, 3, 4000.0
 # Variation above this is noise that comparisons should not be trusted through; trtexec warns at the same.
 VARIATION_LIMIT_PERCENT = 2.5
 
@@ -52,6 +57,13 @@ class Entry:
     total_ms: list[float] = field(default_factory=list)
     stages_ms: list[dict[str, float]] = field(default_factory=list)
     transfers_ms: list[float] = field(default_factory=list)
+    # Of the last run.
+    last_ms: float = 0.0
+    tiles: int = 0
+
+    def restart(self) -> None:
+        """Forget the times taken so far."""
+        self.total_ms, self.stages_ms, self.transfers_ms = [], [], []
 
     @property
     def device(self) -> str | None:
@@ -61,6 +73,7 @@ class Entry:
     def run(self, picture: Array) -> UpscaleResult:
         """Run once, unmeasured by anything but the result itself, and note the GPU memory that it took."""
         result = self.upscaler.upscale_with_timings(picture)
+        self.last_ms, self.tiles = result.total_ms, result.tiles
         taken = self.upscaler.backend.device_bytes()
         if taken is not None:
             self.peak_device_bytes = max(self.peak_device_bytes or 0, taken)
@@ -82,6 +95,9 @@ class Measurement:
     target: str
     bits: str
     precision: str
+    # Of the picture, width and height, and how many tiles it is computed in.
+    input_px: tuple[int, int]
+    tiles: int
     runs: int
     median_ms: float
     mean_ms: float
@@ -166,41 +182,62 @@ def entry_from_reference(
     return Entry(path=model, target="torch", bits="fp", upscaler=upscaler, synthetic=upscaler.synthetic)
 
 
-def bench_picture(size_px: int) -> Array:
-    """(size, size, 3) uint8: waves and grain, the same every time. Latency does not depend on what is in it."""
+class InterruptedMeasurement(KeyboardInterrupt):
+    """Ctrl-C came when every entry had been measured at least once. measurements: so far."""
+
+    def __init__(self, measurements: list[Measurement]) -> None:
+        super().__init__()
+        self.measurements = measurements
+
+
+def bench_picture(width_px: int, height_px: int) -> Array:
+    """(H, W, 3) uint8: waves and grain, the same every time. Latency does not depend on what is in it."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:size_px, 0:size_px] / size_px
+    y, x = np.mgrid[0:height_px, 0:width_px] / max(width_px, height_px)
     waves = [0.5 + 0.4 * np.sin(2 * np.pi * (frequency * x + y * y)) for frequency in (2, 5, 11)]
-    grain = rng.normal(0, 0.03, (size_px, size_px, 3))
+    grain = rng.normal(0, 0.03, (height_px, width_px, 3))
     return np.asarray((np.clip(np.stack(waves, axis=2) + grain, 0, 1) * 255).round(), np.uint8)
 
 
 def measure(
     entries: Sequence[Entry],
     picture: Array,
-    min_runs: int,
+    min_runs: int | None,
     min_seconds: float,
-    on_round: Callable[[float], None] = lambda share: None,
+    on_round: Callable[[float, float], None] = lambda share, left_s: None,
 ) -> list[Measurement]:
     """Warm every entry up, then run A B C A B C ... until each has `min_runs` and `min_seconds` of measured time.
 
-    Where there are several, every measured run follows an unmeasured one of the same entry: caches are then its own,
-    and the threads of the one before, which spin for a while after their work, sleep. on_round: told the share done,
-    0 to 1.
+    Where there are several, every measured run of less than `LONG_RUN_MS` follows an unmeasured one of the same
+    entry: caches are then its own, and the threads of the one before, which spin for a while after their work, sleep.
+    min_runs: None for `DEFAULT_RUNS`, or `FEW_RUNS` where one takes longer than `FEW_ABOVE_MS`. on_round: told the
+    share done, 0 to 1, and the seconds left, first when all are warm. Raises InterruptedMeasurement.
     """
     for entry in entries:
+        entry.restart()
         _warm_up(entry, picture)
+    if min_runs is None:
+        min_runs = FEW_RUNS if max(entry.last_ms for entry in entries) > FEW_ABOVE_MS else DEFAULT_RUNS
+    doubled = [len(entries) > 1 and entry.last_ms < LONG_RUN_MS for entry in entries]
+    round_s = sum(entry.last_ms * (1 + twice) for entry, twice in zip(entries, doubled, strict=True)) / 1e3
+    rounds = max(min_runs, *(math.ceil(min_seconds * 1e3 / max(entry.last_ms, 1e-3)) for entry in entries))
     share = 0.0
-    while share < 1:
-        for entry in entries:
-            if len(entries) > 1:
-                entry.run(picture)
-            entry.measure(picture)
-        shares = [
-            min(len(e.total_ms) / max(min_runs, 1), sum(e.total_ms) / max(min_seconds * 1e3, 1e-9)) for e in entries
-        ]
-        share = min(shares)
-        on_round(min(share, 1.0))
+    on_round(share, rounds * round_s)
+    try:
+        while share < 1:
+            for entry, twice in zip(entries, doubled, strict=True):
+                if twice:
+                    entry.run(picture)
+                entry.measure(picture)
+            share = min(
+                min(len(e.total_ms) / max(min_runs, 1), sum(e.total_ms) / max(min_seconds * 1e3, 1e-9))
+                for e in entries
+            )
+            on_round(min(share, 1.0), max(rounds - len(entries[0].total_ms), 0) * round_s)
+    except KeyboardInterrupt as interrupt:
+        if all(entry.total_ms for entry in entries):
+            raise InterruptedMeasurement([_measurement(entry, picture) for entry in entries]) from interrupt
+        raise
     return [_measurement(entry, picture) for entry in entries]
 
 
@@ -229,6 +266,8 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         target=entry.target,
         bits=entry.bits,
         precision=entry.upscaler.backend.precision,
+        input_px=(picture.shape[1], picture.shape[0]),
+        tiles=entry.tiles,
         runs=len(times),
         median_ms=float(np.median(times)),
         mean_ms=mean_ms,
@@ -256,9 +295,11 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
 
 
 def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """`speedup` above 1: so many times as fast as the first, by the medians."""
-    first = measurements[0].median_ms
-    return [{"path": m.path, "target": m.target, "speedup": first / m.median_ms} for m in measurements]
+    """`speedup` above 1: so many times as fast as the first on a picture of that size, by the medians."""
+    first: dict[tuple[int, int], float] = {}
+    for m in measurements:
+        first.setdefault(m.input_px, m.median_ms)
+    return [{"path": m.path, "target": m.target, "speedup": first[m.input_px] / m.median_ms} for m in measurements]
 
 
 def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
@@ -277,10 +318,12 @@ def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]
         for integer in measurements
         for full in measurements
         if integer.bits != "fp" and full.bits == "fp" and full.median_ms < integer.median_ms
+        if integer.input_px == full.input_px
     ]
     texts += [f"{m.path}: {note}" for m in measurements for note in m.notes]
     texts += [f"{m.path}: {SYNTHETIC_NOTE}" for m in measurements if m.synthetic]
-    return texts
+    # Once each, however many sizes there are.
+    return list(dict.fromkeys(texts))
 
 
 def default_threads() -> int:

@@ -38,7 +38,7 @@ _GPU_FIELDS = {
 _SMI_TIMEOUT_S = 10
 
 
-def environment(threads: int, size_px: int) -> dict[str, Any]:
+def environment(threads: int, input_px: tuple[int, int]) -> dict[str, Any]:
     """Return machine, libraries, GPUs with their clocks at this moment, date, and what is measured."""
     return {
         "machine": platform.machine(),
@@ -50,7 +50,7 @@ def environment(threads: int, size_px: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "libraries": {name: version for name in _LIBRARIES if (version := _version(name)) is not None},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "input_px": [size_px, size_px],
+        "input_px": list(input_px),
         "included": INCLUDED,
     }
 

@@ -56,22 +56,33 @@ def write_csv(path: Path, rows: Rows) -> None:
 
 
 def write_markdown(path: Path, rows: Rows, environment: Mapping[str, Any]) -> None:
-    """Two tables, latency and stages, with what a reader needs to believe them."""
-    lines = [*_environment_lines(environment), "", _table_line(["engine", "target", "bits", *_COLUMNS])]
-    lines.append(_table_line(["---"] * 3 + ["---:"] * len(_COLUMNS)))
+    """For each size two tables, latency and stages, with what a reader needs to believe them."""
+    lines = list(_environment_lines(environment))
+    for input_px in dict.fromkeys(tuple(row["input_px"]) for row in rows):
+        lines += _tables([row for row in rows if tuple(row["input_px"]) == input_px])
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _tables(rows: Rows) -> Iterator[str]:
+    yield from ("", f"{_picture(rows[0]['input_px'], rows[0]['tiles'])}:", "")
+    yield _table_line(["engine", "target", "bits", *_COLUMNS])
+    yield _table_line(["---"] * 3 + ["---:"] * len(_COLUMNS))
     for row in rows:
         names = [Path(row["path"]).name, row["target"], f"{row['bits']} {row['precision']}"]
-        lines.append(_table_line([*names, *(_number(row[key]) for key in _COLUMNS.values())]))
+        yield _table_line([*names, *(_number(row[key]) for key in _COLUMNS.values())])
     memory = {"engine file": "engine_bytes", "process, opening": "opened_bytes", "device": "peak_device_bytes"}
     for heading, keys, show in (
         ("stage, ms", {stage: f"stage_{stage}_ms" for stage in STAGES}, _number),
         ("memory, MiB", memory, _mebibytes),
     ):
-        lines += ["", _table_line([heading, *(Path(row["path"]).name for row in rows)])]
-        lines.append(_table_line(["---"] + ["---:"] * len(rows)))
-        lines += [_table_line([name, *(show(row[key]) for row in rows)]) for name, key in keys.items()]
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield from ("", _table_line([heading, *(Path(row["path"]).name for row in rows)]))
+        yield _table_line(["---"] + ["---:"] * len(rows))
+        yield from (_table_line([name, *(show(row[key]) for row in rows)]) for name, key in keys.items())
+
+
+def _picture(input_px: Sequence[int], tiles: int) -> str:
+    return f"a picture of {input_px[0]}x{input_px[1]}, {tiles} {'tile' if tiles == 1 else 'tiles'}"
 
 
 def _table_line(cells: Sequence[str]) -> str:
@@ -91,8 +102,7 @@ def _environment_lines(environment: Mapping[str, Any]) -> Iterator[str]:
     yield f"{environment['cpu']}, {environment['threads']} threads; {libraries}; {environment['date']}"
     for gpu in environment["gpus"]:
         yield "GPU " + ", ".join(f"{key} {value}" for key, value in gpu.items())
-    width, height = environment["input_px"]
-    yield f"A {width}x{height} picture. Included: {environment['included']}."
+    yield f"Included: {environment['included']}."
 
 
 def lines_from_measurements(measurements: Sequence[Measurement], relative: Rows, environment: Any) -> Iterator[str]:
@@ -102,6 +112,7 @@ def lines_from_measurements(measurements: Sequence[Measurement], relative: Rows,
         numbers = measurement.to_json()
         device = f", {measurement.device}" if measurement.device else ""
         yield f"\n{measurement.path} ({measurement.target}, {measurement.bits}, {measurement.precision}{device})"
+        yield f"  {_picture(measurement.input_px, measurement.tiles)}"
         yield "  " + "  ".join(f"{column} {numbers[column]:.2f}" for column in (*_LATENCIES, *_RATES))
         yield "  stages_ms: " + "  ".join(f"{stage} {ms:.2f}" for stage, ms in measurement.stages_ms.items())
         yield f"  networks alone {measurement.networks_ms:.2f} ms, {_transfers(measurement)}"
@@ -150,6 +161,8 @@ def write_plot(path: Path, rows: Rows) -> None:
     figure = matplotlib_figure.Figure(figsize=(9, 1.5 + 0.6 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     names = [f"{Path(row['path']).name}\n{row['target']} {row['bits']}" for row in rows]
+    if len({tuple(row["input_px"]) for row in rows}) > 1:
+        names = [f"{name}, {row['input_px'][0]}x{row['input_px'][1]}" for name, row in zip(names, rows, strict=True)]
     left = [0.0] * len(rows)
     for stage in STAGES:
         widths = [row[f"stage_{stage}_ms"] for row in rows]

@@ -56,7 +56,7 @@ def tile_starts(length_px: int, tile_px: int, overlap_px: int) -> tuple[int, ...
     """Return starts of as few tiles as cover an axis sharing `overlap_px`, spread evenly: most share more."""
     last = max(length_px - tile_px, 0)
     steps = -(-last // (tile_px - overlap_px))
-    return tuple(last * i // steps for i in range(steps)) + (last,)
+    return (*(last * i // steps for i in range(steps)), last)
 
 
 def plan_tiles(height_px: int, width_px: int, tile_px: int, overlap_px: int) -> TilePlan:

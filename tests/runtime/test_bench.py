@@ -10,6 +10,7 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def _entry(name: str, latencies_ms: list[float], log: list[str], bits: str = "w8
 def test_warm_up_then_interleaved_until_both_limits_hold() -> None:
     log: list[str] = []
     entries = [_entry("a", [100.0], log), _entry("b", [50.0], log)]
-    first, second = measure(entries, bench_picture(8), min_runs=5, min_seconds=0.4)
+    first, second = measure(entries, bench_picture(8, 8), min_runs=5, min_seconds=0.4)
     assert log[:6] == ["a", "a", "b", "b", "b", "b"]  # 200 ms each
     # 5 runs are not enough: b needs 8 for 0.4 s. Each follows an unmeasured run of its own.
     assert log[6:] == ["a", "a", "b", "b"] * 8
@@ -81,18 +82,18 @@ def test_a_gpu_warms_up_longer_and_its_clock_is_read_while_it_works(monkeypatch:
     entry = _entry("a", [], log)
     entry.upscaler = Working("a", [100.0], log)
     entry.upscaler.backend.device = "cuda:0 NVIDIA H200 (sm90)"
-    (result,) = measure([entry], bench_picture(8), min_runs=2, min_seconds=0)
+    (result,) = measure([entry], bench_picture(8, 8), min_runs=2, min_seconds=0)
     # 1.5 s instead of 0.2; the thread may begin a run later than it was asked to.
     assert ran_before[0] >= 15
     assert result.clock_mhz == 1980 and result.runs == 2
     monkeypatch.setattr(benchmark, "gpus_from_nvidia_smi", list)
     # As where there is no nvidia-smi.
-    assert measure([entry], bench_picture(8), 1, 0)[0].clock_mhz is None
+    assert measure([entry], bench_picture(8, 8), 1, 0)[0].clock_mhz is None
 
 
 def test_statistics() -> None:
     times = [float(value) for value in range(1, 101)]
-    (result,) = measure([_entry("a", [300.0, *times], [])], bench_picture(8), min_runs=100, min_seconds=0)
+    (result,) = measure([_entry("a", [300.0, *times], [])], bench_picture(8, 8), min_runs=100, min_seconds=0)
     assert (result.min_ms, result.max_ms, result.mean_ms, result.median_ms) == (1, 100, 50.5, 50.5)
     assert sum(result.stages_ms.values()) == pytest.approx(result.median_ms)
     assert result.networks_ms == pytest.approx(result.median_ms * 3 / len(STAGES))
@@ -100,8 +101,87 @@ def test_statistics() -> None:
     assert result.variation_percent == pytest.approx(np.std(times) / 50.5 * 100)
 
 
+def test_long_runs_need_no_run_before_them_and_are_few() -> None:
+    log: list[str] = []
+    entries = [_entry("a", [5000.0], log), _entry("b", [500.0], log)]
+    told: list[tuple[float, float]] = []
+    first, second = measure(
+        entries, bench_picture(8, 6), None, 0.1, on_round=lambda share, left_s: told.append((share, left_s))
+    )
+    assert log == ["a", "b"] + ["a", "b", "b"] * 3 and (first.runs, second.runs) == (3, 3)
+    assert told == [(0.0, 18.0), (pytest.approx(1 / 3), 12.0), (pytest.approx(2 / 3), 6.0), (1.0, 0.0)]
+    assert first.input_px == (8, 6)
+    # Another size begins anew.
+    assert measure(entries, bench_picture(8, 8), 2, 0)[0].runs == 2
+
+
+@pytest.mark.parametrize("after", [4, 5, 6])
+def test_ctrl_c_leaves_what_was_measured(after: int) -> None:
+    log: list[str] = []
+
+    class Stopped(ClockedUpscaler):
+        def upscale_with_timings(self, picture: np.ndarray) -> UpscaleResult:
+            if len(log) == after:
+                raise KeyboardInterrupt
+            return super().upscale_with_timings(picture)
+
+    entries = [_entry(name, [2000.0], log) for name in "ab"]
+    for entry in entries:
+        entry.upscaler = Stopped(entry.path, [2000.0], log)
+    with pytest.raises(benchmark.InterruptedMeasurement) as caught:
+        measure(entries, bench_picture(8, 8), 10, 0)
+    assert [m.runs for m in caught.value.measurements] == [(after - 1) // 2, (after - 2) // 2]
+
+
+def test_ctrl_c_before_there_is_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = _entry("a", [300.0], [])
+    monkeypatch.setattr(Entry, "measure", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt) as caught:
+        measure([entry], bench_picture(8, 8), 10, 0)
+    assert not isinstance(caught.value, benchmark.InterruptedMeasurement)
+
+
+def test_an_interrupted_command_prints_its_results(
+    intsr: Run, identity_engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    measure_once = Entry.measure
+
+    def measured(entry: Entry, picture: np.ndarray) -> None:
+        calls.append(picture.shape)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        measure_once(entry, picture)
+
+    monkeypatch.setattr(Entry, "measure", measured)
+    options = ("--min-seconds", 0, "--min-runs", 3, "--threads", 1, "--size", "24x16,20")
+    code, out, err = intsr("bench", identity_engine, *options, "--json")
+    engines = json.loads(out)["engines"]
+    assert (code, [(e["input_px"], e["runs"]) for e in engines]) == (130, [([24, 16], 3), ([20, 20], 1)])
+    assert "interrupted: these are the results so far" in err
+
+
+@pytest.mark.parametrize("size", ["0", "5000", "1x", "1x2x3", "a", "128,", "-1"])
+def test_sizes_that_are_none(intsr: Run, identity_engine: Path, size: str) -> None:
+    code, _, err = intsr("bench", identity_engine, "--size", size)
+    assert (code, err.count("\n")) == (EXIT_USAGE, 1) and "1024x768" in err
+
+
+def test_several_sizes_are_compared_apart(intsr: Run, make_engine, tmp_path: Path) -> None:
+    engines = make_engine("onnxruntime"), make_engine("cpu")
+    options = ("--min-seconds", 0, "--min-runs", 1, "--threads", 1, "--size", "24,16x40")
+    table = tmp_path / "bench.md"
+    code, out, _ = intsr("bench", *engines, *options, "--markdown", table, "--json")
+    result = json.loads(out)
+    assert code == 0 and [e["input_px"] for e in result["engines"]] == [[24, 24]] * 2 + [[16, 40]] * 2
+    assert [entry["speedup"] == 1 for entry in result["relative_to_first"]] == [True, False, True, False]
+    assert result["engines"][0]["tiles"] == 4
+    assert "a picture of 24x24, 4 tiles:" in table.read_text() and "a picture of 16x40, " in table.read_text()
+    assert "a picture of 16x40, " in intsr("bench", *engines, *options)[1]
+
+
 def _measured(path: str, bits: str, latencies_ms: list[float]) -> Measurement:
-    return measure([_entry(path, latencies_ms, [], bits)], bench_picture(8), len(latencies_ms), 0)[0]
+    return measure([_entry(path, latencies_ms, [], bits)], bench_picture(8, 8), len(latencies_ms), 0)[0]
 
 
 def test_noise_is_warned_of() -> None:
@@ -121,7 +201,7 @@ def test_slower_integers_are_said_loudly() -> None:
 def test_what_an_engine_notes_is_a_warning() -> None:
     entry = _entry("a", [300.0], [])
     entry.upscaler.backend.notes = ("integer layers are computed in float32",)
-    measured = measure([entry], bench_picture(8), 1, 0)
+    measured = measure([entry], bench_picture(8, 8), 1, 0)
     assert warnings_from_measurements(measured) == ["a: integer layers are computed in float32"]
     assert "notes" not in measured[0].to_json()
 

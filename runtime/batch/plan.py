@@ -1,0 +1,75 @@
+"""What a batch will cost, from headers alone: the tile at which it costs least, and what each picture becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from intsr.errors import ImageError
+from intsr.manifest import Manifest
+from intsr.runtime.batch.files import with_header
+from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.pictures.reader import read_header
+from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+
+# Enough to know what a folder is like.
+_PICTURES_LOOKED_AT = 100
+# A larger tile knows more of the picture: a smaller one has to save as much.
+_WORTH_A_SMALLER_TILE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPicture:
+    """One picture of a dry run. width, height: of the output. redundancy: of `TilePlan`."""
+
+    input: str
+    output: str
+    width: int
+    height: int
+    tile_px: int
+    overlap_px: int
+    tiles: int
+    redundancy: float
+
+
+def cheapest_tile(manifest: Manifest, jobs: Iterable[Job], overlap_px: int | None = None) -> int:
+    """Return the tile size at which the first pictures cost least, of the engine's default and smaller ones.
+
+    A picture that fits into a tile of half the side costs a quarter there. overlap_px: None for each size's own.
+    Pictures whose header cannot be read say nothing.
+    """
+    sizes = list(islice(_sizes(jobs), _PICTURES_LOOKED_AT))
+    costs: dict[int, int] = {}
+    for entry in manifest.all_tiles:
+        overlap = entry.overlap_px if overlap_px is None else overlap_px
+        if entry.tile_px <= manifest.tile_px and overlap < entry.tile_px:
+            plans = (plan_tiles(*size, entry.tile_px, overlap) for size in sizes)
+            costs[entry.tile_px] = sum(_computed_px(plan) for plan in plans)
+    usual = manifest.tile_px
+    best = min(costs, key=lambda tile_px: (costs[tile_px], -tile_px), default=usual)
+    return best if costs and costs[best] < _WORTH_A_SMALLER_TILE * costs.get(usual, 0) else usual
+
+
+def planned_picture(job: Job, manifest: Manifest, options: FileOptions) -> PlannedPicture:
+    """Read the header, and compute nothing. manifest: at the tile that is used. Raises ImageError."""
+    if job.problem:
+        raise ImageError(job.output, job.problem)
+    header = read_header(job.source)
+    width, height = options.output_size(header.width_px, header.height_px, manifest.upscale_factor)
+    overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
+    plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
+    paths = str(job.source), str(job.output)
+    return PlannedPicture(*paths, width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3))
+
+
+def _sizes(jobs: Iterable[Job]) -> Iterator[tuple[int, int]]:
+    """Height and width of every picture that can be read."""
+    for header in (job.header for job in map(with_header, jobs)):
+        if header is not None:
+            yield header.height_px, header.width_px
+
+
+def _computed_px(plan: TilePlan) -> int:
+    return len(plan.tops) * len(plan.lefts) * plan.tile_px**2
