@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 TYPING := build/typing
 STAGES := runtime kernels calib export engines
 
-.PHONY: install demo test test-slow lint types unit clean
+.PHONY: install demo test test-slow lint types unit gpu-check clean
 
 install: $(STAMP)
 
@@ -42,6 +42,10 @@ unit: $(STAMP)
 test-slow: $(STAMP)
 	command -v c++ || command -v g++ || command -v clang++ || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
+
+# On a machine with an NVIDIA GPU, with a Python that has torch for it: docs/inside/gpu.md.
+gpu-check: $(TYPING)
+	PYTHONPATH=$(TYPING) $(PYTHON) examples/gpu_check.py -o $${OUT:-build/gpu-check}
 
 clean:
 	rm -rf build/demo build/typing .mypy_cache .ruff_cache

@@ -45,6 +45,18 @@ def test_the_example_runs():
     assert result.returncode == 0 and len(result.stdout.splitlines()) == 8, result.stdout + result.stderr
 
 
+def test_the_gpu_check_goes_through_every_step(tmp_path):
+    script = sources.FOLDER.resolve().parents[1] / "examples" / "gpu_check.py"
+    command = [sys.executable, script, "--emulate", "-o", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    steps = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert list(steps) == ["machine", "kernels", "products", "calibration", "baseline", "onnxruntime_cuda"]
+    assert all("seconds" in step and not step.get("failed") for step in steps.values())
+    assert all(row["ours_64_equal"] and row["ours_128_equal"] for row in steps["products"]["layers"])
+    assert "| conv |" in (tmp_path / "gpu-check.md").read_text()
+
+
 def changed_device(monkeypatch, tmp_path, source, old, new):
     shutil.copytree(sources.FOLDER, tmp_path / "cuda")
     path = tmp_path / "cuda" / f"{source}.cu"
