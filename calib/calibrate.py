@@ -25,7 +25,7 @@ from intsr.calib.learn.walk import learn
 from intsr.calib.methods import method_from_name, methods
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
-from intsr.calib.models.phases import in_phases
+from intsr.calib.models.phases import in_phases, wide_upsamplers
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
@@ -126,7 +126,8 @@ def calibrate(
     Raises ImageError, UsageError, CalibrationError. See `usable_pictures` for pictures that show nothing.
     """
     identity = _identity(model, pictures, recipe) if recipe.trains else {}
-    model = in_phases(model)
+    phases = wide_upsamplers(model)
+    model = in_phases(model, phases)
     curves: Mapping[str, list[list[float]]] = {}
     with closing(Journal(work if recipe.trains else None, identity)) as journal:
         if recipe.trains:
@@ -155,7 +156,7 @@ def calibrate(
         peak_bytes=peak_resident_bytes(),
         sites=sites,
         curves=curves,
-        phases=True,
+        phases=tuple(site for site in phases if site in sites),
         perceptual="" if not recipe.stages.whole else LPIPS if recipe.lpips else STRUCTURE,
         clipped=clipped_shares(model, sites, pictures[:CLIPPED_PICTURES], recipe.tile_px, recipe.seed),
     )

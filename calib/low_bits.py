@@ -37,7 +37,7 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
     side_px = guard_side_px(model.spec, calibration.tile_px)
     inputs = [torch.from_numpy(x) for _, x in calibration_inputs(pictures[:PICTURES], model.spec, side_px)]
     exact = [_picture(model, x) for x in inputs]
-    quantized = in_phases(model.load())
+    quantized = in_phases(model.load(), calibration.phases)
     layers = integer_sites(quantized, calibration.parts)
     put_modules(
         quantized.modules, {site: calibrated_layer(layer, calibration.sites[site]) for site, layer in layers.items()}

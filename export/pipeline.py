@@ -10,7 +10,7 @@ import torch
 from intsr.calib.calibration.types import PASSIONSR, Calibration, SiteQuantizer
 from intsr.calib.models.families.sd21 import bits_of_site, part_of_network
 from intsr.calib.models.open import ModelSource, SRModel
-from intsr.calib.models.phases import in_phases
+from intsr.calib.models.phases import in_phases, wide_upsamplers
 from intsr.calib.models.sites import sites_of_model
 from intsr.export.fold.fold import FoldedNetwork, fold_network
 from intsr.export.fold.passionsr import fold_passionsr_network
@@ -37,10 +37,8 @@ def _fold(name: str, model: ModelSource | SRModel, calibration: Calibration | No
     part = part_of_network(name)
     if calibration is not None and calibration.folding == PASSIONSR:
         return fold_passionsr_network(name, model.load(part), calibration)
-    loaded = model.load(part)
-    if calibration is None or calibration.phases:
-        loaded = in_phases(loaded)
-    return fold_network(specialize(name, loaded), calibration)
+    phases = calibration.phases if calibration is not None and part in calibration.parts else None
+    return fold_network(specialize(name, in_phases(model.load(part), phases)), calibration)
 
 
 def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], tile_px: int) -> Calibration:
@@ -48,12 +46,17 @@ def static_calibration(source: ModelSource, bits: Bits, parts: tuple[str, ...], 
 
     The activations' ranges are [0, 0]; `Lowering.activation` `float` never reads them. One part is held at a time.
     """
-    sites = {}
+    sites: dict[str, SiteQuantizer] = {}
+    phases: list[str] = []
     for part in parts:
-        for site in sites_of_model(source.load(part), (part,)):
+        loaded = source.load(part)
+        phases += wide_upsamplers(loaded)
+        for site in sites_of_model(loaded, (part,)):
             weight_bits, activation_bits = bits_of_site(site, bits)
             sites[site] = SiteQuantizer(0.0, 0.0, activation_bits, weight_bits)
-    return Calibration("static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites, phases=True)
+    return Calibration(
+        "static", bits, parts, source.spec.name, source.digest, 0, tile_px, 0.0, 0, sites, phases=tuple(phases)
+    )
 
 
 def export_model(

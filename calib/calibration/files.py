@@ -55,7 +55,7 @@ class _Header:
     sites: dict[str, _SiteFacts]
     clipped: dict[str, Clipped]
     perceptual: str = ""
-    phases: bool = False
+    phases: list[str] = field(default_factory=list)
     # kind -> site -> everything of its record that is no array; the key is there for an imported calibration alone.
     official: dict[str, dict[str, dict[str, bool | int]]] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
         },
         clipped=dict(calibration.clipped),
         perceptual=calibration.perceptual,
-        phases=calibration.phases,
+        phases=list(calibration.phases),
         official={
             kind: {site: _select(record, arrays=False) for site, record in records.items()}
             for kind, records in calibration.imported.items()
@@ -146,7 +146,7 @@ def load_calibration(folder: Path) -> Calibration:
         curves=curves,
         clipped=header.clipped,
         perceptual=header.perceptual,
-        phases=header.phases,
+        phases=tuple(header.phases),
         imported=imported,
     )
 

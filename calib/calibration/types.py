@@ -217,8 +217,8 @@ class Calibration:
     curves: Mapping[str, list[list[float]]] = field(default_factory=dict)
     # What pictures were compared by in training, beside their squared error; "" where none were.
     perceptual: str = ""
-    # Whether upsamplers are those of `models.phases`; in calibrations of other origin they are whole.
-    phases: bool = False
+    # Sites of the upsamplers that are in phases (`models.phases`); the others are whole.
+    phases: tuple[str, ...] = ()
     # Of every layer that engines run on integers; none of an imported calibration.
     clipped: Mapping[str, Clipped] = field(default_factory=dict)
     # Of an imported calibration alone, kind -> site -> record: engines compute with these, and `sites` sum them up.
@@ -239,7 +239,7 @@ class Calibration:
         """Return a SHA-256 over everything that changes an engine; how long calibrating took does not."""
         facts = [self.method, str(self.bits), list(self.parts), self.model_digest]
         if self.phases:
-            facts.append("phases")
+            facts.append(list(self.phases))
         digest = hashlib.sha256(json.dumps(facts).encode())
         for site, q in self.sites.items():
             digest.update(json.dumps([site, repr(q.x_min), repr(q.x_max), q.activation_bits, q.weight_bits]).encode())

@@ -11,6 +11,7 @@ has weights, scales and learned numbers of its own. What is lowered is a convolu
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from intsr.calib.models.modules import copy_sharing_weights, put_modules
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
+# In narrower ones the join, a pass over the large map, costs what the convolutions save: docs/measure/performance.md.
+MIN_CHANNELS = 128
 # (a, b) of each phase, in the order of the output channels.
 PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
 # S_0 and S_1, (phase, tap of two, tap of three).
@@ -84,17 +87,35 @@ def phase_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts).to(weight.dtype)
 
 
-def in_phases(model: SRModel) -> SRModel:
-    """The model with every upsampler in phases; its other weights are shared. Parts that are not there stay away."""
-    return replace(model, unet=_with_phases(model.unet), vae=_with_phases(model.vae))
+def wide_upsamplers(model: SRModel) -> tuple[str, ...]:
+    """Return the sites of the upsamplers that are worth their phases, of the parts that are there."""
+    return tuple(site for site, module in _upsamplers(model).items() if module.conv.in_channels >= MIN_CHANNELS)
 
 
-def _with_phases(network: Any) -> Any:
+def in_phases(model: SRModel, sites: Collection[str] | None = None) -> SRModel:
+    """The model with upsamplers in phases; its other weights are shared. sites: which; None for the wide ones.
+
+    Sites of parts that are not there are passed over.
+    """
+    wanted = wide_upsamplers(model) if sites is None else sites
+    found = {site: module for site, module in _upsamplers(model).items() if site in wanted}
+    parts: dict[str, Any] = {}
+    for part in {site.partition(".")[0] for site in found}:
+        parts[part] = copy_sharing_weights(getattr(model, part))
+        own = {site: module for site, module in found.items() if site.startswith(f"{part}.")}
+        put_modules(parts[part], {_module_name(site): PhaseUpsample2D(module.conv) for site, module in own.items()})
+    return replace(model, **parts)
+
+
+def _upsamplers(model: SRModel) -> dict[str, Any]:
+    """Site of the convolution -> diffusers' Upsample2D."""
     from diffusers.models.upsampling import Upsample2D
 
-    found = {} if network is None else {n: m for n, m in network.named_modules() if isinstance(m, Upsample2D)}
-    if not found:
-        return network
-    network = copy_sharing_weights(network)
-    put_modules(network, {name: PhaseUpsample2D(module.conv) for name, module in found.items()})
-    return network
+    return {
+        f"{name}.conv": module for name, module in model.modules.named_modules() if isinstance(module, Upsample2D)
+    }
+
+
+def _module_name(site: str) -> str:
+    """Below the part."""
+    return site.partition(".")[2].removesuffix(".conv")

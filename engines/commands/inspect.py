@@ -101,7 +101,8 @@ def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
         f"{let['shifted']} with a shift",
         "learned weights": f"{weights['ranges']} ranges, {weights['codes']} codes",
     }
-    shown["upsamplers"] = "in four phases" if facts["phases"] else "whole"
+    if facts["phases"]:
+        shown["in phases"] = f"{len(facts['phases'])} upsamplers"
     if facts["perceptual"]:
         shown["pictures by"] = f"squared error and {facts['perceptual']}"
     for kind, worst in (facts["most_clipped"] or {}).items():

@@ -58,7 +58,7 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
         },
         "weights": {kind: sum(site["weights"] == kind for site in sites) for kind in ("ranges", "codes")},
         "perceptual": calibration.perceptual,
-        "phases": calibration.phases,
+        "phases": list(calibration.phases),
         "most_clipped": most_clipped(calibration.clipped),
     }
     return {"calibration": facts, "sites": sites}

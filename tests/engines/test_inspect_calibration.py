@@ -29,7 +29,9 @@ EXPLICIT = "unet.mid_block.resnets.0.conv1"
 @pytest.fixture(scope="module")
 def learned(tiny_model: SRModel, tiny_calibration: Calibration) -> Calibration:
     """As a method that trains leaves it: LET and weight ranges for integer layers, MaxMin's ranges for the others."""
-    layers = quantized_layers(in_phases(tiny_model), Bits(6, 6), ("unet", "vae"), let="channel")
+    layers = quantized_layers(
+        in_phases(tiny_model, tiny_calibration.phases), Bits(6, 6), ("unet", "vae"), let="channel"
+    )
     rng = np.random.default_rng(0)
     for layer in {id(layer.grid): layer for layer in layers.values()}.values():
         grid = layer.grid

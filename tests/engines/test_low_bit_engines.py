@@ -44,7 +44,9 @@ def test_engines_agree_with_the_reference(
 ) -> None:
     calibration = with_bits(tiny_calibration, Bits(4, 8))
     change = with_branches if kind == "branches" else with_rotations
-    calibration = replace(calibration, sites=change(dict(calibration.sites), in_phases(tiny_model)))
+    calibration = replace(
+        calibration, sites=change(dict(calibration.sites), in_phases(tiny_model, calibration.phases))
+    )
     path = compiled(tiny_model, calibration, target, tmp_path, kind)
     modules = {name: fake_quantized(network) for name, network in fold(tiny_model, calibration).items()}
     reference = TorchReference(torch_networks(modules, tiny_model, TILE_PX))

@@ -187,7 +187,11 @@ def folded_at(tiny_model: SRModel, tiny_specialized: Modules, tiny_calibration: 
         if with_let:
             sites = with_random_let(sites, tiny_specialized)
         if bits == "w4a4":
-            sites = with_branches(sites, in_phases(tiny_model)) if with_let else with_rotations(sites, tiny_model)
+            sites = (
+                with_branches(sites, in_phases(tiny_model, tiny_calibration.phases))
+                if with_let
+                else with_rotations(sites, tiny_model)
+            )
         return fold(tiny_model, replace(tiny_calibration, sites=sites, bits=Bits.parse(bits)))
 
     return made

@@ -126,8 +126,7 @@ def observe_layers(model: SRModel, calibration: Calibration, pictures: Sequence[
     Raises CalibrationError where the calibration is of another model, ImageError.
     """
     calibration.check_model(model.digest, model.spec.name)
-    if calibration.phases:
-        model = in_phases(model)
+    model = in_phases(model, calibration.phases)
     modules: dict[str, nn.Module] = {**integer_sites(model, calibration.parts)}
     ticket: list[str] = []
     observers = {
