@@ -148,7 +148,8 @@ class Bundle:
     ) -> None:
         self.path = path
         self._checking: Thread | None = None
-        self._problem: BundleError | None = None
+        self._problem: BaseException | None = None
+        self._closing = False
         self.manifest = read_manifest(path).at_tile(tile_px)
         self._file = path.open("rb")
         self.identity = _identity(os.fstat(self._file.fileno()))
@@ -158,8 +159,9 @@ class Bundle:
             self._ranges = self._member_ranges()
             if self.identity != checked:
                 # Beside whatever the library has to do first.
-                self._checking = Thread(target=self._check_hashes, daemon=True)
-                self._checking.start()
+                checking = Thread(target=self._check_hashes, daemon=True)
+                checking.start()
+                self._checking = checking
         except BaseException:
             self.close()
             raise
@@ -198,15 +200,26 @@ class Bundle:
     def _check_hashes(self) -> None:
         try:
             for name, expected in self.manifest.sha256.items():
-                start, end = self._range(name)
-                with memoryview(self._map)[start:end] as view:
-                    found = hashlib.sha256(view).hexdigest()
+                found = self._digest(*self._range(name))
+                if self._closing:
+                    return
                 if found != expected:
                     got, fix = f"member {name} is altered (SHA-256 {found[:12]})", "compile or copy the file again"
                     raise BundleError(self.path, got, expected[:12], fix)
                 self.drop_pages()
-        except BundleError as error:
+        # Whatever it was, what has not been checked is not given out.
+        except BaseException as error:
             self._problem = error
+
+    def _digest(self, start: int, end: int) -> str:
+        """Of a range of the file, as far as it is still wanted."""
+        digest = hashlib.sha256()
+        with memoryview(self._map) as view:
+            for offset in range(start, end, COPY_CHUNK_BYTES):
+                if self._closing:
+                    break
+                digest.update(view[offset : min(offset + COPY_CHUNK_BYTES, end)])
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Wait until all hashes are known. Raises BundleError for a member that is altered or cut short."""
@@ -254,12 +267,15 @@ class Bundle:
         return {name: end - start for name, (start, end) in self._ranges.items()}
 
     def close(self) -> None:
-        if self._checking is not None:
-            self._checking.join()
-        # A copy goes with the last of its members.
-        if not self.is_copy:
-            self._map.close()
-        self._file.close()
+        self._closing = True
+        try:
+            if self._checking is not None:
+                self._checking.join()
+        finally:
+            # A copy goes with the last of its members.
+            if not self.is_copy:
+                self._map.close()
+            self._file.close()
 
     def __enter__(self) -> Bundle:
         return self

@@ -51,13 +51,14 @@ def drop_mapped_pages(path: Path) -> None:
     """
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
-        inode = path.stat().st_ino
+        place = str(path.resolve())
     except OSError:
         return
     libc = ctypes.CDLL(None)
     for line in lines:
-        addresses, permissions, _, _, number, *_ = line.split(maxsplit=5)
-        if int(number) == inode and "w" not in permissions:
+        addresses, permissions, _, _, _, *name = line.split(maxsplit=5)
+        # Shared, and not written to: nothing but the file's own pages.
+        if permissions == "r--s" and name == [place]:
             start, end = (int(address, 16) for address in addresses.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 

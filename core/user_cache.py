@@ -55,7 +55,8 @@ class KeptFile:
             with atomic_path(self.path) as temporary:
                 temporary.write_bytes(digest + content)
         except (IntsrError, OSError) as error:
-            self.warn(f"it cannot be written ({error})")
+            # Of the folder: one warning for all that cannot be kept there.
+            warn_of_cache(self._what, f"{self.path.parent} cannot be written ({error})")
 
     def warn(self, reason: str) -> None:
         """Slower, not wrong: no reason to stop, and one to say so."""

@@ -93,8 +93,9 @@ def open_engine(
     talks to CUDA, `cuda-python` or `pycuda`. profile: time each layer (`Backend.layer_times_ms`), which costs some
     itself. tile_px: one of the file's tile sizes, None for its default. copy: the file may be written into while the
     engine is open, which a small one (`bundle.COPIED_BYTES`) always may: it is read into memory. cache: what
-    libraries make of a network may be kept in the user's cache, and taken from there. Checked in this order, before
-    a library sees a byte: the options, the manifest, target, library, version, tile size, the members' hashes.
+    libraries make of a network may be kept in the user's cache, and taken from there. Checked in this order: the
+    options, the manifest, target, library, version, tile size, the members' hashes; before a library sees a byte, but
+    of weights beside a graph from the cache, which are checked before anything is computed with them.
     Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
     return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy, cache))

@@ -18,6 +18,7 @@ TARGET = Target(
     lowering="asymmetric-cpu",
     other_lowerings=("asymmetric",),
     compile_options=("precision",),
+    keeps=True,
     times_layers=True,
     precision="auto",
     precision_words="float32 or bf16",

@@ -61,6 +61,8 @@ class Target:
     gpu_capabilities: tuple[tuple[int, int], ...] = ()
     # True where the builder chooses kernels by measuring them on this machine's GPU.
     times_kernels: bool = False
+    # True where what the library makes of a network is kept in the user's cache.
+    keeps: bool = False
     # True where the library tells the time of each layer.
     times_layers: bool = False
 

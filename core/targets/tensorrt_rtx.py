@@ -22,6 +22,7 @@ TARGET = Target(
     # By NVIDIA's support matrix, where no others were asked for. Of what lies between and beyond, RTX runs on none
     # (Hopper, data-centre Blackwell), or only with plans made for it (12.1).
     gpu_capabilities=((8, 6), (8, 9), (12, 0)),
+    keeps=True,
     times_layers=True,
     precision="f16",
     precision_words="fp16",

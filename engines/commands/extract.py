@@ -35,6 +35,7 @@ def extract(engine: Path, output: Path, as_json: bool) -> None:
 
     _check_replaceable(output / MANIFEST_NAME)
     with Bundle(engine) as bundle, atomic_folder(output, marker=MANIFEST_NAME) as folder:
+        bundle.check()
         files = [{"name": name, "size_bytes": size} for name, size in _write_members(bundle, folder).items()]
     if as_json:
         emit_json({"folder": str(output), "files": files})

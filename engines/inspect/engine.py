@@ -25,6 +25,7 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
     networks run one after the other. Raises BundleError, UsageError.
     """
     with Bundle(path) as bundle:
+        bundle.check()
         manifest = bundle.manifest
         members = [
             {"name": name, "size_bytes": size, "sha256": manifest.sha256[name], **_stored(bundle, name)}

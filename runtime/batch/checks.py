@@ -39,6 +39,7 @@ def check_effects(
     named = f"-o {output} names the file, and no folder" if is_named else ""
     whys = {
         "--cuda-backend": "" if has_gpu else f"the engine is for target {manifest.target}, no GPU",
+        "--no-cache": "" if target_from_name(manifest.target).keeps else f"target {manifest.target} keeps nothing",
         "--quality": "" if is_lossy else "no output is JPEG, WebP or AVIF",
         "-r": "no input is a folder; patterns go deeper by **" if no_folder else "",
         **dict.fromkeys(("--name", "--suffix", "--format"), named),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -40,6 +40,9 @@ def cheapest_tile(manifest: Manifest, jobs: Iterable[Job], overlap_px: int | Non
     A picture that fits into a tile of half the side costs a quarter there. overlap_px: None for each size's own.
     Pictures whose header cannot be read say nothing.
     """
+    usual = manifest.tile_px
+    if all(entry.tile_px >= usual for entry in manifest.all_tiles):
+        return usual
     sizes = list(islice(_sizes(jobs), _PICTURES_LOOKED_AT))
     costs: dict[int, int] = {}
     for entry in manifest.all_tiles:
@@ -47,20 +50,23 @@ def cheapest_tile(manifest: Manifest, jobs: Iterable[Job], overlap_px: int | Non
         if entry.tile_px <= manifest.tile_px and overlap < entry.tile_px:
             plans = (plan_tiles(*size, entry.tile_px, overlap) for size in sizes)
             costs[entry.tile_px] = sum(_computed_px(plan) for plan in plans)
-    usual = manifest.tile_px
     best = min(costs, key=lambda tile_px: (costs[tile_px], -tile_px), default=usual)
     return best if costs and costs[best] < _WORTH_A_SMALLER_TILE * costs.get(usual, 0) else usual
 
 
-def planned_picture(job: Job, manifest: Manifest, options: FileOptions) -> PlannedPicture:
-    """Read the header, and compute nothing. manifest: at the tile that is used. Raises ImageError."""
+def planned_picture(
+    job: Job, manifest: Manifest, options: FileOptions, named: Callable[[str], str] = str
+) -> PlannedPicture:
+    """Read the header, and compute nothing. manifest: at the tile that is used. named: what a path is called for
+    people. Raises ImageError.
+    """
     if job.problem:
         raise ImageError(job.output, job.problem)
     header = read_header(job.source)
     width, height = options.output_size(header.width_px, header.height_px, manifest.upscale_factor)
     overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
     plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
-    paths = str(job.source), str(job.output)
+    paths = named(str(job.source)), named(str(job.output))
     return PlannedPicture(*paths, width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3))
 
 

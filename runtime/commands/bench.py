@@ -76,7 +76,7 @@ class _Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
     help="GPU engines: who talks to CUDA. Default: cuda-python.",
 )
 @click.option("--layers", is_flag=True, help="Time by layer too, measured apart; not for target onnxruntime.")
-@click.option("--csv", "csv_path", type=_PATH, metavar="FILE", help="Write one line an engine.")
+@click.option("--csv", "csv_path", type=_PATH, metavar="FILE", help="Write one line an engine and size.")
 @click.option("--markdown", "markdown_path", type=_PATH, metavar="FILE", help="Write tables.")
 @click.option("--plot", "plot_path", type=_PATH, metavar="FILE", help="Draw stages (.png, .svg, .pdf): intsr[plot].")
 @weight_options

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from intsr.runtime.batch.jobs import Job
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import Pipes
-    from intsr.runtime.engine import Engine
     from intsr.runtime.tiles.grid import Tile
 
 # Not asked whether it is readable: one that is not must not stop the others.
@@ -178,6 +177,7 @@ def upscale(
     """
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
+    from intsr.runtime.backends.protocol import SessionOptions
     from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
     from intsr.runtime.batch.jobs import check_outputs, plan_jobs, shard_of
     from intsr.runtime.batch.memory import bytes_from_text
@@ -204,7 +204,7 @@ def upscale(
     )
     tile_px = _tile_from_text(tile)
     manifest = read_manifest(engine)
-    others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite}
+    others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite, "--dry-run": dry_run}
     # Removed when the command ends, however it does.
     pipes = click.get_current_context().with_resource(open_pipes(inputs, output, output_format, others))
     paths, output = pipes.inputs, pipes.output
@@ -218,28 +218,42 @@ def upscale(
         "-r": recursive,
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
+        "--no-cache": no_cache,
     }
     check_effects(given, jobs, paths, output=Path(output), manifest=manifest)
+
+    def skipped(job: Job) -> bool:
+        return skip_existing and not job.problem and job.output.exists()
+
+    # Of the whole batch: a shard takes the tiles that all of it would have.
+    chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
     jobs = shard_of(jobs, shard) if shard is not None else jobs
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
     check_outputs(jobs, skip_existing, overwrite)
-    chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
+    session = SessionOptions(threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=chosen)
+    _check_for_engine(manifest.at_tile(chosen), overlap_px, batch_tiles)
     if dry_run:
-        _plan(jobs, manifest.at_tile(chosen), options, as_json)
+        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, pipes.named, as_json)
         return
     remove_stale_parts(job.output for job in jobs if not job.problem)
-    backend = cuda_backend or _USUAL_BACKEND
-    where: Any = {"device": device, "cuda_backend": backend, "copy": copy_engine, "cache": not no_cache}
-    opened = open_engine(engine, threads, precision, tile_px=chosen, **where)
+    opened = open_engine(
+        engine,
+        threads,
+        precision,
+        device=device,
+        cuda_backend=session.cuda_backend,
+        tile_px=chosen,
+        copy=copy_engine,
+        cache=not no_cache,
+    )
     with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
-        _check_for_engine(opened, overlap_px, batch_tiles)
         one = len(jobs) == 1
         made = batch.reports(
             jobs,
             _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None,
-            lambda job: skip_existing and not job.problem and job.output.exists(),
+            skipped,
         )
         shown = made if one else progress(made, "Upscaling", len(jobs))
         reports = [_shown(pipes.report(report), as_json) for report in shown]
@@ -247,14 +261,16 @@ def upscale(
     _finish(reports)
 
 
-def _plan(jobs: Sequence[Job], manifest: Manifest, options: FileOptions, as_json: bool) -> None:
-    """The dry run: a line a picture; the exit code as of a run."""
+def _plan(
+    jobs: Sequence[Job], manifest: Manifest, options: FileOptions, named: Callable[[str], str], as_json: bool
+) -> None:
+    """The dry run: a line a picture; exit code 1 where one cannot be read or must not be made."""
     from intsr.runtime.batch.plan import planned_picture
 
     failed = 0
     for job in jobs:
         try:
-            planned = planned_picture(job, manifest, options)
+            planned = planned_picture(job, manifest, options, named)
         except (IntsrError, OSError) as error:
             tell(f"intsr: error: {error}")
             failed += 1
@@ -285,13 +301,13 @@ def _template(template: str | None, suffix: str) -> str:
     return template
 
 
-def _check_for_engine(engine: Engine, overlap_px: int | None, batch_tiles: int | None) -> None:
+def _check_for_engine(manifest: Manifest, overlap_px: int | None, batch_tiles: int | None) -> None:
     from intsr.runtime.tiles.grid import plan_tiles
 
     # Once and before any picture: the option is wrong, not the pictures.
     if overlap_px is not None:
-        plan_tiles(1, 1, engine.tile_px, overlap_px)
-    built = engine.networks[0].input.shape[0]
+        plan_tiles(1, 1, manifest.tile_px, overlap_px)
+    built = manifest.networks[0].input.shape[0]
     if batch_tiles is not None and batch_tiles != built:
         raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")
 

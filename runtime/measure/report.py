@@ -46,11 +46,11 @@ def rows_from_measurements(measurements: Sequence[Measurement], relative: Rows) 
 
 
 def write_csv(path: Path, rows: Rows) -> None:
-    """One line an engine; what there is none of is empty."""
+    """One line an engine and size; what there is none of is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**row, "input_px": "{}x{}".format(*row["input_px"])} for row in rows)
     with atomic_path(path) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
 

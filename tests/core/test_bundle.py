@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import threading
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -224,3 +226,26 @@ def test_what_is_no_bundle_at_all(tmp_path):
         (tmp_path / "odd.engine").write_bytes(content)
         with pytest.raises(BundleError, match="not a bundle"):
             Bundle(tmp_path / "odd.engine")
+
+
+def test_what_ends_the_checking_ends_the_opening(bundle_path, monkeypatch):
+    monkeypatch.setattr(Bundle, "drop_pages", Mock(side_effect=MemoryError("no pages")))
+    with Bundle(bundle_path) as bundle, pytest.raises(MemoryError, match="no pages"):
+        bundle.check()
+
+
+def test_closing_does_not_wait_for_hashes_that_nobody_wants(bundle_path, monkeypatch):
+    begun, closing = threading.Event(), threading.Event()
+    digest = Bundle._digest
+
+    def slow(bundle, start, end):
+        begun.set()
+        assert closing.wait(timeout=60)
+        return digest(bundle, start, end)
+
+    monkeypatch.setattr(Bundle, "_digest", slow)
+    bundle = Bundle(bundle_path)
+    assert begun.wait(timeout=60)
+    threading.Timer(0.1, closing.set).start()
+    bundle.close()
+    assert bundle._problem is None

@@ -163,6 +163,25 @@ def test_a_folder_that_cannot_be_written_is_said(start: Open, cache: Path) -> No
         start(expected=NETWORKS)
 
 
+def test_a_cache_that_others_clear_up(start: Open, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = start(expected=NETWORKS, threads=1)
+    for name, where in (("utime", blobs.os), ("stat", Path), ("unlink", Path)):
+        with monkeypatch.context() as changed:
+            if name != "utime":
+                changed.setattr(blobs, "MAX_FOLDER_BYTES", 0)
+            real = getattr(where, name)
+
+            def gone(path, *arguments, real=real, **options):
+                if str(path).endswith(".blob"):
+                    raise FileNotFoundError(path)
+                return real(path, *arguments, **options)
+
+            changed.setattr(where, name, gone)
+            np.testing.assert_array_equal(start(expected=0 if name == "utime" else NETWORKS, threads=1), first)
+            changed.undo()
+        shutil.rmtree(cache) if name == "utime" else None
+
+
 def test_the_folder_is_bounded(start: Open, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(expected=NETWORKS, threads=1)
     monkeypatch.setattr(blobs, "MAX_FOLDER_BYTES", int(1.5 * sum(files(cache).values())))

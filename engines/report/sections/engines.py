@@ -33,7 +33,11 @@ def engine_section(request: ReportRequest, pictures: Mapping[str, Any] | None) -
 
     Raises BundleError.
     """
-    measured = {str(entry["path"]): entry for bench in request.bench for entry in bench["engines"]}
+    measured: dict[str, Mapping[str, Any]] = {}
+    for bench in request.bench:
+        for entry in bench["engines"]:
+            # Of several sizes the first, which `environment` names.
+            measured.setdefault(str(entry["path"]), entry)
     reports = {path: inspect_engine(path, layers=True) for path in request.engines}
     rows = [_row(path, report, _measurement_of(path, measured), pictures) for path, report in reports.items()]
     taken = {row["measured_as"] for row in rows}

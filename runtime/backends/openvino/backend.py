@@ -186,7 +186,7 @@ def _compiled(
 
     start = _place_of_weights(member, bundle.path)
     blob = None
-    if cache and (start is not None or len(member.view) <= MAX_COPIED_BYTES):
+    if cache and _is_text(bundle.path) and (start is not None or len(member.view) <= MAX_COPIED_BYTES):
         if start is not None:
             settings = {**settings, "CACHE_MODE": "OPTIMIZE_SIZE"}
         blob = open_blob(bundle, entry, start, settings, openvino.__version__)
@@ -212,6 +212,15 @@ def _compiled(
     if blob is not None:
         keep(blob, compiled.export_model().getvalue())
     return compiled, weights
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether OpenVINO can be given the path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _place_of_weights(member: LastingMember, path: Path) -> int | None:

@@ -7,6 +7,7 @@ is a hundredth of it; else it has a copy, and large networks are not kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,15 +57,22 @@ def open_blob(
 def keep(file: KeptFile, content: bytes) -> None:
     """Write a blob; others go where all together are too many."""
     file.write(content)
-    sizes = {path: path.stat() for path in file.path.parent.glob("*.blob")} if content else {}
-    total = sum(facts.st_size for facts in sizes.values())
-    for path in sorted(sizes, key=lambda path: sizes[path].st_mtime_ns):
+    known: list[tuple[int, int, Path]] = []
+    for path in file.path.parent.glob("*.blob") if content else ():
+        # Other processes clear up, too.
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            known.append((facts.st_mtime_ns, facts.st_size, path))
+    total = sum(size_bytes for _, size_bytes, _ in known)
+    for _, size_bytes, path in sorted(known):
         if total <= MAX_FOLDER_BYTES:
             break
-        path.unlink(missing_ok=True)
-        total -= sizes[path].st_size
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size_bytes
 
 
 def used(path: Path) -> None:
-    """Say that a blob was of use."""
-    os.utime(path)
+    """Say that a blob was of use, where that can be said."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
