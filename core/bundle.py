@@ -17,10 +17,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from intsr.errors import BundleError, UsageError
 from intsr.files import atomic_path, sha256_from_path
+from intsr.interrupts import wait_through
 from intsr.manifest import Manifest, manifest_from_json
 
 MANIFEST_NAME = "manifest.json"
@@ -147,7 +148,9 @@ class Bundle:
         self, path: Path, tile_px: int | None = None, checked: Identity | None = None, copy: bool = False
     ) -> None:
         self.path = path
-        self._checking: Thread | None = None
+        # What is waited for: nothing, until the thread has begun.
+        self._hashed, self._checked = Event(), Event()
+        self._checked.set()
         self._problem: BaseException | None = None
         self._closing = False
         self.manifest = read_manifest(path).at_tile(tile_px)
@@ -161,7 +164,8 @@ class Bundle:
                 # Beside whatever the library has to do first.
                 checking = Thread(target=self._check_hashes, daemon=True)
                 checking.start()
-                self._checking = checking
+                # Set by the thread alone, which may be through already.
+                self._checked = self._hashed
         except BaseException:
             self.close()
             raise
@@ -210,6 +214,8 @@ class Bundle:
         # Whatever it was, what has not been checked is not given out.
         except BaseException as error:
             self._problem = error
+        finally:
+            self._hashed.set()
 
     def _digest(self, start: int, end: int) -> str:
         """Of a range of the file, as far as it is still wanted."""
@@ -223,8 +229,7 @@ class Bundle:
 
     def check(self) -> None:
         """Wait until all hashes are known. Raises BundleError for a member that is altered or cut short."""
-        if self._checking is not None:
-            self._checking.join()
+        self._checked.wait()
         if self._problem is not None:
             raise self._problem
 
@@ -269,8 +274,7 @@ class Bundle:
     def close(self) -> None:
         self._closing = True
         try:
-            if self._checking is not None:
-                self._checking.join()
+            wait_through(self._checked.wait)
         finally:
             # A copy goes with the last of its members.
             if not self.is_copy:

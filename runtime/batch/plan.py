@@ -12,6 +12,7 @@ from intsr.runtime.batch.files import with_header
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.pictures.reader import read_header
+from intsr.runtime.pictures.writer import check_pixels_fit
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
 
 # Enough to know what a folder is like.
@@ -26,6 +27,7 @@ class PlannedPicture:
 
     input: str
     output: str
+    status: str
     width: int
     height: int
     tile_px: int
@@ -61,13 +63,16 @@ def planned_picture(
     people. Raises ImageError.
     """
     if job.problem:
-        raise ImageError(job.output, job.problem)
+        raise ImageError(job.source, f"{job.output} {job.problem}")
     header = read_header(job.source)
     width, height = options.output_size(header.width_px, header.height_px, manifest.upscale_factor)
+    check_pixels_fit(width, height, header.channels, header.bits, job.output)
     overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
     plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
     paths = named(str(job.source)), named(str(job.output))
-    return PlannedPicture(*paths, width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3))
+    return PlannedPicture(
+        *paths, "planned", width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3)
+    )
 
 
 def _sizes(jobs: Iterable[Job]) -> Iterator[tuple[int, int]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,9 @@ class _Sizes(click.ParamType[tuple[tuple[int, int], ...]]):
         sizes = []
         for text in str(value).lower().split(","):
             sides = text.strip().split("x")
-            if len(sides) > 2 or not all(side.isdecimal() and 1 <= int(side) <= _MOST_PX for side in sides):
+            if len(sides) > 2 or not all(
+                re.fullmatch(r"0*[1-9][0-9]{0,3}", side) and int(side) <= _MOST_PX for side in sides
+            ):
                 self.fail(
                     f"{text.strip()!r} is no size from 1 to {_MOST_PX}, for example 128 or 1024x768", param, ctx
                 )
@@ -139,6 +143,9 @@ def bench(
             entries.append(benchmark.entry_from_reference(reference, tile_px, threads, context, lora))
             opened.callback(entries[-1].upscaler.close)
         measurements, interrupted = _all_measured(entries, sizes, min_runs, min_seconds)
+        # From here to the results a Ctrl-C would lose them.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        click.get_current_context().call_on_close(partial(signal.signal, signal.SIGINT, before))
     around = environment(threads, sizes[0])
     warnings = benchmark.warnings_from_measurements(measurements)
     relative = benchmark.relative_to_first(measurements)
@@ -146,6 +153,7 @@ def bench(
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
     times = {}
     for path in dict.fromkeys(paths) if layers and not interrupted else ():
+        signal.signal(signal.SIGINT, before)
         say(f"measuring layers of {path}")
         times[str(path)] = layer_times_from_engine(path, min_runs or benchmark.DEFAULT_RUNS, **settings)
     if as_json:
@@ -166,7 +174,7 @@ def bench(
     if plot_path is not None:
         benchmark_report.write_plot(plot_path, rows)
     if interrupted:
-        tell("intsr: interrupted: these are the results so far")
+        tell("intsr: these are the results so far")
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -137,7 +137,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
-@click.option("--dry-run", is_flag=True, help="Say what would be made, in how many tiles, and make nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be made, in how many tiles; make nothing.")
 @click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
 @common_options
 def upscale(
@@ -272,7 +272,11 @@ def _plan(
         try:
             planned = planned_picture(job, manifest, options, named)
         except (IntsrError, OSError) as error:
-            tell(f"intsr: error: {error}")
+            text = str(error).replace(str(job.source), named(str(job.source)))
+            tell(f"intsr: error: {text}")
+            if as_json:
+                paths = {"input": named(str(job.source)), "output": named(str(job.output))}
+                emit_json(paths | {"status": "failed", "error": text})
             failed += 1
             continue
         if as_json:

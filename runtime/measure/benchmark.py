@@ -299,21 +299,26 @@ def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any
     first: dict[tuple[int, int], float] = {}
     for m in measurements:
         first.setdefault(m.input_px, m.median_ms)
-    return [{"path": m.path, "target": m.target, "speedup": first[m.input_px] / m.median_ms} for m in measurements]
+    return [
+        {"path": m.path, "target": m.target, "input_px": m.input_px, "speedup": first[m.input_px] / m.median_ms}
+        for m in measurements
+    ]
 
 
 def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
     """What a reader of the numbers must know: noise, integers slower than full precision or not run as such, random
     weights.
     """
+    several = len({m.input_px for m in measurements}) > 1
+    on = {m.input_px: f" on {m.input_px[0]}x{m.input_px[1]}" if several else "" for m in measurements}
     texts = [
-        f"{m.path}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
+        f"{m.path}{on[m.input_px]}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
         "close other programs or measure longer"
         for m in measurements
         if m.variation_percent > VARIATION_LIMIT_PERCENT
     ]
     texts += [
-        f"INT IS SLOWER HERE: {integer.path} ({integer.bits}) takes {integer.median_ms:.1f} ms, "
+        f"INT IS SLOWER HERE{on[full.input_px]}: {integer.path} ({integer.bits}) takes {integer.median_ms:.1f} ms, "
         f"{full.path} (full precision, {full.target}) {full.median_ms:.1f} ms"
         for integer in measurements
         for full in measurements

@@ -80,7 +80,8 @@ def test_a_dry_run_says_what_a_run_makes(
     (tmp_path / "c.png").write_bytes(b"no picture")
     arguments = (tmp_path, "-o", tmp_path / "out")
     code, out, err = upscale(*arguments, "--dry-run", "--json")
-    planned = [json.loads(line) for line in out.splitlines()]
+    *planned, broken = (json.loads(line) for line in out.splitlines())
+    assert (broken["status"], "not a picture" in broken["error"]) == ("failed", True)
     assert code == 1 and err.count("\n") == 1 and "c.png" in err and not (tmp_path / "out").exists()
     _, out, _ = upscale(*arguments, "--json")
     made = [report for report in map(json.loads, out.splitlines()) if report["status"] == "ok"]

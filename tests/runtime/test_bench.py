@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import signal
 import sys
 import threading
 import types
@@ -158,10 +159,10 @@ def test_an_interrupted_command_prints_its_results(
     code, out, err = intsr("bench", identity_engine, *options, "--json")
     engines = json.loads(out)["engines"]
     assert (code, [(e["input_px"], e["runs"]) for e in engines]) == (130, [([24, 16], 3), ([20, 20], 1)])
-    assert "interrupted: these are the results so far" in err
+    assert "these are the results so far" in err and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
-@pytest.mark.parametrize("size", ["0", "5000", "1x", "1x2x3", "a", "128,", "-1"])
+@pytest.mark.parametrize("size", ["0", "5000", "1x", "1x2x3", "a", "128,", "-1", "9" * 5000])
 def test_sizes_that_are_none(intsr: Run, identity_engine: Path, size: str) -> None:
     code, _, err = intsr("bench", identity_engine, "--size", size)
     assert (code, err.count("\n")) == (EXIT_USAGE, 1) and "1024x768" in err

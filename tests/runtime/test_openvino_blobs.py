@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,3 +226,24 @@ def test_one_that_fails_closes_the_others(quantized: Path, cache: Path, monkeypa
     with pytest.raises(BundleError, match="is broken"):
         open_engine(quantized)
     assert sorted(closed) == ["decoder", "encoder"]
+
+
+def test_ctrl_c_waits_for_what_openvino_is_doing(
+    quantized: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intsr.runtime.backends.openvino import backend
+
+    ended, open_network = [], backend.open_network
+
+    def interrupted(bundle, entry, options):
+        if entry.name == "encoder":
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        network = open_network(bundle, entry, options)
+        ended.append(entry.name)
+        return network
+
+    monkeypatch.setattr(backend, "open_network", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_engine(quantized)
+    assert sorted(ended) == ["decoder", "encoder", "unet"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from intsr.arrays import Array
 from intsr.bundle import MEMBER_ALIGNMENT_BYTES, LastingMember
 from intsr.errors import EngineMismatchError, OutOfMemoryError, UsageError
+from intsr.interrupts import wait_through
 from intsr.memory import drop_mapped_pages
 from intsr.runtime.backends.codes import are_packed, unpacked
 from intsr.runtime.backends.compatibility import cpu_description
@@ -123,8 +125,13 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     entries, sizes = bundle.manifest.networks, bundle.sizes_bytes()
     # The largest first, with a core to itself.
     order = sorted(entries, key=lambda entry: -sizes[entry.weights_member or entry.member])
+    futures: dict[NetworkEntry, Future[OpenVINONetwork]] = {}
     with ThreadPoolExecutor(min(len(entries), os.cpu_count() or 1)) as pool:
-        futures = {entry: pool.submit(open_network, bundle, entry, options) for entry in order}
+        try:
+            futures.update((entry, pool.submit(open_network, bundle, entry, options)) for entry in order)
+        finally:
+            # After Ctrl-C too: OpenVINO crashes where the process ends under it.
+            wait_through(partial(wait, futures.values()))
     opening = [futures[entry] for entry in entries]
     with ExitStack() as opened:
         for future in opening:
