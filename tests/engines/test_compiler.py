@@ -71,7 +71,7 @@ def test_manifest_of_a_cpu_engine(cpu_engine: Path, tiny_calibration: Calibratio
     assert (manifest.target, manifest.bits, manifest.method) == ("cpu", "w8a8", "maxmin")
     assert manifest.library == "openvino" and manifest.library_version.startswith("20")
     assert manifest.calibration_digest == tiny_calibration.digest()
-    assert (manifest.tile_px, manifest.overlap_px, manifest.upscale_factor) == (TILE_PX, 4, 4)
+    assert (manifest.tile_px, manifest.overlap_px, manifest.upscale_factor) == (TILE_PX, 8, 4)
     with zipfile.ZipFile(cpu_engine) as archive:
         assert archive.namelist() == ["manifest.json", "encoder.ir", "unet.ir", "decoder.ir"]
 

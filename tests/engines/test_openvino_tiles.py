@@ -85,7 +85,7 @@ def test_weights_are_there_once(engines: Engines) -> None:
 
 def test_reopening(engines: Engines) -> None:
     engine = open_engine(engines["cpu", (DEFAULT_PX, FURTHER_PX)], threads=1)
-    assert (engine.tile_px, engine.overlap_px, engine.tile_sizes) == (16, 4, (16, 8))
+    assert (engine.tile_px, engine.overlap_px, engine.tile_sizes) == (16, 8, (16, 8))
     assert engine.reopen(16) is engine
     with pytest.raises(UsageError, match="--tile: 12 pixels; expected 16 or 8"):
         engine.reopen(12)
@@ -96,7 +96,7 @@ def test_reopening(engines: Engines) -> None:
     assert smaller.upscale(picture).shape == (80, 48, 3)
     smaller.close()
     back = smaller.reopen(16)
-    assert (back.tile_px, back.overlap_px) == (16, 4)
+    assert (back.tile_px, back.overlap_px) == (16, 8)
     back.close()
 
 
