@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,7 @@ from intsr.calib.observe.clipped import CLIPPED_PICTURES, clipped_shares
 from intsr.errors import UsageError
 from intsr.files import sha256_from_path
 from intsr.memory import peak_resident_bytes
-from intsr.types import Bits, ModelSpec
+from intsr.types import Bits, check_tile
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -126,7 +125,7 @@ def calibrate(
 
     Raises ImageError, UsageError, CalibrationError. See `usable_pictures` for pictures that show nothing.
     """
-    _check_tile(recipe.tile_px, model.spec)
+    check_tile(recipe.tile_px, model.spec.upscale_factor, model.spec.size_multiple_px)
     identity = _identity(model, pictures, recipe) if recipe.trains else {}
     phases = wide_upsamplers(model)
     model = in_phases(model, phases)
@@ -162,13 +161,6 @@ def calibrate(
         perceptual="" if not recipe.stages.whole else LPIPS if recipe.lpips else STRUCTURE,
         clipped=clipped_shares(model, sites, pictures[:CLIPPED_PICTURES], recipe.tile_px, recipe.seed),
     )
-
-
-def _check_tile(tile_px: int, spec: ModelSpec) -> None:
-    """Raises UsageError for tiles that the networks cannot take, which no engine could have either."""
-    step = spec.size_multiple_px // math.gcd(spec.size_multiple_px, spec.upscale_factor)
-    if tile_px % step:
-        raise UsageError("--tile", f"{tile_px} pixels", f"a multiple of {step}")
 
 
 def crops_of_recipe(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Crops:

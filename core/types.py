@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -121,3 +122,17 @@ class TensorInfo:
     name: str
     shape: tuple[Count, ...]
     dtype: Annotated[str, Meta(pattern=_DTYPES)]
+
+
+def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
+    """Tiles that the networks take are whole multiples of so many low-resolution pixels."""
+    return size_multiple_px // math.gcd(size_multiple_px, upscale_factor)
+
+
+def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None:
+    """Raises UsageError where the networks cannot take a tile of that size."""
+    step = tile_step(upscale_factor, size_multiple_px)
+    if tile_px < 1 or tile_px % step:
+        below = max(tile_px // step * step, step)
+        nearest = f"{below} or {below + step}" if tile_px > step else str(step)
+        raise UsageError("--tile", f"{tile_px} pixels", f"a positive multiple of {step}", f"use {nearest}")

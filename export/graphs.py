@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from intsr.json_files import read_json
 from intsr.manifest import NetworkEntry
 from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
-from intsr.types import NETWORKS, Bits, Count, ModelSpec
+from intsr.types import NETWORKS, Bits, Count, ModelSpec, check_tile
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -75,20 +74,6 @@ class OnnxExport:
             for entry in networks:
                 if Path(entry.member).name != entry.member:
                     raise ValueError(f"member {entry.member!r}, expected a plain file name")
-
-
-def tile_step(upscale_factor: int, size_multiple_px: int) -> int:
-    """Tiles that the networks take are whole multiples of so many low-resolution pixels."""
-    return size_multiple_px // math.gcd(size_multiple_px, upscale_factor)
-
-
-def check_tile(tile_px: int, upscale_factor: int, size_multiple_px: int) -> None:
-    """Raises UsageError where the networks cannot take a tile of that size."""
-    step = tile_step(upscale_factor, size_multiple_px)
-    if tile_px < 1 or tile_px % step:
-        below = max(tile_px // step * step, step)
-        nearest = f"{below} or {below + step}" if tile_px > step else str(step)
-        raise UsageError("--tile", f"{tile_px} pixels", f"a positive multiple of {step}", f"use {nearest}")
 
 
 def write_export(

@@ -31,7 +31,6 @@ from intsr.engines.compare.child import CalibrationTask, calibrate_in_child
 from intsr.engines.compare.types import BICUBIC, FULL_PRECISION, Comparison, Places, Row, label
 from intsr.engines.compile.assemble import compile_engine
 from intsr.errors import CalibrationError, ImageError, IntsrError
-from intsr.export.graphs import check_tile
 from intsr.export.pipeline import export_model
 from intsr.files import sha256_from_path
 from intsr.runtime.batch.files import upscale_file
@@ -43,6 +42,7 @@ from intsr.runtime.pictures.reader import list_pictures, read_header, read_image
 from intsr.runtime.pictures.writer import write_image
 from intsr.runtime.tiles.enlarge import enlarge
 from intsr.targets import lowering_from_name
+from intsr.types import check_tile
 
 TARGET = "cpu"
 _HASH_CHARACTERS = 8

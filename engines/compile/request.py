@@ -19,12 +19,11 @@ from intsr.engines.compile.estimate import CompileEstimate, estimate_compilation
 from intsr.engines.verify.agreement import Verification
 from intsr.engines.verify.check import Check
 from intsr.errors import UsageError
-from intsr.export.graphs import check_tile, tile_step
 from intsr.export.pipeline import export_model, static_calibration
 from intsr.manifest import Manifest
 from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target, lowering_from_name, target_from_name
-from intsr.types import Bits, ModelSpec
+from intsr.types import Bits, ModelSpec, check_tile, tile_step
 
 METHOD = "maxmin+let"
 

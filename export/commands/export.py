@@ -68,10 +68,11 @@ def export(
     word demo.
     """
     from intsr.calib.models.open import open_model
-    from intsr.export.graphs import EXPORT_NAME, check_tile
+    from intsr.export.graphs import EXPORT_NAME
     from intsr.export.pipeline import export_model
     from intsr.files import check_replaceable_folder, check_writable_place
     from intsr.targets import lowering_from_name, packed
+    from intsr.types import check_tile
 
     if calibration is not None and official:
         raise UsageError("--calibration, --passionsr", "both", "one of them")

@@ -31,13 +31,10 @@ def cpu_description() -> str:
 
 def cpu_kind() -> str:
     """Return what code made for this CPU depends on: vendor, model and instructions, or what the system tells."""
-    lines = cpu_description().splitlines()
-    return (
-        "\n".join(
-            line for line in lines if re.match(r"(vendor_id|cpu family|model|stepping|flags|Features|CPU )\b", line)
-        )
-        or cpu_model()
+    found = re.findall(
+        r"^(?:vendor_id|cpu family|model|stepping|flags|Features|CPU )\b.*", cpu_description(), re.MULTILINE
     )
+    return "\n".join(found) or cpu_model()
 
 
 def cpu_model() -> str:

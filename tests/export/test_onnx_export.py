@@ -20,6 +20,7 @@ from intsr.export import graphs as onnx_export
 from intsr.export.graphs import load_export
 from intsr.export.pipeline import export_model
 from intsr.targets.lowering import LOWERINGS
+from intsr.types import tile_step
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_tile_that_the_networks_cannot_take_names_the_nearest(tiny_model: SRMo
         export_model(tiny_model, None, LOWERINGS["asymmetric"], 16, tmp_path / "x", further_tiles=(8, 16))
     assert not list(tmp_path.iterdir())
     # 3 x 21 is no multiple of 64; 64 is the smallest that is.
-    assert onnx_export.tile_step(3, 64) == 64
+    assert tile_step(3, 64) == 64
 
 
 def test_a_failure_leaves_nothing(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from intsr.export.lower.write.group_norm import GroupNorm, write_group_norm
 from intsr.export.lower.write.layers import merged, rows_of, write_convolution, write_linear
 
 aten: Any = torch.ops.aten
+EVERY_ROW = slice(None)
 
 
 @lowers(aten.conv2d.default)
@@ -38,7 +39,7 @@ def join_phases(net: LoweringContext, node: fx.Node) -> Value:
 
 
 def _convolution(
-    net: LoweringContext, node: fx.Node, rows: slice | None = None, pads: tuple[int, int, int, int] | None = None
+    net: LoweringContext, node: fx.Node, rows: slice = EVERY_ROW, pads: tuple[int, int, int, int] | None = None
 ) -> str:
     """A traced convolution; rows: of those output channels alone, pads: with that padding instead of its own."""
     x, weight = node.args[0], node.args[1]
@@ -55,11 +56,10 @@ def _convolution(
         size = shape_of(x)[2] - before[0] - before[2], shape_of(x)[3] - before[1] - before[3]
         top, left, bottom, right = (a + b for a, b in zip(before, own, strict=True))
         window = Window((height, width), size, stride, dilation, (top, left, bottom, right), groups)
-        if rows is not None and pads is not None:
+        if pads is not None:
             layer, bias = rows_of(layer, bias, rows)
             window = replace(window, pads=pads, frame=window.pads)
         return write_convolution(net, value, layer, window, bias)
-    rows = slice(None) if rows is None else rows
     kernel = net.builder.constant(f"{site}.weight", net.parameter(weight)[rows])
     inputs = [value, kernel] + ([] if bias is None else [net.builder.constant(f"{site}.bias", bias[rows])])
     return net.builder.op(
