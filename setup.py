@@ -68,6 +68,8 @@ setup(
         "plot": PLOT,
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
+        "video": ["av>=17,<19"],
+        "ray": ["ray[data]==2.60.0"],
         "dev": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter>=2.17"),
             TENSORRT_PLUGINS,

@@ -20,6 +20,8 @@ EXTRAS = {
     "jinja2": "report",
     "tensorrt_rtx": "rtx",
     "pyiqa": "metrics",
+    "av": "video",
+    "ray": "ray",
 }
 
 
