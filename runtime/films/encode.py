@@ -14,7 +14,7 @@ from intsr.runtime.films.pyav import INTERPOLATION, load_pyav
 from intsr.runtime.films.types import EncoderSettings, FilmFacts, FilmOptions
 
 # By container, for 8 bits and for more.
-_CODECS = {"webm": ("libvpx-vp9", "libsvtav1"), "avi": ("libx264", "libx264")}
+_CODECS = {"webm": ("libvpx-vp9", "libsvtav1")}
 _USUAL_CODECS = ("libx264", "libx265")
 # A quality at which the encoder is not what is seen, where nobody asks for another.
 _CRF = {"libx264": 16, "libx265": 18, "libvpx-vp9": 20, "libsvtav1": 20}
@@ -46,9 +46,6 @@ def settings_for(
         raise UsageError(output, f"{container} cannot hold {codec}", fix="choose another --codec or suffix")
     pixel_format, notes = _pixel_format(encoder, facts)
     given, hdr_notes = _encoder_options(codec, facts, options)
-    if container == "avi" and codec == "libx264":
-        # It has no place for times of frames that come out of order.
-        given["bf"] = "0"
     # Colours of two rows and columns are one number in most formats.
     width_px, height_px = (side + side % 2 for side in size)
     settings = EncoderSettings(

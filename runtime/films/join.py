@@ -160,7 +160,8 @@ def join(
     try:
         with atomic_path(output, overwrite) as temporary:
             name = container_from_path(output)
-            with av.open(f"file:{temporary}", "w", format=name) as container:
+            # Without it, the same film would have other bytes each time: a random number, and times.
+            with av.open(f"file:{temporary}", "w", format=name, options={"fflags": "+bitexact"}) as container:
                 _write(container, parts, settings, companions, begin)
     except av.FFmpegError as error:
         raise ImageError(output, printable(f"cannot be written ({error.strerror})")) from error
@@ -177,17 +178,8 @@ def _write(container: Any, parts: Parts, settings: EncoderSettings, companions: 
         film.codec_context.codec_tag = "hvc1"
     companions.add_to(container, film)
     packets = _film_packets(parts, settings, film, begin)
-    if container.format.name == "avi" and film.codec_context.name == "h264":
-        packets = _with_start_codes(packets, film)
     for packet in heapq.merge(packets, companions.packets(), key=_decoded_at):
         container.mux(packet)
-
-
-def _with_start_codes(packets: Iterator[Any], film: Any) -> Iterator[Any]:
-    """H.264 as AVI wants it; other containers see to that themselves."""
-    changed = load_pyav().BitStreamFilterContext("h264_mp4toannexb", film, film)
-    for packet in packets:
-        yield from changed.filter(packet)
 
 
 def _decoded_at(packet: Any) -> Fraction:

@@ -15,12 +15,26 @@ CONTAINERS = {
     ".mov": "mov",
     ".mkv": "matroska",
     ".webm": "webm",
-    ".avi": "avi",
     **dict.fromkeys((".ts", ".mts", ".m2ts"), "mpegts"),
 }
-# Read, and written as .mkv where no name says otherwise.
+# Read, and written as .mkv where no name says otherwise. AVI has no place for the times of frames.
 _ONLY_READ = (
-    *(".gif", ".mpg", ".mpeg", ".m2v", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2", ".mxf"),
+    *(
+        ".avi",
+        ".gif",
+        ".mpg",
+        ".mpeg",
+        ".m2v",
+        ".vob",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".ogv",
+        ".3gp",
+        ".3g2",
+        ".mxf",
+    ),
     *(".y4m", ".nut", ".divx", ".rm"),
 )
 FILM_SUFFIXES = (*CONTAINERS, *_ONLY_READ)
