@@ -154,7 +154,9 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 )
 @click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
 @click.option("--codec", metavar="NAME", help="Of films: an encoder of FFmpeg's. Default: libx264; 10 bits: libx265.")
-@click.option("--crf", type=click.IntRange(0), help="Of films: the encoder's quality, 0 the best. Default: 16 to 20.")
+@click.option(
+    "--crf", type=click.IntRange(0, 63), help="Of films: the encoder's quality, 0 the best. Default: 16 to 20."
+)
 @click.option("--preset", help="Of films: the encoder's speed, such as slow.")
 @click.option("--fps", type=_Rate(), help="Of numbered pictures as a film. Default: 25.")
 @click.option("--start", "start_s", type=FiniteFloat(0), metavar="SECONDS", help="Of films: begin there.")

@@ -27,6 +27,8 @@ _HDR_OPTIONS = {
 _PRESETS = (
     *("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"),
 )
+# Below, x265 4.2 writes past the end of its memory.
+_LEAST_X265_PX = 64
 # A part is kept in the first of these that holds its codec. They round times, which are kept beside it.
 _PART_CONTAINERS = ("matroska", "mov", "avi")
 
@@ -48,6 +50,9 @@ def settings_for(
     given, hdr_notes = _encoder_options(codec, facts, options)
     # Colours of two rows and columns are one number in most formats.
     width_px, height_px = (side + side % 2 for side in size)
+    if codec == "libx265" and width_px < _LEAST_X265_PX:
+        got, expected = f"frames would be {width_px} pixels wide", f"at least {_LEAST_X265_PX} for libx265"
+        raise UsageError(output, got, expected, "give --codec libx264")
     settings = EncoderSettings(
         codec=codec,
         options=tuple(sorted(given.items())),

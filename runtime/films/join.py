@@ -19,7 +19,7 @@ from intsr.runtime.films.types import EncoderSettings
 
 # Of a film's own stream, what its encoder and container write anew.
 _OWN_METADATA = ("encoder", "duration", "rotate", "number_of_frames", "number_of_bytes", "bps", "statistics")
-_MICROSECOND = Fraction(1, 1_000_000)
+_GAP = b"\0\0"
 
 
 class Companions:
@@ -29,7 +29,7 @@ class Companions:
     """
 
     def __init__(self, source: Path | None, span: tuple[Fraction, Fraction | None] | None = None) -> None:
-        self._span, self._source = span, source
+        self._span, self._source = span, source or Path()
         self._container: Any = open_input(source) if source is not None else None
         # Streams of the original -> those of the output.
         self._streams: dict[int, Any] = {}
@@ -72,7 +72,7 @@ class Companions:
         except (ValueError, load_pyav().FFmpegError) as error:
             name = stream.codec_context.name if stream.codec_context else "unknown"
             got = f"{output.format.name} cannot hold its {stream.type}, which is {name}"
-            raise UsageError(self._source, got, fix="write an .mkv, which holds nearly all") from error
+            raise UsageError(self._source, got, fix=f"write a {self._source.suffix}, or an .mkv") from error
         copy.metadata.update(_names_of(stream))
         copy.disposition = stream.disposition
         self._streams[stream.index] = copy
@@ -101,7 +101,9 @@ class Companions:
         wanted = [stream for stream in self._container.streams if stream.index in self._streams]
         try:
             for packet in self._container.demux(wanted):
-                if packet.pts is not None and self._moved(packet):
+                # An MP4's subtitles have empty packets between them, which the new container makes itself.
+                is_gap = packet.size == len(_GAP) and bytes(packet) == _GAP and packet.stream.type == "subtitle"
+                if packet.pts is not None and not is_gap and self._moved(packet):
                     packet.stream = self._streams[packet.stream.index]
                     yield packet
         # It ends early: who reads its film has said so.
