@@ -226,30 +226,27 @@ class _PartsSink:
     def write(self, frame: Frame, pixels: Array | None, scores: FrameScores) -> None:
         if self._writer is None:
             self._writer, self._since = PartWriter(self._parts.next_path(), self._settings), time.monotonic()
+        # Until it is written: whatever comes in between, this part cannot be ended any more.
+        writer, self._writer = self._writer, None
         if pixels is not None:
-            self._encodable = self._writer.encodable(_even(pixels))
-        self._writer.write(self._encodable, frame.pts)
+            self._encodable = writer.encodable(_even(pixels))
+        writer.write(self._encodable, frame.pts)
+        self._writer = writer
         self._pts.append(frame.pts)
         self._sums = _sums(scores)
         took_long = time.monotonic() - self._since >= _PART_S and len(self._pts) >= _LEAST_PART_FRAMES
         if len(self._pts) >= PART_FRAMES or took_long:
-            self._end_part()
+            self.close()
 
-    def _end_part(self) -> None:
-        assert self._writer is not None
-        self._writer.close()
-        self._writer = None
+    def close(self) -> None:
+        """End the part. What is written so far is good, whyever no more comes: the next run goes on from there."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        writer.close()
         scores = {name: value - self._begun[name] for name, value in self._sums.items()}
         self._parts.add(tuple(self._pts), scores)
         self._pts, self._begun = [], self._sums
-
-    def close(self, whole: bool) -> None:
-        if self._writer is None:
-            return
-        if whole:
-            self._end_part()
-        else:
-            self._writer.close(whole=False)
 
 
 def _even(pixels: Array) -> Array:
@@ -283,5 +280,5 @@ class _PicturesSink:
         path = numbered(self._output, self._numbers.popleft())
         write_image(path, self._pixels, None, ImageMetadata(), self._options.quality)
 
-    def close(self, whole: bool) -> None:
+    def close(self) -> None:
         """Each picture is closed already."""

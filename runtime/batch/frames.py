@@ -41,8 +41,8 @@ class Sink(Protocol):
     def write(self, frame: Frame, pixels: Array | None, scores: FrameScores) -> None:
         """pixels: (H, W, 3) of the output's size; None for those of the frame before. scores: up to here."""
 
-    def close(self, whole: bool) -> None:
-        """whole: all frames have been written."""
+    def close(self) -> None:
+        """No more frames will come: all were written, or the run is over for another reason."""
 
 
 class _EndError(Exception):
@@ -77,7 +77,6 @@ class FrameRun:
 
     def run(self) -> Iterator[Frame]:
         """Yield each frame once it is written. Raises what reading, computing and writing raise."""
-        whole = False
         try:
             with closing(overlapped(count(), self._prepare, self._compute, self._finish)) as made:
                 for _, result in made:
@@ -86,9 +85,8 @@ class FrameRun:
                     if isinstance(result, Exception):
                         raise result
                     yield result
-            whole = True
         finally:
-            self.sink.close(whole)
+            self.sink.close()
 
     def _prepare(self, _: int) -> _Prepared:
         frame = next(self.frames, None)

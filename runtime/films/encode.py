@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from intsr.arrays import Array
 from intsr.errors import UsageError, printable
@@ -180,8 +180,7 @@ def check_encoder(settings: EncoderSettings) -> None:
 class PartWriter:
     """One part of a film, encoded by itself: it begins with a key frame and needs no other part.
 
-    path: of a file that is written; who wants it whole or not at all takes care of that. Close it, or use it as a
-    context manager.
+    path: of a file that is written; who wants it whole or not at all takes care of that.
     """
 
     def __init__(self, path: Path, settings: EncoderSettings) -> None:
@@ -217,14 +216,7 @@ class PartWriter:
         for packet in packets:
             self._container.mux(packet)
 
-    def close(self, whole: bool = True) -> None:
-        """whole: write what the encoder still has; without, the file is of no use."""
-        if whole:
-            self._mux(self._stream.encode(None))
+    def close(self) -> None:
+        """Write what the encoder still has. Without it the file is of no use."""
+        self._mux(self._stream.encode(None))
         self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.close(whole=kind is None)

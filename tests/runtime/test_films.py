@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -436,6 +437,30 @@ with open_engine(sys.argv[1], threads=1) as engine:
     early, late = map(int, done.stdout.split())
     assert late <= 1.05 * early, (early, late)
     assert len(read_film(tmp_path / "out.mkv").frames) == 2000
+
+
+def test_an_interrupted_run_loses_no_frame(
+    intsr: Intsr, identity_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unlike a killed one it has the time to end its part."""
+    source, output = _film(tmp_path, moving=60), tmp_path / "out.mkv"
+    command = [
+        sys.executable,
+        "-c",
+        SLOWED.replace("PART_FRAMES = 5", "PART_FRAMES = 50"),
+        "upscale",
+        identity_engine,
+    ]
+    process = subprocess.Popen([*command, source, "-o", output], stderr=subprocess.PIPE)
+    while not (part := Path(f"{output}.parts", "000001.part")).exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130 and part.exists() and not output.exists()
+    code, out, _ = intsr("upscale", identity_engine, source, "-o", output, "--json")
+    assert code == 0 and 0 < json.loads(out)["film"]["resumed"] < 65
+    assert len(read_film(output).frames) == 65
 
 
 def test_a_copy_of_the_film_may_go_on(
