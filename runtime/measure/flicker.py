@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from intsr.arrays import Array
 
@@ -18,20 +19,19 @@ STILL_LEVELS = 2
 class FlickerMeter:
     """Sums over pairs of neighbouring frames; feed it both films' frames in order.
 
-    flicker: mean over the still pixels of |change of the output - change of the original|, levels of 8-bit luma. It
-    is 0 for an output that is as still as its original.
+    flicker: mean over the still pixels of |change of the output - change of the enlarged original|, levels of 8-bit
+    luma: rounding alone, below half a level, for an output that is as still as its original.
     """
 
     still_px: int = 0
-    # Of the output and of the original, over the still pixels, and of the difference of the two.
+    # Of the output over the still pixels, and of its difference to the original.
     output_change: float = 0.0
-    input_change: float = 0.0
     excess_change: float = 0.0
     _before: tuple[Array, Array] | None = field(default=None, repr=False)
 
     def add(self, original: Array, output: Array) -> None:
-        """original: (H, W, 3), output: (n H, n W, 3) for a whole n, or of any size: rows and columns are then taken
-        from the nearest; uint8 or uint16.
+        """original: (H, W, 3), output: (H', W', 3) of any size; uint8 or uint16. The original's change is enlarged by
+        bicubic to the output's size.
         """
         pair = _luma(original), _luma(output)
         if self._before is not None:
@@ -39,18 +39,15 @@ class FlickerMeter:
         self._before = pair
 
     def _add_changes(self, original: Array, output: Array) -> None:
-        rows, columns = (
-            np.arange(size) * small // size for size, small in zip(output.shape, original.shape, strict=True)
-        )
-        still = _still(original)[rows][:, columns]
+        still = _nearest(_still(original), output.shape)
         count = int(still.sum())
         if not count:
             return
-        changes = output[still], original[rows][:, columns][still]
+        height, width = output.shape
+        enlarged = Image.fromarray(original.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
         self.still_px += count
-        self.output_change += float(np.abs(changes[0]).sum(dtype=np.int64))
-        self.input_change += float(np.abs(changes[1]).sum(dtype=np.int64))
-        self.excess_change += float(np.abs(changes[0] - changes[1]).sum(dtype=np.int64))
+        self.output_change += float(np.abs(output[still]).sum(dtype=np.int64))
+        self.excess_change += float(np.abs(output - np.asarray(enlarged))[still].sum(dtype=np.float64))
 
     def add_repeat(self) -> None:
         """Count a pair of which neither film changes at all."""
@@ -60,10 +57,7 @@ class FlickerMeter:
     @property
     def flicker(self) -> float | None:
         """Levels of 8 bits; None where nothing stands still."""
-        return self._mean(self.excess_change)
-
-    def _mean(self, total: float) -> float | None:
-        return total / self.still_px if self.still_px else None
+        return self.excess_change / self.still_px if self.still_px else None
 
 
 def _luma(pixels: Array) -> Array:
@@ -72,6 +66,13 @@ def _luma(pixels: Array) -> Array:
         pixels = pixels >> 8
     red, green, blue = (pixels[..., i].astype(np.uint16) * weight for i, weight in enumerate(_LUMA_256))
     return ((red + green + blue) >> 8).astype(np.int16)
+
+
+def _nearest(values: Array, shape: tuple[int, ...]) -> Array:
+    """(H, W) -> shape: each pixel from the one that it lies in."""
+    rows, columns = (np.arange(size) * small // size for size, small in zip(shape, values.shape, strict=True))
+    nearest: Array = values[rows][:, columns]
+    return nearest
 
 
 def _still(change: Array) -> Array:
