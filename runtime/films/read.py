@@ -23,6 +23,8 @@ _SIGNS = (
 )
 _ORIENTATIONS = {signs: number for number, signs in enumerate(_SIGNS, 1)}
 _TURNED = 5
+# Side data of a frame that changes from scene to scene, and what it is called.
+_DYNAMIC_HDR = {"DYNAMIC_HDR_PLUS": "HDR10+", "DOVI_METADATA": "Dolby Vision", "DOVI_RPU_BUFFER": "Dolby Vision"}
 _USUAL_RATE = Fraction(25)
 _CONTAINER_UNITS = 1_000_000
 # A film that ends this much earlier than its header says was cut off.
@@ -204,7 +206,9 @@ def _facts(path: Path, container: Any, stream: Any, first: Any, options: FilmOpt
     components = first.format.components
     interlaced = "its frames are interlaced, and taken as they are: deinterlace it first"
     transparent = "transparency dropped: films are upscaled opaque"
+    dynamic = {_DYNAMIC_HDR[name] for data in first.side_data if (name := data.type.name) in _DYNAMIC_HDR}
     notes = {
+        f"{' and '.join(sorted(dynamic))} dropped: it was made for the frames of the original": bool(dynamic),
         unknown_turn: bool(unknown_turn),
         interlaced: first.interlaced_frame,
         transparent: any(component.is_alpha for component in components),
