@@ -60,7 +60,8 @@ class FileReport:
     film: FilmReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "out_of_memory"}
+        left_out = {"out_of_memory"} if self.film is not None else {"out_of_memory", "film"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ CONTAINERS = {
 _ONLY_READ = (
     *(
         ".avi",
-        ".gif",
         ".mpg",
         ".mpeg",
         ".m2v",
