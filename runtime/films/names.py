@@ -19,22 +19,8 @@ CONTAINERS = {
 }
 # Read, and written as .mkv where no name says otherwise. AVI has no place for the times of frames.
 _ONLY_READ = (
-    *(
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".m2v",
-        ".vob",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".f4v",
-        ".ogv",
-        ".3gp",
-        ".3g2",
-        ".mxf",
-    ),
-    *(".y4m", ".nut", ".divx", ".rm"),
+    *(".avi", ".mpg", ".mpeg", ".m2v", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".ogv", ".3gp", ".3g2"),
+    *(".mxf", ".y4m", ".nut", ".divx", ".rm"),
 )
 FILM_SUFFIXES = (*CONTAINERS, *_ONLY_READ)
 _OTHER_CONTAINER = ".mkv"
