@@ -19,7 +19,7 @@ from intsr.memory import resident_bytes
 from intsr.runtime.backends.protocol import Backend, Network
 from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
-from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
+from intsr.runtime.tiles.blend import Band, FinishedBand, TiledPicture, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
 from intsr.runtime.tiles.overlap import overlapped
@@ -70,6 +70,10 @@ class Work:
         return (*self.enlarger.size, *self.pixels.shape[2:])
 
     @property
+    def tiled(self) -> TiledPicture:
+        return TiledPicture(self.enlarger, self.plan, self.clock, self.tile_progress)
+
+    @property
     def tiles(self) -> int:
         return len(self.plan.tops) * len(self.plan.lefts)
 
@@ -93,7 +97,7 @@ class Work:
         def run_tiles(inputs: Iterator[Array]) -> Generator[Array]:
             return self.upscaler.run_tiles(inputs, self.clock)
 
-        yield from blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
+        yield from blended_bands(self.tiled, run_tiles)
 
     def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
         """Yield rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""

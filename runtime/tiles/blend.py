@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -48,47 +50,82 @@ class FinishedBand:
     rows: Array
 
 
-def blended_bands(
-    enlarger: Enlarger,
-    plan: TilePlan,
-    run_tiles: RunTiles,
-    clock: StageClock,
-    tile_progress: TileProgress | None = None,
-) -> Generator[Band]:
-    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
-    factor = enlarger.upscale_factor
-    height_px, width_px = enlarger.size
-    side_px = plan.tile_px * factor
-    tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
-    weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
-    enlarged_rows: dict[int, Array] = {}
-    inputs = _tile_inputs(enlarger, plan, clock, enlarged_rows)
-    canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
-    # Closed here, not by the garbage collector: after an error a device may still be at work for it.
-    with closing(run_tiles(inputs)) as images:
-        for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
+@dataclass(frozen=True, slots=True)
+class TiledPicture:
+    """A picture on its way through the networks: `inputs` for them, then `bands` of what they made of those."""
+
+    enlarger: Enlarger
+    plan: TilePlan
+    clock: StageClock
+    tile_progress: TileProgress | None = None
+    # The enlarged rows of each row of tiles that is under way.
+    rows: dict[int, Array] = field(default_factory=dict)
+
+    def inputs(self) -> Iterator[Array]:
+        """Yield every tile's (3, T f, T f) in [-1, 1]."""
+        factor = self.enlarger.upscale_factor
+        for tile in self.plan.tiles:
+            with self.clock.stage("resize"):
+                if tile.column == 0:
+                    top, bottom = tile.top * factor, (tile.top + tile.height) * factor
+                    self.rows[tile.row] = enlarged = self.enlarger.rows(top, bottom)
+                unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+                x = pad_to_square(unit, self.plan.tile_px * factor) * np.float32(2) - np.float32(1)
+            yield x
+
+    def bands(self, images: Iterator[Array]) -> Generator[Band]:
+        """Yield all rows, in order. images: what the networks made of `inputs`; others may follow."""
+        factor, plan = self.enlarger.upscale_factor, self.plan
+        height_px, width_px = self.enlarger.size
+        side_px = plan.tile_px * factor
+        tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
+        weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
+        canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
+        for tile in self.tile_progress(plan.tiles) if self.tile_progress else plan.tiles:
             image = next(images)
-            with clock.stage("blend"):
+            with self.clock.stage("blend"):
                 _add_tile(canvas, image, tile, factor, weights)
             if tile.column + 1 < len(plan.lefts):
                 continue
             count = (*tops, height_px)[tile.row + 1] - tops[tile.row]
-            yield from _parts(canvas[:, :count], enlarged_rows.pop(tile.row)[:count])
-            with clock.stage("blend"):
+            yield from _parts(canvas[:, :count], self.rows.pop(tile.row)[:count])
+            with self.clock.stage("blend"):
                 canvas[:, : canvas.shape[1] - count] = canvas[:, count:]
                 canvas[:, canvas.shape[1] - count :] = 0
 
 
-def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: dict[int, Array]) -> Iterator[Array]:
-    """Yield every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
-    factor = enlarger.upscale_factor
-    for tile in plan.tiles:
-        with clock.stage("resize"):
-            if tile.column == 0:
-                rows[tile.row] = enlarged = enlarger.rows(tile.top * factor, (tile.top + tile.height) * factor)
-            unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
-            x = pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
-        yield x
+def blended_bands(picture: TiledPicture, run_tiles: RunTiles) -> Generator[Band]:
+    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    # Closed here, not by the garbage collector: after an error a device may still be at work for it.
+    with closing(run_tiles(picture.inputs())) as images:
+        yield from picture.bands(images)
+
+
+class SharedRuns:
+    """Several pictures in one stream of tiles: where networks take several at once, the end of one picture and the
+    beginning of the next share a run.
+
+    pictures: in the order in which `bands` is called, once for each. run_tiles: as of `blended_bands`.
+    """
+
+    def __init__(self, pictures: Sequence[TiledPicture], run_tiles: RunTiles) -> None:
+        self._waiting, self._run_tiles = deque(pictures), run_tiles
+        self._images: Generator[Array] | None = None
+
+    def bands(self) -> Generator[Band]:
+        """Yield the rows of the next picture. One that fails or is given up disturbs none of those behind it."""
+        picture = self._waiting.popleft()
+        if self._images is None:
+            self._images = self._run_tiles(chain(picture.inputs(), *(other.inputs() for other in self._waiting)))
+        whole = False
+        try:
+            yield from picture.bands(self._images)
+            whole = True
+        finally:
+            # What is left of this one's would be taken for the next one's.
+            if not (whole and self._waiting):
+                self._images.close()
+                self._images = None
 
 
 def _add_tile(
