@@ -41,7 +41,8 @@ def pictures_config(name: str, manifest: Manifest, parameters: Mapping[str, str]
         for kind, (dtype, dims) in _KINDS.items()
     )
     options = "".join(
-        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in parameters.items()
+        f'parameters {{ key: "{key}" value {{ string_value: {quoted(value)} }} }}\n'
+        for key, value in parameters.items()
     )
     most = max(_PICTURES, 2 * manifest.networks[0].input.shape[0])
     return (
@@ -50,7 +51,8 @@ def pictures_config(name: str, manifest: Manifest, parameters: Mapping[str, str]
         f"max_batch_size: {most}\ndynamic_batching {{ }}\n"
         f"# A request has one of the inputs, and gets the output of its kind.\n{inputs}{outputs}"
         f"instance_group {{ kind: {'KIND_GPU' if on_gpu else 'KIND_CPU'} count: 1 }}\n"
-        f"# As the options of intsr upscale; auto: the library's or the engine's own choice.\n{options}"
+        "# As the options of intsr upscale; auto: the library's own choice. python: the one that has intsr.\n"
+        f"{options}"
     )
 
 
@@ -72,6 +74,12 @@ def capability_of(gpu_architecture: str) -> str:
     """Return `8.9` for `sm89`, and "" for several architectures."""
     match = re.fullmatch(r"sm(\d+)(\d)", gpu_architecture)
     return f"{match[1]}.{match[2]}" if match else ""
+
+
+def quoted(text: str) -> str:
+    """Return a string as protobuf's text format has it."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(plain)}"'
 
 
 def _tensor(kind: str, info: TensorInfo) -> str:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from intsr.json_files import read_json
 from intsr.runtime.backends.codes import unpacked
 from intsr.runtime.serve import triton_model
 from intsr.runtime.serve.config import capability_of, pictures_config, plan_config
-from intsr.runtime.serve.model import DEFAULTS, ENGINE_NAME
+from intsr.runtime.serve.worker import DEFAULTS
 from intsr.targets import target_from_name
 
 MARKER = "intsr-repository.json"
@@ -78,10 +77,9 @@ def _earlier_models(folder: Path) -> tuple[str, ...]:
 def _write_pictures_model(bundle: Bundle, folder: Path) -> str:
     name, manifest = bundle.path.stem, bundle.manifest
     version_folder = _new_model(folder, name, bundle.path)
-    shutil.copyfile(bundle.path, version_folder / ENGINE_NAME)
+    shutil.copyfile(bundle.path, version_folder / "model.engine")
     shutil.copyfile(triton_model.__file__, version_folder / "model.py")
-    (version_folder / triton_model.FOLDERS_NAME).write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    parameters = DEFAULTS | {"tile": str(manifest.tile_px)}
+    parameters = DEFAULTS | {"tile": str(manifest.tile_px), triton_model.PYTHON: sys.executable}
     config = pictures_config(name, manifest, parameters, on_gpu=target_from_name(manifest.target).gpu)
     (folder / name / "config.pbtxt").write_text(config, encoding="utf-8")
     return name
@@ -107,18 +105,17 @@ def _write_plans(bundle: Bundle, folder: Path, notes: list[str]) -> Iterator[str
 
 
 def _readme(repository: Repository) -> str:
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return f"""\
 # Models for Triton Inference Server
 
 Written by intsr {repository.intsr_version}: {", ".join(repository.models)}.
 
-What the server's Python backend needs:
+What a server needs:
 
-- intsr {repository.intsr_version} for the Python that the backend's stub is of, 3.11 or later. `{triton_model.FOLDERS_NAME}` beside
-  each `model.py` names the folder of packages: here that of the Python {python} which wrote this. Empty it where the
-  server's own Python has intsr, or where `EXECUTION_ENV_PATH` names a packed environment.
-- For engines of GPU targets, the library that built them, of its release: `intsr inspect ENGINE` names it.
+- The Python backend, of any release and any Python. The engine runs in a process of its own.
+- A Python with intsr {repository.intsr_version} for that process: `python` in each `config.pbtxt` is the one that
+  wrote this, {sys.executable}. For engines of GPU targets it needs the library that built them, of its
+  release: `intsr inspect ENGINE` names it.
 - Shared memory for the pictures in and out (`--shm-size` of a container).
 
 Start: `tritonserver --model-repository=.` Requests, parameters, failures: docs/use/triton.md of intsr.

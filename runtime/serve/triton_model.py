@@ -1,45 +1,211 @@
-"""What Triton's Python backend runs: a repository has it as `model.py`. It finds intsr, which does the work."""
+"""What Triton's Python backend runs: a repository has this file as `model.py`.
+
+It needs nothing but NumPy, as the backend does: the engine is in a process of its own, of the Python that has intsr,
+and gets the requests through a pipe. Where that process is killed, its requests are answered with an error, and the
+next one starts it again: the backend itself would not.
+"""
 
 from __future__ import annotations
 
-import site
-import sys
-from pathlib import Path
-from typing import Any
+import ctypes
+import json
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import IO, Any
 
-# Beside this file: the folders of packages that the server's Python is to look into, a line each.
-FOLDERS_NAME = "site_packages.txt"
+import numpy as np
+
+# Of a model's configuration.
+PYTHON = "python"
+_WORKER = "intsr.runtime.serve.worker"
+_LENGTH = struct.Struct("<Q")
+# How long the process may take to close its engine.
+_CLOSING_S = 20
+# What a taken capsule is called: NumPy looks for this name, the backend gives another one. The capsule points to it.
+_TAKEN = b"used_dltensor"
+_rename = ctypes.pythonapi.PyCapsule_SetName
+_rename.argtypes = (ctypes.py_object, ctypes.c_char_p)
 
 
-def _search_first(list_path: Path) -> None:
-    """Have Python look into these folders first, and into what their .pth files name."""
-    before = list(sys.path)
-    folders = list_path.read_text(encoding="utf-8").splitlines() if list_path.exists() else []
-    for folder in folders:
-        site.addsitedir(folder)
-    sys.path[:] = [path for path in sys.path if path not in before] + before
+def write_message(stream: IO[bytes], message: dict[str, Any], arrays: Sequence[np.ndarray] = ()) -> None:
+    """Write a message of JSON, the length first, and arrays behind it."""
+    described = [{"shape": array.shape, "dtype": str(array.dtype)} for array in arrays]
+    data = json.dumps({**message, "arrays": described}).encode()
+    stream.write(_LENGTH.pack(len(data)) + data)
+    for array in arrays:
+        stream.write(np.ascontiguousarray(array).data.cast("B"))
+    stream.flush()
+
+
+def read_message(stream: IO[bytes]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Read what `write_message` wrote. Raises EOFError where the other side has ended."""
+    message = json.loads(_read(stream, *_LENGTH.unpack(_read(stream, _LENGTH.size))))
+    arrays = []
+    for described in message.pop("arrays"):
+        shape, dtype = described["shape"], np.dtype(described["dtype"])
+        data = _read(stream, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        arrays.append(np.frombuffer(data, dtype).reshape(shape))
+    return message, arrays
+
+
+def _read(stream: IO[bytes], size: int) -> bytearray:
+    data = bytearray(size)
+    # A pipe's buffered reader gives less at its end alone.
+    if stream.readinto(data) < size:  # type: ignore[attr-defined]
+        raise EOFError
+    return data
+
+
+class EngineProcess:
+    """The process that has the engine. Raises RuntimeError, with one line, where it cannot be started."""
+
+    def __init__(self, args: dict[str, str]) -> None:
+        parameters = json.loads(args["model_config"]).get("parameters", {})
+        # Names in capitals are Triton's own.
+        options = {name: value["string_value"] for name, value in parameters.items() if not name.isupper()}
+        self._python = options.pop(PYTHON, "python3")
+        kind, index = args["model_instance_kind"], args["model_instance_device_id"]
+        opening = {"device": f"cuda:{index}" if kind == "GPU" else None, "options": options}
+        engine = os.path.join(args["model_repository"], args["model_version"], "model.engine")  # noqa: PTH118
+        self._folder = tempfile.mkdtemp(prefix="intsr-serve-")
+        self._arguments = ["-m", _WORKER, engine, json.dumps(opening), self._folder]
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Wait until the engine is open, where it is not."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._process is not None:
+            self.ended()
+        # The backend's own Python may be another one.
+        environment = {name: os.environ[name] for name in os.environ if name not in ("PYTHONHOME", "PYTHONPATH")}
+        command = [self._python, *self._arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        try:
+            # Ctrl-C is for the server, which then closes its models.
+            self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
+            message, _ = self.receive()
+        except OSError as error:
+            raise RuntimeError(f"config.pbtxt: parameter {PYTHON}: {error}") from error
+        except EOFError:
+            raise RuntimeError(f"{self._python} -m {_WORKER} {self.ended()}: the server's log says why") from None
+        if "error" in message:
+            self.ended()
+            raise RuntimeError(message["error"])
+
+    def send(self, message: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        """Raises OSError where the process has ended."""
+        write_message(self._process.stdin, message, arrays)  # type: ignore[union-attr, arg-type]
+
+    def receive(self) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Raises EOFError where the process has ended."""
+        return read_message(self._process.stdout)  # type: ignore[union-attr, arg-type]
+
+    def ended(self) -> str:
+        """End the process, and tell how it ended."""
+        process, self._process = self._process, None
+        assert process is not None
+        with suppress(OSError):
+            # What has not been written cannot be any more.
+            process.stdin.close()  # type: ignore[union-attr]
+        try:
+            code = process.wait(_CLOSING_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+        for name in os.listdir(self._folder) if os.path.isdir(self._folder) else ():  # noqa: PTH208, PTH112
+            shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)  # noqa: PTH118
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.ended()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class TritonPythonModel:
+    """What the backend asks for by this name."""
+
     def initialize(self, args: dict[str, str]) -> None:
         import triton_python_backend_utils
 
-        from intsr.runtime.serve.model import ServedModel
+        self._pb = triton_python_backend_utils
+        try:
+            self._engine = EngineProcess(args)
+        except RuntimeError as error:
+            raise self._pb.TritonModelException(str(error)) from error
 
-        self._model = ServedModel(args, triton_python_backend_utils)
-
-    def execute(self, requests: list[Any]) -> None:
-        self._model.execute(requests)
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Answer each request as soon as it is done: sent in one message, their tiles share runs."""
+        waiting = {index: request for index, request in enumerate(requests) if not self._is_cancelled(request)}
+        try:
+            self._engine.start()
+        except RuntimeError as error:
+            self._fail(waiting, str(error))
+            return
+        try:
+            self._send(waiting)
+            while waiting:
+                message, arrays = self._engine.receive()
+                self._answer(waiting.pop(message["index"]), message, arrays)
+        except (OSError, EOFError):
+            self._fail(waiting, f"the engine's process {self._engine.ended()}; the next request starts it again")
 
     def finalize(self) -> None:
-        self._model.close()
+        self._engine.close()
 
+    def _send(self, requests: dict[int, Any]) -> None:
+        described, arrays = [], []
+        for index, request in requests.items():
+            tensors = request.inputs()
+            # Not by `as_numpy`, which in many releases of the backend reads wrong bytes with NumPy 2.
+            arrays += [np.from_dlpack(tensor) for tensor in tensors]
+            described.append(
+                {
+                    "index": index,
+                    "inputs": [tensor.name() for tensor in tensors],
+                    "outputs": sorted(request.requested_output_names()),
+                    "parameters": json.loads(request.parameters() or "{}"),
+                }
+            )
+        self._engine.send({"requests": described}, arrays)
 
-if Path(__file__).name == "model.py":
-    # Now, not in `initialize`: before that the backend imports NumPy.
-    _search_first(Path(__file__).with_name(FOLDERS_NAME))
-    try:
-        import intsr.runtime.serve  # noqa: F401
-    except ImportError as error:
-        here = f"this is Python {sys.version.split()[0]}; see {FOLDERS_NAME} beside model.py"
-        raise ImportError(f"intsr cannot be imported: {error}; {here}") from error
+    def _answer(self, request: Any, message: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+        if "error" in message:
+            self._respond(request, [], message["error"], message["code"])
+            return
+        # Nor by `Tensor(name, array)`, which sends nothing then.
+        capsule = arrays[0].__dlpack__()
+        tensor = self._pb.Tensor.from_dlpack(message["output"], capsule)
+        _rename(capsule, _TAKEN)
+        try:
+            self._respond(request, [tensor])
+        except Exception as error:  # The backend's own: shared memory that is too small.
+            self._respond(request, [], str(error), "UNAVAILABLE")
+
+    def _is_cancelled(self, request: Any) -> bool:
+        if request.is_cancelled():
+            self._respond(request, [], "the request was cancelled", "CANCELLED")
+            return True
+        return False
+
+    def _fail(self, requests: dict[int, Any], text: str) -> None:
+        for request in requests.values():
+            self._respond(request, [], text, "UNAVAILABLE")
+
+    def _respond(self, request: Any, tensors: list[Any], error: str = "", code: str = "") -> None:
+        if error:
+            self._pb.Logger.log_warn(error)
+            response = self._pb.InferenceResponse(
+                [], self._pb.TritonError(error, getattr(self._pb.TritonError, code))
+            )
+        else:
+            response = self._pb.InferenceResponse(tensors)
+        request.get_response_sender().send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
