@@ -108,8 +108,8 @@ def file_task(
 def _options(parameters: Parameters, known: tuple[str, ...], memory_bytes: int | None) -> FileOptions:
     for name, value in parameters.items():
         if name not in known:
-            others = f"; {name} is for encoded pictures" if name in TYPES else ""
-            raise UsageError(f"parameter {name}", f"{value!r}{others}", f"one of {', '.join(known)}")
+            why = ", which is for encoded pictures" if name in TYPES else ""
+            raise UsageError(f"parameter {name}", f"{value!r}{why}", f"one of {', '.join(known)}")
         if isinstance(value, bool) or not isinstance(value, TYPES[name]):
             expected = "text" if TYPES[name] is str else "a number"
             raise UsageError(f"parameter {name}", repr(value), expected)

@@ -38,7 +38,7 @@ def write_message(stream: IO[bytes], message: dict[str, Any], arrays: Sequence[n
     data = json.dumps({**message, "arrays": described}).encode()
     stream.write(_LENGTH.pack(len(data)) + data)
     for array in arrays:
-        stream.write(np.ascontiguousarray(array).data.cast("B"))
+        stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     stream.flush()
 
 

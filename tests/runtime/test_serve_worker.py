@@ -1,0 +1,366 @@
+"""What answers Triton's requests: results, errors, runs that several pictures share, and the process around it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from triton_server import write_python
+
+from intsr.errors import OutOfMemoryError
+from intsr.runtime.engine import Engine, open_engine
+from intsr.runtime.serve.triton_model import EngineProcess, TritonPythonModel, read_message, write_message
+from intsr.runtime.serve.worker import OUTPUTS, Worker
+
+Answers = list[tuple[dict[str, Any], list[np.ndarray]]]
+
+
+def _request(index: int, name: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "inputs": [name], "outputs": list(OUTPUTS.values()), "parameters": parameters or {}}
+
+
+def _answers(worker: Worker, requests: Sequence[dict[str, Any]], arrays: Sequence[np.ndarray]) -> Answers:
+    stream = io.BytesIO()
+    worker.answer(requests, arrays, stream)
+    stream.seek(0)
+    return [read_message(stream) for _ in requests]
+
+
+@pytest.fixture(scope="module")
+def worker(make_engine: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    worker = Worker(make_engine(), None, {"threads": "1"}, tmp_path_factory.mktemp("work"))
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="module")
+def wide_worker(make_engine: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """Its engine takes four tiles at once."""
+    worker = Worker(make_engine(batch=4), None, {}, tmp_path_factory.mktemp("work"))
+    yield worker
+    worker.close()
+
+
+def _file(path: Path) -> np.ndarray:
+    return np.frombuffer(path.read_bytes(), np.uint8)[None]
+
+
+def test_messages_arrive_as_they_were_sent() -> None:
+    stream = io.BytesIO()
+    arrays = [np.arange(12, dtype=np.uint16).reshape(2, 6)[:, ::2], np.zeros((0, 3), np.uint8)]
+    write_message(stream, {"a": [1, "ä"]}, arrays)
+    stream.seek(0)
+    message, read = read_message(stream)
+    assert message == {"a": [1, "ä"]} and [array.dtype for array in read] == [np.uint16, np.uint8]
+    assert all(np.array_equal(one, other) for one, other in zip(arrays, read, strict=True))
+    with pytest.raises(EOFError):
+        read_message(stream)
+
+
+@pytest.mark.parametrize("dtype, name", [(np.uint8, "image"), (np.uint16, "image16")])
+def test_arrays_of_one_size_come_back_as_arrays(
+    worker: Worker, identity_engine: Path, photo: np.ndarray, dtype: type, name: str
+) -> None:
+    pixels = np.stack([photo, photo[::-1]]).astype(dtype) * (257 if dtype is np.uint16 else 1)
+    ((message, arrays),) = _answers(worker, [_request(0, name, {"color_fix": "wavelet"})], [pixels])
+    assert message == {"index": 0, "output": f"upscaled_{name}"} and arrays[0].dtype == dtype
+    with open_engine(identity_engine) as engine:
+        expected = [engine.upscale(one, "wavelet") for one in pixels]
+    assert np.array_equal(arrays[0], expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_files_come_back_as_intsr_upscale_writes_them(
+    worker: Worker, upscale: Callable[..., Any], photo: np.ndarray, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    exif = Image.Exif()
+    exif[0x010E] = "a cat"
+    Image.fromarray(photo).save(path, exif=exif)
+    assert upscale(path, "-o", tmp_path / f"big.{suffix}", "--scale", "1.5")[0] == 0
+    ((_, arrays),) = _answers(worker, [_request(0, "encoded", {"outscale": 1.5})], [_file(path)])
+    assert arrays[0].tobytes() == (tmp_path / f"big.{suffix}").read_bytes()
+
+
+def test_format_and_quality_are_parameters(worker: Worker, photo_path: Path) -> None:
+    qualities = [{"format": "webp", "quality": quality} for quality in (10, 90)]
+    requests = [_request(index, "encoded", parameters) for index, parameters in enumerate(qualities)]
+    (_, low), (_, high) = _answers(worker, requests, [_file(photo_path)] * 2)
+    assert low[0][0, 8:12].tobytes() == b"WEBP" and low[0].size < high[0].size
+
+
+@pytest.mark.parametrize(
+    "name, parameters, expected",
+    [
+        ("encoded", {"quality": 50}, "parameter quality: has no effect: the output is not JPEG, WebP or AVIF"),
+        ("encoded", {"quality": "50"}, "parameter quality: '50'; expected a number"),
+        ("encoded", {"quality": True}, "parameter quality: True; expected a number"),
+        ("encoded", {"format": "gif"}, "parameter format: 'gif'; expected one of same, png"),
+        ("encoded", {"color_fix": "blue"}, "parameter color_fix: 'blue'; expected one of wavelet"),
+        ("encoded", {"outscale": 17}, "--outscale: 17.0; expected above 0, up to 16"),
+        ("encoded", {"tile": 8}, "parameter tile: 8; expected one of color_fix, outscale, format, quality"),
+        ("image", {"outscale": 2}, "parameter outscale: 2, which is for encoded pictures; expected one of color_fix"),
+    ],
+)
+def test_bad_parameters_are_errors_of_one_line(
+    worker: Worker, photo_path: Path, photo: np.ndarray, name: str, parameters: dict[str, Any], expected: str
+) -> None:
+    array = photo[None] if name == "image" else _file(photo_path)
+    ((message, arrays),) = _answers(worker, [_request(0, name, parameters)], [array])
+    assert message["error"].startswith(expected) and message["code"] == "INVALID_ARG" and not arrays
+    assert "\n" not in message["error"]
+
+
+def test_a_bad_request_does_not_stop_those_beside_it(worker: Worker, photo_path: Path, photo: np.ndarray) -> None:
+    whole = _file(photo_path)
+    arrays = [
+        whole,
+        whole[:, :2000],
+        whole[:, :0],
+        np.zeros((1, 0, 4, 3), np.uint8),
+        np.repeat(whole, 2, 0),
+        photo[None],
+    ]
+    names = ["encoded", "encoded", "encoded", "image", "encoded", "image"]
+    requests = [_request(index, name) for index, name in enumerate(names)]
+    requests += [{**_request(6, "image"), "inputs": ["image", "encoded"]}, {**_request(7, "image"), "inputs": []}]
+    requests += [{**_request(8, "image"), "outputs": ["upscaled_encoded"]}]
+    answers = _answers(worker, requests, [*arrays, photo[None], whole, photo[None]])
+    assert [message["index"] for message, _ in answers] == list(range(9))
+    errors = [message.get("error", "") for message, _ in answers]
+    assert errors[0] == errors[5] == ""
+    assert errors[1].startswith("encoded: cannot be read (") and errors[2].startswith("encoded: file is empty")
+    assert errors[3].startswith("picture: shape (0, 4, 3); expected (H, W, 3)")
+    assert errors[4] == "encoded: 2 pictures; expected one a request; send it as (1, bytes)"
+    assert errors[6].startswith("request: inputs image, encoded; expected one of")
+    assert errors[7].startswith("request: inputs none; expected one of")
+    assert errors[8] == "request: input image, but not output upscaled_image; expected the output of its kind"
+
+
+def test_what_does_not_fit_into_memory_is_an_error(
+    make_engine: Callable[..., Path], photo: np.ndarray, photo_path: Path, tmp_path: Path
+) -> None:
+    worker = Worker(make_engine(), None, {"memory": "1M"}, tmp_path)
+    requests = [_request(0, "image"), _request(1, "encoded")]
+    answers = _answers(worker, requests, [photo[None], _file(photo_path)])
+    worker.close()
+    for message, _ in answers:
+        assert message["code"] == "UNAVAILABLE" and "142x106 pixels out need about" in message["error"]
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"threads": "many"}, "config.pbtxt: parameter threads 'many'; expected auto or a number"),
+        ({"tile": "17"}, "--tile: 17 pixels; expected 16"),
+        ({"memory": "much"}, "--memory: 'much'; expected such as 4G"),
+        ({"precision": "f8"}, "--precision: 'f8'"),
+        ({"colour": "red"}, "config.pbtxt: parameter colour; expected one of threads, tile, memory, precision"),
+    ],
+)
+def test_options_of_the_configuration_are_checked(
+    identity_engine: Path, tmp_path: Path, options: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(Exception, match=expected.replace("(", "\\(")):
+        Worker(identity_engine, None, options, tmp_path)
+
+
+def _counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Gets an entry for each run of the engine."""
+    runs, run = list[int](), engine.backend.run
+    monkeypatch.setattr(engine.backend, "run", lambda x, *more: (runs.append(len(x)), run(x, *more))[1])
+    return runs
+
+
+def test_pictures_of_several_requests_share_runs_and_come_out_the_same(
+    worker: Worker, wide_worker: Worker, photo: np.ndarray, photo_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 1, 2, 6 tiles, those of the file, and 1.
+    arrays = [
+        photo[None, :9, :9],
+        photo[None, :16, :28],
+        photo[None, :20, :40],
+        _file(photo_path),
+        photo[None, :5, :7],
+    ]
+    requests = [_request(index, "image") for index in range(5)]
+    requests[3] = _request(3, "encoded")
+    alone = [_answers(wide_worker, [one], [array])[0][1][0] for one, array in zip(requests, arrays, strict=True)]
+    unbatched = _answers(worker, requests, arrays)
+    runs = _counted(wide_worker._engine, monkeypatch)
+    together = _answers(wide_worker, requests, arrays)
+    tiles = sum(
+        wide_worker._engine.start(pixels).tiles for pixels in (*(a[0] for a in arrays[:3]), photo, arrays[4][0])
+    )
+    assert len(runs) == -(-tiles // 4)
+    for one, (_, (other,)), (_, (single,)) in zip(alone, together, unbatched, strict=True):
+        assert np.array_equal(one, other) and np.array_equal(one, single)
+
+
+def test_a_picture_that_fails_in_a_shared_run_leaves_the_others_whole(
+    wide_worker: Worker, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tile, a picture over a full run with the next one's first tiles in it, and another.
+    arrays = [photo[None, :9, :9], photo[None, :20, :40], photo[None, :16, :28]]
+    expected = [_answers(wide_worker, [_request(0, "image")], [array])[0][1][0] for array in arrays]
+    run, calls = wide_worker._engine.backend.run, iter(range(100))
+
+    def breaks_second(x: np.ndarray, *more: Any) -> np.ndarray:
+        if next(calls) == 1:
+            raise OutOfMemoryError("GPU", "is full")
+        return run(x, *more)
+
+    monkeypatch.setattr(wide_worker._engine.backend, "run", breaks_second)
+    answers = _answers(wide_worker, [_request(index, "image") for index in range(3)], arrays)
+    assert [message.get("error") for message, _ in answers] == [None, "GPU: is full", None]
+    assert np.array_equal(answers[0][1][0], expected[0]) and np.array_equal(answers[2][1][0], expected[2])
+
+
+class FakeTensor:
+    """As the backend has them: DLPack in and out, and a capsule that it renames."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self._name, self.array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+    @staticmethod
+    def from_dlpack(name: str, capsule: Any) -> FakeTensor:
+        holder = SimpleNamespace(__dlpack__=lambda **_: capsule, __dlpack_device__=lambda: (1, 0))
+        kind = type("Holder", (), {key: staticmethod(value) for key, value in vars(holder).items()})
+        return FakeTensor(name, np.from_dlpack(kind()))
+
+
+class FakeRequest:
+    def __init__(self, inputs: Sequence[FakeTensor], cancelled: bool = False) -> None:
+        self._inputs, self._cancelled, self.sent = inputs, cancelled, list[Any]()
+
+    def inputs(self) -> Sequence[FakeTensor]:
+        return self._inputs
+
+    def is_cancelled(self) -> bool:
+        return self._cancelled
+
+    def requested_output_names(self) -> set[str]:
+        return set(OUTPUTS.values())
+
+    def parameters(self) -> str:
+        return ""
+
+    def get_response_sender(self) -> Any:
+        return SimpleNamespace(send=lambda response, flags: self.sent.append(response))
+
+
+class FakeError:
+    INVALID_ARG, UNAVAILABLE, INTERNAL, CANCELLED = "INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"
+
+    def __init__(self, text: str, code: str) -> None:
+        self.text, self.code = text, code
+
+
+class FakeModelError(Exception):
+    pass
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stands for the backend's module; `warned` has what was logged."""
+    warned = list[str]()
+    fake = SimpleNamespace(
+        TritonModelException=FakeModelError,
+        TritonError=FakeError,
+        Tensor=FakeTensor,
+        Logger=SimpleNamespace(log_warn=warned.append),
+        InferenceResponse=lambda tensors, error=None: SimpleNamespace(tensors=tensors, error=error),
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+        warned=warned,
+    )
+    monkeypatch.setitem(__import__("sys").modules, "triton_python_backend_utils", fake)
+    return fake
+
+
+def _arguments(engine: Path, tmp_path: Path, **options: str) -> dict[str, str]:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.engine").write_bytes(engine.read_bytes())
+    values = {"python": str(write_python(tmp_path / "python")), "FORCE_CPU_ONLY_INPUT_TENSORS": "yes", **options}
+    parameters = {name: {"string_value": value} for name, value in values.items()}
+    return {
+        "model_config": json.dumps({"parameters": parameters}),
+        "model_repository": str(tmp_path / "m"),
+        "model_version": "1",
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
+    }
+
+
+def test_the_process_is_started_again_where_it_was_killed(
+    backend: Any, identity_engine: Path, photo: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    model = TritonPythonModel()
+    model.initialize(_arguments(identity_engine, tmp_path))
+    first, cancelled = (FakeRequest([FakeTensor("image", photo[None])], is_) for is_ in (False, True))
+    model.execute([first, cancelled])
+    assert first.sent[0].tensors[0].array.shape == (1, 106, 142, 3)
+    assert cancelled.sent[0].error.code == "CANCELLED"
+
+    process = model._engine._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    # It is killed while it has the request.
+    monkeypatch.setattr(
+        model._engine, "receive", lambda receive=model._engine.receive: (process.kill(), receive())[1]
+    )
+    lost, next_one = (FakeRequest([FakeTensor("image", photo[None])]) for _ in range(2))
+    model.execute([lost])
+    monkeypatch.undo()
+    monkeypatch.setitem(__import__("sys").modules, "triton_python_backend_utils", backend)
+    assert "was killed by signal 9; the next request starts it again" in lost.sent[0].error.text
+    assert lost.sent[0].error.code == "UNAVAILABLE"
+    model.execute([next_one])
+    assert np.array_equal(next_one.sent[0].tensors[0].array, first.sent[0].tensors[0].array)
+    model.finalize()
+    assert not list(tmp_path.glob("intsr-serve-*"))
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"python": "/nowhere/python"}, r"config.pbtxt: parameter python: \[Errno 2\] No such file"),
+        (
+            {"python": "/bin/false"},
+            "/bin/false -m intsr.runtime.serve.worker ended with exit code 1: the server's log",
+        ),
+        ({"tile": "x"}, "config.pbtxt: parameter tile 'x'; expected auto or a number"),
+    ],
+)
+def test_a_model_that_cannot_be_opened_says_why(
+    backend: Any, identity_engine: Path, tmp_path: Path, options: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(FakeModelError, match=expected):
+        TritonPythonModel().initialize(_arguments(identity_engine, tmp_path, **options))
+
+
+def test_of_an_altered_engine_the_reason_is_told(backend: Any, identity_engine: Path, tmp_path: Path) -> None:
+    arguments = _arguments(identity_engine, tmp_path)
+    path = tmp_path / "m" / "1" / "model.engine"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(RuntimeError, match="model.engine: "):
+        EngineProcess(arguments)
