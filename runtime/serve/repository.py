@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -36,9 +35,12 @@ class Repository:
     models: tuple[str, ...]
 
 
-def write_repository(engines: Sequence[Path], folder: Path, overwrite: bool) -> tuple[Repository, list[str]]:
+def write_repository(
+    engines: Sequence[Path], folder: Path, python: str, overwrite: bool
+) -> tuple[Repository, list[str]]:
     """Write a model for each engine, and one for each plan of those of target `tensorrt`; notes are for people.
 
+    python: the one that has intsr, where the server runs.
     Raises UsageError: a name that is no model's, or two of one name, a folder that must not be replaced; BundleError.
     """
     names, notes = list[str](), list[str]()
@@ -46,12 +48,12 @@ def write_repository(engines: Sequence[Path], folder: Path, overwrite: bool) -> 
         for engine in engines:
             with Bundle(engine) as bundle:
                 bundle.check()
-                names += [_write_pictures_model(bundle, temporary), *_write_plans(bundle, temporary, notes)]
+                names += [_write_pictures_model(bundle, temporary, python), *_write_plans(bundle, temporary, notes)]
                 if not bundle.is_unchanged():
                     raise BundleError(engine, "was written into while it was read", fix="try again")
         repository = Repository(SCHEMA_VERSION, version("intsr"), tuple(names))
         (temporary / MARKER).write_text(json.dumps(asdict(repository), indent=2) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(_readme(repository), encoding="utf-8")
+        (temporary / "README.md").write_text(_readme(repository, python), encoding="utf-8")
     return repository, notes
 
 
@@ -74,12 +76,12 @@ def _earlier_models(folder: Path) -> tuple[str, ...]:
     return read_json(marker, Repository, version=SCHEMA_VERSION, fix="choose another output").models
 
 
-def _write_pictures_model(bundle: Bundle, folder: Path) -> str:
+def _write_pictures_model(bundle: Bundle, folder: Path, python: str) -> str:
     name, manifest = bundle.path.stem, bundle.manifest
     version_folder = _new_model(folder, name, bundle.path)
     shutil.copyfile(bundle.path, version_folder / "model.engine")
     shutil.copyfile(triton_model.__file__, version_folder / "model.py")
-    parameters = DEFAULTS | {"tile": str(manifest.tile_px), triton_model.PYTHON: sys.executable}
+    parameters = DEFAULTS | {"tile": str(manifest.tile_px), triton_model.PYTHON: python}
     config = pictures_config(name, manifest, parameters, on_gpu=target_from_name(manifest.target).gpu)
     (folder / name / "config.pbtxt").write_text(config, encoding="utf-8")
     return name
@@ -104,7 +106,7 @@ def _write_plans(bundle: Bundle, folder: Path, notes: list[str]) -> Iterator[str
         yield name
 
 
-def _readme(repository: Repository) -> str:
+def _readme(repository: Repository, python: str) -> str:
     return f"""\
 # Models for Triton Inference Server
 
@@ -113,9 +115,8 @@ Written by intsr {repository.intsr_version}: {", ".join(repository.models)}.
 What a server needs:
 
 - The Python backend, of any release and any Python. The engine runs in a process of its own.
-- A Python with intsr {repository.intsr_version} for that process: `python` in each `config.pbtxt` is the one that
-  wrote this, {sys.executable}. For engines of GPU targets it needs the library that built them, of its
-  release: `intsr inspect ENGINE` names it.
+- A Python with intsr {repository.intsr_version} for that process: {python}, by each `config.pbtxt`.
+  For engines of GPU targets it needs the library that built them, of its release: `intsr inspect ENGINE` names it.
 - Shared memory for the pictures in and out (`--shm-size` of a container).
 
 Start: `tritonserver --model-repository=.` Requests, parameters, failures: docs/use/triton.md of intsr.

@@ -75,12 +75,8 @@ def _ports(name: str, batch: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def manifest_for(target: str, /, batch: int = 1, **changes: object) -> Manifest:
-    networks = tuple(
-        NetworkEntry(
-            name, f"{name}.member", *((TensorInfo(key, shape, "float32"),) for key, shape in _ports(name, batch))
-        )
-        for name in SHAPES
-    )
+    ports = {name: [(TensorInfo(key, shape, "float32"),) for key, shape in _ports(name, batch)] for name in SHAPES}
+    networks = tuple(NetworkEntry(name, f"{name}.member", *tensors) for name, tensors in ports.items())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model="identity",

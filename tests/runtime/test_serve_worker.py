@@ -225,6 +225,24 @@ def test_a_picture_that_fails_in_a_shared_run_leaves_the_others_whole(
     assert np.array_equal(answers[0][1][0], expected[0]) and np.array_equal(answers[2][1][0], expected[2])
 
 
+@pytest.mark.parametrize("has_kernels", [False, True])
+def test_pictures_share_runs_of_a_gpu_and_come_out_the_same(
+    machine, photo: np.ndarray, tmp_path: Path, has_kernels: bool
+) -> None:
+    if has_kernels:
+        machine.build_kernels()
+    worker = Worker(machine.engine(batch=4, dtype="float16"), "cuda:0", {}, tmp_path)
+    arrays = [photo[None, :9, :9], photo[None, :20, :40], photo[None, :16, :28], photo[None]]
+    requests = [_request(index, "image", {"color_fix": "wavelet"}) for index in range(4)]
+    alone = [_answers(worker, [one], [array]) for one, array in zip(requests, arrays, strict=True)]
+    together = _answers(worker, requests, arrays)
+    assert not any("error" in message for message, _ in together)
+    for ((_, one),), (_, other) in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+    worker.close()
+    machine.assert_nothing_is_left()
+
+
 class FakeTensor:
     """As the backend has them: DLPack in and out, and a capsule that it renames."""
 
@@ -362,5 +380,5 @@ def test_of_an_altered_engine_the_reason_is_told(backend: Any, identity_engine: 
     arguments = _arguments(identity_engine, tmp_path)
     path = tmp_path / "m" / "1" / "model.engine"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(RuntimeError, match="model.engine: "):
+    with pytest.raises(RuntimeError, match=r"model\.engine: "):
         EngineProcess(arguments)

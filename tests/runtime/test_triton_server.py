@@ -32,10 +32,21 @@ def _export(engines: Mapping[str, Path], folder: Path, **parameters: str) -> Pat
     for name, path in engines.items():
         (links / f"{name}.engine").symlink_to(path)
     python, repository = write_python(folder / "python"), folder / "models"
-    command = [python, "-m", "intsr", "serve-repository", *sorted(links.iterdir()), "-o", repository, "-q"]
+    command = [
+        python,
+        "-m",
+        "intsr",
+        "serve-repository",
+        *sorted(links.iterdir()),
+        "-o",
+        repository,
+        "--python",
+        python,
+        "-q",
+    ]
     subprocess.run(command, check=True, timeout=120)
     for config in repository.glob("*/config.pbtxt"):
-        text = config.read_text().replace(f'"{sys.executable}"', f'"{python}"')
+        text = config.read_text()
         for name, value in parameters.items():
             (line,) = (line for line in text.splitlines() if f'key: "{name}"' in line)
             text = text.replace(line, f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
@@ -45,7 +56,7 @@ def _export(engines: Mapping[str, Path], folder: Path, **parameters: str) -> Pat
 
 @pytest.fixture(scope="module")
 def server(make_engine: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """Three models: `cpu`, `wide`, whose engine takes four tiles at once, and `broken`, whose engine cannot be opened."""
+    """Models `cpu`, `wide`, whose engine takes four tiles at once, and `broken`, whose engine cannot be opened."""
     triton_environment()
     folder = tmp_path_factory.mktemp("triton")
     engines = {"cpu": make_engine("cpu"), "wide": make_engine(batch=4), "broken": make_engine()}
@@ -311,7 +322,8 @@ def test_configurations_are_of_the_official_schema(
     pictures, encoder = configs["identity"], configs["tensorrt_encoder"]
     assert pictures["backend"] == "python" and pictures["max_batch_size"] == 16
     assert {one["name"]: one["dims"] for one in pictures["input"]} == {
-        **dict.fromkeys(("image", "image16"), ["-1", "-1", "3"]),
+        "image": ["-1", "-1", "3"],
+        "image16": ["-1", "-1", "3"],
         "encoded": ["-1"],
     }
     assert pictures["parameters"]["python"]["string_value"] == sys.executable

@@ -1,4 +1,4 @@
-"""The real Triton Inference Server: started on free ports, asked through its own clients, and stopped by its own id."""
+"""The real Triton Inference Server: on free ports, asked through its own clients, stopped by its own process id."""
 
 from __future__ import annotations
 
@@ -70,13 +70,19 @@ class TritonServer:
             copy_backend(self.environment, backends)
         self.ports = {name: _free_port() for name in ("http", "grpc", "metrics")}
         binary = _site_packages(self.environment) / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-        places = [f"--{name}-{what}" for name in self.ports for what in ("address=127.0.0.1",)]
+        places = [f"--{name}-address=127.0.0.1" for name in self.ports]
         places += [f"--{name}-port={port}" for name, port in self.ports.items()]
         libraries = str(_site_packages(self.environment) / "nvidia_pytriton.libs")
         command = [binary, f"--model-repository={repository}", f"--backend-directory={backends}", *places]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--exit-on-error=false", "--disable-auto-complete-config", *options],
+                [
+                    *command,
+                    "--exit-on-error=false",
+                    "--disable-auto-complete-config",
+                    "--exit-timeout-secs=5",
+                    *options,
+                ],
                 env={**os.environ, "LD_LIBRARY_PATH": libraries},
                 stdout=log,
                 stderr=log,
