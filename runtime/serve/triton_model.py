@@ -142,21 +142,22 @@ class TritonPythonModel:
         except RuntimeError as error:
             raise self._pb.TritonModelException(str(error)) from error
 
-    def execute(self, requests: Sequence[Any]) -> None:
-        """Answer each request as soon as it is done: sent in one message, their tiles share runs."""
-        waiting = {index: request for index, request in enumerate(requests) if not self._is_cancelled(request)}
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer the requests together: sent in one message, their tiles share runs."""
+        # By response senders each could go at once; but where shared memory is too small for one, the server ends.
+        responses = [self._cancelled(request) for request in requests]
         try:
             self._engine.start()
-        except RuntimeError as error:
-            self._fail(waiting, str(error))
-            return
-        try:
-            self._send(waiting)
-            while waiting:
+            self._send({index: request for index, request in enumerate(requests) if responses[index] is None})
+            while None in responses:
                 message, arrays = self._engine.receive()
-                self._answer(waiting.pop(message["index"]), message, arrays)
-        except (OSError, EOFError):
-            self._fail(waiting, f"the engine's process {self._engine.ended()}; the next request starts it again")
+                responses[message["index"]] = self._response(message, arrays)
+        except (RuntimeError, OSError, EOFError) as error:
+            text = str(error)
+            if not isinstance(error, RuntimeError):
+                text = f"the engine's process {self._engine.ended()}; the next request starts it again"
+            responses = [self._failed(text, "UNAVAILABLE") if one is None else one for one in responses]
+        return responses
 
     def finalize(self) -> None:
         self._engine.close()
@@ -177,35 +178,19 @@ class TritonPythonModel:
             )
         self._engine.send({"requests": described}, arrays)
 
-    def _answer(self, request: Any, message: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
+    def _response(self, message: dict[str, Any], arrays: Sequence[np.ndarray]) -> Any:
         if "error" in message:
-            self._respond(request, [], message["error"], message["code"])
-            return
+            return self._failed(message["error"], message["code"])
         # Nor by `Tensor(name, array)`, which sends nothing then.
         capsule = arrays[0].__dlpack__()
         tensor = self._pb.Tensor.from_dlpack(message["output"], capsule)
         _rename(capsule, _TAKEN)
-        try:
-            self._respond(request, [tensor])
-        except Exception as error:  # The backend's own: shared memory that is too small.
-            self._respond(request, [], str(error), "UNAVAILABLE")
+        return self._pb.InferenceResponse([tensor])
 
-    def _is_cancelled(self, request: Any) -> bool:
-        if request.is_cancelled():
-            self._respond(request, [], "the request was cancelled", "CANCELLED")
-            return True
-        return False
+    def _cancelled(self, request: Any) -> Any:
+        return self._failed("the request was cancelled", "CANCELLED") if request.is_cancelled() else None
 
-    def _fail(self, requests: dict[int, Any], text: str) -> None:
-        for request in requests.values():
-            self._respond(request, [], text, "UNAVAILABLE")
-
-    def _respond(self, request: Any, tensors: list[Any], error: str = "", code: str = "") -> None:
-        if error:
-            self._pb.Logger.log_warn(error)
-            response = self._pb.InferenceResponse(
-                [], self._pb.TritonError(error, getattr(self._pb.TritonError, code))
-            )
-        else:
-            response = self._pb.InferenceResponse(tensors)
-        request.get_response_sender().send(response, flags=self._pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def _failed(self, text: str, code: str) -> Any:
+        self._pb.Logger.log_warn(text)
+        kinds = self._pb.TritonError
+        return self._pb.InferenceResponse([], kinds(text, getattr(kinds, code)))

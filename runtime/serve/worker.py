@@ -61,7 +61,7 @@ class Worker:
         self._engine: Engine = open_engine(path, threads, options["precision"], device=device, tile_px=tile_px)
 
     def answer(self, requests: Sequence[Mapping[str, Any]], arrays: Sequence[Array], stream: IO[bytes]) -> None:
-        """Answer each request as soon as its pictures are done, with an error where something is wrong with it."""
+        """Write an answer for each request, in order, an error where something is wrong with it."""
         inputs = iter(arrays)
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             asked = [

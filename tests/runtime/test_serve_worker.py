@@ -267,7 +267,7 @@ class FakeTensor:
 
 class FakeRequest:
     def __init__(self, inputs: Sequence[FakeTensor], cancelled: bool = False) -> None:
-        self._inputs, self._cancelled, self.sent = inputs, cancelled, list[Any]()
+        self._inputs, self._cancelled = inputs, cancelled
 
     def inputs(self) -> Sequence[FakeTensor]:
         return self._inputs
@@ -280,9 +280,6 @@ class FakeRequest:
 
     def parameters(self) -> str:
         return ""
-
-    def get_response_sender(self) -> Any:
-        return SimpleNamespace(send=lambda response, flags: self.sent.append(response))
 
 
 class FakeError:
@@ -306,7 +303,6 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Any:
         Tensor=FakeTensor,
         Logger=SimpleNamespace(log_warn=warned.append),
         InferenceResponse=lambda tensors, error=None: SimpleNamespace(tensors=tensors, error=error),
-        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
         warned=warned,
     )
     monkeypatch.setitem(__import__("sys").modules, "triton_python_backend_utils", fake)
@@ -335,9 +331,8 @@ def test_the_process_is_started_again_where_it_was_killed(
     model = TritonPythonModel()
     model.initialize(_arguments(identity_engine, tmp_path))
     first, cancelled = (FakeRequest([FakeTensor("image", photo[None])], is_) for is_ in (False, True))
-    model.execute([first, cancelled])
-    assert first.sent[0].tensors[0].array.shape == (1, 106, 142, 3)
-    assert cancelled.sent[0].error.code == "CANCELLED"
+    answer, error = model.execute([first, cancelled])
+    assert answer.tensors[0].array.shape == (1, 106, 142, 3) and error.error.code == "CANCELLED"
 
     process = model._engine._process
     assert process is not None
@@ -347,13 +342,13 @@ def test_the_process_is_started_again_where_it_was_killed(
         model._engine, "receive", lambda receive=model._engine.receive: (process.kill(), receive())[1]
     )
     lost, next_one = (FakeRequest([FakeTensor("image", photo[None])]) for _ in range(2))
-    model.execute([lost])
+    (failed,) = model.execute([lost])
     monkeypatch.undo()
     monkeypatch.setitem(__import__("sys").modules, "triton_python_backend_utils", backend)
-    assert "was killed by signal 9; the next request starts it again" in lost.sent[0].error.text
-    assert lost.sent[0].error.code == "UNAVAILABLE"
-    model.execute([next_one])
-    assert np.array_equal(next_one.sent[0].tensors[0].array, first.sent[0].tensors[0].array)
+    assert failed.error.text == "the engine's process was killed by signal 9; the next request starts it again"
+    assert failed.error.code == "UNAVAILABLE" and failed.error.text in backend.warned
+    (again,) = model.execute([next_one])
+    assert np.array_equal(again.tensors[0].array, answer.tensors[0].array)
     model.finalize()
     assert not list(tmp_path.glob("intsr-serve-*"))
 

@@ -32,19 +32,8 @@ def _export(engines: Mapping[str, Path], folder: Path, **parameters: str) -> Pat
     for name, path in engines.items():
         (links / f"{name}.engine").symlink_to(path)
     python, repository = write_python(folder / "python"), folder / "models"
-    command = [
-        python,
-        "-m",
-        "intsr",
-        "serve-repository",
-        *sorted(links.iterdir()),
-        "-o",
-        repository,
-        "--python",
-        python,
-        "-q",
-    ]
-    subprocess.run(command, check=True, timeout=120)
+    command = [python, "-m", "intsr", "serve-repository", *sorted(links.iterdir()), "-o", repository, "-q"]
+    subprocess.run([*command, "--python", python], check=True, timeout=120)
     for config in repository.glob("*/config.pbtxt"):
         text = config.read_text()
         for name, value in parameters.items():
