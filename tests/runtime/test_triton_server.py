@@ -113,7 +113,12 @@ def test_50_requests_at_once_of_mixed_sizes_and_kinds(
 ) -> None:
     pictures = Pictures(tmp_path, photo)
     pictures.add(50, model)
+    before = server.statistics(model)
     answers = server.ask(pictures.requests, threads=50)
+    after = server.statistics(model)
+    assert after["inference_count"] - before["inference_count"] == 50
+    # Of different sizes, and handed over together all the same.
+    assert after["execution_count"] - before["execution_count"] < 30
     # `wide` against an engine of one tile a run: what is shared changes no bit.
     pictures.assert_equal(answers, make_engine("cpu" if model == "cpu" else "onnxruntime"), intsr)
 

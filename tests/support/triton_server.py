@@ -114,7 +114,14 @@ class TritonServer:
             return False
 
     def post(self, path: str) -> Any:
-        request = urllib.request.Request(self.url(path), b"", method="POST")
+        return self._json(urllib.request.Request(self.url(path), b"", method="POST"))
+
+    def statistics(self, model: str) -> dict[str, int]:
+        """Such as `inference_count` and `execution_count`: pictures, and calls of the model."""
+        (found,) = self._json(urllib.request.Request(self.url(f"/v2/models/{model}/stats")))["model_stats"]
+        return {name: int(value) for name, value in found.items() if name.endswith("_count")}
+
+    def _json(self, request: urllib.request.Request) -> Any:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.loads(answer.read() or "null")
 
