@@ -72,8 +72,9 @@ class EngineProcess:
         kind, index = args["model_instance_kind"], args["model_instance_device_id"]
         opening = {"device": f"cuda:{index}" if kind == "GPU" else None, "options": options}
         engine = os.path.join(args["model_repository"], args["model_version"], "model.engine")  # noqa: PTH118
-        self._folder = tempfile.mkdtemp(prefix="intsr-serve-")
-        self._arguments = ["-m", _WORKER, engine, json.dumps(opening), self._folder]
+        self._arguments = ["-m", _WORKER, engine, json.dumps(opening)]
+        # Its own, for files of requests.
+        self._folder = ""
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -85,13 +86,15 @@ class EngineProcess:
             self.ended()
         # The backend's own Python may be another one.
         environment = {name: os.environ[name] for name in os.environ if name not in ("PYTHONHOME", "PYTHONPATH")}
-        command = [self._python, *self._arguments]
+        self._folder = tempfile.mkdtemp(prefix="intsr-serve-")
+        command = [self._python, *self._arguments, self._folder]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             # Ctrl-C is for the server, which then closes its models.
             self._process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)  # type: ignore[call-overload]
             message, _ = self.receive()
         except OSError as error:
+            shutil.rmtree(self._folder)
             raise RuntimeError(f"config.pbtxt: parameter {PYTHON}: {error}") from error
         except EOFError:
             raise RuntimeError(f"{self._python} -m {_WORKER} {self.ended()}: the server's log says why") from None
@@ -120,14 +123,12 @@ class EngineProcess:
             process.kill()
             code = process.wait()
         process.stdout.close()  # type: ignore[union-attr]
-        for name in os.listdir(self._folder) if os.path.isdir(self._folder) else ():  # noqa: PTH208, PTH112
-            shutil.rmtree(os.path.join(self._folder, name), ignore_errors=True)  # noqa: PTH118
+        shutil.rmtree(self._folder, ignore_errors=True)
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def close(self) -> None:
         if self._process is not None:
             self.ended()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class TritonPythonModel:
