@@ -285,7 +285,7 @@ def test_a_server_that_is_stopped_leaves_no_process_and_no_file(
     with TritonServer(repository, tmp_path) as server:
         assert _one(server, "cpu", photo[None], tmp_path)["shape"] == [1, 106, 142, 3]
         processes = [*server.stubs(), *server.workers()]
-        assert len(processes) == 2 and list(tmp_path.glob("intsr-serve-*"))
+        assert len(processes) == 2 and list(tmp_path.glob("intsr-serve-*")) and server.regions()
     assert server.process.returncode == 0
     assert not any(Path(f"/proc/{pid}").exists() for pid in processes)
     assert not list(tmp_path.glob("intsr-serve-*"))

@@ -72,6 +72,9 @@ class TritonServer:
         binary = _site_packages(self.environment) / "pytriton" / "tritonserver" / "bin" / "tritonserver"
         places = [f"--{name}-address=127.0.0.1" for name in self.ports]
         places += [f"--{name}-port={port}" for name, port in self.ports.items()]
+        # A killed stub leaves its shared memory.
+        self.shared_memory = f"intsr-test-{self.ports['http']}-"
+        places += [f"--backend-config=python,shm-region-prefix-name={self.shared_memory}"]
         libraries = str(_site_packages(self.environment) / "nvidia_pytriton.libs")
         command = [binary, f"--model-repository={repository}", f"--backend-directory={backends}", *places]
         with self.log_path.open("wb") as log:
@@ -102,6 +105,12 @@ class TritonServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        for path in self.regions():
+            path.unlink()
+
+    def regions(self) -> list[Path]:
+        """Shared memory of the backend."""
+        return list(Path("/dev/shm").glob(f"{self.shared_memory}*"))
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.ports['http']}{path}"
