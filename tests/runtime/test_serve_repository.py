@@ -41,6 +41,14 @@ def test_the_engine_is_a_copy_so_that_its_file_may_be_overwritten(
     assert copy.stat().st_ino != identity_engine.stat().st_ino and copy.stat().st_nlink == 1
 
 
+def test_the_servers_python_may_be_another_one(intsr: Run, identity_engine: Path, tmp_path: Path) -> None:
+    python = "/opt/intsr/bin/python"
+    assert intsr("serve-repository", identity_engine, "-o", tmp_path / "models", "--python", python)[0] == 0
+    text = (tmp_path / "models" / "identity" / "config.pbtxt").read_text()
+    assert f'key: "python" value {{ string_value: "{python}" }}' in text and sys.executable not in text
+    assert python in (tmp_path / "models" / "README.md").read_text()
+
+
 def test_plans_of_tensorrt_are_models_too_those_of_rtx_are_not(intsr: Run, machine, tmp_path: Path) -> None:
     engines = [machine.engine("tensorrt"), machine.engine("tensorrt-rtx")]
     code, _, error = intsr("serve-repository", *engines, "-o", tmp_path / "models")
