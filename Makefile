@@ -39,9 +39,14 @@ unit: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not kernels"
 
 # Everything that `make test` leaves out: long runs, and the CUDA sources, which a C++ compiler makes run on the CPU.
-test-slow: $(STAMP)
+test-slow: $(STAMP) build/triton
 	command -v c++ || command -v g++ || command -v clang++ || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
+
+# Triton Inference Server and its clients, for tests: what these packages pin is not what we need.
+build/triton:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check "nvidia-pytriton==0.7.0" "tritonclient[grpc,http]==2.73.0" || rm -rf $@
 
 # On a machine with an NVIDIA GPU, with a Python that has torch for it: docs/inside/gpu.md.
 gpu-check: $(TYPING)

@@ -186,16 +186,16 @@ def try_lock(descriptor: int) -> bool:
 
 
 @contextmanager
-def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Iterator[Path]:
+def atomic_folder(path: Path, overwrite: bool = True, marker: str = "", inner: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, whose content is deleted.
 
-    marker: a file that every folder of this kind has. On any exception `path` is as it was. Raises UsageError as
-    `check_replaceable_folder` does.
+    marker: a file that every folder of this kind has. inner: the folders that it may have. On any exception `path` is
+    as it was. Raises UsageError as `check_replaceable_folder` does.
     """
     _check_name(path)
     # A link stays, the folder it leads to is replaced; `.` gets a name.
     path = path.resolve()
-    check_replaceable_folder(path, overwrite, marker)
+    check_replaceable_folder(path, overwrite, marker, inner)
     check_writable_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(path), suffix=_PART, dir=path.parent))
     try:
@@ -217,11 +217,11 @@ def atomic_folder(path: Path, overwrite: bool = True, marker: str = "") -> Itera
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "") -> None:
+def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "", inner: Iterable[str] = ()) -> None:
     """Raise UsageError where `path` exists and must not be replaced by a new folder of that name.
 
     That is: a file; a folder, unless `overwrite`; with a `marker`, a folder that holds other things but no such
-    file, or folders beside it (none that is written here has any); and always a folder that the user works in or
+    file, or other folders beside it than those of `inner`; and always a folder that the user works in or
     below, or lives in.
     """
     _check_name(path)
@@ -234,9 +234,9 @@ def check_replaceable_folder(path: Path, overwrite: bool = True, marker: str = "
         raise UsageError(path, "would replace the folder you are in", "a folder of its own", "choose another output")
     if marker and not (path / marker).exists() and any(path.iterdir()):
         raise UsageError(path, "already holds something else", f"a new folder, or one with {marker}", fix)
-    inner = sorted(item.name for item in path.iterdir() if item.is_dir()) if marker else []
-    if inner:
-        raise UsageError(path, f"already holds the folder {inner[0]}", f"nothing beside {marker} but files", fix)
+    others = sorted({item.name for item in path.iterdir() if item.is_dir()} - set(inner)) if marker else []
+    if others:
+        raise UsageError(path, f"already holds the folder {others[0]}", f"nothing beside {marker} but files", fix)
 
 
 def _temporary_prefix(path: Path) -> str:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,7 +19,7 @@ from intsr.memory import resident_bytes
 from intsr.runtime.backends.protocol import Backend, Network
 from intsr.runtime.color_fix import ColorFix, open_color_fix
 from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_from_picture
-from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
+from intsr.runtime.tiles.blend import Band, FinishedBand, TiledPicture, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
 from intsr.runtime.tiles.memory import TileMemory
@@ -72,6 +72,10 @@ class Work:
         return (*self.enlarger.size, *self.pixels.shape[2:])
 
     @property
+    def tiled(self) -> TiledPicture:
+        return TiledPicture(self.enlarger, self.plan, self.clock, self.tile_progress)
+
+    @property
     def tiles(self) -> int:
         return len(self.plan.tops) * len(self.plan.lefts)
 
@@ -95,9 +99,10 @@ class Work:
         def run_tiles(inputs: Iterator[Array]) -> Generator[Array]:
             return self.upscaler.run_tiles(inputs, self.clock)
 
-        yield from blended_bands(
-            self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress, memory=self.memory
-        )
+        tiled = self.tiled
+        if self.memory is not None:
+            tiled = replace(tiled, memory=self.memory, known=self.memory.recall(self.pixels, self.plan))
+        yield from blended_bands(tiled, run_tiles)
 
     def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
         """Yield rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""

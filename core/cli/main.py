@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "verify": ("intsr.engines.commands.verify", "Compare an engine with the torch reference, in decibels."),
     "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures and films with an engine."),
+    "serve-repository": (
+        "intsr.runtime.commands.serve_repository",
+        "Write a model repository for Triton Inference Server.",
+    ),
     "bench": ("intsr.runtime.commands.bench", "Measure latency and memory of engines, interleaved."),
     "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of pictures, or of a film, against originals."),
     "info": ("intsr.calib.commands.info", "Parameters and operations of a model, by network."),
@@ -59,7 +63,8 @@ class LazyGroup(click.Group):
             return None
         module = import_module(COMMANDS[cmd_name][0])
         # `compile` is a builtin: a command function may carry the suffix _command.
-        command = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
+        function = cmd_name.replace("-", "_")
+        command = getattr(module, f"{function}_command", None) or getattr(module, function)
         assert isinstance(command, click.Command)
         return command
 

@@ -65,7 +65,7 @@ class FileReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class OpenedPicture:
     """A picture that was read, and the computing of it that has not begun."""
 
     job: Job
@@ -93,10 +93,10 @@ def upscale_files(
     wanted = [job for job in jobs if not job.problem and not skip(job)]
     kept = {id(job) for job in wanted}
 
-    def read(job: Job) -> _Opened:
+    def read(job: Job) -> OpenedPicture:
         if skip(job):
             raise _AppearedError
-        return _read(upscaler, job, options, tile_progress)
+        return read_picture(upscaler, job, options, tile_progress)
 
     made = _made(upscaler, wanted, options, read)
     for job in jobs:
@@ -117,7 +117,7 @@ def upscale_file(
     """Make one file. Raises ImageError, UsageError, OutOfMemoryError, VerificationError, OSError; then the output is
     as it was.
     """
-    ((_, result),) = _made(upscaler, [job], options, lambda job: _read(upscaler, job, options, tile_progress))
+    ((_, result),) = _made(upscaler, [job], options, lambda job: read_picture(upscaler, job, options, tile_progress))
     if isinstance(result, Exception):
         raise result
     return result
@@ -134,13 +134,13 @@ def with_header(job: Job) -> Job:
 
 
 def _made(
-    upscaler: Upscaler, jobs: Sequence[Job], options: FileOptions, read: Callable[[Job], _Opened]
+    upscaler: Upscaler, jobs: Sequence[Job], options: FileOptions, read: Callable[[Job], OpenedPicture]
 ) -> Iterator[tuple[Job, FileReport | Exception]]:
     return overlapped(
         map(with_header, jobs),
         read,
         lambda opened: opened.work.bands(),
-        lambda opened, bands: _write(upscaler, opened, bands, options),
+        lambda opened, bands: write_picture(upscaler, opened, bands, options),
         MemoryBudget(upscaler, options).may_overlap,
     )
 
@@ -157,7 +157,10 @@ def failure(job: Job, error: Exception) -> FileReport:
     return FileReport(str(job.source), str(job.output), "failed", error=text, out_of_memory=out_of_memory)
 
 
-def _read(upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None) -> _Opened:
+def read_picture(
+    upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: TileProgress | None = None
+) -> OpenedPicture:
+    """Decode a picture, and compute nothing yet. Raises ImageError, UsageError, OutOfMemoryError."""
     start = time.perf_counter()
     header = job.header or read_header(job.source)
     size = options.output_size(header.width_px, header.height_px, upscaler.upscale_factor)
@@ -167,12 +170,13 @@ def _read(upscaler: Upscaler, job: Job, options: FileOptions, tile_progress: Til
     loaded = read_image(header)
     check_alpha_fits(loaded.alpha is not None, job.output)
     work = upscaler.start(loaded.pixels, options.color_fix, options.overlap_px, tile_progress, job.output.parent)
-    return _Opened(job, loaded, work, start)
+    return OpenedPicture(job, loaded, work, start)
 
 
-def _write(
-    upscaler: Upscaler, opened: _Opened, bands: Iterable[Band | FinishedBand], options: FileOptions
+def write_picture(
+    upscaler: Upscaler, opened: OpenedPicture, bands: Iterable[Band | FinishedBand], options: FileOptions
 ) -> FileReport:
+    """Write what the networks made of it. Raises ImageError, UsageError, VerificationError, OSError."""
     job, loaded, work = opened.job, opened.loaded, opened.work
     made_height, made_width = work.enlarger.size
     height_px, width_px = loaded.pixels.shape[:2]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -49,72 +51,97 @@ class FinishedBand:
     rows: Array
 
 
-def blended_bands(
-    enlarger: Enlarger,
-    plan: TilePlan,
-    run_tiles: RunTiles,
-    clock: StageClock,
-    tile_progress: TileProgress | None = None,
-    *,
-    memory: TileMemory | None = None,
-) -> Generator[Band]:
-    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order. memory: of
-    the frame before, whose tiles are not computed again where their pixels are the same.
-    """
-    factor = enlarger.upscale_factor
-    height_px, width_px = enlarger.size
-    side_px = plan.tile_px * factor
-    tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
-    weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
-    rows = _EnlargedRows(enlarger, plan, clock)
-    known = memory.recall(enlarger.pixels, plan) if memory else {}
-    inputs = (_tile_input(tile, rows, plan, clock) for tile in plan.tiles if tile not in known)
-    canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
-    # Closed here, not by the garbage collector: after an error a device may still be at work for it.
-    with closing(run_tiles(inputs)) as images:
-        for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
-            image = known[tile] if tile in known else next(images)
-            if memory:
-                memory.keep(tile, image)
-            with clock.stage("blend"):
+@dataclass(frozen=True, slots=True)
+class TiledPicture:
+    """A picture on its way through the networks: `inputs` for them, then `bands` of what they made of those."""
+
+    enlarger: Enlarger
+    plan: TilePlan
+    clock: StageClock
+    tile_progress: TileProgress | None = None
+    # Of a film: where the tiles are kept for the next frame, and those of the last one that hold for this.
+    memory: TileMemory | None = None
+    known: Mapping[Tile, Array] = field(default_factory=dict)
+    # The enlarged rows of each row of tiles that is under way.
+    rows: dict[int, Array] = field(default_factory=dict)
+
+    def inputs(self) -> Iterator[Array]:
+        """Yield the (3, T f, T f) in [-1, 1] of every tile that is not known."""
+        factor = self.enlarger.upscale_factor
+        for tile in self.plan.tiles:
+            if tile in self.known:
+                continue
+            enlarged = self._enlarged_rows(tile)
+            with self.clock.stage("resize"):
+                unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+                x = pad_to_square(unit, self.plan.tile_px * factor) * np.float32(2) - np.float32(1)
+            yield x
+
+    def _enlarged_rows(self, tile: Tile) -> Array:
+        """The enlarged rows of a row of tiles, made when they are first asked for."""
+        if tile.row not in self.rows:
+            factor = self.enlarger.upscale_factor
+            with self.clock.stage("resize"):
+                self.rows[tile.row] = self.enlarger.rows(tile.top * factor, (tile.top + tile.height) * factor)
+        return self.rows[tile.row]
+
+    def bands(self, images: Iterator[Array]) -> Generator[Band]:
+        """Yield all rows, in order. images: what the networks made of `inputs`; others may follow."""
+        factor, plan = self.enlarger.upscale_factor, self.plan
+        height_px, width_px = self.enlarger.size
+        side_px = plan.tile_px * factor
+        tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
+        weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
+        canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
+        for tile in self.tile_progress(plan.tiles) if self.tile_progress else plan.tiles:
+            image = self.known[tile] if tile in self.known else next(images)
+            if self.memory is not None:
+                self.memory.keep(tile, image)
+            with self.clock.stage("blend"):
                 _add_tile(canvas, image, tile, factor, weights)
             if tile.column + 1 < len(plan.lefts):
                 continue
             count = (*tops, height_px)[tile.row + 1] - tops[tile.row]
-            yield from _parts(canvas[:, :count], rows.take(tile.row)[:count])
-            with clock.stage("blend"):
+            enlarged = self._enlarged_rows(tile)
+            del self.rows[tile.row]
+            yield from _parts(canvas[:, :count], enlarged[:count])
+            with self.clock.stage("blend"):
                 canvas[:, : canvas.shape[1] - count] = canvas[:, count:]
                 canvas[:, canvas.shape[1] - count :] = 0
 
 
-class _EnlargedRows:
-    """The enlarged rows of each row of tiles, made when they are first asked for."""
-
-    def __init__(self, enlarger: Enlarger, plan: TilePlan, clock: StageClock) -> None:
-        self._enlarger, self._plan, self._clock = enlarger, plan, clock
-        self._rows: dict[int, Array] = {}
-
-    def of(self, row: int) -> Array:
-        if row not in self._rows:
-            factor, top = self._enlarger.upscale_factor, self._plan.tops[row]
-            height = min(self._plan.tile_px, self._plan.height_px)
-            with self._clock.stage("resize"):
-                self._rows[row] = self._enlarger.rows(top * factor, (top + height) * factor)
-        return self._rows[row]
-
-    def take(self, row: int) -> Array:
-        """As `of`, for the last time."""
-        self.of(row)
-        return self._rows.pop(row)
+def blended_bands(picture: TiledPicture, run_tiles: RunTiles) -> Generator[Band]:
+    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    # Closed here, not by the garbage collector: after an error a device may still be at work for it.
+    with closing(run_tiles(picture.inputs())) as images:
+        yield from picture.bands(images)
 
 
-def _tile_input(tile: Tile, rows: _EnlargedRows, plan: TilePlan, clock: StageClock) -> Array:
-    """A tile's (3, T f, T f) in [-1, 1]."""
-    enlarged = rows.of(tile.row)
-    factor = len(enlarged) // tile.height
-    with clock.stage("resize"):
-        unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
-        return pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
+class SharedRuns:
+    """Several pictures in one stream of tiles: where networks take several at once, the end of one picture and the
+    beginning of the next share a run.
+
+    pictures: in the order in which `bands` is called, once for each. run_tiles: as of `blended_bands`.
+    """
+
+    def __init__(self, pictures: Sequence[TiledPicture], run_tiles: RunTiles) -> None:
+        self._waiting, self._run_tiles = deque(pictures), run_tiles
+        self._images: Generator[Array] | None = None
+
+    def bands(self) -> Generator[Band]:
+        """Yield the rows of the next picture. One that fails or is given up disturbs none of those behind it."""
+        picture = self._waiting.popleft()
+        if self._images is None:
+            self._images = self._run_tiles(chain(picture.inputs(), *(other.inputs() for other in self._waiting)))
+        whole = False
+        try:
+            yield from picture.bands(self._images)
+            whole = True
+        finally:
+            # What is left of this one's would be taken for the next one's.
+            if not (whole and self._waiting):
+                self._images.close()
+                self._images = None
 
 
 def _add_tile(

@@ -30,9 +30,9 @@ SHAPES = {
 LIBRARIES = {"cpu": "openvino", "onnxruntime": "onnxruntime"}
 
 
-def write_graph(path: Path, name: str, decoder_gain: float = 1.0, decoder_bias: float = 0.0) -> None:
+def write_graph(path: Path, name: str, decoder_gain: float = 1.0, decoder_bias: float = 0.0, batch: int = 1) -> None:
     """encoder: space to depth. unet: identity. decoder: depth to space, times the gain, plus the bias."""
-    (input_name, input_shape), (output_name, output_shape) = SHAPES[name]
+    (input_name, input_shape), (output_name, output_shape) = _ports(name, batch)
     constants = {
         "encoder": {},
         "unet": {"kernel": np.eye(LATENT_CHANNELS)[:, :, None, None]},
@@ -70,11 +70,13 @@ def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
     pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), member_path)
 
 
-def manifest_for(target: str, /, **changes: object) -> Manifest:
-    networks = tuple(
-        NetworkEntry(name, f"{name}.member", *((TensorInfo(key, shape, "float32"),) for key, shape in ports))
-        for name, ports in SHAPES.items()
-    )
+def _ports(name: str, batch: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((key, (batch, *shape[1:])) for key, shape in SHAPES[name])
+
+
+def manifest_for(target: str, /, batch: int = 1, **changes: object) -> Manifest:
+    ports = {name: [(TensorInfo(key, shape, "float32"),) for key, shape in _ports(name, batch)] for name in SHAPES}
+    networks = tuple(NetworkEntry(name, f"{name}.member", *tensors) for name, tensors in ports.items())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         model="identity",
@@ -104,20 +106,25 @@ MakeEngine = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
-    """make_engine(target, decoder_gain=, decoder_bias=, **manifest changes) -> path of a new bundle."""
+    """make_engine(target, decoder_gain=, decoder_bias=, batch=, **manifest changes) -> path of a new bundle."""
 
     def make(
-        target: str = "onnxruntime", /, decoder_gain: float = 1.0, decoder_bias: float = 0.0, **changes: object
+        target: str = "onnxruntime",
+        /,
+        decoder_gain: float = 1.0,
+        decoder_bias: float = 0.0,
+        batch: int = 1,
+        **changes: object,
     ) -> Path:
         folder = tmp_path_factory.mktemp("engine")
         members = {}
         for name in SHAPES:
             onnx_path, member_path = folder / f"{name}.onnx", folder / f"{name}.member"
-            write_graph(onnx_path, name, decoder_gain, decoder_bias)
+            write_graph(onnx_path, name, decoder_gain, decoder_bias, batch)
             write_member(target, onnx_path, member_path)
             members[member_path.name] = member_path
         path = folder / "identity.engine"
-        write_bundle(path, manifest_for(target, **changes), members)
+        write_bundle(path, manifest_for(target, batch, **changes), members)
         return path
 
     return make
