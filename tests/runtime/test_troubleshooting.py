@@ -107,6 +107,22 @@ def _no_memory_to_open(machine: Machine) -> str:
         return machine.upscale(target="cpu")
 
 
+def _film(machine: Machine) -> Path:
+    from films import MP4, scenes, write_film
+
+    write_film(machine.folder / "film.mp4", scenes(6, 0), MP4)
+    return machine.folder / "film.mp4"
+
+
+def _other_film(machine: Machine) -> str:
+    source = _film(machine)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("intsr.runtime.batch.films.join", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            machine.upscale(source, to="out.mp4")
+    return machine.upscale(source, to="out.mp4", options=("--crf", "40"))
+
+
 # name of the entry -> what makes it
 WAYS: dict[str, Callable[[Machine], str]] = {
     "no-file": lambda m: m.upscale(m.folder / "gone.png"),
@@ -136,6 +152,10 @@ WAYS: dict[str, Callable[[Machine], str]] = {
     "no-provider": lambda m: m.upscale(options=("--device", "cuda")),
     "dash": lambda m: m.intsr("compile", "demo", "--bits", "fp", "-o", "-")[2],
     "newer": lambda m: m.upscale(schema_version=99),
+    "no-film": lambda m: m.upscale(m.file("a.mp4", b"words" * 1000), to="out.mp4"),
+    "sound": lambda m: m.upscale(_film(m), to="out.webm"),
+    "encoder": lambda m: m.upscale(_film(m), to="out.mp4", options=("--codec", "libx266")),
+    "other-film": _other_film,
     "no-ranges": lambda m: m.intsr("compile", "demo", "-o", m.folder / "a.engine")[2],
 }
 
