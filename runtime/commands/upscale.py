@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from intsr.runtime.batch.jobs import Job
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import Pipes
+    from intsr.runtime.cluster.run import ClusterBatch
     from intsr.runtime.tiles.grid import Tile
 
 # Not asked whether it is readable: one that is not must not stop the others.
@@ -139,6 +140,19 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made, in how many tiles; make nothing.")
 @click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
+@click.option(
+    "--ray",
+    "ray_address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="On a Ray cluster: HOST:PORT, auto or local. Default: $RAY_ADDRESS, else local, started for this.",
+)
+@click.option("--ray-actors", type=int, metavar="N", help="Workers, an open engine each. Default: what fits.")
+@click.option("--cpus-per-actor", type=int, metavar="N", help="Of each worker, also its threads. Default: 2.")
+@click.option(
+    "--gpus-per-actor", type=float, metavar="N", help="Of each worker; may be 0.5. Default: 1 for GPU engines."
+)
 @common_options
 def upscale(
     *,
@@ -167,6 +181,10 @@ def upscale(
     overwrite: bool,
     dry_run: bool,
     shard: str | None,
+    ray_address: str | None,
+    ray_actors: int | None,
+    cpus_per_actor: int | None,
+    gpus_per_actor: float | None,
     as_json: bool,
 ) -> None:
     """Upscale pictures, files, folders or patterns, with ENGINE.
@@ -179,14 +197,16 @@ def upscale(
     from intsr.files import remove_stale_parts
     from intsr.runtime.backends.protocol import SessionOptions
     from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
-    from intsr.runtime.batch.jobs import check_outputs, plan_jobs, shard_of
+    from intsr.runtime.batch.jobs import check_existing, check_outputs, plan_jobs, shard_of
     from intsr.runtime.batch.memory import bytes_from_text
     from intsr.runtime.batch.naming import Naming
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import open_pipes
     from intsr.runtime.batch.plan import cheapest_tile
     from intsr.runtime.batch.run import Batch
-    from intsr.runtime.engine import open_engine
+    from intsr.runtime.cluster.addresses import remote_outputs
+    from intsr.runtime.cluster.options import check_beside_ray, cluster_options
+    from intsr.runtime.engine import open_engine_with
 
     check_engine_comes_first(engine, [Path(item) for item in inputs])
     if not inputs:
@@ -203,11 +223,16 @@ def upscale(
         overwrite=overwrite,
     )
     tile_px = _tile_from_text(tile)
+    cluster = cluster_options(ray_address, ray_actors, cpus_per_actor, gpus_per_actor)
     manifest = read_manifest(engine)
     others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite, "--dry-run": dry_run}
     # Removed when the command ends, however it does.
     pipes = click.get_current_context().with_resource(open_pipes(inputs, output, output_format, others))
     paths, output = pipes.inputs, pipes.output
+    remote = remote_outputs(output, cluster is not None)
+    if cluster is not None:
+        piped = {"the input -": pipes.source is not None, "-o -": pipes.target is not None}
+        check_beside_ray(cluster, piped, device, manifest.target)
     naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
     kind = {"recursive": recursive, "must_be_folder": output.endswith(("/", os.sep)), "resuming": skip_existing}
     jobs = plan_jobs(paths, Path(output), naming=naming, note=lambda text: say(printable(text)), **kind)
@@ -222,8 +247,11 @@ def upscale(
     }
     check_effects(given, jobs, paths, output=Path(output), manifest=manifest)
 
+    there = remote.existing() if remote is not None else set()
+
     def skipped(job: Job) -> bool:
-        return skip_existing and not job.problem and job.output.exists()
+        exists = job.output.exists() if remote is None else remote.of(job.output) in there
+        return skip_existing and not job.problem and exists
 
     # Of the whole batch: a shard takes the tiles that all of it would have.
     chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
@@ -231,32 +259,50 @@ def upscale(
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
-    check_outputs(jobs, skip_existing, overwrite)
-    session = SessionOptions(threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=chosen)
-    _check_for_engine(manifest.at_tile(chosen), overlap_px, batch_tiles)
-    if dry_run:
-        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, pipes.named, as_json)
-        return
-    remove_stale_parts(job.output for job in jobs if not job.problem)
-    opened = open_engine(
-        engine,
+    if remote is None:
+        check_outputs(jobs, skip_existing, overwrite)
+    else:
+        places = [remote.of(job.output) for job in jobs if not job.problem]
+        check_existing([place for place in places if place in there], skip_existing, overwrite)
+    session = SessionOptions(
         threads,
         precision,
-        device=device,
-        cuda_backend=session.cuda_backend,
+        device,
+        cuda_backend or _USUAL_BACKEND,
         tile_px=chosen,
         copy=copy_engine,
         cache=not no_cache,
     )
-    with closing(Batch(opened, options, auto_tile=tile_px is None)) as batch:
-        one = len(jobs) == 1
-        made = batch.reports(
-            jobs,
-            _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None,
-            skipped,
+    _check_for_engine(manifest.at_tile(chosen), overlap_px, batch_tiles)
+
+    def named(text: str) -> str:
+        return pipes.named(text) if remote is None else remote.named(text)
+
+    if dry_run:
+        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, named, as_json)
+        return
+    remove_stale_parts(job.output for job in jobs if not job.problem)
+    work: Batch | ClusterBatch
+    if cluster is not None:
+        from intsr.runtime.cluster.run import ClusterBatch
+
+        work = ClusterBatch(
+            cluster,
+            engine=engine,
+            manifest=manifest,
+            session=session,
+            options=options,
+            auto_tile=tile_px is None,
+            resuming=skip_existing,
+            remote=remote,
         )
+    else:
+        work = Batch(open_engine_with(engine, session), options, auto_tile=tile_px is None)
+    one = len(jobs) == 1
+    tile_progress = _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None
+    with closing(work), closing(work.reports(jobs, tile_progress, skipped)) as made:
         shown = made if one else progress(made, "Upscaling", len(jobs))
-        reports = [_shown(pipes.report(report), as_json) for report in shown]
+        reports = [_shown(report.renamed(named), as_json) for report in shown]
     pipes.deliver()
     _finish(reports)
 
