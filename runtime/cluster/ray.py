@@ -42,7 +42,7 @@ class Node:
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """Reach the cluster; what this command started there has ended when this ends. Raises UsageError."""
-    # Read by Ray as it is imported and started: nobody is told of what is done here, and stdout is the reports'.
+    # Read by Ray as it is imported and started: nobody is told of what is done here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not is_verbose():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -55,7 +55,7 @@ def connected(address: str) -> Iterator[None]:
     settings = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False} if address == LOCAL else {}
     try:
         with _muted():
-            ray.init(address, log_to_driver=is_verbose(), logging_level=level, **settings)
+            ray.init(address, log_to_driver=False, logging_level=level, **settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -110,8 +110,8 @@ def _quiet(ray: Any) -> None:
     context.enable_progress_bars = False
     # A batch that is lost with its worker: `run.py` sends its pictures again.
     context.max_errored_blocks = -1
-    # What raylets say would go to stdout.
-    ray._private.worker._worker_logs_enabled = is_verbose()
+    # What raylets say would go to stdout, which is the reports'.
+    ray._private.worker._worker_logs_enabled = False
     if not is_verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context.print_on_execution_start = False
