@@ -21,8 +21,8 @@ from intsr.runtime.batch.jobs import Job
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://\S")
 # A file is there as a whole once it is sent, or not at all.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "tos", "r2"})
-# What only this process sees.
-_NOWHERE = frozenset({"memory", "data", "zip", "tar", "libarchive", "reference"})
+# What only this process sees, or nobody can write to.
+_UNFIT = frozenset({"memory", "data", "zip", "tar", "libarchive", "reference", "http", "https", "git", "github"})
 _PART = ".part"
 # While the next picture is computed.
 _SENT_AT_ONCE = 4
@@ -51,6 +51,7 @@ class RemoteOutputs:
     def existing(self) -> set[str]:
         """List the addresses that are there, in one request of a folder. Raises UsageError."""
         system, root = _opened(self.address)
+        system.invalidate_cache()
         try:
             found = [root] if system.isfile(root) else system.find(root)
         except FileNotFoundError:
@@ -89,6 +90,8 @@ class RemoteOutputs:
 
     def remove_parts(self, outputs: Sequence[Path]) -> None:
         """Remove what workers that were lost left of `send_file`."""
+        if _is_object_store(self.address):
+            return
         wanted = {_part_of(self.of(output)) for output in outputs}
         system, _ = _opened(self.address)
         for address in self.existing() & wanted:
@@ -102,10 +105,8 @@ def remote_outputs(output: str, on_cluster: bool) -> RemoteOutputs | None:
     if not on_cluster:
         raise UsageError("-o", f"{output} is an address", "a path", "addresses are for workers of a cluster: --ray")
     protocol = output.partition(":")[0]
-    if protocol in _NOWHERE:
-        raise UsageError(
-            "-o", f"{output}: {protocol} is no place that other machines see", "such as s3://BUCKET/FOLDER/"
-        )
+    if protocol in _UNFIT:
+        raise UsageError("-o", f"{output}: workers cannot write to {protocol}", "such as s3://BUCKET/FOLDER/")
     _opened(output)
     return RemoteOutputs(output)
 
@@ -113,13 +114,17 @@ def remote_outputs(output: str, on_cluster: bool) -> RemoteOutputs | None:
 def send_file(path: Path, address: str) -> None:
     """Copy a file to an address, where it then is as a whole, or not at all. Raises what the store raises."""
     system, place = _opened(address)
-    if address.partition(":")[0] in _OBJECT_STORES:
+    if _is_object_store(address):
         system.put_file(str(path), place)
         return
     system.makedirs(system._parent(place), exist_ok=True)
     part = _opened(_part_of(address))[1]
     system.put_file(str(path), part)
     system.mv(part, place)
+
+
+def _is_object_store(address: str) -> bool:
+    return address.partition(":")[0] in _OBJECT_STORES
 
 
 def _part_of(address: str) -> str:

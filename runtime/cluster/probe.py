@@ -21,6 +21,7 @@ class NodeFacts:
 def facts_of_node(engine_path: str, engine_digest: str) -> NodeFacts:
     """Never raises: whatever is wrong on the node is its answer."""
     try:
+        from importlib import import_module
         from pathlib import Path
 
         import ray.data  # noqa: F401
@@ -28,10 +29,13 @@ def facts_of_node(engine_path: str, engine_digest: str) -> NodeFacts:
         from intsr.bundle import read_manifest
         from intsr.runtime.backends.compatibility import check_runs_here
         from intsr.runtime.cluster.engine_file import code_digest, found_engine
+        from intsr.targets import target_from_name
 
         path = found_engine(Path(engine_path), engine_digest)
         if path is not None:
-            check_runs_here(read_manifest(path), engine_path)
+            manifest = read_manifest(path)
+            check_runs_here(manifest, engine_path)
+            import_module(target_from_name(manifest.target).module)
         return NodeFacts(code_digest(), path is not None)
     except ImportError as error:
         fix = 'install the same on all nodes: pip install "intsr[ray]"'

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from intsr.cli.console import is_verbose
-from intsr.errors import UsageError
+from intsr.errors import EXIT_SOME_FAILED, IntsrError, UsageError
 from intsr.optional import require
 from intsr.runtime.cluster import probe
 from intsr.runtime.cluster.options import LOCAL
@@ -21,6 +21,12 @@ from intsr.runtime.cluster.options import LOCAL
 _CONNECT_S, _PROBE_S = 4.0, 120.0
 # HTTP/2's first words and an empty frame of settings, which a gRPC server answers with its own (RFC 9113, 3.4).
 _HTTP2_HELLO, _SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)), 4
+
+
+class ClusterError(IntsrError):
+    """Work that ended on the cluster, and is no picture's fault."""
+
+    exit_code = EXIT_SOME_FAILED
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +46,42 @@ class Node:
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
-    """Reach the cluster; what this command started there has ended when this ends. Raises UsageError."""
+def connected(address: str) -> Iterator[Callable[[], None]]:
+    """Reach the cluster, and yield what leaves it, which ends all that this command started there.
+
+    It is called at the end in any case. Raises UsageError.
+    """
     # Read by Ray as it is imported and started: nobody is told of what is done here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not is_verbose():
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray = require("ray", "--ray")
-    require("ray.data", "--ray")
     if ":" in address:
         _check_reachable(address)
+    ray = require("ray", "--ray")
+    require("ray.data", "--ray")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     level = logging.INFO if is_verbose() else logging.CRITICAL
     settings = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False} if address == LOCAL else {}
     try:
         with _muted():
             ray.init(address, log_to_driver=False, logging_level=level, **settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Of a token that is missing, a version that is another one, and more.
         ray.shutdown()
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError("--ray", f"{address}: {text}", "the address of a Ray cluster of this Ray") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    try:
-        _quiet(ray)
-        yield
-    finally:
+
+    def leave() -> None:
         with _muted():
             ray.shutdown()
+
+    try:
+        _quiet(ray)
+        yield leave
+    finally:
+        leave()
 
 
 def _check_reachable(address: str) -> None:
@@ -115,6 +128,11 @@ def _quiet(ray: Any) -> None:
     if not is_verbose():
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         context.print_on_execution_start = False
+
+
+def free_cpus() -> float:
+    """Return how many CPUs of the cluster nobody has taken."""
+    return float(require("ray", "--ray").available_resources().get("CPU", 0))
 
 
 def living_nodes() -> list[Node]:
@@ -198,7 +216,7 @@ def through_workers(
     """Yield the column `made` of what `worker(argument)`, called with so many rows at once, returns, as it comes.
 
     ahead: batches that a worker has, with the one in work. Those of a worker that was lost give nothing, and another
-    one is started in its place.
+    one is started in its place. Raises ClusterError where none can be.
     """
     data = require("ray.data", "--ray")
     made = data.from_items(list(rows), override_num_blocks=-(-len(rows) // rows_at_once))
@@ -216,5 +234,9 @@ def through_workers(
             max_restarts=-1,
             max_task_retries=0,
         )
-    for block in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-        yield from block["made"]
+    try:
+        for block in made.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+            yield from block["made"]
+    except require("ray", "--ray").exceptions.RayError as error:
+        text = str(error).strip().splitlines()[-1]
+        raise ClusterError("--ray", f"the cluster ended the work ({text})", fix="look into Ray's logs") from error

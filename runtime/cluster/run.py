@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from intsr.cli.console import Stopwatch, detail
-from intsr.errors import EngineMismatchError, IntsrError, UsageError, printable
+from intsr.cli.console import Stopwatch, detail, say
+from intsr.errors import EngineMismatchError, UsageError, printable
 from intsr.files import remove_stale_parts
 from intsr.manifest import Manifest
 from intsr.runtime.backends.protocol import SessionOptions
@@ -26,7 +26,16 @@ from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.cluster.addresses import RemoteOutputs
 from intsr.runtime.cluster.engine_file import code_digest, engine_digest
 from intsr.runtime.cluster.options import ClusterOptions, on_gpu
-from intsr.runtime.cluster.ray import Node, asked, connected, living_nodes, send, through_workers
+from intsr.runtime.cluster.ray import (
+    ClusterError,
+    Node,
+    asked,
+    connected,
+    free_cpus,
+    living_nodes,
+    send,
+    through_workers,
+)
 from intsr.runtime.cluster.worker import EngineSource, Fault, Task, Worker
 from intsr.runtime.tiles.blend import TileProgress
 
@@ -34,16 +43,7 @@ DEFAULT_CPUS = 2
 _TRIES = 3
 # Reading and writing at the ends of a batch have nothing beside them; a lost worker loses up to two batches.
 _BATCHES_A_WORKER, _MOST_AT_ONCE = 16, 32
-# Workers that were told to end may take so long.
-_ENDING_S = 1.0
-
-
-class WorkerError(IntsrError):
-    """What ended the work of a worker, and so of all. exit_code: as on one machine."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.text)
-        self.exit_code = fault.exit_code
+_ENDING_S, _ENDING_TRIES = 1.0, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ClusterBatch:
         """Yield one a job as they come, which is in no order; without a cluster where nothing is to be done.
         tile_progress: not called, as tiles are elsewhere.
 
-        Raises UsageError, WorkerError, EngineMismatchError, MissingLibraryError.
+        Raises UsageError, ClusterError, EngineMismatchError, MissingLibraryError.
         """
         wanted: dict[int, Job] = {}
         for index, job in enumerate(jobs):
@@ -90,7 +90,8 @@ class ClusterBatch:
             else:
                 yield report
         if wanted:
-            with self._cleaned(list(wanted.values())), connected(self.cluster.address):
+            outputs = [job.output for job in wanted.values()]
+            with connected(self.cluster.address) as leave, self._cleaned(outputs, leave):
                 yield from self._made(wanted)
 
     def _made(self, wanted: dict[int, Job]) -> Iterator[FileReport]:
@@ -98,6 +99,8 @@ class ClusterBatch:
         shape = _shape(self.cluster, living_nodes(), on_gpu(self.manifest.target, self.session.device))
         task = self._task(shape)
         detail(f"ray: {shape.actors} workers of {shape.cpus} CPUs and {shape.gpus:g} GPUs ({watch.seconds:.1f} s)")
+        if free_cpus() < shape.cpus:
+            say(f"ray: waiting for {shape.cpus} CPUs: all are taken")
         for attempt in range(_TRIES):
             if not wanted:
                 return
@@ -125,23 +128,22 @@ class ClusterBatch:
         """Nothing is open between two calls of `reports`."""
 
     @contextmanager
-    def _cleaned(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Whatever happens inside, no part of a file stays."""
-        outputs = [job.output for job in jobs]
+    def _cleaned(self, outputs: Sequence[Path], leave: Callable[[], object]) -> Iterator[None]:
+        """Whatever happens inside, no part of a file stays. leave: ends the workers."""
         ended = False
         try:
             yield
             ended = True
         finally:
-            deadline = time.monotonic() + (0 if ended else _ENDING_S)
-            while True:
+            leave()
+            # Workers that were told to end take a moment.
+            for _ in range(1 if ended else _ENDING_TRIES):
                 if self.remote is not None:
                     self.remote.remove_parts(outputs)
                 else:
                     remove_stale_parts(outputs)
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(_ENDING_S / 5)
+                if not ended:
+                    time.sleep(_ENDING_S / _ENDING_TRIES)
 
 
 def _shape(cluster: ClusterOptions, nodes: Sequence[Node], gpu: bool) -> _Shape:
@@ -172,7 +174,7 @@ def _some_lack_it(nodes: Sequence[Node], source: EngineSource) -> bool:
 
 
 def _round(wanted: dict[int, Job], task: Task, shape: _Shape, *, again: bool) -> Iterator[tuple[int, FileReport]]:
-    """Send the jobs once. Raises WorkerError."""
+    """Send the jobs once. Raises ClusterError."""
     actors = min(shape.actors, len(wanted))
     at_once = 1 if again else max(min(len(wanted) // (actors * _BATCHES_A_WORKER), _MOST_AT_ONCE), 1)
     rows = [{"index": index, "job": pickle.dumps(_absolute(job, task.remote))} for index, job in wanted.items()]
@@ -192,7 +194,9 @@ def _round(wanted: dict[int, Job], task: Task, shape: _Shape, *, again: bool) ->
         if isinstance(reports, Fault):
             if reports.bug:
                 raise RuntimeError(reports.text)
-            raise WorkerError(reports)
+            error = ClusterError(*reports.text.split(": ", 1))
+            error.exit_code = reports.exit_code
+            raise error
         yield from reports
 
 

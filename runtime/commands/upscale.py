@@ -107,7 +107,11 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 )
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
 @click.option("--batch-tiles", type=int, metavar="N", help="Tiles computed at once; what the engine was built for.")
-@click.option("--memory", metavar="LIMIT", help="For the whole process, such as 4G. Default: what is free.")
+@click.option(
+    "--memory",
+    metavar="LIMIT",
+    help="For the whole process, with --ray each worker, such as 4G. Default: what is free, or its share.",
+)
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
 @click.option(
@@ -208,6 +212,7 @@ def upscale(
     from intsr.runtime.cluster.options import check_beside_ray, cluster_options
     from intsr.runtime.engine import open_engine_with
 
+    cluster = cluster_options(ray_address, ray_actors, cpus_per_actor, gpus_per_actor)
     check_engine_comes_first(engine, [Path(item) for item in inputs])
     if not inputs:
         raise click.MissingParameter(param_hint="'INPUT...'", param_type="argument", ctx=click.get_current_context())
@@ -223,7 +228,6 @@ def upscale(
         overwrite=overwrite,
     )
     tile_px = _tile_from_text(tile)
-    cluster = cluster_options(ray_address, ray_actors, cpus_per_actor, gpus_per_actor)
     manifest = read_manifest(engine)
     others = {"--json": as_json, "--skip-existing": skip_existing, "--overwrite": overwrite, "--dry-run": dry_run}
     # Removed when the command ends, however it does.

@@ -125,7 +125,7 @@ def _assert_complete(out: str, err: str, pictures: Path) -> None:
     assert sum(report["status"] == "ok" for report in reports.values()) == PICTURES - len(BAD)
     lines = [line for line in err.splitlines() if line.startswith("intsr: error: ")]
     assert sorted(line.split(": ")[2] for line in lines) == sorted(failed)
-    assert "Traceback" not in err and "raylet" not in out + err
+    assert "Traceback" not in err
 
 
 def _wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
@@ -142,6 +142,8 @@ def test_two_nodes_make_what_one_process_makes_and_a_second_run_makes_nothing(
     code, out, err = two_nodes.run(engine, pictures, "-o", f"{tmp_path}/", "--json")
     assert code == 1, err
     _assert_complete(out, err, pictures)
+    # Nothing of Ray's own: a line for each failure, and the sum.
+    assert len(err.splitlines()) == len(BAD) + 1
     assert _contents(tmp_path) == _contents(alone)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     code, out, err = two_nodes.run(engine, pictures, "-o", f"{tmp_path}/", "--json", "--skip-existing")
@@ -153,11 +155,11 @@ def test_two_nodes_make_what_one_process_makes_and_a_second_run_makes_nothing(
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
     two_nodes: TwoNodes, engine: Path, pictures: Path, alone: Path, tmp_path: Path
 ) -> None:
-    process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--json", "--ray", two_nodes.address)
+    process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--json", "-v", "--ray", two_nodes.address)
     _wait_for(lambda: len(list(tmp_path.glob("*.png"))) > 20, process)
     os.kill(two_nodes.workers()[0], signal.SIGKILL)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 1, err
+    assert process.returncode == 1 and "pictures were lost with their workers" in err
     _assert_complete(out, err, pictures)
     assert _contents(tmp_path) == _contents(alone)
 
@@ -217,6 +219,7 @@ def test_an_engine_that_nodes_do_not_see_is_sent_once_and_kept_by_its_digest(
     shutil.rmtree(kept, ignore_errors=True)
     # Another folder in each process.
     unseen = Path("/proc/self/cwd") / engine.name
+    ages: dict[Path, int] = {}
     for name in ("first", "second"):
         process = two_nodes.start(
             unseen, pictures / "000.png", "-o", f"{tmp_path / name}/", "--ray", two_nodes.address, cwd=engine.parent
@@ -227,8 +230,7 @@ def test_an_engine_that_nodes_do_not_see_is_sent_once_and_kept_by_its_digest(
         assert sent.read_bytes() == engine.read_bytes()
         assert (tmp_path / name / "000.png").read_bytes() == (alone / "000.png").read_bytes()
         # What is there is not written again.
-        age = sent.stat().st_mtime_ns if name == "first" else age
-        assert sent.stat().st_mtime_ns == age
+        assert sent.stat().st_mtime_ns == ages.setdefault(sent, sent.stat().st_mtime_ns)
 
 
 def test_outputs_go_to_an_address_with_the_rules_of_a_folder(
@@ -275,10 +277,8 @@ def _fake_package(folder: Path, name: str, text: str) -> str:
 def test_a_node_that_cannot_work_is_named_in_one_line(
     two_nodes: TwoNodes, engine: Path, photo_path: Path, tmp_path: Path, package: str, text: str, expected: str
 ) -> None:
-    if package:
-        path = _fake_package(tmp_path / "fake", package, text)
-    else:
-        path = _other_version(tmp_path / "fake")
+    fake = tmp_path / "fake"
+    path = _fake_package(fake, package, text) if package else _other_version(fake)
     third = two_nodes.add_node(PYTHONPATH=path)
     try:
         code, out, err = two_nodes.run(engine, photo_path, "-o", tmp_path / "large.png")
