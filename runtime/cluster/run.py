@@ -105,7 +105,7 @@ class ClusterBatch:
             if not wanted:
                 return
             if attempt:
-                detail(f"ray: {len(wanted)} pictures were lost with their workers, and are sent again")
+                say(f"ray: {len(wanted)} pictures were lost with their workers, and are sent again")
                 # Whatever is there now, the worker that was lost has put it there.
                 task = replace(task, resuming=False, options=replace(self.options, overwrite=True))
             for index, report in _round(wanted, task, shape, again=attempt > 0):

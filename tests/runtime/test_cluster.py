@@ -155,7 +155,7 @@ def test_two_nodes_make_what_one_process_makes_and_a_second_run_makes_nothing(
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(
     two_nodes: TwoNodes, engine: Path, pictures: Path, alone: Path, tmp_path: Path
 ) -> None:
-    process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--json", "-v", "--ray", two_nodes.address)
+    process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--json", "--ray", two_nodes.address)
     _wait_for(lambda: len(list(tmp_path.glob("*.png"))) > 20, process)
     os.kill(two_nodes.workers()[0], signal.SIGKILL)
     out, err = process.communicate(timeout=300)
