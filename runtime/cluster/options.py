@@ -36,11 +36,6 @@ class ClusterOptions:
         if Path(self.address).is_file():
             expected, fix = "an address, or nothing", "write --ray=auto, or --ray behind the inputs"
             raise UsageError("--ray", f"{self.address} is a file", expected, fix)
-        for option, value in (("--ray-actors", self.actors), ("--cpus-per-actor", self.cpus_per_actor)):
-            if value is not None and value < 1:
-                raise UsageError(option, str(value), "1 or more")
-        if self.gpus_per_actor is not None and self.gpus_per_actor < 0:
-            raise UsageError("--gpus-per-actor", f"{self.gpus_per_actor:g}", "0 or more")
         # Before any picture is looked for.
         require("ray", "--ray")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
+from intsr.cli.options import FiniteFloat
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, IntsrError, UsageError, printable
 from intsr.types import COLOR_FIXES
 
@@ -152,10 +153,17 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     metavar="[ADDRESS]",
     help="On a Ray cluster: HOST:PORT, auto or local. Default: $RAY_ADDRESS, else local, started for this.",
 )
-@click.option("--ray-actors", type=int, metavar="N", help="Workers, an open engine each. Default: what fits.")
-@click.option("--cpus-per-actor", type=int, metavar="N", help="Of each worker, also its threads. Default: 2.")
 @click.option(
-    "--gpus-per-actor", type=float, metavar="N", help="Of each worker; may be 0.5. Default: 1 for GPU engines."
+    "--ray-actors", type=click.IntRange(1), metavar="N", help="Workers, an open engine each. Default: what fits."
+)
+@click.option(
+    "--cpus-per-actor", type=click.IntRange(1), metavar="N", help="Of each worker, also its threads. Default: 2."
+)
+@click.option(
+    "--gpus-per-actor",
+    type=FiniteFloat(0),
+    metavar="N",
+    help="Of each worker; may be 0.5. Default: 1 for GPU engines.",
 )
 @common_options
 def upscale(

@@ -30,8 +30,11 @@ from intsr.runtime.cluster.run import _as_planned, _shape
     [
         (["--ray-actors", "2"], "--ray-actors: has no effect without --ray; give --ray too, or leave it out"),
         (["--gpus-per-actor", "1"], "--gpus-per-actor: has no effect without --ray; give --ray too, or leave it out"),
-        (["--ray=auto", "--cpus-per-actor", "0"], "--cpus-per-actor: 0; expected 1 or more"),
-        (["--ray=auto", "--gpus-per-actor", "-1"], "--gpus-per-actor: -1; expected 0 or more"),
+        (["--ray=auto", "--cpus-per-actor", "0"], "Invalid value for '--cpus-per-actor': 0 is not in the range x>=1"),
+        (
+            ["--ray=auto", "--gpus-per-actor", "-1"],
+            "Invalid value for '--gpus-per-actor': -1.0 is not in the range x>=0",
+        ),
         (["--ray=auto", "--gpus-per-actor", "1"], "has no effect: the engine, for target onnxruntime, needs no GPU"),
         (["--ray=auto", "--device", "cuda:1"], "--device: cuda:1 together with --ray; expected no number"),
         (["--ray=ray://head:10001"], "--ray: ray://head:10001 is Ray Client; expected HOST:PORT, auto or local"),
