@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -59,21 +60,18 @@ def connected(address: str) -> Iterator[Callable[[], None]]:
         _check_reachable(address)
     ray = require("ray", "--ray")
     require("ray.data", "--ray")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     level = logging.INFO if is_verbose() else logging.CRITICAL
-    settings = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False} if address == LOCAL else {}
+    settings = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        with _muted():
+        with _own_signals(), _muted():
             ray.init(address, log_to_driver=False, logging_level=level, **settings)
     except Exception as error:  # Of a token that is missing, a version that is another one, and more.
         ray.shutdown()
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError("--ray", f"{address}: {text}", "the address of a Ray cluster of this Ray") from error
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
     def leave() -> None:
+        _end_executions()
         with _muted():
             ray.shutdown()
 
@@ -100,6 +98,32 @@ def _check_reachable(address: str) -> None:
         raise UsageError("--ray", f"{address} cannot be reached ({why})", expected, fix) from error
     if len(answer) < 4 or answer[3] != _SETTINGS:
         raise UsageError("--ray", f"{address} answers, but is no Ray cluster", expected, fix)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Have the process's own handlers again, in whose place Ray puts its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended_by_ray = False
+    try:
+        yield
+    except SystemExit as end:
+        ended_by_ray = end.code == signal.SIGTERM
+        raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if ended_by_ray:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _end_executions() -> None:
+    """Wait for Ray Data's threads: after Ctrl-C they still talk to what is then gone, and the process would crash."""
+    execution = require("ray.data._internal.execution.streaming_executor", "--ray").StreamingExecutor
+    for thread in threading.enumerate():
+        if isinstance(thread, execution):
+            thread.shutdown(force=True)
+            thread.join()
 
 
 @contextmanager

@@ -104,6 +104,6 @@ class Worker:
         if path is None:
             if source.sent is None:
                 fix = "put it on storage that all nodes share, or start again: it is then sent"
-                raise IntsrError(source.path, "is not on this node, which came later", fix=fix)
+                raise IntsrError(source.path, "is not on this node, or not what it was at the start", fix=fix)
             path = keep_engine(fetched(source.sent), source.digest)
         return open_engine_with(path, self._task.session)

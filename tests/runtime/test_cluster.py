@@ -196,11 +196,19 @@ def test_a_picture_that_ends_every_worker_is_named_and_the_others_are_made(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("at_work", [False, True])
 def test_an_interrupt_leaves_no_worker_and_nothing_half_written(
-    two_nodes: TwoNodes, engine: Path, pictures: Path, alone: Path, tmp_path: Path, number: int, code: int
+    two_nodes: TwoNodes,
+    engine: Path,
+    pictures: Path,
+    alone: Path,
+    tmp_path: Path,
+    number: int,
+    code: int,
+    at_work: bool,
 ) -> None:
     process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--ray", two_nodes.address)
-    _wait_for(lambda: len(list(tmp_path.glob("*.png"))) > 5, process)
+    _wait_for(lambda: len(list(tmp_path.glob("*.png"))) > 5 if at_work else two_nodes.workers(), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in err
@@ -209,7 +217,7 @@ def test_an_interrupt_leaves_no_worker_and_nothing_half_written(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     made, whole = _contents(tmp_path), _contents(alone)
-    assert 5 < len(made) < len(whole) and made.items() <= whole.items()
+    assert len(made) < len(whole) and made.items() <= whole.items()
 
 
 def test_an_engine_that_nodes_do_not_see_is_sent_once_and_kept_by_its_digest(
