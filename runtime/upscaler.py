@@ -22,6 +22,7 @@ from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_fr
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+from intsr.runtime.tiles.memory import TileMemory
 from intsr.runtime.tiles.overlap import overlapped
 from intsr.runtime.tiles.stage_clock import STAGES, StageClock
 from intsr.runtime.turns import TakesTurns, in_turns
@@ -59,6 +60,7 @@ class Work:
     fix: ColorFix
     clock: StageClock
     tile_progress: TileProgress | None = None
+    memory: TileMemory | None = None
 
     @property
     def pixels(self) -> Array:
@@ -93,7 +95,9 @@ class Work:
         def run_tiles(inputs: Iterator[Array]) -> Generator[Array]:
             return self.upscaler.run_tiles(inputs, self.clock)
 
-        yield from blended_bands(self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress)
+        yield from blended_bands(
+            self.enlarger, self.plan, run_tiles, self.clock, self.tile_progress, memory=self.memory
+        )
 
     def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
         """Yield rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
@@ -256,9 +260,12 @@ class Upscaler(TakesTurns):
         overlap_px: int | None = None,
         tile_progress: TileProgress | None = None,
         spill_folder: Path | None = None,
+        *,
+        memory: TileMemory | None = None,
     ) -> Work:
         """Check everything and compute nothing yet. pixels: as `pixels_from_picture` gives them. spill_folder: where
-        `adain` keeps rows that are too many for memory. Raises UsageError.
+        `adain` keeps rows that are too many for memory. memory: of a film, whose frames follow each other in it; a
+        GPU that keeps whole pictures does without. Raises UsageError.
         """
         self.check_usable()
         overlap_px = self.overlap_px if overlap_px is None else overlap_px
@@ -266,7 +273,7 @@ class Upscaler(TakesTurns):
         color_fix = self.color_fix if color_fix is None else color_fix
         fix = open_color_fix(color_fix, spill_folder)
         enlarger = Enlarger(pixels, self.upscale_factor, self.resize_filter)
-        return Work(self, enlarger, plan, color_fix, fix, StageClock(), tile_progress)
+        return Work(self, enlarger, plan, color_fix, fix, StageClock(), tile_progress, memory)
 
     def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
         """Yield (3, T f, T f) for (3, T f, T f), in order; as many run at once as the engine takes."""

@@ -111,20 +111,35 @@ def _drawn(*columns: ProgressColumn) -> Iterator[Progress]:
             _bar = before
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate with a progress bar and ETA on stderr where that is a terminal, with a line now and then elsewhere."""
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "") -> Iterator[T]:
+    """Iterate with a progress bar and ETA on stderr where that is a terminal, with a line now and then elsewhere.
+
+    unit: as in `frames`: how many there are a second is shown as well.
+    """
     if _verbosity < 1:
         yield from items
     elif on_terminal():
-        with _drawn() as bar:
+        with _drawn(*_columns(unit)) as bar:
             yield from bar.track(items, total, description=description)
     else:
         yield from _with_lines(
-            items, description, len(items) if total is None and isinstance(items, Sized) else total
+            items, description, len(items) if total is None and isinstance(items, Sized) else total, unit
         )
 
 
-def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+def _columns(unit: str) -> tuple[ProgressColumn, ...]:
+    if not unit:
+        return ()
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> str:
+            return f"{task.speed:.2f} {unit}/s" if task.speed else ""
+
+    return TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn()
+
+
+def _with_lines(items: Iterable[T], description: str, total: int | None, unit: str = "") -> Iterator[T]:
     start = told = _now()
     for count, item in enumerate(items, 1):
         yield item
@@ -132,11 +147,12 @@ def _with_lines(items: Iterable[T], description: str, total: int | None) -> Iter
         if now - told < _LINE_EVERY_S or count == total:
             continue
         told = now
+        speed = f", {count / (now - start):.2f} {unit}/s" if unit else ""
         if total is None:
-            say(f"{description}: {count} done")
+            say(f"{description}: {count} done{speed}")
         else:
-            left_s = (now - start) / count * (total - count)
-            say(f"{description}: {count} of {total}, about {duration(left_s)} left")
+            left_s = (now - start) / count * max(total - count, 0)
+            say(f"{description}: {count} of {total}{speed}, about {duration(left_s)} left")
 
 
 def duration(seconds: float) -> str:

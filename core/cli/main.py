@@ -32,9 +32,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Show what is in an .engine file, down to its kernels, or in a calibration.",
     ),
     "verify": ("intsr.engines.commands.verify", "Compare an engine with the torch reference, in decibels."),
-    "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures with an engine."),
+    "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures and films with an engine."),
     "bench": ("intsr.runtime.commands.bench", "Measure latency and memory of engines, interleaved."),
-    "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of a folder of pictures against originals."),
+    "evaluate": ("intsr.runtime.commands.evaluate", "PSNR and SSIM of pictures, or of a film, against originals."),
     "info": ("intsr.calib.commands.info", "Parameters and operations of a model, by network."),
     "compare": ("intsr.engines.commands.compare", "One table of methods and bits, each through its engine."),
     "report": (

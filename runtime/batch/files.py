@@ -14,6 +14,7 @@ from intsr.errors import IntsrError, OutOfMemoryError, OutputExistsError, printa
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.films.header import film_header
 from intsr.runtime.pictures.picture import ImageMetadata, LoadedImage
 from intsr.runtime.pictures.reader import read_header, read_image
 from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, notes_for_output, open_writer
@@ -25,8 +26,22 @@ from intsr.types import SYNTHETIC_NOTE
 
 
 @dataclass(frozen=True, slots=True)
+class FilmReport:
+    """What there is to say of a film beside its file."""
+
+    # In all, and of them those of an earlier run.
+    frames: int
+    resumed: int
+    # Of all tiles, those with the pixels of the frame before: they were not computed again.
+    still_share: float
+    # Of `FlickerMeter`, levels of 8 bits; None where nothing of the film stands still.
+    flicker: float | None
+    frames_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class FileReport:
-    """What became of one picture."""
+    """What became of one picture or film."""
 
     input: str
     output: str
@@ -42,9 +57,11 @@ class FileReport:
     error: str | None = None
     out_of_memory: bool = False
     notes: tuple[str, ...] = ()
+    film: FilmReport | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "out_of_memory"}
+        left_out = {"out_of_memory"} if self.film is not None else {"out_of_memory", "film"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def renamed(self, named: Callable[[str], str]) -> FileReport:
         """named: what a text calls files -> what people call them."""
@@ -103,7 +120,7 @@ def upscale_files(
         if isinstance(result, _AppearedError) or (isinstance(result, OutputExistsError) and skip(job)):
             yield FileReport(str(job.source), str(job.output), "skipped")
         else:
-            yield _failure(job, result) if isinstance(result, Exception) else result
+            yield failure(job, result) if isinstance(result, Exception) else result
 
 
 def upscale_file(
@@ -123,7 +140,7 @@ def with_header(job: Job) -> Job:
     if job.header is not None or job.problem:
         return job
     try:
-        return replace(job, header=read_header(job.source))
+        return replace(job, header=(film_header if job.is_film else read_header)(job.source))
     except (IntsrError, OSError):
         return job
 
@@ -140,7 +157,7 @@ def _made(
     )
 
 
-def _failure(job: Job, error: Exception) -> FileReport:
+def failure(job: Job, error: Exception) -> FileReport:
     if isinstance(error, MemoryError):
         text = f"{job.source}: out of memory; give a smaller --tile or --memory, or cut the picture into parts first"
         return FileReport(str(job.source), str(job.output), "failed", error=text, out_of_memory=True)

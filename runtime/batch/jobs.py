@@ -13,6 +13,7 @@ from intsr.errors import UsageError
 from intsr.files import check_writable_place
 from intsr.runtime.batch.naming import Naming
 from intsr.runtime.batch.search import Search, has_wildcard, is_folder, once, place_of
+from intsr.runtime.films.names import CONTAINERS, FILM_SUFFIXES, is_film, is_sequence, numbered, numbered_pictures
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 from intsr.runtime.pictures.picture import PictureHeader
 
@@ -23,7 +24,7 @@ _SKIPPED = "not read"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One picture to read and one to write."""
+    """One picture or film to read and one to write."""
 
     source: Path
     output: Path
@@ -31,6 +32,11 @@ class Job:
     problem: str = ""
     # Of the source, once it has been read.
     header: PictureHeader | None = None
+
+    @property
+    def is_film(self) -> bool:
+        """Tell by the names."""
+        return is_film(self.source) or self.output.suffix.lower() in CONTAINERS
 
 
 def shard_of(jobs: Sequence[Job], text: str) -> list[Job]:
@@ -69,7 +75,7 @@ def plan_jobs(
     one_file = len(inputs) == 1 and not is_folder(inputs[0]) and not _is_pattern(inputs[0])
     is_file = _is_for_a_file(output, must_be_folder, one_file)
     if is_file and one_file:
-        jobs = [Job(inputs[0], output)]
+        jobs = list(_jobs_of_one(inputs[0], output))
     elif is_file:
         raise UsageError("-o", f"{output} is a file", "a folder for several pictures", "give -o a folder")
     else:
@@ -88,6 +94,23 @@ def plan_jobs(
     return jobs
 
 
+def _jobs_of_one(source: Path, output: Path) -> Iterator[Job]:
+    """Of one name: a picture, a film, or numbered pictures, which stay pictures where the output is numbered, too.
+
+    Raises UsageError for a picture that would become a film, and the other way round.
+    """
+    job = Job(source, output)
+    if is_film(source) and is_sequence(source) and is_sequence(output):
+        yield from (Job(path, numbered(output, number)) for number, path in numbered_pictures(source).items())
+        return
+    if job.is_film and source.suffix.lower() in PICTURE_SUFFIXES and not is_sequence(source):
+        raise UsageError("-o", f"{output} is a film, {source} a picture", "a picture, or a film as INPUT")
+    if is_film(source) and output.suffix.lower() not in CONTAINERS and not is_sequence(output):
+        expected = f"a film, {' '.join(CONTAINERS)}, or numbered pictures such as frames/%06d.png"
+        raise UsageError("-o", f"{output}, while {source} is a film", expected)
+    yield job
+
+
 def _is_for_a_file(output: Path, must_be_folder: bool, one_file: bool) -> bool:
     """Tell whether `-o` names a file and no folder. Raises UsageError where it can be neither."""
     suffix = output.suffix.lower()
@@ -96,10 +119,10 @@ def _is_for_a_file(output: Path, must_be_folder: bool, one_file: bool) -> bool:
             return False
     except OSError as error:
         raise UsageError("-o", f"{output} ({error.strerror})", fix="choose another output") from error
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in (*PICTURE_SUFFIXES, *CONTAINERS):
         return True
-    known = f"a name with {' '.join(PICTURE_SUFFIXES)}"
-    if suffix in UNREAD_SUFFIXES:
+    known = f"a name with {' '.join((*PICTURE_SUFFIXES, *CONTAINERS))}"
+    if suffix in (*UNREAD_SUFFIXES, *FILM_SUFFIXES):
         raise UsageError("-o", f"{output}", f"a folder, or {known}")
     if one_file and _SUFFIX.fullmatch(suffix):
         raise UsageError("-o", f"{output}", known, f"write {output}{os.sep} for a folder of that name")
@@ -122,7 +145,8 @@ def _folder_jobs(
         parts = item.parts if is_pattern else (*item.parts, "**" if recursive else "*")
         base = Path(*takewhile(lambda part: not has_wildcard(part), item.parts)) if is_pattern else item
         # Outputs of an earlier call are no inputs.
-        search = Search(place_of(output) if Path(place_of(base)) in Path(place_of(output)).parents else "")
+        skipped = place_of(output) if Path(place_of(base)) in Path(place_of(output)).parents else ""
+        search = Search(skipped, takes_films=is_pattern and item.suffix.lower() in FILM_SUFFIXES)
         found = search.matches(base, parts[len(base.parts) :])
         jobs = [_job(source, output / source.relative_to(base).parent, naming) for source in once(found)]
         for folder, why in search.unreadable.items():
@@ -132,12 +156,18 @@ def _folder_jobs(
             suffixes = sorted({path.suffix.lower() for path in search.other})
             files, are = "file" if len(search.other) == 1 else "files", "is" if len(suffixes) == 1 else "are"
             notes.append(f"{item}: {len(search.other)} {files} skipped, as {', '.join(suffixes)} {are} {_SKIPPED}")
-        elif not jobs:
+        elif not jobs and not search.films:
             notes.append(f"{item}: no pictures")
+        if search.films:
+            name = f"*{min(search.films).suffix}"
+            count = "1 film" if len(search.films) == 1 else f"{len(search.films)} films"
+            notes.append(f"{item}: {count} skipped: {_SKIPPED} unless named, or by a pattern such as {name}")
         yield from sorted(jobs, key=lambda job: (str(job.source) if is_pattern else "", job.source))
 
 
 def _job(source: Path, folder: Path, naming: Naming) -> Job:
+    if is_film(source) and is_sequence(source):
+        raise UsageError("-o", f"{folder} is a folder", "the name of a film for numbered pictures, such as film.mp4")
     try:
         return Job(source, folder / naming.name(source))
     except UsageError as error:
@@ -201,12 +231,19 @@ def _why_unwritable(output: Path, resuming: bool) -> str:
     return ""
 
 
+def _existing(job: Job) -> list[Path]:
+    """What is there of a job's output."""
+    if job.is_film and is_sequence(job.output):
+        return list(numbered_pictures(job.output).values()) if is_folder(job.output.parent) else []
+    return [job.output] if os.path.lexists(job.output) else []
+
+
 def check_outputs(jobs: Sequence[Job], skip_existing: bool, overwrite: bool) -> None:
     """Raises UsageError where outputs exist and neither option says what to do, or where writing is impossible."""
     # What has a problem is not written, and its output may be nothing that can be asked for.
     jobs = [job for job in jobs if not job.problem]
     # A link that leads nowhere would be replaced all the same.
-    existing = [job.output for job in jobs if os.path.lexists(job.output)]
+    existing = [found for job in jobs for found in _existing(job)]
     check_existing(existing, skip_existing, overwrite)
     for folder in {job.output.parent for job in jobs}:
         # Nothing is created for a batch that then fails.

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 
 from intsr.errors import UsageError
+from intsr.runtime.films.names import CONTAINERS, film_suffix, is_film
 from intsr.runtime.pictures.formats.registry import FORMATS, PICTURE_SUFFIXES
 
 SAME_FORMAT = "same"
@@ -35,13 +36,15 @@ class Naming:
         """Return the output's name for an input. Raises UsageError."""
         same = source.suffix if source.suffix.lower() in PICTURE_SUFFIXES else ".png"
         suffix = same if self.output_format == SAME_FORMAT else f".{self.output_format}"
+        suffix, known = (film_suffix(source), tuple(CONTAINERS)) if is_film(source) else (suffix, PICTURE_SUFFIXES)
         values = {"stem": source.stem, "ext": suffix, "scale": f"{self.scale:g}", "engine": self.engine}
         name = "".join(text + values.get(field or "", "") for text, field in _template_parts(self.template))
         if "/" in name or "\\" in name or "\0" in name or name in ("", ".", "..", suffix):
             raise UsageError("--name", f"{self.template!r} gives {name!r}", "a file name, no folder")
-        if Path(name).suffix.lower() not in PICTURE_SUFFIXES:
+        if Path(name).suffix.lower() not in known:
             got = f"{self.template!r} gives {name!r}"
-            raise UsageError("--name", got, "a name that ends in a picture's suffix", "end it with {ext}")
+            expected = f"a name that ends in a {'film' if known is not PICTURE_SUFFIXES else 'picture'}'s suffix"
+            raise UsageError("--name", got, expected, "end it with {ext}")
         return name
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intsr.errors import UsageError
+from intsr.runtime.films.types import FilmOptions
 
 _MOST_TIMES = 16.0
 
@@ -26,6 +27,7 @@ class FileOptions:
     memory_bytes: int | None = None
     # Replace an output that is there by the time it is done.
     overwrite: bool = True
+    film: FilmOptions = field(default_factory=FilmOptions)
 
     def __post_init__(self) -> None:
         if self.outscale is not None and not 0 < self.outscale <= _MOST_TIMES:

@@ -9,8 +9,11 @@ from itertools import islice
 from intsr.errors import ImageError
 from intsr.manifest import Manifest
 from intsr.runtime.batch.files import with_header
+from intsr.runtime.batch.films import checked_settings
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.films.header import film_header, open_source
+from intsr.runtime.films.names import is_sequence
 from intsr.runtime.pictures.reader import read_header
 from intsr.runtime.pictures.writer import check_pixels_fit
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
@@ -34,6 +37,8 @@ class PlannedPicture:
     overlap_px: int
     tiles: int
     redundancy: float
+    # Of a film, about how many; else None.
+    frames: int | None = None
 
 
 def cheapest_tile(manifest: Manifest, jobs: Iterable[Job], overlap_px: int | None = None) -> int:
@@ -64,15 +69,18 @@ def planned_picture(
     """
     if job.problem:
         raise ImageError(job.source, f"{job.output} {job.problem}")
-    header = read_header(job.source)
+    header = (film_header if job.is_film else read_header)(job.source)
     width, height = options.output_size(header.width_px, header.height_px, manifest.upscale_factor)
-    check_pixels_fit(width, height, header.channels, header.bits, job.output)
+    if not job.is_film:
+        check_pixels_fit(width, height, header.channels, header.bits, job.output)
+    elif not is_sequence(job.output):
+        with open_source(job.source, options.film) as source:
+            checked_settings(source, options, job.output, (width, height))
     overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
     plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
     paths = named(str(job.source)), named(str(job.output))
-    return PlannedPicture(
-        *paths, "planned", width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3)
-    )
+    facts = *paths, "planned", width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3)
+    return PlannedPicture(*facts, header.details.frames if job.is_film else None)
 
 
 def _sizes(jobs: Iterable[Job]) -> Iterator[tuple[int, int]]:

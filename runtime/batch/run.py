@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from intsr.errors import IntsrError
 from intsr.runtime.batch.files import FileReport, upscale_files, with_header
+from intsr.runtime.batch.films import FrameProgress, reported_film
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 class Batch:
     """Pictures through an engine, which it owns and closes."""
 
-    def __init__(self, engine: Engine, options: FileOptions, auto_tile: bool) -> None:
-        """auto_tile: where a picture does not fit, take a smaller tile that the engine holds, and say so in its
-        report; a tile that was asked for is never changed.
+    def __init__(
+        self, engine: Engine, options: FileOptions, auto_tile: bool, frame_progress: FrameProgress | None = None
+    ) -> None:
+        """frame_progress: shows how far a film is. auto_tile: where a picture does not fit, take a smaller tile that
+        the engine holds, and say so in its report; a tile that was asked for is never changed.
         """
-        self.engine, self._options = engine, options
+        self.engine, self._options, self._frame_progress = engine, options, frame_progress
         # The user's default is where the choice begins; larger tiles are for those who ask for them.
         smaller = [tile for tile in engine.tile_sizes if (options.overlap_px or 0) < tile < engine.tile_px]
         self._tile_sizes = (engine.tile_px, *(sorted(smaller, reverse=True) if auto_tile else []))
@@ -61,10 +64,22 @@ class Batch:
             self.engine = self.engine.reopen(tile_px)
         first = self._tile_sizes[0]
         note = f"tiles of {tile_px} pixels instead of {first}: that is what fits into memory"
-        made = upscale_files(self.engine, jobs, self._options, tile_progress, skip)
+        made = self._made(jobs, tile_progress, skip)
         for job, report in zip(jobs, made, strict=True):
             shrunk = tile_px < first and report.status == "ok"
             yield job, replace(report, notes=(*report.notes, note)) if shrunk else report
+
+    def _made(
+        self, jobs: Sequence[Job], tile_progress: TileProgress | None, skip: Callable[[Job], bool]
+    ) -> Iterator[FileReport]:
+        """Films one after the other, the pictures between them as one batch."""
+        for is_film, group in groupby(jobs, lambda job: job.is_film):
+            if is_film:
+                yield from (
+                    reported_film(self.engine, job, self._options, self._frame_progress, skip) for job in group
+                )
+            else:
+                yield from upscale_files(self.engine, list(group), self._options, tile_progress, skip)
 
     def _fitting_tile(self, job: Job) -> int | None:
         """Return the largest tile that fits, None where none does; without a header the largest."""

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from itertools import dropwhile
 from pathlib import Path
 
+from intsr.runtime.films.names import FILM_SUFFIXES
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES, UNREAD_SUFFIXES
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -42,6 +43,9 @@ class Search:
     unreadable: dict[Path, str] = field(default_factory=dict)
     # Pictures of formats that are not read.
     other: set[Path] = field(default_factory=set)
+    # Whether films match as well: they take hours, so a folder alone does not mean them; and those passed over.
+    takes_films: bool = False
+    films: set[Path] = field(default_factory=set)
 
     def matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Yield what shells make of a pattern, for those that leave it to the program. Only pictures match."""
@@ -65,7 +69,10 @@ class Search:
         # A link that leads nowhere is no folder: it is reported, not passed over.
         if path.suffix.lower() in UNREAD_SUFFIXES and not path.name.startswith(".") and not is_folder(path):
             self.other.add(path)
-        if path.suffix.lower() not in PICTURE_SUFFIXES or is_folder(path):
+        is_film = path.suffix.lower() in FILM_SUFFIXES
+        if is_film and not self.takes_films and not path.name.startswith(".") and not is_folder(path):
+            self.films.add(path)
+        if not (path.suffix.lower() in PICTURE_SUFFIXES or (is_film and self.takes_films)) or is_folder(path):
             return False
         try:
             path.lstat()

@@ -17,6 +17,7 @@ from intsr.errors import UsageError, printable
 from intsr.optional import require
 from intsr.runtime.batch.files import FileReport
 from intsr.runtime.batch.jobs import Job
+from intsr.runtime.films.names import is_sequence
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://\S")
 # A file is there as a whole once it is sent, or not at all.
@@ -107,6 +108,8 @@ def remote_outputs(output: str, on_cluster: bool) -> RemoteOutputs | None:
     protocol = output.partition(":")[0]
     if protocol in _UNFIT:
         raise UsageError("-o", f"{output}: workers cannot write to {protocol}", "such as s3://BUCKET/FOLDER/")
+    if is_sequence(Path(output)):
+        raise UsageError("-o", f"{output}: numbered pictures", "a folder or a film at an address, or a path")
     _opened(output)
     return RemoteOutputs(output)
 

@@ -176,7 +176,9 @@ def _some_lack_it(nodes: Sequence[Node], source: EngineSource) -> bool:
 def _round(wanted: dict[int, Job], task: Task, shape: _Shape, *, again: bool) -> Iterator[tuple[int, FileReport]]:
     """Send the jobs once. Raises ClusterError."""
     actors = min(shape.actors, len(wanted))
-    at_once = 1 if again else max(min(len(wanted) // (actors * _BATCHES_A_WORKER), _MOST_AT_ONCE), 1)
+    # A film is a day's work by itself.
+    apart = again or any(job.is_film for job in wanted.values())
+    at_once = 1 if apart else max(min(len(wanted) // (actors * _BATCHES_A_WORKER), _MOST_AT_ONCE), 1)
     rows = [{"index": index, "job": pickle.dumps(_absolute(job, task.remote))} for index, job in wanted.items()]
     made = through_workers(
         rows,

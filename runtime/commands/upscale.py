@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
     from intsr.manifest import Manifest
-    from intsr.runtime.batch.files import FileReport
+    from intsr.runtime.batch.files import FileReport, FilmReport
     from intsr.runtime.batch.jobs import Job
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import Pipes
     from intsr.runtime.cluster.run import ClusterBatch
+    from intsr.runtime.films.types import Frame
     from intsr.runtime.tiles.grid import Tile
 
 # Not asked whether it is readable: one that is not must not stop the others.
@@ -32,6 +34,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 _AUTO, _USUAL_BACKEND, _SAME_FORMAT = "auto", "cuda-python", "same"
 # Of so many tiles a picture takes long enough to be announced.
 _MANY_TILES = 64
+_MOST_FPS = 1000
 
 
 class _Times(click.ParamType[float]):
@@ -46,6 +49,21 @@ class _Times(click.ParamType[float]):
             return float(number)
         except ValueError:
             self.fail(f"{value!r} is not a number of times, for example 2 or 2x", param, ctx)
+
+
+class _Rate(click.ParamType[Fraction]):
+    """Frames a second, as in `25`, `23.976` or `30000/1001`."""
+
+    name = "rate"
+
+    def convert(self, value: str | Fraction, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+        try:
+            rate = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            rate = Fraction(0)
+        if not 0 < rate <= _MOST_FPS:
+            self.fail(f"{value!r} is not a number of frames a second, for example 25 or 30000/1001", param, ctx)
+        return rate
 
 
 class _OutputFormat(click.Choice[str]):
@@ -140,6 +158,14 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     help="Of outputs in a folder, and of stdout, which is PNG without it.",
 )
 @click.option("--quality", type=int, metavar="1-100", help="Of JPEG, WebP and AVIF. Default: 95, 95, 90.")
+@click.option("--codec", metavar="NAME", help="Of films: an encoder of FFmpeg's. Default: libx264; 10 bits: libx265.")
+@click.option(
+    "--crf", type=click.IntRange(0, 63), help="Of films: the encoder's quality, 0 the best. Default: 16 to 20."
+)
+@click.option("--preset", help="Of films: the encoder's speed, such as slow.")
+@click.option("--fps", type=_Rate(), help="Of numbered pictures as a film. Default: 25.")
+@click.option("--start", "start_s", type=FiniteFloat(0), metavar="SECONDS", help="Of films: begin there.")
+@click.option("--duration", "duration_s", type=FiniteFloat(0, min_open=True), metavar="SECONDS", help="Of films.")
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
@@ -188,6 +214,12 @@ def upscale(
     name_suffix: str,
     output_format: str,
     quality: int | None,
+    codec: str | None,
+    crf: int | None,
+    preset: str | None,
+    fps: Fraction | None,
+    start_s: float | None,
+    duration_s: float | None,
     strip: bool,
     skip_existing: bool,
     overwrite: bool,
@@ -199,11 +231,15 @@ def upscale(
     gpus_per_actor: float | None,
     as_json: bool,
 ) -> None:
-    """Upscale pictures, files, folders or patterns, with ENGINE.
+    """Upscale pictures and films, files, folders or patterns, with ENGINE.
 
     Pictures of any size, 8 or 16 bits, grey or colour, with transparency, EXIF, XMP and ICC profiles kept. A picture
     that fails does not stop the others; the exit code is then 1. With --json, one line a picture. The input - is a
     picture from stdin; a file of that name is ./-.
+
+    Films keep their sound, subtitles, chapters and times; frames/%06d.png stands for numbered pictures, on either
+    side. A film that was interrupted goes on where it was when the same command is given again. In folders, films
+    are passed over. Films need the extra `video`.
     """
     from intsr.bundle import read_manifest
     from intsr.files import remove_stale_parts
@@ -219,6 +255,7 @@ def upscale(
     from intsr.runtime.cluster.addresses import remote_outputs
     from intsr.runtime.cluster.options import check_beside_ray, cluster_options
     from intsr.runtime.engine import open_engine_with
+    from intsr.runtime.films.types import FilmOptions
 
     cluster = cluster_options(ray_address, ray_actors, cpus_per_actor, gpus_per_actor)
     check_engine_comes_first(engine, [Path(item) for item in inputs])
@@ -234,6 +271,14 @@ def upscale(
         keep_metadata=not strip,
         memory_bytes=bytes_from_text(memory) if memory is not None else None,
         overwrite=overwrite,
+        film=FilmOptions(
+            codec=codec,
+            crf=crf,
+            preset=preset,
+            start_s=start_s or 0.0,
+            duration_s=duration_s,
+            **({"fps": fps} if fps else {}),
+        ),
     )
     tile_px = _tile_from_text(tile)
     manifest = read_manifest(engine)
@@ -256,6 +301,12 @@ def upscale(
         "--quality": quality is not None,
         "--cuda-backend": cuda_backend is not None,
         "--no-cache": no_cache,
+        "--codec": codec is not None,
+        "--crf": crf is not None,
+        "--preset": preset is not None,
+        "--fps": fps is not None,
+        "--start": start_s is not None,
+        "--duration": duration_s is not None,
     }
     check_effects(given, jobs, paths, output=Path(output), manifest=manifest)
 
@@ -309,11 +360,15 @@ def upscale(
             remote=remote,
         )
     else:
-        work = Batch(open_engine_with(engine, session), options, auto_tile=tile_px is None)
+        work = Batch(
+            open_engine_with(engine, session), options, auto_tile=tile_px is None, frame_progress=_show_frames
+        )
     one = len(jobs) == 1
     tile_progress = _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None
+    # A film shows how far it is itself, where it is made here.
+    by_itself = one or (cluster is None and any(job.is_film for job in jobs))
     with closing(work), closing(work.reports(jobs, tile_progress, skipped)) as made:
-        shown = made if one else progress(made, "Upscaling", len(jobs))
+        shown = made if by_itself else progress(made, "Upscaling", len(jobs))
         reports = [_shown(report.renamed(named), as_json) for report in shown]
     pipes.deliver()
     _finish(reports)
@@ -341,8 +396,9 @@ def _plan(
             emit_json(asdict(planned))
         else:
             size, tiles = f"{planned.width}x{planned.height}", f"{planned.tiles} of {planned.tile_px} pixels"
+            frames = f"; {planned.frames} frames" if planned.frames is not None else ""
             computed = f"{planned.redundancy:.2f} times the picture computed"
-            click.echo(printable(f"{planned.input} -> {planned.output} ({size}; tiles: {tiles}, {computed})"))
+            click.echo(printable(f"{planned.input} -> {planned.output} ({size}{frames}; tiles: {tiles}, {computed})"))
     if failed:
         sys.exit(EXIT_SOME_FAILED)
 
@@ -392,6 +448,10 @@ def _tiles_of(
     return shown
 
 
+def _show_frames(frames: Iterator[Frame], total: int | None) -> Iterator[Frame]:
+    return progress(frames, "Upscaling", total, unit="frames")
+
+
 def _shown(report: FileReport, as_json: bool) -> FileReport:
     if as_json:
         emit_json(report.to_json())
@@ -400,10 +460,23 @@ def _shown(report: FileReport, as_json: bool) -> FileReport:
     elif not as_json and report.status == "skipped":
         say(printable(f"{report.input}: {report.output} is there already"))
     elif not as_json:
-        say(printable(f"{report.input} -> {report.output} ({report.width}x{report.height}, {report.ms:.0f} ms)"))
+        size = f"{report.width}x{report.height}"
+        what = f"{size}, {report.ms:.0f} ms" if report.film is None else f"{size}, {_film_words(report.film)}"
+        say(printable(f"{report.input} -> {report.output} ({what})"))
     for note in report.notes:
         say(printable(f"{report.input}: note: {note}"))
     return report
+
+
+def _film_words(film: FilmReport) -> str:
+    words = [f"{film.frames} frames", f"{film.frames_per_s:.2f} frames/s"]
+    if film.resumed:
+        words.insert(1, f"{film.resumed} of them by an earlier run")
+    if film.still_share:
+        words.append(f"{film.still_share:.0%} of it stood still and was not computed again")
+    if film.flicker is not None:
+        words.append(f"flicker {film.flicker:.2f} levels")
+    return ", ".join(words)
 
 
 def _finish(reports: Sequence[FileReport]) -> None:

@@ -119,6 +119,13 @@ def score_pair(sr_path: Path, hr_path: Path, crop_border_px: int = 0, ssim_rule:
     crop_border_px: pixels cut off every side of both pictures first.
     """
     sr, hr = (luma_from_pixels(read_pixels(path)) for path in (sr_path, hr_path))
+    return score_lumas(sr, hr, sr_path, hr_path, crop_border_px=crop_border_px, ssim_rule=ssim_rule)
+
+
+def score_lumas(
+    sr: Array, hr: Array, sr_path: Path, hr_path: Path, *, crop_border_px: int, ssim_rule: SsimRule
+) -> Scores:
+    """Compare what `luma_from_pixels` gave of two pictures; the paths are for errors. Raises as `score_pair`."""
     if sr.shape != hr.shape:
         got, expected = (f"{luma.shape[1]}x{luma.shape[0]} pixels" for luma in (sr, hr))
         raise ImageError(sr_path, got, f"{expected}, as {hr_path}", "sizes are never changed to fit")

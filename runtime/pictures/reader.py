@@ -84,8 +84,8 @@ def read_image(picture: Path | PictureHeader) -> LoadedImage:
     if alpha is not None and int(alpha.min()) == np.iinfo(alpha.dtype).max:
         alpha = None
     if header.orientation > 1:
-        pixels = _turned(pixels, header.orientation)
-        alpha = None if alpha is None else _turned(alpha, header.orientation)
+        pixels = turned(pixels, header.orientation)
+        alpha = None if alpha is None else turned(alpha, header.orientation)
     if note := _note_of_profile(metadata.icc_profile, pixels.ndim == 2):
         metadata, notes = replace(metadata, icc_profile=b""), (*notes, note)
     return LoadedImage(pixels, alpha, metadata, notes)
@@ -126,8 +126,8 @@ def _broken_as_image_error(path: Path) -> Iterator[None]:
         raise ImageError(path, f"cannot be read ({error})", "a whole picture file") from error
 
 
-def _turned(pixels: Array, orientation: int) -> Array:
-    """Turn (H, W) or (H, W, C) as stored upright, contiguous. orientation: EXIF's, 2 to 8."""
+def turned(pixels: Array, orientation: int) -> Array:
+    """Turn (H, W) or (H, W, C) as stored upright, contiguous. orientation: EXIF's, 1 to 8."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     # What remains is a mirroring of rows, of columns, of both.

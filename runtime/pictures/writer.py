@@ -102,12 +102,27 @@ class PictureWriter:
         x, y = (side / _MM_AN_INCH for side in metadata.dpi or _UNKNOWN_DPI)
         image = image.copy(interpretation=kind, xres=x, yres=y)
         if self.size != (width, height):
-            x_scale, y_scale = self.size[0] / width, self.size[1] / height
-            image = image.resize(x_scale, vscale=y_scale, kernel="lanczos3").copy(xres=x, yres=y)
+            image = _resized(image, self.size).copy(xres=x, yres=y)
         for field in ("exif", "xmp", "iptc", "icc_profile"):
             if data := getattr(metadata, field):
                 image.set_type(library.GValue.blob_type, f"{field.replace('_', '-')}-data", data)
         return image
+
+
+def _resized(image: Any, size: tuple[int, int]) -> Any:
+    return image.resize(size[0] / image.width, vscale=size[1] / image.height, kernel="lanczos3")
+
+
+def resized_pixels(pixels: Array, size: tuple[int, int]) -> Array:
+    """Return (H, W, 3) uint8 or uint16 as (height, width, 3): what a file written with `resize_to` would hold."""
+    if pixels.shape[:2] == size[::-1]:
+        return pixels
+    height, width, channels = pixels.shape
+    is_16_bit = pixels.dtype.itemsize == 2
+    kind = "ushort" if is_16_bit else "uchar"
+    image = vips().Image.new_from_memory(np.ascontiguousarray(pixels).data, width, height, channels, kind)
+    resized = _resized(image.copy(interpretation="rgb16" if is_16_bit else "srgb"), size)
+    return np.frombuffer(resized.write_to_memory(), pixels.dtype).reshape(size[1], size[0], channels)
 
 
 def check_written(path: Path, picture: PictureWriter) -> None:

@@ -14,6 +14,7 @@ from intsr.errors import VerificationError
 from intsr.runtime.color_fix import ColorFix
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
 from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
+from intsr.runtime.tiles.memory import TileMemory
 from intsr.runtime.tiles.stage_clock import StageClock
 
 TileProgress: TypeAlias = Callable[[Sequence[Tile]], Iterable[Tile]]
@@ -54,41 +55,66 @@ def blended_bands(
     run_tiles: RunTiles,
     clock: StageClock,
     tile_progress: TileProgress | None = None,
+    *,
+    memory: TileMemory | None = None,
 ) -> Generator[Band]:
-    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order. memory: of
+    the frame before, whose tiles are not computed again where their pixels are the same.
+    """
     factor = enlarger.upscale_factor
     height_px, width_px = enlarger.size
     side_px = plan.tile_px * factor
     tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
     weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
-    enlarged_rows: dict[int, Array] = {}
-    inputs = _tile_inputs(enlarger, plan, clock, enlarged_rows)
+    rows = _EnlargedRows(enlarger, plan, clock)
+    known = memory.recall(enlarger.pixels, plan) if memory else {}
+    inputs = (_tile_input(tile, rows, plan, clock) for tile in plan.tiles if tile not in known)
     canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
     # Closed here, not by the garbage collector: after an error a device may still be at work for it.
     with closing(run_tiles(inputs)) as images:
         for tile in tile_progress(plan.tiles) if tile_progress else plan.tiles:
-            image = next(images)
+            image = known[tile] if tile in known else next(images)
+            if memory:
+                memory.keep(tile, image)
             with clock.stage("blend"):
                 _add_tile(canvas, image, tile, factor, weights)
             if tile.column + 1 < len(plan.lefts):
                 continue
             count = (*tops, height_px)[tile.row + 1] - tops[tile.row]
-            yield from _parts(canvas[:, :count], enlarged_rows.pop(tile.row)[:count])
+            yield from _parts(canvas[:, :count], rows.take(tile.row)[:count])
             with clock.stage("blend"):
                 canvas[:, : canvas.shape[1] - count] = canvas[:, count:]
                 canvas[:, canvas.shape[1] - count :] = 0
 
 
-def _tile_inputs(enlarger: Enlarger, plan: TilePlan, clock: StageClock, rows: dict[int, Array]) -> Iterator[Array]:
-    """Yield every tile's (3, T f, T f) in [-1, 1]. rows: gets the enlarged rows of each row of tiles."""
-    factor = enlarger.upscale_factor
-    for tile in plan.tiles:
-        with clock.stage("resize"):
-            if tile.column == 0:
-                rows[tile.row] = enlarged = enlarger.rows(tile.top * factor, (tile.top + tile.height) * factor)
-            unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
-            x = pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
-        yield x
+class _EnlargedRows:
+    """The enlarged rows of each row of tiles, made when they are first asked for."""
+
+    def __init__(self, enlarger: Enlarger, plan: TilePlan, clock: StageClock) -> None:
+        self._enlarger, self._plan, self._clock = enlarger, plan, clock
+        self._rows: dict[int, Array] = {}
+
+    def of(self, row: int) -> Array:
+        if row not in self._rows:
+            factor, top = self._enlarger.upscale_factor, self._plan.tops[row]
+            height = min(self._plan.tile_px, self._plan.height_px)
+            with self._clock.stage("resize"):
+                self._rows[row] = self._enlarger.rows(top * factor, (top + height) * factor)
+        return self._rows[row]
+
+    def take(self, row: int) -> Array:
+        """As `of`, for the last time."""
+        self.of(row)
+        return self._rows.pop(row)
+
+
+def _tile_input(tile: Tile, rows: _EnlargedRows, plan: TilePlan, clock: StageClock) -> Array:
+    """A tile's (3, T f, T f) in [-1, 1]."""
+    enlarged = rows.of(tile.row)
+    factor = len(enlarged) // tile.height
+    with clock.stage("resize"):
+        unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+        return pad_to_square(unit, plan.tile_px * factor) * np.float32(2) - np.float32(1)
 
 
 def _add_tile(

@@ -19,8 +19,9 @@ from intsr.arrays import Array
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 CHANNELS = 3
-# Rows of the input on either side that an output row can depend on: the wider filter's support, and one for rounding.
-_CONTEXT_ROWS = 4
+# Pixels of the input on either side that an output pixel can depend on: the wider filter's support, and one for
+# rounding.
+CONTEXT_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,8 @@ class Enlarger:
     def rows(self, top: int, bottom: int) -> Array:
         """Return output rows [top, bottom): (h, W f) or (h, W f, C), uint8, or float32 in [0, 1] for 16 bits."""
         factor, height = self.upscale_factor, self.pixels.shape[0]
-        first = max(top // factor - _CONTEXT_ROWS, 0)
-        last = min(-(-bottom // factor) + _CONTEXT_ROWS, height)
+        first = max(top // factor - CONTEXT_PX, 0)
+        last = min(-(-bottom // factor) + CONTEXT_PX, height)
         source = self.pixels[first:last]
         if source.dtype == np.uint8 and (source.ndim == 2 or source.shape[2] == CHANNELS):
             enlarged = self._both_passes(source)

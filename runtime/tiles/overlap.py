@@ -78,7 +78,7 @@ def overlapped(
     compute: Callable[[P], Generator[B]],
     finish: Callable[[P, Iterable[B]], R],
     may_overlap: Callable[[J, Sequence[J]], bool] = lambda job, under_way: True,
-) -> Iterator[tuple[J, R | Exception]]:
+) -> Generator[tuple[J, R | Exception]]:
     """Yield each job, in order, with what `finish` returned or the exception that ended it.
 
         prepare   1 2 3 4

@@ -137,7 +137,7 @@ def test_bugs_keep_their_traceback(run_command, error):
         (["upsclae"], "No such command 'upsclae'. Did you mean 'upscale'?; see intsr --help"),
         (["--nothing"], "No such option '--nothing'; see intsr --help"),
         (["info", "--size", "many"], "'many' is not a valid integer range; see intsr info --help"),
-        (["evaluate"], "Missing argument 'SR_DIR'; see intsr evaluate --help"),
+        (["evaluate"], "Missing argument 'SR'; see intsr evaluate --help"),
     ],
 )
 def test_mistyped_command_lines_are_one_line(intsr, arguments, message):

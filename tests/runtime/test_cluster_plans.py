@@ -41,6 +41,10 @@ from intsr.runtime.cluster.run import _as_planned, _shape
         (["--ray=auto", "-o", "-"], "-o -: together with --ray; expected one of them"),
         (["-o", "s3://bucket/x/"], "-o: s3://bucket/x/ is an address; expected a path"),
         (["--ray", "-o", "memory://x/"], "-o: memory://x/: workers cannot write to memory"),
+        (
+            ["--ray", "-o", "file:///large/%04d.png"],
+            "-o: file:///large/%04d.png: numbered pictures; expected a folder",
+        ),
         (["--ray", "-o", "nonsense://x/"], "-o: nonsense://x/: Protocol not known: nonsense; install"),
     ],
 )
