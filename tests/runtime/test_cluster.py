@@ -65,6 +65,12 @@ class TwoNodes:
                 found.append(int(entry.name))
         return found
 
+    def wait_until_idle(self) -> None:
+        deadline = time.monotonic() + 20
+        while self.workers():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[TwoNodes]:
@@ -207,15 +213,14 @@ def test_an_interrupt_leaves_no_worker_and_nothing_half_written(
     code: int,
     at_work: bool,
 ) -> None:
+    # Those of an earlier command take a moment to end.
+    two_nodes.wait_until_idle()
     process = two_nodes.start(engine, pictures, "-o", f"{tmp_path}/", "--ray", two_nodes.address)
     _wait_for(lambda: len(list(tmp_path.glob("*.png"))) > 5 if at_work else two_nodes.workers(), process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in err
-    deadline = time.monotonic() + 10
-    while two_nodes.workers():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    two_nodes.wait_until_idle()
     made, whole = _contents(tmp_path), _contents(alone)
     assert len(made) < len(whole) and made.items() <= whole.items()
 
@@ -329,3 +334,22 @@ def test_too_little_memory_is_said_of_each_picture_and_is_the_exit_code(
 ) -> None:
     code, _, err = two_nodes.run(engine, photo_path, "-o", tmp_path / "large.png", "--memory", "1M")
     assert code == 4 and "expected at most 1 MiB" in err and err.count("\n") == 1
+
+
+def test_films_go_through_workers_as_pictures_do(two_nodes: TwoNodes, engine: Path, tmp_path: Path) -> None:
+    from films import read_film, scenes, write_film
+
+    for name in "ab":
+        write_film(tmp_path / f"{name}.mp4", scenes(24, 8))
+    films = [tmp_path / "a.mp4", tmp_path / "b.mp4"]
+    process = two_nodes.start(engine, *films, "-o", f"{tmp_path / 'alone'}/", "--threads", 1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    code, out, err = two_nodes.run(engine, *films, "-o", f"{tmp_path / 'large'}/", "--json")
+    assert code == 0, err
+    assert [json.loads(line)["film"]["frames"] for line in out.splitlines()] == [32, 32]
+    assert _contents(tmp_path / "large").keys() == _contents(tmp_path / "alone").keys() == {"a.mp4", "b.mp4"}
+    for name in ("a.mp4", "b.mp4"):
+        made, expected = read_film(tmp_path / "large" / name), read_film(tmp_path / "alone" / name)
+        assert made.times == expected.times
+        np.testing.assert_array_equal(made.frames, expected.frames)
