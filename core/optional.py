@@ -21,7 +21,7 @@ EXTRAS = {
     "tensorrt_rtx": "rtx",
     "pyiqa": "metrics",
     "av": "video",
-    "ray": "ray",
+    **dict.fromkeys(("ray", "pyarrow", "pandas", "fsspec"), "ray"),
 }
 
 

@@ -62,7 +62,7 @@ class Engine(Upscaler):
             return self
         self.manifest.at_tile(tile_px)
         self.close()
-        return _open(self._place, replace(self.options, tile_px=tile_px), self._identity)
+        return open_engine_with(self._place, replace(self.options, tile_px=tile_px), self._identity)
 
     def check_usable(self) -> None:
         """Raises UsageError after `close`; BundleError where its networks read from a file that has been written into
@@ -98,11 +98,12 @@ def open_engine(
     of weights beside a graph from the cache, which are checked before anything is computed with them.
     Raises UsageError, BundleError, EngineMismatchError, OutOfMemoryError.
     """
-    return _open(Path(path), SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy, cache))
+    options = SessionOptions(threads, precision, device, cuda_backend, profile, tile_px, copy, cache)
+    return open_engine_with(Path(path), options)
 
 
-def _open(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:
-    """checked: of the file when its hashes were last found right."""
+def open_engine_with(path: Path, options: SessionOptions, checked: Identity | None = None) -> Engine:
+    """Do as `open_engine`, with its options in one. checked: of the file when its hashes were last found right."""
     try:
         check_runs_here(read_manifest(path), path)
         with Bundle(path, options.tile_px, checked, options.copy) as bundle, ExitStack() as opened:

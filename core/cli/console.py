@@ -45,6 +45,11 @@ def common_options(function: F) -> F:
     return as_json(quiet(verbose(function)))
 
 
+def is_verbose() -> bool:
+    """Tell whether -v was given."""
+    return _verbosity >= 2
+
+
 def on_terminal() -> bool:
     """Tell whether somebody sees stderr; it may be closed."""
     return sys.stderr is not None and sys.stderr.isatty()

@@ -63,6 +63,11 @@ class FileReport:
         left_out = {"out_of_memory"} if self.film is not None else {"out_of_memory", "film"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
+    def renamed(self, named: Callable[[str], str]) -> FileReport:
+        """named: what a text calls files -> what people call them."""
+        error = None if self.error is None else named(self.error)
+        return replace(self, input=named(self.input), output=named(self.output), error=error)
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedPicture:
@@ -78,6 +83,14 @@ class _AppearedError(Exception):
     """The output was not there when the batch began, and is now."""
 
 
+def settled(job: Job, skip: Callable[[Job], bool]) -> FileReport | None:
+    """Return the report of a job that is not to be done, for its problem or as `skip` says so; else None."""
+    if job.problem:
+        text = f"{job.source}: {job.output} {job.problem}"
+        return FileReport(str(job.source), str(job.output), "failed", error=text)
+    return FileReport(str(job.source), str(job.output), "skipped") if skip(job) else None
+
+
 def upscale_files(
     upscaler: Upscaler,
     jobs: Sequence[Job],
@@ -90,8 +103,8 @@ def upscale_files(
     skip: true for a job whose output is there already; asked of all before the first begins, and again when a job's
     turn has come: another process may have been at work.
     """
-    wanted = [job for job in jobs if not job.problem and not skip(job)]
-    kept = {id(job) for job in wanted}
+    done = [settled(job, skip) for job in jobs]
+    wanted = [job for job, report in zip(jobs, done, strict=True) if report is None]
 
     def read(job: Job) -> OpenedPicture:
         if skip(job):
@@ -99,10 +112,9 @@ def upscale_files(
         return read_picture(upscaler, job, options, tile_progress)
 
     made = _made(upscaler, wanted, options, read)
-    for job in jobs:
-        if id(job) not in kept:
-            error = f"{job.source}: {job.output} {job.problem}" if job.problem else None
-            yield FileReport(str(job.source), str(job.output), "failed" if error else "skipped", error=error)
+    for job, report in zip(jobs, done, strict=True):
+        if report is not None:
+            yield report
             continue
         _, result = next(made)
         if isinstance(result, _AppearedError) or (isinstance(result, OutputExistsError) and skip(job)):

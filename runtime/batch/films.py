@@ -15,7 +15,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
-from intsr.runtime.batch.files import FileReport, FilmReport, failure, with_header
+from intsr.runtime.batch.files import FileReport, FilmReport, failure, settled, with_header
 from intsr.runtime.batch.frames import FrameRun, FrameScores, Sink
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
@@ -107,12 +107,8 @@ def reported_film(
     skip: Callable[[Job], bool],
 ) -> FileReport:
     """As `upscale_film`; what is wrong with the film becomes its report. skip: as for `upscale_files`."""
-    if job.problem:
-        return FileReport(
-            str(job.source), str(job.output), "failed", error=f"{job.source}: {job.output} {job.problem}"
-        )
-    if skip(job):
-        return FileReport(str(job.source), str(job.output), "skipped")
+    if (report := settled(job, skip)) is not None:
+        return report
     try:
         return upscale_film(engine, with_header(job), options, frame_progress)
     except Exception as error:

@@ -244,9 +244,14 @@ def check_outputs(jobs: Sequence[Job], skip_existing: bool, overwrite: bool) -> 
     jobs = [job for job in jobs if not job.problem]
     # A link that leads nowhere would be replaced all the same.
     existing = [found for job in jobs for found in _existing(job)]
-    if existing and not (skip_existing or overwrite):
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(existing[0], f"already exists{more}", fix="give --skip-existing or --overwrite")
+    check_existing(existing, skip_existing, overwrite)
     for folder in {job.output.parent for job in jobs}:
         # Nothing is created for a batch that then fails.
         check_writable_place(folder)
+
+
+def check_existing(existing: Sequence[object], skip_existing: bool, overwrite: bool) -> None:
+    """existing: outputs that are there already. Raises UsageError where neither option says what to do with them."""
+    if existing and not (skip_existing or overwrite):
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(existing[0], f"already exists{more}", fix="give --skip-existing or --overwrite")

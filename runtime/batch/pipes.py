@@ -10,12 +10,11 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 from intsr.errors import UsageError
-from intsr.runtime.batch.files import FileReport
 from intsr.runtime.batch.naming import SAME_FORMAT
 from intsr.runtime.batch.search import has_wildcard, is_folder
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
@@ -39,10 +38,6 @@ class Pipes:
         for path, name in ((self.source, "stdin"), (self.target, "stdout")):
             text = text if path is None else text.replace(str(path), name)
         return text
-
-    def report(self, report: FileReport) -> FileReport:
-        error = None if report.error is None else self.named(report.error)
-        return replace(report, input=self.named(report.input), output=self.named(report.output), error=error)
 
     def deliver(self) -> None:
         """Write the picture to stdout, once it is there. Raises OSError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -38,7 +38,7 @@ class Batch:
         jobs: Sequence[Job],
         tile_progress: TileProgress | None = None,
         skip: Callable[[Job], bool] = lambda job: False,
-    ) -> Iterator[FileReport]:
+    ) -> Generator[FileReport]:
         """Yield one a job, in order; see `upscale_files`."""
         whole = (job if skip(job) else with_header(job) for job in jobs) if len(self._tile_sizes) > 1 else jobs
         for fitting, group in groupby(whole, self._fitting_tile):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from intsr.runtime.batch.jobs import Job
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import Pipes
+    from intsr.runtime.cluster.run import ClusterBatch
     from intsr.runtime.films.types import Frame
     from intsr.runtime.tiles.grid import Tile
 
@@ -125,7 +126,11 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 )
 @click.option("--overlap", "overlap_px", type=int, help="Input pixels that tiles share. Default: the engine's.")
 @click.option("--batch-tiles", type=int, metavar="N", help="Tiles computed at once; what the engine was built for.")
-@click.option("--memory", metavar="LIMIT", help="For the whole process, such as 4G. Default: what is free.")
+@click.option(
+    "--memory",
+    metavar="LIMIT",
+    help="For the whole process, with --ray each worker, such as 4G. Default: what is free, or its share.",
+)
 @click.option("--threads", type=int, help="Default: the library's own choice.")
 @click.option("--precision", type=click.Choice(["auto", "f32", "bf16"]), default=_AUTO, help="Of what is not int.")
 @click.option(
@@ -166,6 +171,26 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made, in how many tiles; make nothing.")
 @click.option("--shard", metavar="I/N", help="Only part I of N of the batch, for several processes or machines.")
+@click.option(
+    "--ray",
+    "ray_address",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help="On a Ray cluster: HOST:PORT, auto or local. Default: $RAY_ADDRESS, else local, started for this.",
+)
+@click.option(
+    "--ray-actors", type=click.IntRange(1), metavar="N", help="Workers, an open engine each. Default: what fits."
+)
+@click.option(
+    "--cpus-per-actor", type=click.IntRange(1), metavar="N", help="Of each worker, also its threads. Default: 2."
+)
+@click.option(
+    "--gpus-per-actor",
+    type=FiniteFloat(0),
+    metavar="N",
+    help="Of each worker; may be 0.5. Default: 1 for GPU engines.",
+)
 @common_options
 def upscale(
     *,
@@ -200,6 +225,10 @@ def upscale(
     overwrite: bool,
     dry_run: bool,
     shard: str | None,
+    ray_address: str | None,
+    ray_actors: int | None,
+    cpus_per_actor: int | None,
+    gpus_per_actor: float | None,
     as_json: bool,
 ) -> None:
     """Upscale pictures and films, files, folders or patterns, with ENGINE.
@@ -216,16 +245,19 @@ def upscale(
     from intsr.files import remove_stale_parts
     from intsr.runtime.backends.protocol import SessionOptions
     from intsr.runtime.batch.checks import check_effects, check_engine_comes_first
-    from intsr.runtime.batch.jobs import check_outputs, plan_jobs, shard_of
+    from intsr.runtime.batch.jobs import check_existing, check_outputs, plan_jobs, shard_of
     from intsr.runtime.batch.memory import bytes_from_text
     from intsr.runtime.batch.naming import Naming
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import open_pipes
     from intsr.runtime.batch.plan import cheapest_tile
     from intsr.runtime.batch.run import Batch
-    from intsr.runtime.engine import open_engine
+    from intsr.runtime.cluster.addresses import remote_outputs
+    from intsr.runtime.cluster.options import check_beside_ray, cluster_options
+    from intsr.runtime.engine import open_engine_with
     from intsr.runtime.films.types import FilmOptions
 
+    cluster = cluster_options(ray_address, ray_actors, cpus_per_actor, gpus_per_actor)
     check_engine_comes_first(engine, [Path(item) for item in inputs])
     if not inputs:
         raise click.MissingParameter(param_hint="'INPUT...'", param_type="argument", ctx=click.get_current_context())
@@ -254,6 +286,10 @@ def upscale(
     # Removed when the command ends, however it does.
     pipes = click.get_current_context().with_resource(open_pipes(inputs, output, output_format, others))
     paths, output = pipes.inputs, pipes.output
+    remote = remote_outputs(output, cluster is not None)
+    if cluster is not None:
+        piped = {"the input -": pipes.source is not None, "-o -": pipes.target is not None}
+        check_beside_ray(cluster, piped, device, manifest.target)
     naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
     kind = {"recursive": recursive, "must_be_folder": output.endswith(("/", os.sep)), "resuming": skip_existing}
     jobs = plan_jobs(paths, Path(output), naming=naming, note=lambda text: say(printable(text)), **kind)
@@ -274,8 +310,11 @@ def upscale(
     }
     check_effects(given, jobs, paths, output=Path(output), manifest=manifest)
 
+    there = remote.existing() if remote is not None else set()
+
     def skipped(job: Job) -> bool:
-        return skip_existing and not job.problem and job.output.exists()
+        exists = job.output.exists() if remote is None else remote.of(job.output) in there
+        return skip_existing and not job.problem and exists
 
     # Of the whole batch: a shard takes the tiles that all of it would have.
     chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
@@ -283,34 +322,54 @@ def upscale(
     if not jobs:
         say(f"shard {shard}: nothing to do")
         return
-    check_outputs(jobs, skip_existing, overwrite)
-    session = SessionOptions(threads, precision, device, cuda_backend or _USUAL_BACKEND, tile_px=chosen)
-    _check_for_engine(manifest.at_tile(chosen), overlap_px, batch_tiles)
-    if dry_run:
-        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, pipes.named, as_json)
-        return
-    remove_stale_parts(job.output for job in jobs if not job.problem)
-    opened = open_engine(
-        engine,
+    if remote is None:
+        check_outputs(jobs, skip_existing, overwrite)
+    else:
+        places = [remote.of(job.output) for job in jobs if not job.problem]
+        check_existing([place for place in places if place in there], skip_existing, overwrite)
+    session = SessionOptions(
         threads,
         precision,
-        device=device,
-        cuda_backend=session.cuda_backend,
+        device,
+        cuda_backend or _USUAL_BACKEND,
         tile_px=chosen,
         copy=copy_engine,
         cache=not no_cache,
     )
-    batch_of = Batch(opened, options, auto_tile=tile_px is None, frame_progress=_show_frames)
-    with closing(batch_of) as batch:
-        one = len(jobs) == 1
-        made = batch.reports(
-            jobs,
-            _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None,
-            skipped,
+    _check_for_engine(manifest.at_tile(chosen), overlap_px, batch_tiles)
+
+    def named(text: str) -> str:
+        return pipes.named(text) if remote is None else remote.named(text)
+
+    if dry_run:
+        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, named, as_json)
+        return
+    remove_stale_parts(job.output for job in jobs if not job.problem)
+    work: Batch | ClusterBatch
+    if cluster is not None:
+        from intsr.runtime.cluster.run import ClusterBatch
+
+        work = ClusterBatch(
+            cluster,
+            engine=engine,
+            manifest=manifest,
+            session=session,
+            options=options,
+            auto_tile=tile_px is None,
+            resuming=skip_existing,
+            remote=remote,
         )
-        # A film shows how far it is itself.
-        shown = made if one or any(job.is_film for job in jobs) else progress(made, "Upscaling", len(jobs))
-        reports = [_shown(pipes.report(report), as_json) for report in shown]
+    else:
+        work = Batch(
+            open_engine_with(engine, session), options, auto_tile=tile_px is None, frame_progress=_show_frames
+        )
+    one = len(jobs) == 1
+    tile_progress = _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None
+    # A film shows how far it is itself, where it is made here.
+    by_itself = one or (cluster is None and any(job.is_film for job in jobs))
+    with closing(work), closing(work.reports(jobs, tile_progress, skipped)) as made:
+        shown = made if by_itself else progress(made, "Upscaling", len(jobs))
+        reports = [_shown(report.renamed(named), as_json) for report in shown]
     pipes.deliver()
     _finish(reports)
 

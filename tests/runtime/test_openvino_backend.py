@@ -142,3 +142,9 @@ def test_what_an_inference_takes_is_known_beforehand_and_then_measured(make_engi
         assert engine.backend.activation_bytes == measured, "once"
     with open_engine(make_engine("cpu")) as engine:
         assert engine.expected_bytes == 0
+
+
+def test_who_asks_for_threads_shares_the_machine_and_is_not_bound_to_its_first_cores(make_engine) -> None:
+    with open_engine(make_engine("cpu"), threads=1) as engine:
+        for network in engine.backend.networks:
+            assert network._compiled.get_property("ENABLE_CPU_PINNING") is False

@@ -161,6 +161,8 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     settings |= integer_settings(quantized)
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
+        # Other cores are for other processes: pinned, each of them would take the first ones.
+        settings["ENABLE_CPU_PINNING"] = False
     if options.profile:
         settings["PERF_COUNT"] = True
     # Of a network that was kept, weights are all that is read: numbers. Who opens the engine checks them in the end.

@@ -1,0 +1,1 @@
+"""The jobs of a batch on the workers of a Ray cluster."""
