@@ -20,7 +20,7 @@ from intsr.runtime.batch.frames import FrameRun, FrameScores, Sink
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.films.encode import PartWriter, check_encoder, settings_for
+from intsr.runtime.films.encode import PartWriter, check_encoder, even_size, settings_for
 from intsr.runtime.films.header import open_source
 from intsr.runtime.films.join import Companions, check_container, join
 from intsr.runtime.films.names import is_sequence, numbered, numbered_pictures
@@ -73,7 +73,7 @@ def upscale_film(
         str(job.source),
         str(job.output),
         "failed" if error else "ok",
-        *film.size,
+        *(film.size if is_sequence(job.output) else even_size(film.size)),
         tile_px=engine.tile_px,
         ms=round(seconds * 1e3, 1),
         error=error,
@@ -131,7 +131,7 @@ class _Film:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the output."""
+        """Width and height of the output's frames, before a film's encoder gets them even."""
         facts = self.source.facts
         return self.options.output_size(facts.width_px, facts.height_px, self.engine.upscale_factor)
 
@@ -171,15 +171,17 @@ class _Film:
     def _identity(self, settings: EncoderSettings) -> dict[str, Any]:
         """All that the frames and their encoding depend on, as plain data; its keys are words for people."""
         engine, options = self.engine, self.options
-        manifest = json.dumps(asdict(engine.manifest), sort_keys=True).encode()
+        manifest = json.dumps(asdict(engine.manifest.at_tile(max(engine.tile_sizes))), sort_keys=True).encode()
         return {
             "film": _digest(self.job.source),
-            "engine or --tile": hashlib.sha256(manifest).hexdigest(),
+            "engine": hashlib.sha256(manifest).hexdigest(),
+            "--tile": engine.tile_px,
             "--precision": engine.precision,
             "--overlap": engine.overlap_px if options.overlap_px is None else options.overlap_px,
             "--color-fix": options.color_fix or engine.color_fix,
-            "--start or --duration": [options.film.start_s, options.film.duration_s],
-            "size or encoder": settings.to_json(),
+            "--start": str(options.film.start_s),
+            "--duration": str(options.film.duration_s),
+            "size, --codec, --crf or --preset": settings.to_json(),
             "version of the encoder": library_versions(),
         }
 
@@ -216,6 +218,7 @@ class _PartsSink:
         self._parts, self._settings = parts, settings
         self._writer: PartWriter | None = None
         self._pts: list[int] = []
+        self._last_duration = 1
         self._since, self._sums, self._begun = 0.0, _sums(FrameScores()), _sums(FrameScores())
         self._encodable: Any = None
 
@@ -226,8 +229,8 @@ class _PartsSink:
         writer, self._writer = self._writer, None
         if pixels is not None:
             self._encodable = writer.encodable(_even(pixels))
-        writer.write(self._encodable, frame.pts)
-        self._writer = writer
+        writer.write(self._encodable)
+        self._writer, self._last_duration = writer, frame.duration
         self._pts.append(frame.pts)
         self._sums = _sums(scores)
         took_long = time.monotonic() - self._since >= _PART_S and len(self._pts) >= _LEAST_PART_FRAMES
@@ -241,7 +244,7 @@ class _PartsSink:
             return
         writer.close()
         scores = {name: value - self._begun[name] for name, value in self._sums.items()}
-        self._parts.add(tuple(self._pts), scores)
+        self._parts.add(tuple(self._pts), self._last_duration, scores)
         self._pts, self._begun = [], self._sums
 
 

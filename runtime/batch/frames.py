@@ -46,7 +46,7 @@ class Sink(Protocol):
 
 
 class _EndError(Exception):
-    """There are no more frames."""
+    """There are no more frames, or none may follow one that failed."""
 
 
 @dataclass(slots=True)
@@ -74,6 +74,9 @@ class FrameRun:
     # Of the reading thread: the pixels of the frame before. Of the finishing one: how many tiles it has.
     _before: Array | None = None
     _tiles: int = 0
+    # Of each of the two: whether a frame failed there. The next one is on its way by then, and must not be written.
+    _read_failed: bool = False
+    _finish_failed: bool = False
 
     def run(self) -> Iterator[Frame]:
         """Yield each frame once it is written. Raises what reading, computing and writing raise."""
@@ -89,6 +92,14 @@ class FrameRun:
             self.sink.close()
 
     def _prepare(self, _: int) -> _Prepared:
+        if self._read_failed:
+            raise _EndError
+        self._read_failed = True
+        prepared = self._read()
+        self._read_failed = False
+        return prepared
+
+    def _read(self) -> _Prepared:
         frame = next(self.frames, None)
         if frame is None:
             raise _EndError
@@ -111,6 +122,15 @@ class FrameRun:
             prepared.still_tiles = self.memory.recalled
 
     def _finish(self, prepared: _Prepared, bands: Iterable[Band | FinishedBand]) -> Frame:
+        if self._finish_failed:
+            raise _EndError
+        # Computing that fails comes out of the bands.
+        self._finish_failed = True
+        self._write(prepared, bands)
+        self._finish_failed = False
+        return prepared.frame
+
+    def _write(self, prepared: _Prepared, bands: Iterable[Band | FinishedBand]) -> None:
         frame, work, scores = prepared.frame, prepared.work, self.scores
         scores.frames += 1
         if work is None:
@@ -126,4 +146,3 @@ class FrameRun:
             pixels = resized_pixels(made, self.options.output_size(width, height, self.upscaler.upscale_factor))
         scores.tiles += self._tiles
         self.sink.write(frame, pixels, scores)
-        return frame

@@ -12,6 +12,7 @@ from intsr.runtime.batch.files import with_header
 from intsr.runtime.batch.films import checked_settings
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.films.encode import even_size
 from intsr.runtime.films.header import film_header, open_source
 from intsr.runtime.films.names import is_sequence
 from intsr.runtime.pictures.reader import read_header
@@ -76,6 +77,7 @@ def planned_picture(
     elif not is_sequence(job.output):
         with open_source(job.source, options.film) as source:
             checked_settings(source, options, job.output, (width, height))
+        width, height = even_size((width, height))
     overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
     plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
     paths = named(str(job.source)), named(str(job.output))

@@ -34,7 +34,7 @@ _PATH = click.Path(path_type=Path, readable=False)
 _AUTO, _USUAL_BACKEND, _SAME_FORMAT = "auto", "cuda-python", "same"
 # Of so many tiles a picture takes long enough to be announced.
 _MANY_TILES = 64
-_MOST_FPS = 1000
+_LEAST_FPS, _MOST_FPS, _MOST_DENOMINATOR = Fraction(1, 1000), 1000, 100_000
 
 
 class _Times(click.ParamType[float]):
@@ -58,12 +58,24 @@ class _Rate(click.ParamType[Fraction]):
 
     def convert(self, value: str | Fraction, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
         try:
-            rate = Fraction(value)
+            rate = Fraction(value).limit_denominator(_MOST_DENOMINATOR)
         except (ValueError, ZeroDivisionError):
             rate = Fraction(0)
-        if not 0 < rate <= _MOST_FPS:
+        if not _LEAST_FPS <= rate <= _MOST_FPS:
             self.fail(f"{value!r} is not a number of frames a second, for example 25 or 30000/1001", param, ctx)
         return rate
+
+
+class _Seconds(click.ParamType[Fraction]):
+    """Seconds, exactly as they are written: `0.2` is a fifth."""
+
+    name = "seconds"
+
+    def convert(self, value: str | Fraction, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+        try:
+            return Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not a number of seconds, for example 12.5", param, ctx)
 
 
 class _OutputFormat(click.Choice[str]):
@@ -164,8 +176,8 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 )
 @click.option("--preset", help="Of films: the encoder's speed, such as slow.")
 @click.option("--fps", type=_Rate(), help="Of numbered pictures as a film. Default: 25.")
-@click.option("--start", "start_s", type=FiniteFloat(0), metavar="SECONDS", help="Of films: begin there.")
-@click.option("--duration", "duration_s", type=FiniteFloat(0, min_open=True), metavar="SECONDS", help="Of films.")
+@click.option("--start", "start_s", type=_Seconds(), metavar="SECONDS", help="Of films: begin there.")
+@click.option("--duration", "duration_s", type=_Seconds(), metavar="SECONDS", help="Of films.")
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")
@@ -218,8 +230,8 @@ def upscale(
     crf: int | None,
     preset: str | None,
     fps: Fraction | None,
-    start_s: float | None,
-    duration_s: float | None,
+    start_s: Fraction | None,
+    duration_s: Fraction | None,
     strip: bool,
     skip_existing: bool,
     overwrite: bool,
@@ -275,7 +287,7 @@ def upscale(
             codec=codec,
             crf=crf,
             preset=preset,
-            start_s=start_s or 0.0,
+            start_s=start_s or Fraction(0),
             duration_s=duration_s,
             **({"fps": fps} if fps else {}),
         ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from intsr.errors import UsageError, printable
 from intsr.runtime.films.hdr import LIGHT_LEVEL, MASTERING
 from intsr.runtime.films.names import container_from_path
 from intsr.runtime.films.pyav import INTERPOLATION, load_pyav
-from intsr.runtime.films.types import EncoderSettings, FilmFacts, FilmOptions
+from intsr.runtime.films.types import RGB_MATRIX, UNSPECIFIED, EncoderSettings, FilmFacts, FilmOptions
 
 # By container, for 8 bits and for more.
 _CODECS = {"webm": ("libvpx-vp9", "libsvtav1")}
@@ -29,7 +31,11 @@ _PRESETS = (
 )
 # Below, x265 4.2 writes past the end of its memory.
 _LEAST_X265_PX = 64
-# A part is kept in the first of these that holds its codec. They round times, which are kept beside it.
+# MPEG-TS takes others, too, and then nobody can tell what they are.
+_TS_CODECS = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vvc", "dirac")
+# Places of frames in a part, seconds. Their times are kept beside it: no container that rounds those can mix them up.
+_PART_STEP = Fraction(1, 25)
+# A part is kept in the first of these that holds its codec.
 _PART_CONTAINERS = ("matroska", "mov", "avi")
 
 
@@ -47,9 +53,12 @@ def settings_for(
     if not _holds(container, codec):
         raise UsageError(output, f"{container} cannot hold {codec}", fix="choose another --codec or suffix")
     pixel_format, notes = _pixel_format(encoder, facts)
+    colours = facts.colours.known(facts.height_px)
+    if colours.matrix == RGB_MATRIX and not load_pyav().VideoFormat(pixel_format).is_rgb:
+        colours = replace(colours, matrix=UNSPECIFIED, range=0).known(facts.height_px)
     given, hdr_notes = _encoder_options(codec, facts, options)
     # Colours of two rows and columns are one number in most formats.
-    width_px, height_px = (side + side % 2 for side in size)
+    width_px, height_px = even_size(size)
     if codec == "libx265" and width_px < _LEAST_X265_PX:
         got, expected = f"frames would be {width_px} pixels wide", f"at least {_LEAST_X265_PX} for libx265"
         raise UsageError(output, got, expected, "give --codec libx264")
@@ -61,10 +70,16 @@ def settings_for(
         height_px=height_px,
         rate=facts.rate,
         time_base=facts.time_base,
-        colours=facts.colours.known(facts.height_px),
+        colours=colours,
         pixel_aspect=facts.pixel_aspect,
     )
     return settings, (*notes, *hdr_notes)
+
+
+def even_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) of the encoded frame: with a column and a row more where their numbers are odd."""
+    width, height = size
+    return width + width % 2, height + height % 2
 
 
 def _encoder(name: str) -> Any:
@@ -87,6 +102,8 @@ def _encoders() -> list[str]:
 
 def _holds(container: str, codec: str) -> bool:
     av = load_pyav()
+    if container == "mpegts" and av.Codec(codec, "w").canonical_name not in _TS_CODECS:
+        return False
     with av.open("/dev/null", "w", format=container) as probe:
         try:
             probe.add_stream(codec, rate=1)
@@ -150,7 +167,7 @@ def add_encoder_stream(container: Any, settings: EncoderSettings) -> Any:
     stream = container.add_stream(settings.codec, rate=settings.rate, options=dict(settings.options))
     context, colours = stream.codec_context, settings.colours
     context.width, context.height, context.pix_fmt = settings.width_px, settings.height_px, settings.pixel_format
-    context.time_base = stream.time_base = settings.time_base
+    context.time_base = stream.time_base = 1 / settings.rate
     context.sample_aspect_ratio = settings.pixel_aspect
     context.colorspace, context.color_range = colours.matrix, colours.range
     context.color_primaries, context.color_trc = colours.primaries, colours.transfer
@@ -185,7 +202,7 @@ class PartWriter:
 
     def __init__(self, path: Path, settings: EncoderSettings) -> None:
         av = load_pyav()
-        self._settings = settings
+        self._settings, self._count = settings, 0
         self._container = av.open(f"file:{path}", "w", format=part_container(settings.codec))
         self._stream = add_encoder_stream(self._container, settings)
         self._reformatter = av.video.reformatter.VideoReformatter()
@@ -205,15 +222,17 @@ class PartWriter:
             threads=1,
         )
 
-    def write(self, frame: Any, pts: int) -> None:
-        """frame: of `encodable`; the same may be written again with another time. Raises OSError."""
+    def write(self, frame: Any) -> None:
+        """frame: of `encodable`; the same may be written again. Raises OSError."""
         colours = self._settings.colours
-        frame.pts, frame.time_base, frame.pict_type = pts, self._settings.time_base, 0
+        frame.pts, frame.time_base, frame.pict_type = self._count, 1 / self._settings.rate, 0
+        self._count += 1
         frame.color_primaries, frame.color_trc = colours.primaries, colours.transfer
         self._mux(self._stream.encode(frame))
 
     def _mux(self, packets: Iterable[Any]) -> None:
         for packet in packets:
+            packet.time_base = _PART_STEP
             self._container.mux(packet)
 
     def close(self) -> None:

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import heapq
+import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from intsr.errors import ImageError, UsageError, printable
 from intsr.files import atomic_path
-from intsr.runtime.films.encode import add_encoder_stream, part_container
-from intsr.runtime.films.names import container_from_path
-from intsr.runtime.films.parts import Part, Parts
+from intsr.runtime.films.clock import RisingClock
+from intsr.runtime.films.encode import PartWriter, part_container
+from intsr.runtime.films.names import CONTAINERS, container_from_path
+from intsr.runtime.films.parts import Part, Parts, lone_part
 from intsr.runtime.films.pyav import film_stream, load_pyav, open_input
 from intsr.runtime.films.types import EncoderSettings
 
 # Of a film's own stream, what its encoder and container write anew.
-_OWN_METADATA = ("encoder", "duration", "rotate", "number_of_frames", "number_of_bytes", "bps", "statistics")
+_OWN_METADATA = (
+    "encoder",
+    "duration",
+    "rotate",
+    "timecode",
+    "alpha_mode",
+    "number_of_frames",
+    "number_of_bytes",
+    "bps",
+    "statistics",
+)
 _GAP = b"\0\0"
+_MOST_LEAD_IN_S = Fraction(1, 10)
 
 
 class Companions:
@@ -33,6 +48,9 @@ class Companions:
         self._container: Any = open_input(source) if source is not None else None
         # Streams of the original -> those of the output.
         self._streams: dict[int, Any] = {}
+        self._clocks: dict[int, RisingClock] = {}
+        # Packets that the new container did not take.
+        self._refused = 0
         self.notes: list[str] = []
 
     def add_to(self, output: Any, film: Any) -> None:
@@ -72,7 +90,10 @@ class Companions:
         except (ValueError, load_pyav().FFmpegError) as error:
             name = stream.codec_context.name if stream.codec_context else "unknown"
             got = f"{output.format.name} cannot hold its {stream.type}, which is {name}"
-            raise UsageError(self._source, got, fix=f"write a {self._source.suffix}, or an .mkv") from error
+            others = dict.fromkeys((self._source.suffix.lower(), ".mkv"))
+            known = [suffix for suffix in others if suffix in CONTAINERS and CONTAINERS[suffix] != output.format.name]
+            fix = f"write {' or '.join(known)}" if known else "write another container"
+            raise UsageError(self._source, got, fix=fix) from error
         copy.metadata.update(_names_of(stream))
         copy.disposition = stream.disposition
         self._streams[stream.index] = copy
@@ -103,12 +124,22 @@ class Companions:
             for packet in self._container.demux(wanted):
                 # An MP4's subtitles have empty packets between them, which the new container makes itself.
                 is_gap = packet.size == len(_GAP) and bytes(packet) == _GAP and packet.stream.type == "subtitle"
-                if packet.pts is not None and not is_gap and self._moved(packet):
+                if packet.pts is None or is_gap or _is_hidden(packet):
+                    continue
+                self._make_rise(packet)
+                if self._moved(packet):
                     packet.stream = self._streams[packet.stream.index]
                     yield packet
         # It ends early: who reads its film has said so.
         except load_pyav().FFmpegError:
             return
+
+    def _make_rise(self, packet: Any) -> None:
+        index = packet.stream.index
+        clock = self._clocks.setdefault(index, RisingClock(packet.time_base, packet.duration or 1))
+        dts = packet.pts if packet.dts is None else packet.dts
+        change = clock.rising(dts) - dts
+        packet.pts, packet.dts = packet.pts + change, dts + change
 
     def _moved(self, packet: Any) -> bool:
         """Move a packet to the beginning of the wanted part; False where it is not in it."""
@@ -118,13 +149,25 @@ class Companions:
         if at < begin or (end is not None and at >= end):
             return False
         offset = round(begin / packet.time_base)
-        packet.pts -= offset
-        packet.dts = packet.pts if packet.dts is None else packet.dts - offset
+        packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
         return True
+
+    def note_refused(self) -> None:
+        """Count a packet that the new container did not take: damaged ones are no reason to lose the film."""
+        self._refused += 1
+        lost = f"{self._refused} packets of sound or subtitles dropped: they are damaged"
+        self.notes = [note for note in self.notes if not note.endswith("damaged")] + [lost]
 
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
+
+
+def _is_hidden(packet: Any) -> bool:
+    """Tell whether an edit list hides it: not every container can, and it would be heard. An encoder's own lead-in,
+    which decoders leave out, is kept.
+    """
+    return bool(packet.is_discard) and -packet.pts * packet.time_base > _MOST_LEAD_IN_S
 
 
 def _names_of(item: Any) -> dict[str, str]:
@@ -137,16 +180,21 @@ def _is_own(name: str) -> bool:
 
 
 def check_container(output: Path, settings: EncoderSettings, companions: Companions) -> None:
-    """Write the header of the film to nowhere. Raises UsageError for what the container cannot hold."""
+    """Encode a black frame, and write it to nowhere. Raises UsageError for what the container cannot hold."""
     av = load_pyav()
     name = container_from_path(output)
     try:
-        with av.open("/dev/null", "w", format=name) as container:
-            companions.add_to(container, add_encoder_stream(container, settings))
-            container.start_encoding()
+        with tempfile.TemporaryDirectory(prefix="intsr-trial-") as folder:
+            parts = lone_part(Path(folder))
+            writer = PartWriter(parts.path(parts.parts[0]), settings)
+            writer.write(writer.encodable(np.zeros((settings.height_px, settings.width_px, 3), np.uint8)))
+            writer.close()
+            with av.open("/dev/null", "w", format=name) as container:
+                _write(container, parts, settings, companions, iter(()))
     except (av.FFmpegError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UsageError(output, printable(f"{name} cannot hold this film ({why})"), fix="write an .mkv") from error
+        fix = "choose another --codec or suffix"
+        raise UsageError(output, printable(f"{name} cannot hold this film ({why})"), fix=fix) from error
     finally:
         companions.close()
 
@@ -164,14 +212,22 @@ def join(
             name = container_from_path(output)
             # Without it, the same film would have other bytes each time: a random number, and times.
             with av.open(f"file:{temporary}", "w", format=name, options={"fflags": "+bitexact"}) as container:
-                _write(container, parts, settings, companions, begin)
+                _write(container, parts, settings, companions, companions.packets(), begin=begin)
     except av.FFmpegError as error:
         raise ImageError(output, printable(f"cannot be written ({error.strerror})")) from error
     finally:
         companions.close()
 
 
-def _write(container: Any, parts: Parts, settings: EncoderSettings, companions: Companions, begin: int) -> None:
+def _write(
+    container: Any,
+    parts: Parts,
+    settings: EncoderSettings,
+    companions: Companions,
+    beside: Iterator[Any],
+    *,
+    begin: int = 0,
+) -> None:
     with load_pyav().open(f"file:{parts.path(parts.parts[0])}", format=part_container(settings.codec)) as first:
         film = container.add_stream_from_template(first.streams.video[0], opaque=True)
     film.time_base = settings.time_base
@@ -179,9 +235,14 @@ def _write(container: Any, parts: Parts, settings: EncoderSettings, companions: 
         # The name under which Apple's players take it.
         film.codec_context.codec_tag = "hvc1"
     companions.add_to(container, film)
-    packets = _film_packets(parts, settings, film, begin)
-    for packet in heapq.merge(packets, companions.packets(), key=_decoded_at):
-        container.mux(packet)
+    for packet in heapq.merge(_film_packets(parts, settings, film, begin), beside, key=_decoded_at):
+        is_film = packet.stream.index == film.index
+        try:
+            container.mux(packet)
+        except load_pyav().FFmpegError:
+            if is_film:
+                raise
+            companions.note_refused()
 
 
 def _decoded_at(packet: Any) -> Fraction:
@@ -197,9 +258,9 @@ def _film_packets(parts: Parts, settings: EncoderSettings, film: Any, begin: int
     """
     all_pts = list(chain.from_iterable(part.pts for part in parts.parts))
     delay = max(_delay(parts.path(part), settings) for part in parts.parts)
-    steps = [later - earlier for earlier, later in pairwise(all_pts)] or [1]
-    durations = dict(zip(all_pts, [*steps, steps[-1]], strict=False))
-    lead = [all_pts[0] - count * steps[0] for count in range(delay, 0, -1)]
+    end = all_pts[-1] + parts.parts[-1].last_duration
+    durations = {earlier: later - earlier for earlier, later in pairwise([*all_pts, end])}
+    lead = [all_pts[0] - count * durations[all_pts[0]] for count in range(delay, 0, -1)]
     decoded_at = iter([*lead, *all_pts])
     for part in parts.parts:
         path = parts.path(part)
@@ -217,7 +278,7 @@ def _packets(path: Path, settings: EncoderSettings) -> Iterator[Any]:
 
 
 def _pts_in_order(path: Path, settings: EncoderSettings, part: Part) -> Sequence[int]:
-    """The times of a part's frames in the order of its packets: the container has rounded them, not mixed them up."""
+    """The times of a part's frames in the order of its packets."""
     ranks = _ranks(path, settings)
     if len(ranks) != len(part.pts):
         got = f"{len(ranks)} frames"

@@ -29,13 +29,13 @@ _NUMBER = re.compile(r"%(?:0([1-9]))?d")
 
 
 def is_film(path: Path) -> bool:
-    """Tell by the name; a sequence of pictures is a film, too, and a file that is really called so is none."""
-    return path.suffix.lower() in FILM_SUFFIXES or (is_sequence(path) and not os.path.exists(path))  # noqa: PTH110
+    """Tell by the name; a sequence of pictures is a film, too."""
+    return path.suffix.lower() in FILM_SUFFIXES or is_sequence(path)
 
 
 def is_sequence(path: Path) -> bool:
-    """Tell whether the name is that of numbered pictures, as in `frames/%06d.png`."""
-    return _NUMBER.search(path.name) is not None
+    """Tell whether it names numbered pictures, as `frames/%06d.png` does, and no file is really called so."""
+    return _NUMBER.search(path.name) is not None and not os.path.exists(path)  # noqa: PTH110
 
 
 def film_suffix(source: Path) -> str:

@@ -20,10 +20,13 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One finished part. pts: of its frames, rising, in units of the film's time base. scores: sums over them."""
+    """One finished part. pts: of its frames, rising, in units of the film's time base; last_duration: of the last
+    one, in the same. scores: sums over them.
+    """
 
     name: str
     pts: tuple[int, ...]
+    last_duration: int
     scores: dict[str, float] = field(default_factory=dict)
 
 
@@ -62,12 +65,12 @@ class Parts:
         """Where the next part is written before `add` takes it in: a leftover of a killed run is overwritten."""
         return self.folder / f"{len(self.parts) + 1:06d}.part"
 
-    def add(self, pts: tuple[int, ...], scores: Mapping[str, float]) -> None:
+    def add(self, pts: tuple[int, ...], last_duration: int, scores: Mapping[str, float]) -> None:
         """Take in the part at `next_path`, whose file is closed."""
         path = self.next_path()
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        self._write(_State(self._state.job, (*self.parts, Part(path.name, pts, dict(scores)))))
+        self._write(_State(self._state.job, (*self.parts, Part(path.name, pts, last_duration, dict(scores)))))
 
     def _write(self, state: _State) -> None:
         with atomic_path(self.folder / _STATE) as temporary:
@@ -77,6 +80,11 @@ class Parts:
     def remove(self) -> None:
         """Remove the folder, once the film is there."""
         shutil.rmtree(self.folder)
+
+
+def lone_part(folder: Path) -> Parts:
+    """Return a film of one part of one frame, to be written there: a trial."""
+    return Parts(folder, _State({}, (Part("trial.part", (0,), 1),)))
 
 
 def parts_folder(output: Path) -> Path:
@@ -114,5 +122,7 @@ def _state(folder: Path, output: Path, job: dict[str, Any], anew: bool) -> _Stat
     fix = f"give the same options to go on, --overwrite to begin anew, or remove {folder}"
     found = read_json(path, _State, fix=fix)
     if changed := sorted(name for name in {*found.job, *begun.job} if found.job.get(name) != begun.job.get(name)):
-        raise UsageError(output, f"was begun with another {', '.join(changed)}", fix=fix)
+        # Options are named with what they were.
+        named = [f"{name} {found.job.get(name)}" if name.startswith("--") else f"another {name}" for name in changed]
+        raise UsageError(output, f"was begun with {', '.join(named)}", fix=fix)
     return found

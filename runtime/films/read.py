@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
+from intsr.runtime.films.clock import RisingClock
 from intsr.runtime.films.hdr import hdr_from_side_data
 from intsr.runtime.films.pyav import INTERPOLATION, broken_film_as_image_error, film_stream, load_pyav, open_input
 from intsr.runtime.films.types import Colours, FilmFacts, FilmOptions, Frame
@@ -40,7 +41,8 @@ class FilmReader:
 
     def __init__(self, path: Path, options: FilmOptions) -> None:
         self._path, self._options, self.problem = path, options, ""
-        self._broken, self._reached_s = 0, 0.0
+        self._broken = 0
+        self._reached_s: float | None = None
         self._reformatter = load_pyav().video.reformatter.VideoReformatter()
         with broken_film_as_image_error(path):
             self._open()
@@ -84,14 +86,14 @@ class FilmReader:
     def start_pts(self) -> int:
         """Where the wanted part begins, in units of the time base."""
         begin = self._stream.start_time or 0
-        return begin + math.ceil(Fraction(self._options.start_s) / self.facts.time_base)
+        return begin + math.ceil(self._options.start_s / self.facts.time_base)
 
     @property
     def end_pts(self) -> int | None:
         """Where the wanted part ends: frames from there on are not read. None for the film's own end."""
         if self._options.duration_s is None:
             return None
-        return self.start_pts + math.ceil(Fraction(self._options.duration_s) / self.facts.time_base)
+        return self.start_pts + math.ceil(self._options.duration_s / self.facts.time_base)
 
     def frames(self, after: int | None = None) -> Iterator[Frame]:
         """Yield the wanted frames, times rising. after: only those later than this; for who has the others already.
@@ -99,9 +101,9 @@ class FilmReader:
         What cannot be decoded is left out, and the film ends where it cannot be read on: `problem` says so then.
         """
         end = self.end_pts
+        # Frames that somebody has are read as well: a time may depend on those before it.
         least = self.start_pts if after is None else max(self.start_pts, after + 1)
-        skips = after is not None or self._options.start_s > 0
-        for found, pts in self._timed_from(least) if skips else self._timed():
+        for found, pts in self._timed_from(self.start_pts) if self._options.start_s else self._timed():
             if end is not None and pts >= end:
                 return
             if (found.width, found.height) != self._stored_size:
@@ -109,7 +111,7 @@ class FilmReader:
                 self.problem = f"its frames change from {width}x{height} to {found.width}x{found.height} pixels"
                 return
             if pts >= least:
-                yield Frame(pts, self._pixels(found))
+                yield Frame(pts, self._pixels(found), found.duration or self._usual_step)
         self._note_end()
 
     def _timed_from(self, least: int) -> Iterator[tuple[Any, int]]:
@@ -129,12 +131,18 @@ class FilmReader:
         self._start_again()
         yield from self._timed()
 
+    @property
+    def _usual_step(self) -> int:
+        return max(round(1 / (self.facts.rate * self.facts.time_base)), 1)
+
     def _timed(self) -> Iterator[tuple[Any, int]]:
         """Yield PyAV's frames with their times, made to rise."""
         av = load_pyav()
-        rate_pts = max(round(1 / (self.facts.rate * self.facts.time_base)), 1)
-        last: int | None = None
+        clock = RisingClock(self.facts.time_base, self._usual_step)
+        # AVI has no times, only an order: what decoders make of it is wrong where frames come out of order.
+        by_order, shift = self._container.format.name == "avi", 0
         packets = self._container.demux()
+        is_first = True
         while True:
             try:
                 packet = next(packets, None)
@@ -149,35 +157,45 @@ class FilmReader:
             frames = _decoded(packet)
             self._broken += frames is None or packet.is_corrupt
             for frame in frames or ():
-                pts = frame.pts if frame.pts is not None else 0 if last is None else last + rate_pts
-                last = pts if last is None else max(pts, last + 1)
-                yield frame, last
+                time = frame.pts
+                if by_order and frame.dts is not None:
+                    shift = frame.dts - (frame.pts if frame.pts is not None else frame.dts) if is_first else shift
+                    time = frame.dts - shift
+                is_first = False
+                yield frame, clock.after_last() if time is None else clock.rising(time)
 
     def _note_packet(self, packet: Any) -> None:
         if packet.pts is not None:
             end_s = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-            self._reached_s = max(self._reached_s, end_s)
+            self._reached_s = end_s if self._reached_s is None else max(self._reached_s, end_s)
 
     def _note_end(self) -> None:
         """Find out whether the film was whole."""
-        duration = self._container.duration
-        whole_s = ((duration or 0) + max(self._container.start_time or 0, 0)) / _CONTAINER_UNITS
-        if not self.problem and self._reached_s < whole_s - _CUT_OFF_S:
-            self.problem = f"ends after {self._reached_s:.1f} of {whole_s:.1f} seconds"
+        duration, start = self._container.duration, self._container.start_time
+        if not self.problem and duration is not None and self._reached_s is not None:
+            whole_s, reached_s = duration / _CONTAINER_UNITS, self._reached_s - (start or 0) / _CONTAINER_UNITS
+            if reached_s < whole_s - _CUT_OFF_S:
+                self.problem = f"ends after {reached_s:.1f} of {whole_s:.1f} seconds"
         if not self.problem and self._broken:
             self.problem = f"{self._broken} of its packets are broken"
 
     def _pixels(self, frame: Any) -> Array:
         facts = self.facts
         known = facts.colours.known(self._stored_size[1])
-        rgb = self._reformatter.reformat(
-            frame,
-            format="rgb48le" if facts.bits == 16 else "rgb24",
-            src_colorspace=None if frame.format.is_rgb else known.matrix,
-            src_color_range=known.range,
-            interpolation=INTERPOLATION,
-            threads=1,
-        )
+        try:
+            rgb = self._reformatter.reformat(
+                frame,
+                format="rgb48le" if facts.bits == 16 else "rgb24",
+                src_colorspace=None if frame.format.is_rgb else known.matrix,
+                src_color_range=known.range,
+                interpolation=INTERPOLATION,
+                threads=1,
+            )
+        except load_pyav().FFmpegError as error:
+            got = (
+                f"colours of {frame.format.name} with H.273's matrix {known.matrix} cannot be read ({error.strerror})"
+            )
+            raise ImageError(self._path, got, fix="convert it to another format first") from error
         return turned(rgb.to_ndarray(), facts.orientation)
 
     def close(self) -> None:
@@ -211,7 +229,8 @@ def _facts(path: Path, container: Any, stream: Any, first: Any, options: FilmOpt
         f"{' and '.join(sorted(dynamic))} dropped: it was made for the frames of the original": bool(dynamic),
         unknown_turn: bool(unknown_turn),
         interlaced: first.interlaced_frame,
-        transparent: any(component.is_alpha for component in components),
+        # VP8's and VP9's is beside the film, where no decoder looks.
+        transparent: any(item.is_alpha for item in components) or stream.metadata.get("alpha_mode") == "1",
     }
     return FilmFacts(
         path=path,
@@ -235,7 +254,8 @@ def _expected_frames(container: Any, stream: Any, rate: Fraction, options: FilmO
     if container.duration is None:
         return None
     whole_s: float = container.duration / _CONTAINER_UNITS
-    wanted_s = min(max(whole_s - options.start_s, 0), whole_s if options.duration_s is None else options.duration_s)
+    most_s = whole_s if options.duration_s is None else float(options.duration_s)
+    wanted_s = min(max(whole_s - float(options.start_s), 0), most_s)
     # Where it is known by number: AVI counts frames that are none.
     if stream.frames and container.format.name.startswith("mov") and wanted_s == whole_s:
         return int(stream.frames)

@@ -31,9 +31,9 @@ class SequenceReader:
         self.span: tuple[Fraction, Fraction | None] | None = None
         self._broken: list[str] = []
         pictures = list(numbered_pictures(path).values())
-        first, wanted = math.ceil(Fraction(options.start_s) * options.fps), len(pictures)
+        first, wanted = math.ceil(options.start_s * options.fps), len(pictures)
         if options.duration_s is not None:
-            wanted = math.ceil(Fraction(options.duration_s) * options.fps)
+            wanted = math.ceil(options.duration_s * options.fps)
         self._pictures = list(enumerate(pictures[first : first + wanted]))
         if not self._pictures:
             raise ImageError(path, f"{len(pictures)} pictures, none of them wanted", "numbered pictures")
@@ -62,7 +62,7 @@ class SequenceReader:
             except IntsrError as error:
                 self._broken.append(str(error))
                 continue
-            yield Frame(place, pixels)
+            yield Frame(place, pixels, 1)
         if self._broken:
             more = f", and {len(self._broken) - 1} more" if len(self._broken) > 1 else ""
             self.problem = f"{self._broken[0]}{more}"

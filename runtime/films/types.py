@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from intsr.arrays import Array
 from intsr.errors import UsageError
 
-# FFmpeg's numbers of ITU-T H.273: "not specified", and the matrices that such a film is taken to have.
-UNSPECIFIED, _BT709, _BT601 = 2, 1, 6
+# FFmpeg's numbers of ITU-T H.273: no matrix, "not specified", and those that such a film is taken to have.
+RGB_MATRIX, UNSPECIFIED, _BT709, _BT601 = 0, 2, 1, 6
 # From so many rows on it is taken for HD, as players do.
 _HD_ROWS = 720
 
@@ -28,14 +27,14 @@ class FilmOptions:
     # Frames a second of numbered pictures, which have no time.
     fps: Fraction = Fraction(25)
     # The part of the film that is wanted, seconds; None to its end.
-    start_s: float = 0.0
-    duration_s: float | None = None
+    start_s: Fraction = Fraction(0)
+    duration_s: Fraction | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start_s < math.inf:
-            raise UsageError("--start", f"{self.start_s:g}", "seconds from 0 on")
-        if self.duration_s is not None and not 0 < self.duration_s < math.inf:
-            raise UsageError("--duration", f"{self.duration_s:g}", "seconds above 0")
+        if self.start_s < 0:
+            raise UsageError("--start", f"{float(self.start_s):g}", "seconds from 0 on")
+        if self.duration_s is not None and self.duration_s <= 0:
+            raise UsageError("--duration", f"{float(self.duration_s):g}", "seconds above 0")
         if self.crf is not None and self.crf < 0:
             raise UsageError("--crf", str(self.crf), "0 or more")
 
@@ -90,10 +89,11 @@ class FilmFacts:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame: pixels (H, W, 3) uint8 or uint16, upright; pts in units of the film's time base."""
+    """One frame: pixels (H, W, 3) uint8 or uint16, upright; pts and duration in units of the film's time base."""
 
     pts: int
     pixels: Array
+    duration: int
 
 
 @dataclass(frozen=True, slots=True)

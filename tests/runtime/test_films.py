@@ -176,7 +176,11 @@ def test_another_run_does_not_go_on(
     _interrupted(identity_engine, source, output, monkeypatch)
     state = (tmp_path / "out.mkv.parts" / "state.json").read_bytes()
     code, _, err = intsr("upscale", identity_engine, source, "-o", output, "--crf", "30", "--color-fix", "adain")
-    assert code == 1 and "was begun with another --color-fix, size or encoder" in err and "--overwrite" in err
+    assert (
+        code == 1
+        and "was begun with --color-fix none, another size, --codec, --crf or --preset" in err
+        and "--overwrite" in err
+    )
     assert (tmp_path / "out.mkv.parts" / "state.json").read_bytes() == state and not output.exists()
     code, out, _ = intsr("upscale", identity_engine, source, "-o", output, "--crf", "30", "--overwrite", "--json")
     assert code == 0 and json.loads(out)["film"] | {"frames_per_s": 0} == {
@@ -337,7 +341,7 @@ REFUSED = {
     "film for a picture": ("a.png", "out.mp4", (), "is a film"),
     "container that is not written": ("film.mkv", "out.avi", (), "expected a folder, or a name with"),
     "no frame there": ("film.mkv", "out.mkv", ("--start", "60"), "has no frame in the wanted time"),
-    "no number": ("film.mkv", "out.mkv", ("--start", "nan"), "is not a finite number"),
+    "no number": ("film.mkv", "out.mkv", ("--start", "nan"), "is not a number of seconds"),
     "no rate": ("film.mkv", "out.mkv", ("--fps", "0"), "is not a number of frames a second"),
     "rate of a film": ("film.mkv", "out.mkv", ("--fps", "25"), "no input is numbered pictures"),
     "quality of a picture": ("a.png", "out.png", ("--crf", "20"), "no output is a film"),
