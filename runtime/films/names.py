@@ -35,7 +35,8 @@ def is_film(path: Path) -> bool:
 
 def is_sequence(path: Path) -> bool:
     """Tell whether it names numbered pictures, as `frames/%06d.png` does, and no file is really called so."""
-    return _NUMBER.search(path.name) is not None and not os.path.exists(path)  # noqa: PTH110
+    is_numbered = _NUMBER.search(path.name) is not None and path.suffix.lower() not in FILM_SUFFIXES
+    return is_numbered and not os.path.exists(path)  # noqa: PTH110
 
 
 def film_suffix(source: Path) -> str:

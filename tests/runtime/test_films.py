@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -23,8 +24,10 @@ from intsr.runtime.batch.films import upscale_film
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.engine import open_engine
+from intsr.runtime.films.clock import RisingClock
 from intsr.runtime.films.read import FilmReader
 from intsr.runtime.films.types import FilmOptions
+from intsr.runtime.upscaler import Work
 
 FACTOR = 2
 Intsr = Callable[..., tuple[int, str, str]]
@@ -117,6 +120,10 @@ def _encodable(path: Path, kind: FilmKind) -> np.ndarray:
     matrix, *_, color_range = kind.colours
     how = {"dst_colorspace": matrix, "dst_color_range": color_range, "interpolation": INTERPOLATION}
     return frame.reformat(format=kind.pixel_format, **how).to_ndarray()
+
+
+def _content_of(path: Path) -> tuple[object, ...]:
+    return _content(read_film(path))
 
 
 def _content(film: FilmContent) -> tuple[object, ...]:
@@ -341,6 +348,12 @@ REFUSED = {
     "film for a picture": ("a.png", "out.mp4", (), "is a film"),
     "container that is not written": ("film.mkv", "out.avi", (), "expected a folder, or a name with"),
     "no frame there": ("film.mkv", "out.mkv", ("--start", "60"), "has no frame in the wanted time"),
+    "container that would take it unread": (
+        "film.mkv",
+        "out.ts",
+        ("--codec", "libvpx-vp9"),
+        "mpegts cannot hold libvpx-vp9",
+    ),
     "no number": ("film.mkv", "out.mkv", ("--start", "nan"), "is not a number of seconds"),
     "no rate": ("film.mkv", "out.mkv", ("--fps", "0"), "is not a number of frames a second"),
     "rate of a film": ("film.mkv", "out.mkv", ("--fps", "25"), "no input is numbered pictures"),
@@ -476,3 +489,141 @@ def test_a_copy_of_the_film_may_go_on(
     moved = shutil.move(source, tmp_path / "renamed.mkv")
     code, out, _ = intsr("upscale", identity_engine, moved, "-o", output, "--json")
     assert code == 0 and json.loads(out)["film"]["resumed"] >= 4
+
+
+@pytest.mark.parametrize("where", ["computing", "writing", "ending a part"])
+@pytest.mark.parametrize("output", ["out.mkv", "out/%02d.png"])
+def test_no_frame_behind_one_that_failed_is_written(
+    intsr: Intsr, identity_engine: Path, tmp_path: Path, where: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one is on its way by then."""
+    if output.endswith(".png") and where == "ending a part":
+        pytest.skip("pictures have no parts")
+    source = _film(tmp_path, PLAIN, moving=12, still=0)
+    monkeypatch.setattr(batch_films, "PART_FRAMES", 3)
+    arguments = ("upscale", identity_engine, source, *(() if "%" in output else ("--codec", "ffv1")), "-o")
+    assert intsr(*arguments, tmp_path / "whole" / output)[0] == 0
+    places = {
+        "computing": (Work, "finish"),
+        "writing": (batch_films, "write_image") if "%" in output else (batch_films.PartWriter, "write"),
+        "ending a part": (batch_films.PartWriter, "close"),
+    }
+    owner, name = places[where]
+    right, calls = getattr(owner, name), []
+
+    def fail_once(*rest: object, **more: object) -> object:
+        calls.append(1)
+        # The first calls are the trial's.
+        if len(calls) == 5:
+            raise OSError("Input/output error") if where != "computing" else MemoryError
+        return right(*rest, **more)
+
+    with pytest.MonkeyPatch.context() as failing:
+        failing.setattr(owner, name, fail_once)
+        assert intsr(*arguments, tmp_path / output)[0] in (1, 4)
+    assert intsr(*arguments, tmp_path / output, "--skip-existing")[0] == 0
+    names = [Path(output).name] if "%" not in output else [f"{number:02d}.png" for number in range(1, 13)]
+    for name in names:
+        made, expected = (folder / Path(output).with_name(name) for folder in (tmp_path, tmp_path / "whole"))
+        # Parts may end elsewhere.
+        read = _content_of if "%" not in output else Path.read_bytes
+        assert read(made) == read(expected), name
+
+
+def _write_times(path: Path, times: list[int], base: Fraction, duration: int | None = None, rate: int = 25) -> None:
+    """A film without sound whose frames have these times."""
+    with av.open(str(path), "w") as container:
+        film = container.add_stream("mpeg4" if path.suffix == ".avi" else "ffv1", rate=rate)
+        film.height, film.width, film.pix_fmt = 32, 48, "yuv420p"
+        film.time_base = film.codec_context.time_base = base
+        for pixels, pts in zip(scenes(len(times), 0), times, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            frame.pts, frame.time_base = pts, base
+            for packet in film.encode(frame):
+                packet.duration = duration or packet.duration
+                container.mux(packet)
+        container.mux(film.encode(None))
+
+
+def test_frames_close_together_and_a_long_last_one(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "film.mp4", tmp_path / "out.mp4"
+    _write_times(source, [0, 30, 60, 61, 9000, 9001], Fraction(1, 90000), duration=4500)
+    assert intsr("upscale", identity_engine, source, "-o", output)[0] == 0
+    assert read_film(output).times == [Fraction(pts, 90000) for pts in (0, 30, 60, 61, 9000, 9001)]
+    with av.open(str(source)) as before, av.open(str(output)) as after:
+        assert after.streams.video[0].duration * after.streams.video[0].time_base == Fraction(9001 + 4500, 90000)
+        assert before.streams.video[0].duration * before.streams.video[0].time_base == Fraction(9001 + 4500, 90000)
+
+
+@pytest.mark.parametrize(("start", "duration", "first", "count"), [("0", "0.2", 0, 5), ("0.28", "0.04", 7, 1)])
+def test_seconds_are_exact(
+    intsr: Intsr, identity_engine: Path, tmp_path: Path, start: str, duration: str, first: int, count: int
+) -> None:
+    source = tmp_path / "film.mp4"
+    _write_times(source, [512 * i for i in range(12)], Fraction(1, 12800))
+    arguments = ("--start", start, "--duration", duration)
+    assert intsr("upscale", identity_engine, source, "-o", tmp_path / "%02d.png", *arguments)[0] == 0
+    assert intsr("upscale", identity_engine, source, "-o", tmp_path / "all" / "%02d.png")[0] == 0
+    made = sorted(tmp_path.glob("*.png"))
+    assert len(made) == count
+    assert made[0].read_bytes() == (tmp_path / "all" / f"{first + 1:02d}.png").read_bytes()
+
+
+def test_a_clock_that_begins_anew_goes_on() -> None:
+    clock = RisingClock(Fraction(1, 100), 4)
+    assert [clock.rising(time) for time in (100, 104, 108, 0, 4, 8)] == [100, 104, 108, 112, 116, 120]
+    # Jitter is none of that, and moves nothing behind it.
+    assert [clock.rising(time) for time in (11, 11, 10, 40)] == [123, 124, 125, 152]
+    assert clock.after_last() == 156
+    assert RisingClock(Fraction(1), 1).after_last() == 0
+
+
+def test_films_joined_by_cat(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    part, source, output = tmp_path / "part.ts", tmp_path / "film.ts", tmp_path / "out.mkv"
+    write_film(part, scenes(20, 0), FilmKind(".ts", "libx264"))
+    source.write_bytes(part.read_bytes() * 2)
+    code, _, err = intsr("upscale", identity_engine, source, "-o", output)
+    assert code in (0, 1), err
+    times = read_film(output).times
+    assert len(times) >= 38 and float(min(later - earlier for earlier, later in pairwise(times))) > 0.03
+
+
+def test_rgb_stays_the_same_colours(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "film.mov", tmp_path / "out.mov"
+    write_film(source, scenes(3, 0), FilmKind(".mov", "png", "rgb24", audio="", colours=(0, 1, 13, 2)))
+    assert intsr("upscale", identity_engine, source, "-o", output)[0] == 0
+    with av.open(str(source)) as before, av.open(str(output)) as after:
+        means = [next(film.decode(video=0)).to_ndarray(format="rgb24").mean((0, 1)) for film in (before, after)]
+    np.testing.assert_allclose(*means, atol=2)
+    assert read_film(output).colours[0] == 6
+
+
+def test_what_is_not_kept_is_said(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "film.webm", tmp_path / "out.webm"
+    kind = FilmKind(".webm", "libvpx-vp9", "yuva420p", audio="", options=(("auto-alt-ref", "0"),))
+    write_film(source, scenes(3, 0), kind)
+    code, _, err = intsr("upscale", identity_engine, source, "-o", output)
+    assert code == 0 and "transparency dropped" in err
+    with av.open(str(output)) as film:
+        assert "alpha_mode" not in {name.lower() for name in film.streams.video[0].metadata}
+
+
+def test_a_timecode_is_no_reason_to_fail(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "film.mov", tmp_path / "out.mov"
+    with av.open(str(source), "w") as container:
+        film = container.add_stream("mpeg4", rate=25)
+        film.height, film.width, film.pix_fmt = 32, 48, "yuv420p"
+        film.metadata["timecode"] = "01:00:00:00"
+        for pixels in scenes(4, 0):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(film.encode(None))
+    code, _, err = intsr("upscale", identity_engine, source, "-o", output)
+    assert code == 0 and "(data) dropped" in err
+    assert len(read_film(output).times) == 4
+
+
+def test_a_file_that_is_really_called_so(intsr: Intsr, identity_engine: Path, tmp_path: Path) -> None:
+    source = tmp_path / "100%d.mkv"
+    write_film(source, scenes(3, 0), PLAIN)
+    assert intsr("upscale", identity_engine, tmp_path / "*.mkv", "-o", tmp_path / "out", "--suffix", "_x2")[0] == 0
+    assert len(read_film(tmp_path / "out" / "100%d_x2.mkv").times) == 3
