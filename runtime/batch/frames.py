@@ -45,7 +45,7 @@ class Sink(Protocol):
         """No more frames will come: all were written, or the run is over for another reason."""
 
 
-class _EndError(Exception):
+class EndError(Exception):
     """There are no more frames."""
 
 
@@ -80,7 +80,7 @@ class FrameRun:
         try:
             with closing(overlapped(count(), self._prepare, self._compute, self._finish)) as made:
                 for _, result in made:
-                    if isinstance(result, _EndError):
+                    if isinstance(result, EndError):
                         break
                     if isinstance(result, Exception):
                         raise result
@@ -91,7 +91,7 @@ class FrameRun:
     def _prepare(self, _: int) -> _Prepared:
         frame = next(self.frames, None)
         if frame is None:
-            raise _EndError
+            raise EndError
         before, self._before = self._before, frame.pixels
         if before is not None and np.array_equal(before, frame.pixels):
             return _Prepared(frame, None)
