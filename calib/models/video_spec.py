@@ -4,7 +4,7 @@
 
 z are the low-resolution film's latents, v what the transformer makes of them at `timestep`. A flow-matching scheduler
 of diffusers shows the transformer timestep = 1000 sigma, its shift included, so that the shift decides which
-timesteps there are and not what sigma is at one. UniPC cuts off the timestep's fraction: such a sigma is written down.
+timesteps there are and not what sigma is at one. UniPC cuts a timestep's fraction off: such a sigma is written down.
 """
 
 from __future__ import annotations

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import save_file
+
+from intsr.calib.models.video import VideoModel
 
 # diffusers' own test configurations.
 TRANSFORMER: dict[str, Any] = {
@@ -53,3 +59,29 @@ def write_video_model(folder: Path, transformer: dict[str, Any] = TRANSFORMER, v
     settings |= {"resize_filter": "bicubic", "context": "context.safetensors", "licence": "none"}
     (folder / "intsr_model.json").write_text(json.dumps(settings))
     return folder
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """diffusers' modules in float64 throughout: what they would cast to float32 stays as it is."""
+    cast = torch.Tensor.float
+    torch.Tensor.float = lambda x: x if x.dtype is torch.float64 else cast(x)
+    try:
+        yield
+    finally:
+        torch.Tensor.float = cast
+
+
+def in_double(model: VideoModel) -> VideoModel:
+    """A copy in float64."""
+    return replace(model, transformer=deepcopy(model.transformer).double(), vae=deepcopy(model.vae).double())
+
+
+def in_chunks(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
+    """Film (1, C, 1 + frames * n, H, W) chunk by chunk: the first frame, and then `frames` at a time."""
+    outputs = []
+    y, *memory = module(x[:, :, :1])
+    for start in range(1, x.shape[2], frames):
+        outputs.append(y)
+        y, *memory = module(x[:, :, start : start + frames], *memory)
+    return torch.cat([*outputs, y], 2)

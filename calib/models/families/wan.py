@@ -197,7 +197,7 @@ def check_video_channels(transformer: Mapping[str, Any], vae: Mapping[str, Any],
 
 
 def current_video_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The transformer's weights under diffusers' names; those of Wan's own checkpoints by diffusers' own converter."""
+    """The transformer's weights under diffusers' names; Wan's own are translated by diffusers' own converter."""
     if not any(name.endswith(ORIGINAL_NAME) for name in tensors):
         return tensors
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
