@@ -99,13 +99,17 @@ def read_video_configs(folder: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
+def class_name(part: str, config: Mapping[str, Any]) -> str:
+    """Return the name of diffusers' class: what the configuration says, or a picture model's."""
+    return str(config.get("_class_name") or CLASSES[part])
+
+
 def empty_network(part: str, config: Mapping[str, Any], where: Path) -> Any:
     """The module on torch's meta device: shapes and no memory. Raises ModelError."""
     import diffusers
 
     with as_model_error(where), torch.device("meta"):
-        name = config.get("_class_name") or CLASSES[part]
-        return getattr(diffusers, name).from_config(dict(config))
+        return getattr(diffusers, class_name(part, config)).from_config(dict(config))
 
 
 def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:

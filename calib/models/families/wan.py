@@ -99,7 +99,18 @@ class VideoArchitecture:
     context_tokens: int = 512
     synthetic: bool = False
 
+    @property
+    def networks(self) -> dict[str, Mapping[str, Any]]:
+        """The configurations by part."""
+        return {"transformer": self.transformer, "vae": self.vae}
 
+    @property
+    def context_channels(self) -> int:
+        return int(setting("transformer", self.transformer, "text_dim"))
+
+
+# diffusers' own for Wan; its shift says nothing about one step.
+WAN_SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 WAN21_1_3B = VideoArchitecture(
     name="wan2.1-1.3b",
     transformer={
