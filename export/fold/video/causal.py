@@ -117,9 +117,9 @@ def _half_the_frames(layer: nn.Conv3d, x: torch.Tensor, memory: Memory) -> torch
 
 def _twice_the_frames(layer: nn.Conv3d, x: torch.Tensor, memory: Memory) -> torch.Tensor:
     """The film's first frame passes by, and is not remembered: to the layer the film begins behind it."""
-    if memory.is_start:
-        memory.after.append(torch.zeros_like(x).repeat_interleave(REMEMBERED, 2))
-        return x
     _, channels, count, height, width = x.shape
+    if memory.is_start:
+        memory.after.append(x.new_zeros((1, channels, REMEMBERED, height, width)))
+        return x
     pairs = convolve(layer, x, memory).reshape(2, channels, count, height, width)
     return pairs.permute(1, 2, 0, 3, 4).reshape(1, channels, 2 * count, height, width)
