@@ -81,9 +81,7 @@ def read_video_settings(folder: Path) -> VideoSettings:
     """Read `intsr_model.json`, without which no timestep is known. Raises ModelError."""
     path = folder / SPEC_NAME
     if not path.is_file():
-        raise ModelError(
-            path, "no such file", "timestep, upscale_factor, resize_filter and the rest of a one-step model"
-        )
+        raise ModelError(path, "no such file", "the timestep, upscale_factor and the like of a one-step model")
     return decode_file(path, VideoSettings, error=ModelError, version=SPEC_SCHEMA_VERSION)
 
 

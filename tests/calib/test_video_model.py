@@ -193,6 +193,12 @@ def test_settings_that_cannot_be(folder: Path, values: dict[str, object], messag
         open_video_model(str(folder))
 
 
+def test_without_settings_no_timestep_is_made_up(folder: Path) -> None:
+    (folder / "intsr_model.json").unlink()
+    with pytest.raises(ModelError, match=r"intsr_model\.json: no such file; expected the timestep"):
+        open_video_model(str(folder))
+
+
 def test_a_context_of_another_width_is_refused(folder: Path) -> None:
     save_file({"context": torch.zeros(1, 7, 8)}, folder / "other.safetensors")
     with pytest.raises(ModelError, match="context of width 8; expected 16, the transformer's text_dim"):
@@ -219,11 +225,17 @@ def test_weights_that_are_not_exactly_the_configurations(
         load_video_model(str(folder))
 
 
-def test_commands_for_picture_models_say_what_it_is(video_folder: Path, tmp_path: Path, intsr: Command) -> None:
-    with pytest.raises(ModelError, match="a video transformer: WanTransformer3DModel"):
-        open_model(str(video_folder))
-    code, out, err = intsr("export", video_folder, "--tile", 16, "-o", tmp_path / "onnx")
-    assert (code, out) == (2, "") and "a video transformer" in err and len(err.splitlines()) == 1
+@pytest.mark.parametrize(
+    "command",
+    [("export",), ("compile", "--bits", "fp"), ("calibrate", "--images", "."), ("retrain", "--images", ".")],
+)
+def test_commands_for_picture_models_say_what_it_is(
+    video_folder: Path, tmp_path: Path, intsr: Command, command: tuple[str, ...]
+) -> None:
+    name, *options = command
+    code, out, err = intsr(name, video_folder, *options, "-o", tmp_path / "out")
+    assert (code, out) == (2, "") and "a video transformer: WanTransformer3DModel; expected a picture model" in err
+    assert len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_picture_model_is_no_video_model(tiny_folder: Path) -> None:

@@ -28,7 +28,10 @@ LEAST_DB = 100
 LATENT_SIZE = (3, 4, 6)
 
 
-@pytest.fixture(scope="module", params=[(TRANSFORMER, VAE), (WIDE, WIDE_VAE)], ids=["narrow", "wide"])
+WIDE_ONES = pytest.param((WIDE, WIDE_VAE), marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[(TRANSFORMER, VAE), WIDE_ONES], ids=["narrow", "wide"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoModel:
     return load_video_model(str(write_video_model(tmp_path_factory.mktemp("wan"), *request.param)))
 
@@ -83,6 +86,18 @@ def test_the_decoders_graphs(model: VideoModel) -> None:
     _, *memory = check("decoder", module, random(1, 16, 1, 2, 3))
     for _ in range(2):
         _, *memory = check("decoder", module, random(1, 16, 1, 2, 3), *memory)
+
+
+def test_the_first_frame_meets_one_tap_of_each_kernel(model: VideoModel) -> None:
+    module = specialize_encoder(model).module
+    first, later = random(1, 3, 1, 16, 16), random(1, 3, 4, 16, 16)
+    taps = []
+    for inputs in ([first], [later, *module(first)[1:]]):
+        graph, *_ = lower("encoder", module, inputs)
+        weights = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+        kernels = [weights[node.input[1]] for node in graph.graph.node if node.op_type == "Conv"]
+        taps.append({kernel[2] for kernel in kernels if len(kernel) == 5})
+    assert taps == [{1}, {1, 3}]
 
 
 def test_what_a_chunk_leaves_is_named_as_the_next_takes_it(model: VideoModel) -> None:

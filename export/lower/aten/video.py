@@ -25,13 +25,26 @@ def conv3d(net: LoweringContext, node: fx.Node) -> Value:
         [int(side) for side in argument(node, 3 + i, key, default)]
         for i, (key, default) in enumerate((("stride", [1] * 3), ("padding", [0] * 3), ("dilation", [1] * 3)))
     )
-    inputs = [net.value(x), net.value(weight)]
-    bias = net.bias_of(site)
+    kernel, bias = net.parameter(weight), net.bias_of(site)
+    zeros = _zeros_in_front(x)
+    if zeros > 0 and zeros + 1 == kernel.shape[2] == shape_of(x)[2]:
+        # A film's first frame: all taps but the last meet zeros.
+        x, kernel = x.args[0], kernel[:, :, -1:]
+    inputs = [net.value(x), net.builder.constant(f"{site}.weight", kernel)]
     if bias is not None:
         inputs.append(net.builder.constant(f"{site}.bias", bias))
     attributes = {"strides": strides, "pads": padding * 2, "dilations": dilations}
     group = int(argument(node, 6, "groups", 1))
-    return net.builder.op("Conv", inputs, site, kernel_shape=shape_of(weight)[2:], group=group, **attributes)
+    return net.builder.op("Conv", inputs, site, kernel_shape=kernel.shape[2:], group=group, **attributes)
+
+
+def _zeros_in_front(node: fx.Node) -> int:
+    """How many frames of zeros the node puts in front of its input; 0 where it does anything else."""
+    if node.target is not aten.pad.default or argument(node, 3, "value", None):
+        return 0
+    *sides, front, behind = node.args[1]
+    plain = not any(sides) and behind == 0 and argument(node, 2, "mode", "constant") == "constant"
+    return int(front) if plain and len(sides) == 4 else 0
 
 
 @lowers(aten.rms_norm.default)
