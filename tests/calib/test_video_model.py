@@ -233,7 +233,7 @@ def test_commands_for_picture_models_say_what_it_is(
     video_folder: Path, demo_picture: Path, tmp_path: Path, intsr: Command, command: tuple[str, ...]
 ) -> None:
     name, *options = command
-    options += [str(demo_picture)] * (options[-1:] == ["--images"])
+    options += [str(demo_picture.parent)] * (options[-1:] == ["--images"])
     code, out, err = intsr(name, video_folder, *options, "-o", tmp_path / "out")
     assert (code, out) == (2, "") and "a video transformer: WanTransformer3DModel; expected a picture model" in err
     assert len(err.splitlines()) == 1 and not list(tmp_path.iterdir())
