@@ -139,6 +139,8 @@ OTHERS = [
     ("transformer", {"pos_embed_seq_len": 514}, "pos_embed_seq_len 514: image conditioning"),
     ("transformer", {"in_channels": 36}, "in_channels 36 (image or low-resolution conditioning beside the latents)"),
     ("transformer", {"patch_size": [2, 2, 2]}, "patch_size [2, 2, 2]"),
+    ("transformer", {"attention_head_dim": 13}, "attention_head_dim 13; expected an even number"),
+    ("transformer", {"num_layers": 2.0}, "num_layers 2.0"),
     ("transformer", {"window_size": [8, 8]}, "window_size [8, 8], a setting that Wan 2.1's transformer has not"),
     ("vae", {"_class_name": "AutoencoderKLCogVideoX"}, "class AutoencoderKLCogVideoX; expected AutoencoderKLWan"),
     ("vae", {"_class_name": "AutoencoderKL"}, "class AutoencoderKL; expected AutoencoderKLWan"),
@@ -147,6 +149,7 @@ OTHERS = [
     ("vae", {"attn_scales": [0.5]}, "attn_scales [0.5]"),
     ("vae", {"temperal_downsample": [False, False, True]}, "temperal_downsample [False, False, True]"),
     ("vae", {"latents_std": [0.0] * 16}, "16 numbers above 0"),
+    ("vae", {"latents_mean": [float("nan")] * 16}, "latents_mean [nan"),
     ("vae", {"z_dim": 4}, "latents_mean"),
     ("vae", {"in_channels": 1}, "in_channels 1; expected 3"),
 ]
@@ -227,7 +230,12 @@ def test_weights_that_are_not_exactly_the_configurations(
 
 @pytest.mark.parametrize(
     "command",
-    [("export",), ("compile", "--bits", "fp"), ("calibrate", "--images"), ("retrain", "--images")],
+    [
+        ("export",),
+        ("compile", "--bits", "fp"),
+        ("calibrate", "--images"),
+        ("retrain", "--timestep", "auto", "--images"),
+    ],
 )
 def test_commands_for_picture_models_say_what_it_is(
     video_folder: Path, demo_picture: Path, tmp_path: Path, intsr: Command, command: tuple[str, ...]

@@ -5,6 +5,7 @@ Everything else would be lost in the rewrites for one step, or fail in the middl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,6 +162,8 @@ def _transformer_problem(config: Mapping[str, Any]) -> tuple[str, str] | None:
     for key in ("num_attention_heads", "attention_head_dim", "num_layers", "text_dim"):
         if not _are_counts([setting("transformer", config, key)], 1):
             return f"{key} {config[key]!r}", "a whole number above 0"
+    if (width := setting("transformer", config, "attention_head_dim")) % 2:
+        return f"attention_head_dim {width}", "an even number: channels are turned in pairs"
     return None
 
 
@@ -182,12 +185,11 @@ def _vae_problem(config: Mapping[str, Any]) -> tuple[str, str] | None:
             return f"{key} {value!r}", f"{PICTURE_CHANNELS}, red, green and blue"
     for key in ("latents_mean", "latents_std"):
         values = setting("vae", config, key)
-        numbers = isinstance(values, (list, tuple)) and all(is_kind(v, int, float) for v in values)
-        if not numbers or len(values) != channels or (key == "latents_std" and min(values) <= 0):
-            return (
-                f"{key} {values!r}",
-                f"{channels} numbers{' above 0' * (key == 'latents_std')}, one a latent channel",
-            )
+        above = 0 if key == "latents_std" else -math.inf
+        right = isinstance(values, (list, tuple)) and len(values) == channels
+        if not right or not all(is_kind(v, int, float) and above < v < math.inf for v in values):
+            kind = f"numbers{' above 0' * (above == 0)}"
+            return f"{key} {values!r}", f"{channels} {kind}, one a latent channel"
     return None
 
 
