@@ -114,7 +114,7 @@ def costs_from_video_architecture(architecture: VideoArchitecture, size: ChunkSi
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(architecture.name, f"cannot run this architecture ({str(error)[:300]})") from error
     parts = (
-        of_transformer.cost("constant", _is_constant),
+        of_transformer.cost("constant", _is_constant, attends=False),
         of_transformer.cost("one step", lambda name: not _is_constant(name)),
     )
     return (
@@ -139,12 +139,12 @@ class _Counts:
     macs: Mapping[str, int]
     attention: int
 
-    def cost(self, name: str, belongs: Callable[[str], bool]) -> NetworkCost:
-        """Of all that `belongs`; attention's products belong to the part that is left for one step."""
+    def cost(self, name: str, belongs: Callable[[str], bool], attends: bool = True) -> NetworkCost:
+        """Of all that `belongs`; attends: whether attention's products do."""
         parameters, macs = (
             sum(count for key, count in counts.items() if belongs(key)) for counts in (self.parameters, self.macs)
         )
-        return NetworkCost(name, parameters, macs, attention_macs=0 if name == "constant" else self.attention)
+        return NetworkCost(name, parameters, macs, attention_macs=self.attention if attends else 0)
 
 
 class _AttentionCounter(TorchFunctionMode):
