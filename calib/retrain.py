@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from intsr.calib.learn.whole import PERCEPTUAL_WEIGHT, PICTURE_WEIGHT
 from intsr.calib.models.modules import layers_of, put_modules
 from intsr.calib.models.prompt import CONTEXT_NAME
 from intsr.calib.models.reference import ReferenceUNet, reference_networks
-from intsr.calib.models.save import write_model
+from intsr.calib.models.save import NetworkFiles, write_model
 from intsr.calib.models.spec import SPEC_SCHEMA_VERSION, ModelSettings, alpha_bar_from_scheduler
 from intsr.errors import ModelError, UsageError
 from intsr.files import sha256_from_path
@@ -223,13 +224,13 @@ def write_retrained(source: ModelSource, result: Retrained, folder: Path) -> int
         spec.synthetic,
     )
     vae = source.load("vae").vae.state_dict()
-    networks = []
+    networks: list[NetworkFiles] = []
     for part, tensors in (("unet", result.unet), ("vae", vae)):
         halves = {name: tensor.half().contiguous() for name, tensor in tensors.items()}
         over = [name for name, tensor in halves.items() if not bool(tensor.isfinite().all())]
         if over:
             raise ModelError(folder, f"{part}.{over[0]} is beyond fp16's largest number", "another timestep")
-        networks.append((part, source.networks[part].config, halves))
+        networks.append((part, source.networks[part].config, [partial(dict, halves)]))
     return write_model(folder, settings, networks, source.context, source.scheduler)
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from intsr.errors import BundleError, EngineMismatchError, UsageError
 from intsr.json_files import decode_json
-from intsr.types import COLOR_FIXES, RESIZE_FILTERS, Count, TensorInfo
+from intsr.types import COLOR_FIXES, RESIZE_FILTERS, VIDEO_NETWORKS, Count, TensorInfo
 
 SCHEMA_VERSION = 2
 
@@ -60,6 +60,28 @@ class TileEntry:
             raise ValueError(f"overlap_px {self.overlap_px} is not below tile_px {self.tile_px}")
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkEntry:
+    """What the networks of a video engine take of time: chunks of frames, which neighbours share some of.
+
+    Its networks are `VIDEO_NETWORKS`. The first tensor of each is what it works on, (1, channels, frames, H, W); the
+    others are what the VAE's layers remember of the frames before: `encoder_start` and `decoder_start` have none as
+    inputs, and leave what `encoder_next` and `decoder_next` take and leave in their turn.
+    """
+
+    # Of a chunk: a latent of one frame, and one for each `frames_per_latent` behind it.
+    frames: Count
+    frames_per_latent: Count
+    # The default of frames that neighbouring chunks share.
+    overlap_frames: int
+
+    def __post_init__(self) -> None:
+        if (self.frames - 1) % self.frames_per_latent:
+            raise ValueError(f"chunks of {self.frames} frames, expected {self.frames_per_latent} n + 1")
+        if not 0 <= 2 * self.overlap_frames <= self.frames:
+            raise ValueError(f"{self.overlap_frames} frames shared, expected at most half of {self.frames}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """`manifest.json` of an `.engine` bundle."""
@@ -97,6 +119,8 @@ class Manifest:
     synthetic: bool = False
     # Further tile sizes, each with the same networks; tile_px, overlap_px and networks are the default's.
     tiles: tuple[TileEntry, ...] = ()
+    # Of a video engine.
+    chunk: ChunkEntry | None = None
 
     def __post_init__(self) -> None:
         sizes = [entry.tile_px for entry in self.all_tiles]
@@ -107,6 +131,10 @@ class Manifest:
         names = self.network_names
         if not names or len(set(names)) < len(names):
             raise ValueError(f"networks are {list(names)}, expected one or more of different names")
+        if (self.chunk is not None) != (names == VIDEO_NETWORKS):
+            raise ValueError(
+                f"networks are {list(names)}, expected {list(VIDEO_NETWORKS)} for chunks of frames alone"
+            )
         for tile in self.tiles:
             own = [entry.name for entry in tile.networks]
             if own != list(names):

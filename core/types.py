@@ -13,6 +13,8 @@ from msgspec import Meta
 from intsr.errors import UsageError
 
 NETWORKS = ("encoder", "unet", "decoder")
+# Of a video engine: its VAE has a network for a film's first frame and one for those behind it.
+VIDEO_NETWORKS = ("encoder_start", "encoder_next", "transformer", "decoder_start", "decoder_next")
 COLOR_FIXES = ("wavelet", "adain", "none")
 RESIZE_FILTERS = ("bicubic", "lanczos")
 MIN_BITS, MAX_BITS = 2, 8

@@ -49,6 +49,13 @@ def tiny_model(tiny_folder: Path) -> SRModel:
 
 
 @pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from video_models import write_video_model
+
+    return write_video_model(tmp_path_factory.mktemp("video"))
+
+
+@pytest.fixture(scope="session")
 def tiny_specialized(tiny_model: SRModel) -> dict[str, nn.Module]:
     """encoder, unet, decoder by name."""
     from intsr.export.fold.specialize import specialize

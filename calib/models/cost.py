@@ -31,21 +31,26 @@ DEFAULT_SIZE_PX = 512
 
 @dataclass(frozen=True, slots=True)
 class NetworkCost:
-    """Parameters and multiply-accumulates (Conv2d and Linear) of a network, for one picture.
+    """Parameters and multiply-accumulates (convolutions and Linear) of a network, for one picture or chunk of frames.
 
-    components: the halves that a network is compiled in, where it is compiled in halves; their counts add up to
-    the network's own.
+    components: the parts that a network is compiled in, where it is compiled in parts; their counts add up to
+    the network's own. attention_macs: attention's two products, counted for video models, which are mostly that.
     """
 
     name: str
     parameters: int
     macs: int
     components: tuple[NetworkCost, ...] = ()
+    attention_macs: int = 0
 
     @property
     def gops(self) -> float:
         """Operations in 1e9: a multiply-accumulate is two."""
         return 2 * self.macs / 1e9
+
+    @property
+    def attention_gops(self) -> float:
+        return 2 * self.attention_macs / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def architecture_from_folder(folder: Path, name: str | None = None) -> Architect
     """Read unet/config.json, vae/config.json and, where there is one, intsr_model.json. Raises ModelError."""
     configs = read_configs(folder)
     settings = read_settings(folder, name or folder.resolve().name)
-    tokens = _tokens_from_context(folder / settings.context) if settings.context else PROMPT_TOKENS
+    tokens = tokens_from_context(folder / settings.context) if settings.context else PROMPT_TOKENS
     return Architecture(settings.name, configs["unet"], configs["vae"], tokens, settings.synthetic)
 
 
@@ -74,7 +79,7 @@ def architecture_from_file(path: Path) -> Architecture:
     return Architecture(path.stem, unet, vae)
 
 
-def _tokens_from_context(path: Path) -> int:
+def tokens_from_context(path: Path) -> int:
     """Second side of the tensor `context` (1, tokens, channels): from the file's header alone."""
     try:
         with safe_open(path, framework="np") as file:
@@ -151,7 +156,10 @@ def _cost(
 
 
 def total_from_costs(costs: tuple[NetworkCost, ...]) -> NetworkCost:
-    return NetworkCost("total", sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
+    parameters, macs, attention = (
+        sum(getattr(cost, name) for cost in costs) for name in ("parameters", "macs", "attention_macs")
+    )
+    return NetworkCost("total", parameters, macs, attention_macs=attention)
 
 
 def quantize_cost(costs: tuple[NetworkCost, ...], bits: Bits, parts: tuple[str, ...]) -> QuantizedCost:

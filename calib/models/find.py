@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import intsr
+from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.calib.models.prompt import TEXT_WEIGHT_FILES
 from intsr.calib.models.spec import SPEC_NAME, read_settings
 from intsr.calib.models.tensor_files import CHECKPOINT_SUFFIXES
-from intsr.calib.models.weights import INDEX_FILES, PARTS, WEIGHT_FILES, shards_of_index
+from intsr.calib.models.video_spec import video_context_name
+from intsr.calib.models.weights import INDEX_FILES, PARTS, WEIGHT_FILES, is_video_folder, shards_of_index
 from intsr.errors import ModelError
 
 DEMO_MODEL = "demo"
@@ -18,7 +21,8 @@ EXPECTED = "a model folder with unet/ and vae/, a single file, owner/name@REVISI
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of a repository in diffusers' layout, what this needs; weights are asked for one by one.
-_SMALL_FILES = [SPEC_NAME, *(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json"]
+_CONFIGS = [f"{part}/config.json" for part in dict.fromkeys(PARTS + VIDEO_PARTS)]
+_SMALL_FILES = [SPEC_NAME, *_CONFIGS, "scheduler/scheduler_config.json"]
 _TEXT_FILES = ["tokenizer/*.json", "tokenizer/*.txt", "text_encoder/config.json"]
 
 
@@ -34,11 +38,12 @@ class Place:
         return self.path.is_file()
 
 
-def find_model(name: str, with_weights: bool = True, needs_text: bool = True) -> Place:
+def find_model(name: str, with_weights: bool = True, needs_text: bool = True, parts: Sequence[str] = PARTS) -> Place:
     """Return where the model is; one of the hub is downloaded, and only the files that are needed.
 
     with_weights: False where only its shapes are asked for. needs_text: whether its text encoder would make the
-    context. Raises ModelError.
+    context. parts: `PARTS` or `VIDEO_PARTS`, the kind of model that is asked for; of the other kind no weights are
+    downloaded. Raises ModelError.
     """
     if name == DEMO_MODEL:
         return Place(Path(intsr.__file__).parent / "models" / DEMO_MODEL, DEMO_MODEL)
@@ -53,16 +58,17 @@ def find_model(name: str, with_weights: bool = True, needs_text: bool = True) ->
     if hub is None or hub[2] is None:
         fix = "a Hugging Face id needs @ and a revision, best the whole commit hash" if hub else ""
         raise ModelError(name, "no such folder or file", EXPECTED, fix)
-    return _from_hub(hub[1], hub[2], with_weights, needs_text)
+    return _from_hub(hub[1], hub[2], parts if with_weights else (), needs_text)
 
 
-def _from_hub(repository: str, revision: str, with_weights: bool, needs_text: bool) -> Place:
+def _from_hub(repository: str, revision: str, parts: Sequence[str], needs_text: bool) -> Place:
     folder = _download(repository, revision, _SMALL_FILES)
-    settings = read_settings(folder, repository)
-    weights = dict.fromkeys(PARTS, WEIGHT_FILES + INDEX_FILES) if with_weights else {}
-    if settings.context:
-        _download(repository, revision, [settings.context])
-    elif with_weights and needs_text:
+    is_video = is_video_folder(folder)
+    context = video_context_name(folder) if is_video else read_settings(folder, repository).context
+    weights = dict.fromkeys(parts, WEIGHT_FILES + INDEX_FILES) if is_video == (parts == VIDEO_PARTS) else {}
+    if context:
+        _download(repository, revision, [context])
+    elif weights and needs_text:
         _download(repository, revision, _TEXT_FILES)
         weights["text_encoder"] = TEXT_WEIGHT_FILES
     for part, names in weights.items():

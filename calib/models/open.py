@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from intsr.calib.models.digest import TEXT_FOLDERS, TEXT_SUFFIXES, WEIGHT_SUFFIXES, context_fact, file_facts
 from intsr.calib.models.families.architecture import SD21_SCHEDULER
 from intsr.calib.models.families.sd21_ldm import check_nothing_else, configs_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import CONTEXT_CHANNELS, check_channels
@@ -33,9 +34,6 @@ from intsr.types import ModelSpec
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
-
-WEIGHT_SUFFIXES = (".json", ".safetensors")
-TEXT_FOLDERS, TEXT_SUFFIXES = ("text_encoder", "tokenizer"), (".json", ".safetensors", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,8 @@ def open_model(name: str, context: Path | None = None, lora: Path | None = None)
 
 def _open_folder(place: Place, context: Path | None) -> ModelSource:
     folder = place.path
-    settings = read_settings(folder, place.name)
     configs = read_configs(folder)
+    settings = read_settings(folder, place.name)
     networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in PARTS}
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = read_json(scheduler_file)
@@ -128,8 +126,8 @@ def _open_folder(place: Place, context: Path | None) -> ModelSource:
     spec = spec_from_settings(settings, configs["unet"], vae, scheduler, scheduler_file)
     named = context or (folder / settings.context if settings.context else None)
     tensor = read_context(named) if named else context_from_folder(folder)
-    of_context = [_context_fact(tensor)] if named else _file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
-    digest = _model_digest(spec, of_context, _file_facts(folder, PARTS, WEIGHT_SUFFIXES))
+    of_context = [context_fact(tensor)] if named else file_facts(folder, TEXT_FOLDERS, TEXT_SUFFIXES)
+    digest = _model_digest(spec, of_context, file_facts(folder, PARTS, WEIGHT_SUFFIXES))
     return ModelSource(spec, tensor, digest, networks, scheduler)
 
 
@@ -146,28 +144,13 @@ def _open_file(place: Place, context: Path | None) -> ModelSource:
     spec = spec_from_settings(default_settings(place.name), unet, vae, SD21_SCHEDULER, place.path)
     tensor = read_context(context) if context else context_from_ldm(tensors, place.path)
     # A context that no file gave was made by an encoder in this very file.
-    of_context = [_context_fact(tensor)] if context else []
+    of_context = [context_fact(tensor)] if context else []
     digest = _model_digest(spec, of_context, [f"file:{sha256_from_path(place.path)}"])
     return ModelSource(spec, tensor, digest, networks, SD21_SCHEDULER)
 
 
-def _file_facts(folder: Path, parts: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-    """`part/name:sha256` of the files directly in these folders below `folder`, in order."""
-    return [
-        f"{part}/{path.name}:{sha256_from_path(path)}"
-        for part in parts
-        for path in sorted((folder / part).glob("*"))
-        if path.suffix in suffixes and path.is_file()
-    ]
-
-
-def _context_fact(context: torch.Tensor) -> str:
-    """Describe a context that a file held, (1, tokens, channels) float32."""
-    return f"context {tuple(context.shape)}:{hashlib.sha256(context.numpy().tobytes()).hexdigest()}"
-
-
 def _model_digest(spec: ModelSpec, of_context: Sequence[str], of_weights: Sequence[str]) -> str:
-    """of_context: `_context_fact`, or `_file_facts` of what makes it; nothing where the weights' file makes it."""
+    """of_context: `context_fact`, or `file_facts` of what makes it; nothing where the weights' file makes it."""
     # A product of a thousand factors: not to the last bit, which libraries may round differently.
     facts = [spec.timestep, f"{spec.alpha_bar:.12e}", float(spec.latent_scaling_factor)]
     facts += [spec.upscale_factor, spec.resize_filter, spec.size_multiple_px]

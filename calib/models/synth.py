@@ -9,28 +9,42 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 
 from intsr.calib.models.families.architecture import SD21_SCHEDULER, Architecture
+from intsr.calib.models.families.wan import WAN_SCHEDULER, VideoArchitecture
 from intsr.calib.models.prompt import CONTEXT_NAME
 from intsr.calib.models.save import NetworkFiles, write_model
-from intsr.calib.models.spec import default_settings
-from intsr.calib.models.weights import PARTS, empty_network
+from intsr.calib.models.spec import SPEC_SCHEMA_VERSION, ModelSettings, default_settings
+from intsr.calib.models.video_spec import VideoSettings
+from intsr.calib.models.weights import empty_network
 from intsr.files import check_free_space
 from intsr.types import SYNTHETIC_NOTE
 
 STORED_BYTES = 2  # fp16
+# A video transformer's weights are divided into files of so many at most; a picture model's networks are whole.
+SHARD_BYTES = 1 << 29
+# DOVE's, the one-step video model whose numbers are published.
+VIDEO_TIMESTEP = 399
 # Deviation of what is no weight matrix: enough that a lost bias or a swapped norm shows.
 SMALL = 0.05
 # Last layers of residual branches: what a branch adds stays below what it is added to.
-BRANCH_ENDS = ("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weight")
+BRANCH_ENDS = (
+    *("conv2.weight", "to_out.0.weight", "ff.net.2.weight", "proj_out.weight"),
+    *("ffn.net.2.weight", "attentions.0.proj.weight"),
+)
 BRANCH_GAIN = 0.5
 # At t = 999 an error in what the UNet predicts is 14.6 times as large in the denoised latents.
 PREDICTION, PREDICTION_GAIN = "unet.conv_out.weight", 1 / 14.6
+
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,37 +59,69 @@ class SyntheticModel:
 
 
 def write_synthetic_model(
-    architecture: Architecture, folder: Path, seed: int = 0, on_network: Callable[[str], None] = lambda name: None
+    architecture: Architecture | VideoArchitecture,
+    folder: Path,
+    seed: int = 0,
+    on_network: Callable[[str], None] = lambda name: None,
 ) -> SyntheticModel:
     """Write a model folder in diffusers' layout, in one piece, with a context and `intsr_model.json`.
 
-    At most one network is held, in fp16. on_network: told each one's name as it begins. Raises UsageError where the
-    folder exists or the disk has no room.
+    At most one network of a picture model, or one file of a video model, is held, in fp16. on_network: told each
+    one's name as it begins. Raises UsageError where the folder exists or the disk has no room.
     """
-    networks = {part: empty_network(part, getattr(architecture, part), folder) for part in PARTS}
+    configs = architecture.networks
+    networks = {part: empty_network(part, config, folder) for part, config in configs.items()}
     parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in networks.items()}
     check_free_space(folder, STORED_BYTES * sum(parameters.values()))
     name = f"{architecture.name}-random-{seed}"
-    shape = (1, architecture.context_tokens, int(architecture.unet["cross_attention_dim"]))
-    settings = replace(default_settings(name), context=CONTEXT_NAME, licence=SYNTHETIC_NOTE, synthetic=True)
+    is_video = isinstance(architecture, VideoArchitecture)
+    shape = (1, architecture.context_tokens, architecture.context_channels)
 
     def files() -> Iterator[NetworkFiles]:
         for part, network in networks.items():
             on_network(part)
             shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-            weights = {key: random_tensor(f"{part}.{key}", size, seed).half() for key, size in shapes.items()}
-            yield part, getattr(architecture, part), weights
+            parts = _shards(shapes) if is_video else [shapes]
+            yield part, configs[part], [partial(_random_tensors, part, shard, seed) for shard in parts]
 
-    size_bytes = write_model(folder, settings, files(), _normal("context", shape, seed), SD21_SCHEDULER)
+    scheduler = WAN_SCHEDULER if is_video else SD21_SCHEDULER
+    context = _normal("context", shape, seed)
+    size_bytes = write_model(folder, _settings(name, is_video), files(), context, scheduler)
     return SyntheticModel(folder, name, seed, parameters, size_bytes)
+
+
+def _settings(name: str, is_video: bool) -> ModelSettings | VideoSettings:
+    common: dict[str, Any] = {"context": CONTEXT_NAME, "licence": SYNTHETIC_NOTE, "synthetic": True}
+    if is_video:
+        return VideoSettings(SPEC_SCHEMA_VERSION, name, VIDEO_TIMESTEP, 4, "bicubic", **common)
+    return replace(default_settings(name), **common)
+
+
+def _shards(shapes: Shapes) -> list[Shapes]:
+    """Divide a network's tensors, in order, into files of at most SHARD_BYTES, or of one tensor."""
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    size_bytes = 0
+    for name, shape in shapes.items():
+        own = STORED_BYTES * math.prod(shape)
+        if shards[-1] and size_bytes + own > SHARD_BYTES:
+            shards.append({})
+            size_bytes = 0
+        shards[-1][name] = shape
+        size_bytes += own
+    return list(shards)
+
+
+def _random_tensors(part: str, shapes: Shapes, seed: int) -> dict[str, torch.Tensor]:
+    return {key: random_tensor(f"{part}.{key}", shape, seed).half() for key, shape in shapes.items()}
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Float32. Norms near 1, biases near 0, weights of gain 1 over their inputs, less at the end of a branch."""
     values = _normal(name, shape, seed)
-    if len(shape) == 1:
-        owner, _, kind = name.rpartition(".")
-        return values.mul_(SMALL).add_(1.0 if kind == "weight" and "norm" in owner.rpartition(".")[2] else 0.0)
+    owner, _, kind = name.rpartition(".")
+    if len(shape) == 1 or kind == "gamma":
+        scales = kind in ("weight", "gamma") and "norm" in owner.rpartition(".")[2]
+        return values.mul_(SMALL).add_(1.0 if scales else 0.0)
     gain = PREDICTION_GAIN if name == PREDICTION else BRANCH_GAIN if name.endswith(BRANCH_ENDS) else 1.0
     return values.mul_(gain / math.sqrt(math.prod(shape[1:])))
 

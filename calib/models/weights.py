@@ -1,4 +1,4 @@
-"""The UNet and the VAE as torch modules: which files hold their weights, and of those nothing missing, nothing left.
+"""A model's networks as torch modules: which files hold their weights, and of those nothing missing, nothing left.
 
 What lies where weights should is told as what it is.
 """
@@ -16,6 +16,14 @@ import torch
 from intsr.calib.models.families.architecture import current_name
 from intsr.calib.models.families.sd21_ldm import network_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import check_channels, unsupported
+from intsr.calib.models.families.wan import (
+    VIDEO_CLASSES,
+    VIDEO_PARTS,
+    check_video_channels,
+    check_video_config,
+    current_video_names,
+    put_rope,
+)
 from intsr.calib.models.lora import Lora, merge_lora
 from intsr.calib.models.spec import read_json
 from intsr.calib.models.tensor_files import (
@@ -63,8 +71,18 @@ def check_config(part: str, config: Mapping[str, Any], where: Path) -> None:
         raise ModelError(where, *problem)
 
 
+def is_video_folder(folder: Path) -> bool:
+    """Tell whether the folder's denoiser is a transformer, of whatever make, and no UNet."""
+    return (folder / "transformer" / "config.json").is_file()
+
+
 def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     """Read and check the configurations of both networks of a folder, by part. Raises ModelError."""
+    if is_video_folder(folder):
+        read_video_configs(folder)
+        got = f"a video transformer: {VIDEO_CLASSES['transformer']}"
+        fix = "of video models there are `intsr info` and `intsr synth` so far"
+        raise ModelError(folder, got, "a picture model, with unet/ and vae/", fix)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     for part, config in configs.items():
         check_config(part, config, folder / part / "config.json")
@@ -72,12 +90,26 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     return configs
 
 
+def read_video_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read and check the configurations of a video model's transformer and VAE, by part. Raises ModelError."""
+    configs = {part: read_json(folder / part / "config.json") for part in VIDEO_PARTS}
+    for part, config in configs.items():
+        check_video_config(part, config, folder / part / "config.json")
+    check_video_channels(configs["transformer"], configs["vae"], folder)
+    return configs
+
+
+def class_name(part: str, config: Mapping[str, Any]) -> str:
+    """Return the name of diffusers' class: what the configuration says, or a picture model's."""
+    return str(config.get("_class_name") or CLASSES[part])
+
+
 def empty_network(part: str, config: Mapping[str, Any], where: Path) -> Any:
     """The module on torch's meta device: shapes and no memory. Raises ModelError."""
     import diffusers
 
     with as_model_error(where), torch.device("meta"):
-        return getattr(diffusers, CLASSES[part]).from_config(dict(config))
+        return getattr(diffusers, class_name(part, config)).from_config(dict(config))
 
 
 def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
@@ -90,6 +122,8 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     tensors = tensors_of_file(source.path)
     if source.is_ldm:
         weights = network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
+    elif source.part == "transformer":
+        weights = current_video_names(tensors)
     else:
         weights = {current_name(name): tensor for name, tensor in tensors.items()}
     for name, tensor in weights.items():
@@ -102,6 +136,8 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     for name in list(weights):
         weights[name] = weights[name].float()
     network.load_state_dict(weights, strict=True, assign=True)
+    if source.part == "transformer":
+        put_rope(network)
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         got = f"NaN or infinity in {broken[0]} and {len(broken) - 1} more"

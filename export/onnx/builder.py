@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +121,20 @@ class GraphBuilder:
         """Append a node of one output and return that output's name."""
         return self.node(op_type, inputs, name, **attributes)[0]
 
-    def model(self, graph_name: str, value_in: TensorInfo, source: str, value_out: TensorInfo) -> onnx.ModelProto:
-        """The finished model. `source` is the value that becomes the output."""
-        self._nodes.append(helper.make_node("Identity", [source], [value_out.name], name=value_out.name))
-        infos = [
-            helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), v.shape)
-            for v in (value_in, value_out)
-        ]
-        graph = helper.make_graph(
-            self._nodes, graph_name, [infos[0]], [infos[1]], initializer=list(self._initializers.values())
+    def model(
+        self, graph_name: str, values_in: Sequence[TensorInfo], values_out: Sequence[tuple[str, TensorInfo]]
+    ) -> onnx.ModelProto:
+        """The finished model. values_out: each with the value that becomes it."""
+        for source, value in values_out:
+            self._nodes.append(helper.make_node("Identity", [source], [value.name], name=value.name))
+        ins, outs = (
+            [
+                helper.make_tensor_value_info(v.name, helper.np_dtype_to_tensor_dtype(np.dtype(v.dtype)), v.shape)
+                for v in values
+            ]
+            for values in (values_in, [value for _, value in values_out])
         )
+        graph = helper.make_graph(self._nodes, graph_name, ins, outs, initializer=list(self._initializers.values()))
         opset = helper.make_opsetid("", self.lowering.opset)
         return helper.make_model(graph, producer_name="intsr", opset_imports=[opset], ir_version=IR_VERSION)
 

@@ -76,7 +76,7 @@ def expected_inference_bytes(manifest: Manifest) -> int:
     """Return what running the engine takes beside its weights, as measured when it was built; 0 where nobody did."""
     plans = manifest.build.get("plans", {})
     return sum(
-        round(plans.get(entry.name, {}).get(INFERENCE_BYTES, 0.0) * prod(entry.input.shape))
+        round(plans.get(entry.name, {}).get(INFERENCE_BYTES, 0.0) * prod(entry.inputs[0].shape))
         for entry in manifest.networks
     )
 

@@ -19,10 +19,14 @@ from intsr.runtime.backends.protocol import (
     open_each,
     ran_out_of_memory,
 )
+from intsr.runtime.backends.video import VideoBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
+    from intsr.types import TensorInfo
 
 # What a packed graph calls the file with its weights.
 WEIGHTS_NAME = "weights"
@@ -42,15 +46,29 @@ class ONNXRuntimeNetwork:
     """One session, all float parts in the graph's own types."""
 
     def __init__(self, entry: NetworkEntry, session: Any, where: object = "engine") -> None:
-        self.input, self.output = entry.input, entry.output
+        self.entry = entry
         self._session, self._where = session, where
 
+    @property
+    def input(self) -> TensorInfo:
+        return self.entry.input
+
+    @property
+    def output(self) -> TensorInfo:
+        return self.entry.output
+
     def run(self, x: Array) -> Array:
+        return self.run_all([x])[0]
+
+    def run_all(self, tensors: Sequence[Array]) -> list[Array]:
+        """Do as `ManyTensorNetwork`."""
         if self._session is None:
             raise closed_error(self._where)
-        feeds = {self.input.name: checked_input(x, self.input)}
+        inputs, outputs = self.entry.inputs, self.entry.outputs
+        feeds = {info.name: checked_input(x, info) for info, x in zip(inputs, tensors, strict=True)}
         try:
-            return np.asarray(self._session.run([self.output.name], feeds)[0], dtype=self.output.dtype)
+            results = self._session.run([info.name for info in outputs], feeds)
+            return [np.asarray(y, dtype=info.dtype) for info, y in zip(outputs, results, strict=True)]
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -69,7 +87,8 @@ def load_library() -> None:
 def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     """Open all networks. Raises what `open_network` raises."""
     networks = open_each(open_network, bundle, options)
-    backend = Backend(networks, names=tuple(entry.name for entry in bundle.manifest.networks))
+    chunk, names = bundle.manifest.chunk, tuple(entry.name for entry in bundle.manifest.networks)
+    backend = Backend(networks, names=names) if chunk is None else VideoBackend(networks, chunk)
     if options.device not in (None, "cpu"):
         backend.device = f"{options.device} by ONNX Runtime"
     return backend
@@ -100,10 +119,11 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
             f"built with {bundle.manifest.library_version}",
             "compile the model again: intsr compile MODEL --target onnxruntime",
         ) from error
-    for info, ports in ((entry.input, session.get_inputs()), (entry.output, session.get_outputs())):
+    for infos, ports in ((entry.inputs, session.get_inputs()), (entry.outputs, session.get_outputs())):
         got = [(port.name, tuple(port.shape)) for port in ports]
-        if got != [(info.name, info.shape)]:
-            raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"{info.name} {info.shape}")
+        if got != [(info.name, info.shape) for info in infos]:
+            expected = ", ".join(f"{info.name} {info.shape}" for info in infos)
+            raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", expected)
     return ONNXRuntimeNetwork(entry, session, bundle.path)
 
 

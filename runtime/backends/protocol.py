@@ -69,7 +69,7 @@ class LayerTime:
 
 
 class Network(Protocol):
-    """One network with a static shape, ready to run."""
+    """One network of one input and one output with static shapes, ready to run."""
 
     @property
     def input(self) -> TensorInfo: ...
@@ -82,6 +82,19 @@ class Network(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class ManyTensorNetwork(Protocol):
+    """One network of any number of inputs and outputs with static shapes, ready to run."""
+
+    @property
+    def entry(self) -> NetworkEntry: ...
+
+    def run_all(self, tensors: Sequence[Array]) -> list[Array]:
+        """Run it: a tensor for each of `entry.inputs`, any float dtype -> one for each of `entry.outputs`, in the
+        dtype that it has there; the caller owns the results.
+        """
+        ...
 
 
 class TilePipeline(Protocol):

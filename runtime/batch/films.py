@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.errors import ImageError
+from intsr.runtime.batch.clips import ChunkRun
 from intsr.runtime.batch.files import FileReport, FilmReport, failure, settled, with_header
 from intsr.runtime.batch.frames import FrameRun, FrameScores, Sink
 from intsr.runtime.batch.jobs import Job
@@ -141,7 +143,9 @@ class _Film:
         settings, notes = checked_settings(source, options, job.output, self.size)
         with open_parts(job.output, self._identity(settings), options.overwrite) as parts:
             resumed = parts.frames
-            self._run(source.frames(parts.last_pts), _PartsSink(parts, settings), parts.folder, resumed)
+            # A chunk of frames depends on earlier ones, too.
+            after = None if self.engine.manifest.chunk else parts.last_pts
+            self._run(source.frames(after), _PartsSink(parts, settings), parts.folder, resumed)
             if not parts.parts:
                 got, fix = "has no frame in the wanted time", "give another --start or --duration"
                 raise ImageError(job.source, got, fix=fix)
@@ -157,12 +161,31 @@ class _Film:
         output, source = self.job.output, self.source
         check_pixels_fit(*self.size, 3, source.facts.bits, numbered(output, 1))
         output.parent.mkdir(parents=True, exist_ok=True)
-        sink = _PicturesSink(output, self.options)
-        sums = _sums(self._run(sink.missing(source.frames()), sink, output.parent))
-        return sums | {"frames": sums["frames"] + sink.found}, sink.found, ()
+        if self.engine.manifest.chunk is not None:
+            # Chunks are of all frames, there or not.
+            done = _first_missing(output, self.options) - 1
+            sink = _PicturesSink(output, self.options, count(done + 1))
+            sums = _sums(self._run(source.frames(), sink, output.parent, done))
+            return sums | {"frames": sums["frames"] + done}, done, ()
+        numbers: deque[int] = deque()
+        found = 0
+
+        def missing() -> Iterator[Frame]:
+            nonlocal found
+            for number, frame in enumerate(source.frames(), 1):
+                if not self.options.overwrite and numbered(output, number).exists():
+                    found += 1
+                    continue
+                numbers.append(number)
+                yield frame
+
+        sink = _PicturesSink(output, self.options, iter(numbers.popleft, None))
+        sums = _sums(self._run(missing(), sink, output.parent))
+        return sums | {"frames": sums["frames"] + found}, found, ()
 
     def _run(self, frames: Iterator[Frame], sink: Sink, spill_folder: Path, resumed: int = 0) -> FrameScores:
-        run = FrameRun(self.engine, self.options, frames, sink, spill_folder)
+        whole = self.engine, self.options, frames, sink, spill_folder
+        run = ChunkRun(*whole, done=resumed) if self.engine.manifest.chunk else FrameRun(*whole)
         total = self.source.facts.frames
         for _ in self.show(run.run(), None if total is None else max(total - resumed, 0)):
             pass
@@ -254,30 +277,24 @@ def _even(pixels: Array) -> Array:
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
+def _first_missing(output: Path, options: FileOptions) -> int:
+    """Return the number of the first picture that is not there yet, or is to be replaced."""
+    return next(number for number in count(1) if options.overwrite or not numbered(output, number).exists())
+
+
 class _PicturesSink:
-    """Frames into pictures, numbered from 1 on. Those that are there stay, unless they are to be replaced."""
+    """Frames into pictures, `numbers` the next one's. Those that are there stay, unless they are to be replaced."""
 
-    def __init__(self, output: Path, options: FileOptions) -> None:
-        self._output, self._options = output, options
-        self._numbers: deque[int] = deque()
+    def __init__(self, output: Path, options: FileOptions, numbers: Iterator[int]) -> None:
+        self._output, self._options, self._numbers = output, options, numbers
         self._pixels: Array | None = None
-        # How many were there already.
-        self.found = 0
-
-    def missing(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        """Yield the frames whose pictures are not there yet, or are to be replaced."""
-        for number, frame in enumerate(frames, 1):
-            if not self._options.overwrite and numbered(self._output, number).exists():
-                self.found += 1
-                continue
-            self._numbers.append(number)
-            yield frame
 
     def write(self, frame: Frame, pixels: Array | None, scores: FrameScores) -> None:
         self._pixels = self._pixels if pixels is None else pixels
         assert self._pixels is not None
-        path = numbered(self._output, self._numbers.popleft())
-        write_image(path, self._pixels, None, ImageMetadata(), self._options.quality)
+        path = numbered(self._output, next(self._numbers))
+        if self._options.overwrite or not path.exists():
+            write_image(path, self._pixels, None, ImageMetadata(), self._options.quality)
 
     def close(self) -> None:
         """Each picture is closed already."""

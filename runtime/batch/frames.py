@@ -45,7 +45,7 @@ class Sink(Protocol):
         """No more frames will come: all were written, or the run is over for another reason."""
 
 
-class _EndError(Exception):
+class EndError(Exception):
     """There are no more frames, or none may follow one that failed."""
 
 
@@ -83,7 +83,7 @@ class FrameRun:
         try:
             with closing(overlapped(count(), self._prepare, self._compute, self._finish)) as made:
                 for _, result in made:
-                    if isinstance(result, _EndError):
+                    if isinstance(result, EndError):
                         break
                     if isinstance(result, Exception):
                         raise result
@@ -93,7 +93,7 @@ class FrameRun:
 
     def _prepare(self, _: int) -> _Prepared:
         if self._read_failed:
-            raise _EndError
+            raise EndError
         self._read_failed = True
         prepared = self._read()
         self._read_failed = False
@@ -102,7 +102,7 @@ class FrameRun:
     def _read(self) -> _Prepared:
         frame = next(self.frames, None)
         if frame is None:
-            raise _EndError
+            raise EndError
         before, self._before = self._before, frame.pixels
         if before is not None and np.array_equal(before, frame.pixels):
             return _Prepared(frame, None)
@@ -123,7 +123,7 @@ class FrameRun:
 
     def _finish(self, prepared: _Prepared, bands: Iterable[Band | FinishedBand]) -> Frame:
         if self._finish_failed:
-            raise _EndError
+            raise EndError
         # Computing that fails comes out of the bands.
         self._finish_failed = True
         self._write(prepared, bands)

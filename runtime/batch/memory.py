@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.memory import resident_bytes
+from intsr.runtime.backends.video import VideoBackend
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.color_fix.adain import HELD_BYTES
@@ -34,6 +35,8 @@ _MOST_OVERLAPPING_PX = 24_000_000
 _TILE_ROWS, _BANDS = 4, 6
 # Of a film, frames of the output on their way to the encoder.
 _FILM_FRAMES = 4
+# Of a chunk of a video engine, for each pixel of the output and each frame.
+_CHUNK_BYTES = 3 * 4 * 2 + 3
 # What encoders hold for each pixel, most of it frames that they look ahead at: of 8 bits, and of more. Measured at
 # 1280x720 on two cores; the first is for all that are not named.
 _FILM_ENCODER_BYTES = {"": (240, 360), "libx265": (230, 450), "libsvtav1": (370, 450)}
@@ -83,13 +86,23 @@ class MemoryBudget:
         """What a film takes beyond a picture: tiles that may be used again, whole frames, and its encoder."""
         factor = self._upscaler.upscale_factor
         overlap_px = self._options.overlap_px if self._options.overlap_px is not None else self._upscaler.overlap_px
+        backend = self._upscaler.backend
+        pixels = header.width_px * header.height_px * factor**2
+        if isinstance(backend, VideoBackend):
+            # A chunk of frames as floats, twice while its colours are fixed, and enlarged; no tiles to use again.
+            return backend.chunk.frames * pixels * _CHUNK_BYTES + self._encoder_bytes(header)
         plan = plan_tiles(header.height_px, header.width_px, tile_px, min(overlap_px, tile_px - 1))
         tiles = len(plan.tops) * len(plan.lefts) * 3 * (tile_px * factor) ** 2 * 4
-        width_px, height_px = self._options.output_size(header.width_px, header.height_px, factor)
-        frame = header.width_px * header.height_px * factor**2 * 3 * header.bits // 8
+        frame = pixels * 3 * header.bits // 8
+        return tiles + _FILM_FRAMES * frame + self._encoder_bytes(header)
+
+    def _encoder_bytes(self, header: PictureHeader) -> int:
+        width_px, height_px = self._options.output_size(
+            header.width_px, header.height_px, self._upscaler.upscale_factor
+        )
         codec = self._options.film.codec or ("libx265" if header.bits > 8 else "")
-        encoder = _FILM_ENCODER_BYTES.get(codec, _FILM_ENCODER_BYTES[""])[header.bits > 8]
-        return tiles + _FILM_FRAMES * frame + encoder * width_px * height_px
+        each = _FILM_ENCODER_BYTES.get(codec, _FILM_ENCODER_BYTES[""])[header.bits > 8]
+        return each * width_px * height_px
 
     def fits(self, jobs: Sequence[Job], tile_px: int | None = None) -> bool:
         """Tell whether these pictures may be in memory at once, at one tile."""

@@ -187,7 +187,7 @@ def finished_rows(
 def _rounded(units: Iterable[Array], pixels: Array, clock: StageClock) -> Iterator[Array]:
     for unit in clock.timed("color_fix", units):
         with clock.stage("blend"):
-            rows = _pixels_from_unit(unit, pixels)
+            rows = pixels_from_unit(unit, pixels)
         yield rows
 
 
@@ -214,7 +214,7 @@ class OutputCheck:
         raise VerificationError("the engine's output", problem, "a picture", "compile the model again")
 
 
-def _pixels_from_unit(unit: Array, like: Array) -> Array:
+def pixels_from_unit(unit: Array, like: Array) -> Array:
     """(3, h, W) float32, overwritten -> (h, W, 3) or (h, W) as `like` is, in its dtype, rounded and clipped."""
     peak = np.float32(np.iinfo(like.dtype).max)
     if like.ndim == 2:

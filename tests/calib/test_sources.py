@@ -16,6 +16,8 @@ import torch
 from intsr.calib.models.cost import architecture_from_name
 from intsr.calib.models.find import find_model
 from intsr.calib.models.open import load_model, open_model
+from intsr.calib.models.video import open_video_model
+from intsr.calib.models.video_cost import video_architecture
 from intsr.errors import ModelError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -118,6 +120,17 @@ def test_weights_in_several_files_are_fetched_by_their_index(hub: Hub, tiny_fold
 def test_info_downloads_no_weights(hub: Hub) -> None:
     assert architecture_from_name("owner/name@main", None).name == "tiny"
     assert hub.files() == SMALL
+
+
+def test_a_video_model_of_the_hub(hub: Hub, video_folder: Path) -> None:
+    hub.model = video_folder
+    small = {*(SMALL - {"unet/config.json"}), "transformer/config.json"}
+    assert (found := video_architecture("owner/name@main", None)) and found.name == "tiny-wan"
+    with pytest.raises(ModelError, match="a video transformer"):
+        open_model("owner/name@main")
+    assert hub.files() == small, "no weights of a model that is refused"
+    assert open_video_model("owner/name@main").digest == open_video_model(str(video_folder)).digest
+    assert hub.files() == small | {weights.replace("unet", "transformer") for weights in WEIGHTS}
 
 
 @pytest.mark.parametrize("name", ["owner/name", "nowhere/at/all", "stray", "/nowhere/model", "owner/name@"])

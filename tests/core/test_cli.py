@@ -136,7 +136,7 @@ def test_bugs_keep_their_traceback(run_command, error):
         (["nothing"], "No such command 'nothing'; see intsr --help"),
         (["upsclae"], "No such command 'upsclae'. Did you mean 'upscale'?; see intsr --help"),
         (["--nothing"], "No such option '--nothing'; see intsr --help"),
-        (["info", "--size", "many"], "'many' is not a valid integer range; see intsr info --help"),
+        (["info", "--frames", "many"], "'many' is not a valid integer; see intsr info --help"),
         (["evaluate"], "Missing argument 'SR'; see intsr evaluate --help"),
     ],
 )

@@ -74,9 +74,8 @@ def run_node(op_type: str, attributes: dict[str, Any], first: NDArray, *others: 
 
 def run_graph(builder: GraphBuilder, result: str, x: F64) -> tuple[F64, float]:
     """The value `result`, and the largest of the biases that are among the constants."""
-    graph = builder.model(
-        "probe", *(TensorInfo("x", (1,), "float32"), result, TensorInfo("y", (1,), "float32"))
-    ).graph
+    x_info, y_info = (TensorInfo(name, (1,), "float32") for name in "xy")
+    graph = builder.model("probe", [x_info], [(result, y_info)]).graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer} | {"x": x}
     values |= {name: v.astype(np.float64) for name, v in values.items() if v.dtype == np.float32}
     for node in graph.node[:-1]:

@@ -24,8 +24,8 @@ FORMS = ("asymmetric", "asymmetric-cpu")  # instance, statistics
 
 def graph_of(norm: GroupNorm, lowering: str) -> onnx.ModelProto:
     builder = GraphBuilder(LOWERINGS[lowering])
-    info = TensorInfo("x", norm.shape, "float32")
-    return builder.model("norm", info, write_group_norm(builder, "x", norm), TensorInfo("y", norm.shape, "float32"))
+    x, y = (TensorInfo(name, norm.shape, "float32") for name in "xy")
+    return builder.model("norm", [x], [(write_group_norm(builder, "x", norm), y)])
 
 
 def in_onnxruntime(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def norm_graph(
         grid = [b.constant("scale", scale), b.constant("zero", np.array(zero_point, kind))]
         value = b.op("DequantizeLinear", [b.op("QuantizeLinear", [value, *grid], "codes"), *grid], "dequantized")
     x, y = (TensorInfo(name, shape, "float32") for name in "xy")
-    return b.model("norm", x, value, y)
+    return b.model("norm", [x], [(value, y)])
 
 
 def sample(shape: tuple[int, ...] = (1, 16, 8, 8)) -> dict[str, Array]:

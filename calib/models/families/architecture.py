@@ -32,6 +32,15 @@ class Architecture:
     context_tokens: int = PROMPT_TOKENS
     synthetic: bool = False
 
+    @property
+    def networks(self) -> dict[str, Mapping[str, Any]]:
+        """The configurations by part."""
+        return {"unet": self.unet, "vae": self.vae}
+
+    @property
+    def context_channels(self) -> int:
+        return int(self.unet["cross_attention_dim"])
+
 
 # Stable Diffusion 2.1 (base): what OSEDiff, PassionSR and their kin are made from.
 SD21 = Architecture(

@@ -99,12 +99,16 @@ def group_norm(net: LoweringContext, node: fx.Node) -> Value:
 
 @lowers(aten.layer_norm.default)
 def layer_norm(net: LoweringContext, node: fx.Node) -> Value:
-    x, normalized, weight, bias = node.args[:4]
+    x, normalized = node.args[:2]
+    weight, bias = (argument(node, 2 + i, name, None) for i, name in enumerate(("weight", "bias")))
+    epsilon, axis = float(argument(node, 4, "eps", 1e-5)), -len(list(normalized))
+    if weight is None:
+        # ONNX's has always a factor.
+        ones = net.builder.constant(f"{node.name}.weight", np.ones(list(normalized), np.float32))
+        return net.builder.op("LayerNormalization", [net.value(x), ones], node.name, axis=axis, epsilon=epsilon)
     name = net.site_of(weight)
     affine = [net.builder.constant(f"{name}.{n}", net.parameter(p)) for n, p in (("weight", weight), ("bias", bias))]
-    epsilon = float(argument(node, 4, "eps", 1e-5))
-    inputs = [net.value(x), *affine]
-    return net.builder.op("LayerNormalization", inputs, name, axis=-len(list(normalized)), epsilon=epsilon)
+    return net.builder.op("LayerNormalization", [net.value(x), *affine], name, axis=axis, epsilon=epsilon)
 
 
 @lowers(aten.scaled_dot_product_attention.default)

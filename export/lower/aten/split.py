@@ -83,6 +83,7 @@ def narrow(net: LoweringContext, node: fx.Node) -> Value:
         return source
     axis = int(argument(node, 1, "dim", 0)) % len(before)
     first = int(argument(node, 2, "start", None) or 0)
+    first += before[axis] * (first < 0)
     bounds = {"start": first, "end": first + after[axis], "axis": axis}
     constants = [net.builder.constant(f"{node.name}.{name}", [value]) for name, value in bounds.items()]
     return net.builder.op("Slice", [source, *constants], node.name)

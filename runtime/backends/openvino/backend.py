@@ -29,12 +29,15 @@ from intsr.runtime.backends.protocol import (
     closed_error,
     ran_out_of_memory,
 )
+from intsr.runtime.backends.video import VideoBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
+    from intsr.types import TensorInfo
 
 _DEVICE = "CPU"
 
@@ -45,7 +48,7 @@ class OpenVINONetwork:
     def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
         # Some are read where they lie in the file: its mapping lives as long as the compiled model.
         self._weights = weights
-        self.input, self.output = entry.input, entry.output
+        self.entry = entry
         self._where = f"{where}:{entry.member}"
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -54,28 +57,44 @@ class OpenVINONetwork:
         # For who runs a network by itself: results of two threads would lie in the same tensor.
         self._lock = threading.Lock()
 
+    @property
+    def input(self) -> TensorInfo:
+        return self.entry.input
+
+    @property
+    def output(self) -> TensorInfo:
+        return self.entry.output
+
     def run(self, x: Array) -> Array:
+        return self.run_all([x])[0]
+
+    def run_all(self, tensors: Sequence[Array]) -> list[Array]:
+        """Do as `ManyTensorNetwork`."""
+        checked = [checked_input(x, info) for info, x in zip(self.entry.inputs, tensors, strict=True)]
         with self._lock:
             if self._request is None:
                 raise closed_error(self._where)
             try:
-                self._infer(checked_input(x, self.input))
+                self._infer(checked)
             except RuntimeError as error:
                 text = str(error).strip().splitlines()[-1]
                 if ran_out_of_memory(error):
                     raise OutOfMemoryError(self._where, f"OpenVINO is out of memory ({text})") from error
                 raise EngineMismatchError(self._where, f"OpenVINO cannot run it ({text})") from error
-            # A copy: the next call writes into the same tensor.
-            return np.array(self._request.get_output_tensor(0).data, dtype=self.output.dtype, copy=True)
+            # Copies: the next call writes into the same tensors.
+            return [
+                np.array(self._request.get_output_tensor(place).data, dtype=info.dtype, copy=True)
+                for place, info in enumerate(self.entry.outputs)
+            ]
 
-    def _infer(self, x: Array) -> None:
+    def _infer(self, tensors: Sequence[Array]) -> None:
         """In a thread of OpenVINO's own. What it keeps for a caller's thread that it has run in is freed when that
         one ends; where the model is closed meanwhile, as in a pool of threads, the process ends in a crash.
         """
         try:
-            self._request.start_async({0: x}, share_inputs=True)
+            self._request.start_async(dict(enumerate(tensors)), share_inputs=True)
         finally:
-            # After Ctrl-C too: x must not go before.
+            # After Ctrl-C too: they must not go before.
             self._request.wait()
 
     def layer_times_ms(self) -> list[LayerTime]:
@@ -139,7 +158,12 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
                 opened.callback(future.result().close)
         networks = [future.result() for future in opening]
         opened.pop_all()
-    backend = OpenVINOBackend(networks, networks[0].precision, tuple(entry.name for entry in entries))
+    precision = networks[0].precision
+    backend: Backend
+    if bundle.manifest.chunk is not None:
+        backend = VideoBackend(networks, bundle.manifest.chunk, precision)
+    else:
+        backend = OpenVINOBackend(networks, precision, tuple(entry.name for entry in entries))
     if bundle.manifest.bits != "fp" and not exact:
         backend.notes = (IN_FLOAT_NOTE,)
     return backend
@@ -180,10 +204,10 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         ) from error
     # Most weights are in there now in layouts of its own.
     member.drop_pages()
-    for info, ports in ((entry.input, compiled.inputs), (entry.output, compiled.outputs)):
-        got = [tuple(port.partial_shape.get_min_shape()) for port in ports]
-        if got != [info.shape]:
-            raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"[{info.shape}] by the manifest")
+    for infos, ports in ((entry.inputs, compiled.inputs), (entry.outputs, compiled.outputs)):
+        got, expected = [tuple(port.partial_shape.get_min_shape()) for port in ports], [info.shape for info in infos]
+        if got != expected:
+            raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"{expected} by the manifest")
     return OpenVINONetwork(entry, compiled, bundle.path, held)
 
 

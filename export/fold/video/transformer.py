@@ -1,0 +1,160 @@
+"""Wan's transformer at one timestep, with one text and one size: latents in, x0 out.
+
+docs/theory.md, "Video transformers":
+
+    modulation    W (norm(x) (1 + s) + d) + b         columns of W times 1 + s, bias plus W d
+    gate          x + g (W y + b)                     rows of W and b times g
+    text          softmax(q K(c)^T) V(c)              K and V are constants
+    x0            z - sigma v                         rows of proj_out times -sigma, plus z
+
+Parameters keep diffusers' names below `transformer.`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from intsr.calib.models.video import VideoModel
+from intsr.calib.models.video_spec import VideoSpec
+from intsr.errors import ExportError
+from intsr.export.fold.video.layers import affine
+from intsr.export.fold.video.types import SpecializedVideoNetwork
+
+Factors = dict[str, torch.Tensor]
+
+
+class SpecializedTransformer(nn.Module):
+    """latent (1, C, f, h, w) -> x0, the same shape, both as (VAE's latents - mean) / std."""
+
+    def __init__(self, transformer: Any, latent_size: tuple[int, int, int]) -> None:
+        """transformer: whose blocks have no modulation and no text any more. latent_size: (f, h, w)."""
+        super().__init__()
+        config = transformer.config
+        frames, height, width = latent_size
+        _, *patch = config.patch_size
+        if height % patch[0] or width % patch[1]:
+            raise ExportError(
+                "transformer", f"latents of {height} x {width}", f"multiples of {patch[0]} x {patch[1]}"
+            )
+        self.grid = (frames, height // patch[0], width // patch[1])
+        if max(self.grid) > config.rope_max_seq_len:
+            got = f"{' x '.join(map(str, self.grid))} tokens"
+            raise ExportError("transformer", got, f"at most {config.rope_max_seq_len} along each axis")
+        self.patch, self.channels = tuple(patch), config.out_channels or config.in_channels
+        self.heads = config.num_attention_heads
+        self.transformer = transformer
+        weight = transformer.proj_out.weight
+        # (1, C, frames, height, width) is all that the tables want to know of the latents.
+        cosines, sines = transformer.rope(weight.new_empty(1, 1, *latent_size))
+        # Each of them is there twice, once for either of a pair of channels.
+        self.register_buffer("cosines", cosines[0, :, 0, 0::2].contiguous())
+        self.register_buffer("sines", sines[0, :, 0, 1::2].contiguous())
+        transformer.rope = None
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        tokens = self.transformer.patch_embedding(latent).flatten(2).transpose(1, 2)
+        for block in self.transformer.blocks:
+            tokens = tokens + self._self_attention(block.attn1, block.norm1(tokens))
+            tokens = tokens + self._text_attention(block.attn2, block.norm2(tokens))
+            tokens = tokens + block.ffn(block.norm3(tokens))
+        patches = self.transformer.proj_out(self.transformer.norm_out(tokens))
+        scaled = patches.reshape(*self.grid, *self.patch, self.channels).permute(5, 0, 1, 3, 2, 4)
+        denoised: torch.Tensor = latent + scaled.reshape(latent.shape)
+        return denoised
+
+    def _self_attention(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
+        query = self._rotated(self._in_heads(attention.norm_q(attention.to_q(x))))
+        key = self._rotated(self._in_heads(attention.norm_k(attention.to_k(x))))
+        return _mixed(attention, query, key, self._in_heads(attention.to_v(x)))
+
+    def _text_attention(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
+        query = self._in_heads(attention.norm_q(attention.to_q(x)))
+        return _mixed(attention, query, attention.key, attention.value)
+
+    def _in_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, tokens, channels) -> (1, heads, tokens, head channels)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _rotated(self, x: torch.Tensor) -> torch.Tensor:
+        """Each pair of channels by the token's angles."""
+        pairs = x.unflatten(-1, (-1, 2))
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = (first * self.cosines - second * self.sines, first * self.sines + second * self.cosines)
+        return torch.stack(turned, -1).flatten(-2)
+
+
+def _mixed(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    output: torch.Tensor = attention.to_out[0](mixed.transpose(1, 2).flatten(-2))
+    return output
+
+
+@torch.no_grad()
+def specialize_transformer(model: VideoModel, latent_size: tuple[int, int, int]) -> SpecializedVideoNetwork:
+    """Fold everything that the fixed timestep, context and size make constant.
+
+    latent_size: (frames, height, width) of the latents. `model.transformer` is used up: its layers are replaced one
+    by one, so that a model that is held nowhere else is never there twice. Raises ExportError for a size that it
+    cannot take.
+    """
+    transformer = model.transformer
+    weight = transformer.proj_out.weight
+    timestep = torch.tensor([model.spec.timestep])
+    time, modulation, text, _ = transformer.condition_embedder(timestep, model.context.to(weight.dtype))
+    transformer.condition_embedder = None
+    rows: Factors = {}
+    columns: Factors = {}
+    for index, block in enumerate(transformer.blocks):
+        _fold_block(block, f"transformer.blocks.{index}", modulation.unflatten(1, (6, -1)), rows, columns)
+        _fold_text(block.attn2, text)
+    _fold_output(transformer, time, model.spec, rows, columns)
+    module = SpecializedTransformer(transformer, latent_size).eval().requires_grad_(False)
+    return SpecializedVideoNetwork("transformer", module, model.spec, rows, columns)
+
+
+def _fold_block(block: Any, site: str, modulation: torch.Tensor, rows: Factors, columns: Factors) -> None:
+    """modulation: (1, 6, C), the timestep's; the block adds its own to it."""
+    table = (block.scale_shift_table + modulation)[0]
+    shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
+    del block.scale_shift_table
+    attention, feed = block.attn1, block.ffn.net
+    for name in ("to_q", "to_k", "to_v"):
+        setattr(attention, name, affine(getattr(attention, name), columns=1 + scale, shift=shift))
+        columns[f"{site}.attn1.{name}"] = 1 + scale
+    attention.to_out[0] = affine(attention.to_out[0], rows=gate)
+    feed[0].proj = affine(feed[0].proj, columns=1 + ffn_scale, shift=ffn_shift)
+    feed[2] = affine(feed[2], rows=ffn_gate)
+    columns[f"{site}.ffn.net.0.proj"] = 1 + ffn_scale
+    rows |= {f"{site}.attn1.to_out.0": gate, f"{site}.ffn.net.2": ffn_gate}
+    for name in ("norm1", "norm2", "norm3"):
+        setattr(block, name, _plain_norm(getattr(block, name)))
+
+
+def _fold_text(attention: Any, text: torch.Tensor) -> None:
+    """text: (1, tokens, C) -> the buffers `key` and `value`, (1, heads, tokens, head channels) each."""
+    for name, values in (("key", attention.norm_k(attention.to_k(text))), ("value", attention.to_v(text))):
+        attention.register_buffer(name, values.unflatten(-1, (attention.heads, -1)).transpose(1, 2).contiguous())
+    attention.to_k = attention.to_v = attention.norm_k = None
+
+
+def _fold_output(transformer: Any, time: torch.Tensor, spec: VideoSpec, rows: Factors, columns: Factors) -> None:
+    """time: (1, C), the timestep's embedding; the output's own table is added to it."""
+    shift, scale = (transformer.scale_shift_table + time.unsqueeze(1))[0]
+    del transformer.scale_shift_table
+    factor = shift.new_full((transformer.proj_out.out_features,), -spec.sigma)
+    transformer.proj_out = affine(transformer.proj_out, rows=factor, columns=1 + scale, shift=shift)
+    transformer.norm_out = _plain_norm(transformer.norm_out)
+    rows["transformer.proj_out"], columns["transformer.proj_out"] = factor, 1 + scale
+
+
+def _plain_norm(norm: nn.Module) -> nn.Module:
+    """torch's own LayerNorm, which keeps its input's type, for diffusers' that computes in float32; none for none."""
+    if not isinstance(norm, nn.LayerNorm):
+        return norm
+    plain = nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+    plain.weight, plain.bias = norm.weight, norm.bias
+    return plain

@@ -1,0 +1,1 @@
+"""Films through networks that see several frames at once."""
