@@ -155,6 +155,12 @@ class Manifest:
         """Sides of the tiles that there are networks for, low-resolution pixels, descending."""
         return tuple(sorted((entry.tile_px for entry in self.all_tiles), reverse=True))
 
+    def check_sees_pictures(self, command: str, where: object) -> None:
+        """Raise UsageError for a video engine, which this command has no use for."""
+        if self.chunk is not None:
+            got, fix = f"a video engine, of chunks of {self.chunk.frames} frames", "run it with intsr upscale"
+            raise UsageError(where, got, f"one of pictures, for intsr {command}", fix)
+
     def at_tile(self, tile_px: int | None) -> Manifest:
         """Return this manifest with that size as the default and the others in `tiles`; with None, as it is.
 

@@ -1,4 +1,4 @@
-"""Write a folded model as three ONNX files and `export.json`, which a compiler needs beside them."""
+"""Write folded networks as ONNX files and `export.json`, which a compiler needs beside them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import onnx
 
 from intsr.errors import ExportError, UsageError
 from intsr.export.fold.fold import FoldedNetwork
-from intsr.export.lower.network import lower_network
+from intsr.export.lower.network import lower_chunk
 from intsr.export.lower.plugins.group_norm import GROUP_NORM, fuse_group_norm_into_plugin
 from intsr.export.lower.write.activations import FLOAT
 from intsr.export.onnx.builder import ExternalData
 from intsr.files import atomic_folder, check_free_space
 from intsr.json_files import read_json
-from intsr.manifest import NetworkEntry
+from intsr.manifest import ChunkEntry, NetworkEntry
 from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
-from intsr.types import NETWORKS, Bits, Count, ModelSpec, check_tile
+from intsr.types import NETWORKS, VIDEO_NETWORKS, Bits, Count, ModelSpec, check_tile
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -61,6 +61,8 @@ class OnnxExport:
     # Whether the weights are random.
     synthetic: bool = False
     tiles: tuple[ExportTile, ...] = ()
+    # Of a video model.
+    chunk: ChunkEntry | None = None
 
     def __post_init__(self) -> None:
         if self.lowering not in LOWERINGS:
@@ -68,9 +70,10 @@ class OnnxExport:
         for key in ("tile_px", "upscale_factor"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)}, expected at least 1")
+        names = NETWORKS if self.chunk is None else VIDEO_NETWORKS
         for networks in (self.networks, *(tile.networks for tile in self.tiles)):
-            if tuple(entry.name for entry in networks) != NETWORKS:
-                raise ValueError(f"networks {[entry.name for entry in networks]}, expected {', '.join(NETWORKS)}")
+            if tuple(entry.name for entry in networks) != names:
+                raise ValueError(f"networks {[entry.name for entry in networks]}, expected {', '.join(names)}")
             for entry in networks:
                 if Path(entry.member).name != entry.member:
                     raise ValueError(f"member {entry.member!r}, expected a plain file name")
@@ -97,16 +100,16 @@ def write_export(
         raise UsageError("--tile", ",".join(map(str, tiles_px)), "each size once")
     tile_px, *further_px = tiles_px
     sides = (side * spec.upscale_factor for side in tiles_px)
-    shapes: list[tuple[int, ...]] = [(1, 3, side, side) for side in sides]
+    shapes: list[list[tuple[int, ...]]] = [[(1, 3, side, side)] for side in sides]
     entries = []
     with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
         for network in networks:
             on_network(network.name)
             names = [network.name, *(f"{network.name}@{side}" for side in further_px)]
-            entries.append(_write_network(network, lowering, dict(zip(names, shapes, strict=True)), temporary))
+            entries.append(write_network(network, lowering, dict(zip(names, shapes, strict=True)), temporary))
             # Or it would be held while the next one is made.
             del network
-            shapes = [entry.output.shape for entry in entries[-1]]
+            shapes = [[entry.output.shape] for entry in entries[-1]]
         first, *further = zip(*entries, strict=True)
         bits = Bits(None, None) if calibration is None else calibration.bits
         export = OnnxExport(
@@ -125,8 +128,12 @@ def write_export(
             synthetic=spec.synthetic,
             tiles=tuple(map(ExportTile, further_px, further)),
         )
-        (temporary / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
+        write_facts(export, temporary)
     return export
+
+
+def write_facts(export: OnnxExport, folder: Path) -> None:
+    (folder / EXPORT_NAME).write_text(json.dumps(asdict(export), indent=2) + "\n", encoding="utf-8")
 
 
 def bits_text(bits: Bits, lowering: Lowering) -> str:
@@ -141,31 +148,39 @@ def is_weight_only(bits: str) -> bool:
     return bits.endswith(("a16", "a32"))
 
 
-def _write_network(
-    network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, tuple[int, ...]], folder: Path
+def write_network(
+    network: FoldedNetwork, lowering: Lowering, shapes: Mapping[str, Sequence[tuple[int, ...]]], folder: Path
 ) -> list[NetworkEntry]:
-    """shapes: file name without its ending -> shape of the input. Large constants are in one file for all."""
+    """Write one network as several graphs that differ in their inputs' shapes.
+
+    shapes: file name without its ending, NAME or NAME@TILE -> shapes of the inputs. Large constants are in one file
+    for all. Raises ExportError.
+    """
     float_bytes = np.dtype(lowering.float_dtype).itemsize
     codes = {f"{site}.weight" for site in network.layers}
     tensors = network.module.state_dict().items()
     size_bytes = sum(tensor.numel() * (1 if name in codes else float_bytes) for name, tensor in tensors)
     external = size_bytes > EXTERNAL_DATA_BYTES
     check_free_space(folder, size_bytes if external else len(shapes) * size_bytes)
-    data = ExternalData(folder / f"{network.name}.onnx.data") if external else None
-    return [_write_graph(network, lowering, shape, folder / f"{name}.onnx", data) for name, shape in shapes.items()]
+    data = ExternalData(folder / f"{next(iter(shapes))}.onnx.data") if external else None
+    return [_write_graph(network, lowering, each, folder / f"{name}.onnx", data) for name, each in shapes.items()]
 
 
 def _write_graph(
-    network: FoldedNetwork, lowering: Lowering, shape: tuple[int, ...], path: Path, data: ExternalData | None
+    network: FoldedNetwork,
+    lowering: Lowering,
+    shapes: Sequence[tuple[int, ...]],
+    path: Path,
+    data: ExternalData | None,
 ) -> NetworkEntry:
     with data or nullcontext():
-        model, info_in, info_out = lower_network(network, lowering, shape, data)
+        model, infos_in, infos_out = lower_chunk(network, lowering, shapes, data)
     if GROUP_NORM in lowering.plugins:
         fuse_group_norm_into_plugin(model, path.parent)
     onnx.save_model(model, path)
     # By path: the checker then also looks at external data, and takes models above protobuf's 2 GB.
     onnx.checker.check_model(str(path), full_check=data is None)
-    return NetworkEntry(network.name, path.name, (info_in,), (info_out,))
+    return NetworkEntry(path.stem.partition("@")[0], path.name, infos_in, infos_out)
 
 
 def load_export(folder: Path) -> OnnxExport:

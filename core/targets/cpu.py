@@ -18,6 +18,7 @@ TARGET = Target(
     lowering="asymmetric-cpu",
     other_lowerings=("asymmetric",),
     compile_options=("precision",),
+    video=True,
     keeps=True,
     times_layers=True,
     precision="auto",

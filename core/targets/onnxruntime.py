@@ -15,6 +15,7 @@ TARGET = Target(
     codes="intsr.engines.builders.onnxruntime:places_of_codes",
     lowering="asymmetric",
     other_lowerings=("asymmetric-cpu",),
+    video=True,
     precision="f32",
     precision_words="float32",
     float_bytes=4,

@@ -53,6 +53,8 @@ class Target:
     # Parameters of `intsr compile` that change something for this target and not for all.
     compile_options: tuple[str, ...] = ()
 
+    # True where it runs networks of chunks of frames.
+    video: bool = False
     # True where engines run on NVIDIA GPUs alone.
     gpu: bool = False
     # The first four bytes of a TensorRT plan, little-endian.

@@ -117,11 +117,11 @@ def _plan(openvino: Any, model: Any, onnx_path: Path) -> dict[str, Any]:
 
 
 def _inference_bytes_per_element(compiled: Any) -> float:
-    """How much this process grows in a first inference, an element of the input; about as much for other tiles."""
-    shape = tuple(compiled.input(0).shape)
+    """How much this process grows in a first inference, for each element of the first input, whatever the tile."""
+    shapes = [tuple(port.shape) for port in compiled.inputs]
     before = resident_bytes()
-    compiled.create_infer_request().infer({0: np.zeros(shape, np.float32)})
-    return max(resident_bytes() - before, 0) / math.prod(shape)
+    compiled.create_infer_request().infer({i: np.zeros(shape, np.float32) for i, shape in enumerate(shapes)})
+    return max(resident_bytes() - before, 0) / math.prod(shapes[0])
 
 
 def _output_bytes(operation: Any) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,23 @@ from intsr.errors import UsageError
 from intsr.targets import TARGETS, target_from_name
 
 if TYPE_CHECKING:
+    from intsr.engines.compile.estimate import CompileEstimate
     from intsr.engines.verify.agreement import Verification
+    from intsr.engines.verify.check import Check
     from intsr.manifest import Manifest
+
+    Estimate = Callable[[], CompileEstimate]
+    # The engine's file, and what makes it of an export folder.
+    Make = Callable[[Path, Callable[[Path, Path], Manifest]], tuple[Manifest, Verification | None]]
 
 # Parameters that an export folder has answered already.
 OF_MODEL = (
     *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify", "activations"),
-    "plugins",
+    *("plugins", "frames"),
+)
+# Parameters that picture models alone have a use for.
+OF_PICTURES = (
+    *("calibration", "images", "official", "parts", "lora", "activations", "plugins", "verify", "min_psnr_db"),
 )
 
 
@@ -55,6 +65,7 @@ OF_MODEL = (
     metavar="PX[,PX]",
     help="Sides of the low-resolution tiles, the default first.  [default: 128,64 with --target cpu, else 128]",
 )
+@click.option("--frames", type=int, help="Of a video model: frames in a chunk, 4n + 1.  [default: 9]")
 @weight_options
 @click.option(
     "--activations",
@@ -99,7 +110,6 @@ def compile_command(
     source: str,
     output: Path | None,
     target: str,
-    activations: str,
     precision: str | None,
     workspace_mib: int | None,
     hardware_compatibility: str,
@@ -115,7 +125,7 @@ def compile_command(
 
     MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
     word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp; EXPORT is a folder that
-    `intsr export` wrote for the same target.
+    `intsr export` wrote for the same target. A video model is compiled with --bits fp, for chunks of --frames.
     """
     from intsr.engines.builders.cache import PlanCache
     from intsr.engines.builders.types import BuildOptions
@@ -129,12 +139,12 @@ def compile_command(
     if not is_export:
         # What an export needs nothing of, and takes seconds to import.
         from intsr.engines.compile.estimate import lines_of_estimate
-        from intsr.engines.compile.request import CompileRequest, compile_model, estimate_of
         from intsr.engines.verify.check import Check
 
-        request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
+        check = None if verify is None else Check(verify, min_psnr_db)
+        estimate_of, compile_model = _of_model(source, target, check, **of_model)
         if dry_run:
-            estimate = estimate_of(request)
+            estimate = estimate_of()
             if as_json:
                 emit_json(asdict(estimate))
             else:
@@ -160,8 +170,7 @@ def compile_command(
     if is_export:
         manifest, agreement = build(Path(source), output), None
     else:
-        check = None if verify is None else Check(verify, min_psnr_db)
-        manifest, agreement = compile_model(request, output, build, check)
+        manifest, agreement = compile_model(output, build)
     report = _report(manifest, output, watch.seconds, agreement)
     tiles = f"tiles of {', '.join(map(str, manifest.tile_sizes))}"
     facts = f"{tiles}, {report['size_bytes'] / 1e6:.1f} MB, {watch.seconds:.1f} s"
@@ -172,6 +181,38 @@ def compile_command(
     say(f"{output}: {manifest.bits} for {target}, {facts}")
     if as_json:
         emit_json(report)
+
+
+def _of_model(
+    source: str, target: str, check: Check | None, *, frames: int | None, activations: str, **of_model: Any
+) -> tuple[Estimate, Make]:
+    """What --dry-run and what the rest of the command has to call. Raises UsageError, ModelError."""
+    from intsr.calib.models.video_cost import video_architecture
+    from intsr.engines.compile.request import CompileRequest, compile_model, estimate_of
+    from intsr.engines.compile.video import (
+        DEFAULT_FRAMES,
+        VideoCompileRequest,
+        compile_video_model,
+        estimate_of_video,
+    )
+
+    architecture = video_architecture(source, None)
+    if architecture is None:
+        if frames is not None:
+            raise UsageError("--frames", f"{frames} of a picture model", "a video model")
+        request = CompileRequest(model=source, target=target, weight_only=activations == "fp16", **of_model)
+        return partial(estimate_of, request), partial(compile_model, request, check=check)
+    refuse_given(OF_PICTURES, "a video model", "a picture model")
+    of_video = VideoCompileRequest(
+        model=source,
+        target=target,
+        frames=DEFAULT_FRAMES if frames is None else frames,
+        **{name: of_model[name] for name in ("bits", "tiles_px", "context")},
+    )
+    return (
+        partial(estimate_of_video, of_video, architecture),
+        lambda output, build: (compile_video_model(of_video, architecture, output, build), None),
+    )
 
 
 def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verification | None) -> dict[str, Any]:

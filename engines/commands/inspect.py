@@ -50,6 +50,10 @@ def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> No
     click.echo("\n".join(f"{key:<18} {manifest[key]}" for key in SHOWN if manifest[key] != ""))
     if len(report["tile_sizes"]) > 1:
         click.echo(f"{'tile sizes':<18} {', '.join(map(str, report['tile_sizes']))}")
+    if manifest["chunk"] is not None:
+        click.echo(
+            f"{'chunk':<18} {manifest['chunk']['frames']} frames, {manifest['chunk']['overlap_frames']} shared"
+        )
     for member in report["members"]:
         click.echo(f"{member['name']:<18} {member['size_bytes'] / 1e6:9.2f} MB  sha256 {member['sha256'][:12]}")
         if "codes" in member:

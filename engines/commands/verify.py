@@ -60,6 +60,7 @@ def verify(
     pictures = list_pictures(images)[:limit]
     with open_engine(engine, threads=threads, precision=precision, tile_px=tile_px) as opened:
         manifest = opened.manifest
+        manifest.check_sees_pictures("verify", engine)
         reference, spec = reference_for_verification(
             against,
             model,

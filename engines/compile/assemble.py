@@ -1,4 +1,4 @@
-"""From three ONNX graphs to one `.engine` file."""
+"""From ONNX graphs to one `.engine` file."""
 
 from __future__ import annotations
 
@@ -173,6 +173,7 @@ def _manifest(export: OnnxExport, built: Sequence[_Built], options: BuildOptions
         licence=export.licence,
         build=build,
         synthetic=export.synthetic,
+        chunk=export.chunk,
         tiles=tuple(
             TileEntry(tile.tile_px, overlap_of(tile.tile_px), entries)
             for tile, entries in zip(export.tiles, further, strict=True)

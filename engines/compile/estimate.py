@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 # Resident in a process that has torch, diffusers and onnx loaded, and no model: 0.55 GB measured, rounded up.
-_LIBRARIES_BYTES = 600_000_000
+LIBRARIES_BYTES = 600_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class NetworkEstimate:
 
     name: str
     tile_px: int
-    # (N, C, H, W).
+    # (N, C, H, W), of a video model (1, C, frames, H, W) of a whole chunk.
     input: Shape
     output: Shape
     # In words.
@@ -91,7 +91,7 @@ def estimate_compilation(
         target=target.name,
         networks=tuple(networks),
         engine_bytes=engine_bytes,
-        peak_bytes=_LIBRARIES_BYTES + sum(files.values()) + 4 * held,
+        peak_bytes=LIBRARIES_BYTES + sum(files.values()) + 4 * held,
         # The graphs of every tile size, the networks built of them, the engine that they are put into.
         disk_bytes=once_bytes * len(tiles_px) + 2 * engine_bytes,
     )
@@ -105,11 +105,14 @@ def _shapes(vae: Any, side_px: int) -> dict[str, tuple[Shape, Shape]]:
 
 def lines_of_estimate(estimate: CompileEstimate) -> list[str]:
     """A table for people."""
-    lines = [f"{'network':<8} {'tile':>4}  {'input':<14} {'output':<14} {'parameters':>12} {'GMAC':>8}  precision"]
+    wide = max(len(network.name) for network in estimate.networks)
+    head = f"{'network':<{wide}} {'tile':>4}  {'input':<14} {'output':<14}"
+    lines = [f"{head} {'parameters':>13} {'GMAC':>8}  precision"]
     for network in estimate.networks:
         given, made = ("x".join(map(str, shape)) for shape in (network.input, network.output))
-        counts = f"{network.parameters:>12,} {network.macs / 1e9:>8.1f}"
-        lines.append(f"{network.name:<8} {network.tile_px:>4}  {given:<14} {made:<14} {counts}  {network.precision}")
+        counts = f"{network.parameters:>13,} {network.macs / 1e9:>8.1f}"
+        begin = f"{network.name:<{wide}} {network.tile_px:>4}  {given:<14} {made:<14}"
+        lines.append(f"{begin} {counts}  {network.precision}")
     lines.append(f"engine: about {_amount(estimate.engine_bytes)}, target {estimate.target}")
     needs = f"{_amount(estimate.peak_bytes)} of memory, {_amount(estimate.disk_bytes)} on the disk for a while"
     return [*lines, f"compiling needs about {needs}"]

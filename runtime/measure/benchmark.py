@@ -136,9 +136,10 @@ class Measurement:
 
 
 def entry_from_engine(path: Path, **options: Any) -> Entry:
-    """options: of `open_engine`. Raises whatever that raises."""
+    """options: of `open_engine`. Raises whatever that raises, UsageError for a video engine."""
     # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
     manifest = read_manifest(path)
+    manifest.check_sees_pictures("bench", path)
     check_runs_here(manifest, path)
     # Else the first engine of a library would be charged with it.
     backend_module(manifest.target).load_library()

@@ -2,12 +2,12 @@
 
 docs/theory.md, "Video transformers":
 
-    modulation    W (norm(x) (1 + s) + d) + b         columns of W times 1 + s, bias plus W d
+    modulation    norm(x) (1 + s) + d                 gamma and beta of the norm
     gate          x + g (W y + b)                     rows of W and b times g
     text          softmax(q K(c)^T) V(c)              K and V are constants
     x0            z - sigma v                         rows of proj_out times -sigma, plus z
 
-Parameters keep diffusers' names below `transformer.`.
+Parameters keep diffusers' names below `transformer.`. Layers' inputs are those of the model, and their weights but for rows.
 """
 
 from __future__ import annotations
@@ -107,31 +107,26 @@ def specialize_transformer(model: VideoModel, latent_size: tuple[int, int, int])
     time, modulation, text, _ = transformer.condition_embedder(timestep, model.context.to(weight.dtype))
     transformer.condition_embedder = None
     rows: Factors = {}
-    columns: Factors = {}
     for index, block in enumerate(transformer.blocks):
-        _fold_block(block, f"transformer.blocks.{index}", modulation.unflatten(1, (6, -1)), rows, columns)
+        _fold_block(block, f"transformer.blocks.{index}", modulation.unflatten(1, (6, -1)), rows)
         _fold_text(block.attn2, text)
-    _fold_output(transformer, time, model.spec, rows, columns)
+    _fold_output(transformer, time, model.spec, rows)
     module = SpecializedTransformer(transformer, latent_size).eval().requires_grad_(False)
-    return SpecializedVideoNetwork("transformer", module, model.spec, rows, columns)
+    return SpecializedVideoNetwork("transformer", module, model.spec, rows)
 
 
-def _fold_block(block: Any, site: str, modulation: torch.Tensor, rows: Factors, columns: Factors) -> None:
+def _fold_block(block: Any, site: str, modulation: torch.Tensor, rows: Factors) -> None:
     """modulation: (1, 6, C), the timestep's; the block adds its own to it."""
     table = (block.scale_shift_table + modulation)[0]
     shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = table
     del block.scale_shift_table
     attention, feed = block.attn1, block.ffn.net
-    for name in ("to_q", "to_k", "to_v"):
-        setattr(attention, name, affine(getattr(attention, name), columns=1 + scale, shift=shift))
-        columns[f"{site}.attn1.{name}"] = 1 + scale
     attention.to_out[0] = affine(attention.to_out[0], rows=gate)
-    feed[0].proj = affine(feed[0].proj, columns=1 + ffn_scale, shift=ffn_shift)
     feed[2] = affine(feed[2], rows=ffn_gate)
-    columns[f"{site}.ffn.net.0.proj"] = 1 + ffn_scale
     rows |= {f"{site}.attn1.to_out.0": gate, f"{site}.ffn.net.2": ffn_gate}
-    for name in ("norm1", "norm2", "norm3"):
-        setattr(block, name, _plain_norm(getattr(block, name)))
+    block.norm1 = _modulated_norm(block.norm1, scale, shift)
+    block.norm2 = _plain_norm(block.norm2)
+    block.norm3 = _modulated_norm(block.norm3, ffn_scale, ffn_shift)
 
 
 def _fold_text(attention: Any, text: torch.Tensor) -> None:
@@ -141,14 +136,22 @@ def _fold_text(attention: Any, text: torch.Tensor) -> None:
     attention.to_k = attention.to_v = attention.norm_k = None
 
 
-def _fold_output(transformer: Any, time: torch.Tensor, spec: VideoSpec, rows: Factors, columns: Factors) -> None:
+def _fold_output(transformer: Any, time: torch.Tensor, spec: VideoSpec, rows: Factors) -> None:
     """time: (1, C), the timestep's embedding; the output's own table is added to it."""
     shift, scale = (transformer.scale_shift_table + time.unsqueeze(1))[0]
     del transformer.scale_shift_table
     factor = shift.new_full((transformer.proj_out.out_features,), -spec.sigma)
-    transformer.proj_out = affine(transformer.proj_out, rows=factor, columns=1 + scale, shift=shift)
-    transformer.norm_out = _plain_norm(transformer.norm_out)
-    rows["transformer.proj_out"], columns["transformer.proj_out"] = factor, 1 + scale
+    transformer.proj_out = affine(transformer.proj_out, rows=factor)
+    transformer.norm_out = _modulated_norm(transformer.norm_out, scale, shift)
+    rows["transformer.proj_out"] = factor
+
+
+def _modulated_norm(norm: nn.LayerNorm, scale: torch.Tensor, shift: torch.Tensor) -> nn.LayerNorm:
+    """norm(x) (1 + scale) + shift of a norm that has no weights of its own."""
+    assert norm.weight is None
+    made = nn.LayerNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+    made.weight, made.bias = (nn.Parameter(values, requires_grad=False) for values in (1 + scale, shift))
+    return made
 
 
 def _plain_norm(norm: nn.Module) -> nn.Module:

@@ -1,0 +1,215 @@
+"""`intsr compile` of a video model in floats, and its engine against diffusers' own modules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from builds import built_in_this_process
+from click.testing import CliRunner
+from films import FilmKind, scenes, write_film
+from PIL import Image
+from video_engines import write_video_engine
+
+from intsr.arrays import Array
+from intsr.bundle import read_manifest
+from intsr.calib.models.video import VideoModel, load_video_model
+from intsr.engines.commands.compile import compile_command
+from intsr.export.graphs import EXPORT_NAME, load_export
+from intsr.export.video import chunk_of, export_video_model
+from intsr.manifest import ChunkEntry
+from intsr.runtime.backends.video import VideoBackend
+from intsr.runtime.engine import open_engine
+from intsr.runtime.upscaler import Upscaler
+from intsr.runtime.video.chunks import chunks_of
+from intsr.runtime.video.clip import ClipRun
+from intsr.targets.lowering import LOWERINGS
+from intsr.types import VIDEO_NETWORKS, TensorInfo
+
+Intsr = Callable[..., tuple[int, str, str]]
+TILE_PX, SIDE_PX, FRAMES = 8, 32, 5
+CHUNK = ChunkEntry(FRAMES, 4, 1)
+LOSSLESS = FilmKind(codec="ffv1", pixel_format="bgr0", audio="", size=(16, 12))
+
+
+@pytest.fixture(autouse=True)
+def _no_children() -> Iterator[None]:
+    with built_in_this_process():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(video_folder: Path) -> VideoModel:
+    return load_video_model(str(video_folder))
+
+
+def compile_engine(folder: Path, engine: Path, *options: object) -> Path:
+    given = ("--bits", "fp", "--tile", TILE_PX, "--frames", FRAMES, *options, "-o", engine)
+    with built_in_this_process():
+        result = CliRunner().invoke(compile_command, [str(folder), *map(str, given)])
+    assert result.exit_code == 0, result.output
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of target `cpu`, as the command makes it."""
+    return compile_engine(video_folder, tmp_path_factory.mktemp("compiled") / "wan.engine")
+
+
+class DiffusersBackend(VideoBackend):
+    """A chunk by diffusers' own encode, transformer and decode, with Wan's arithmetic around them."""
+
+    def __init__(self, model: VideoModel, chunk: ChunkEntry) -> None:
+        frame = TensorInfo("x", (1, 3, 1, SIDE_PX, SIDE_PX), "float32")
+        stand_in: Any = SimpleNamespace(entry=SimpleNamespace(inputs=(frame,)), close=lambda: None)
+        super().__init__([stand_in] * len(VIDEO_NETWORKS), chunk, "f32")
+        self.model = model
+
+    @torch.no_grad()
+    def run_chunk(self, x: Array, record: Any = None) -> Iterator[Array]:
+        model, spec = self.model, self.model.spec
+        mean, deviation = (
+            torch.tensor(values)[None, :, None, None, None] for values in (spec.latents_mean, spec.latents_std)
+        )
+        latents = (model.vae.encode(torch.from_numpy(x)).latent_dist.mode() - mean) / deviation
+        timestep = torch.tensor([spec.timestep])
+        velocity = model.transformer(latents, timestep, model.context).sample
+        yield model.vae.decode((latents - spec.sigma * velocity) * deviation + mean).sample.numpy()
+
+
+def check_chunk(engine: Path, model: VideoModel) -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 3, FRAMES, SIDE_PX, SIDE_PX)).astype(np.float32)
+    with open_engine(engine) as opened:
+        assert isinstance(opened.backend, VideoBackend)
+        assert opened.manifest.chunk == CHUNK
+        got = np.concatenate(list(opened.backend.run_chunk(x)), axis=2)
+    (expected,) = DiffusersBackend(model, CHUNK).run_chunk(x)
+    # diffusers clamps, and this says that it has not hidden everything.
+    assert (np.abs(got) < 1).mean() > 0.2 and expected.std() > 0.1
+    np.testing.assert_allclose(np.clip(got, -1, 1), expected, atol=1e-3)
+
+
+def test_a_chunk_is_what_diffusers_makes_of_it(engine: Path, model: VideoModel) -> None:
+    check_chunk(engine, model)
+
+
+@pytest.mark.slow
+def test_onnx_runtime_does_the_same_and_networks_built_before_are_taken(
+    video_folder: Path, model: VideoModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--target", "onnxruntime", "--cache", tmp_path / "cache")
+    first = compile_engine(video_folder, tmp_path / "first.engine", *options)
+    check_chunk(first, model)
+    again = compile_engine(video_folder, tmp_path / "again.engine", *options)
+    assert read_manifest(again).sha256 == read_manifest(first).sha256
+    assert len(list((tmp_path / "cache").glob("*.plan"))) == len(VIDEO_NETWORKS)
+
+
+def test_a_films_frames_are_those_of_diffusers(intsr: Intsr, engine: Path, model: VideoModel, tmp_path: Path) -> None:
+    film = scenes(11, 0, LOSSLESS.size)
+    write_film(tmp_path / "film.mkv", film, LOSSLESS)
+    code, _, error = intsr("upscale", engine, tmp_path / "film.mkv", "-o", tmp_path / "large" / "%02d.png")
+    assert code == 0, error
+    manifest = read_manifest(engine)
+    reference = Upscaler(
+        backend=DiffusersBackend(model, CHUNK),
+        tile_px=TILE_PX,
+        overlap_px=manifest.overlap_px,
+        upscale_factor=4,
+        resize_filter="bicubic",
+        color_fix=manifest.color_fix,
+    )
+    run = ClipRun(reference, 1)
+    expected = [frame for chunk in chunks_of(film, FRAMES, 1) for frame in run.finished(chunk)]
+    got = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "large").iterdir())]
+    assert len(got) == len(expected) == 11
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one.astype(int), other, atol=1)
+
+
+def test_a_dry_run_says_what_is_built(intsr: Intsr, engine: Path, video_folder: Path, tmp_path: Path) -> None:
+    options = ("--bits", "fp", "--tile", TILE_PX, "--frames", FRAMES, "--dry-run")
+    code, out, error = intsr("compile", video_folder, *options, "--json")
+    assert code == 0, error
+    plan = {network["name"]: network for network in json.loads(out)["networks"]}
+    entries = {entry.name: entry for entry in read_manifest(engine).networks}
+    frames, latents = [1, 3, FRAMES, SIDE_PX, SIDE_PX], list(entries["transformer"].inputs[0].shape)
+    shapes = {name: (network["input"], network["output"]) for name, network in plan.items()}
+    assert shapes == {
+        "encoder": (frames, latents),
+        "transformer": (latents, latents),
+        "decoder": (latents, frames),
+    }
+    info = json.loads(intsr("info", video_folder, "--frames", FRAMES, "--size", f"{SIDE_PX}x{SIDE_PX}", "--json")[1])
+    total = sum(network["parameters"] for network in plan.values())
+    constant = next(part for part in info["networks"][0]["components"] if part["name"] == "constant")
+    assert total == info["total"]["parameters"] - constant["parameters"]
+    assert intsr("compile", video_folder, *options)[1].splitlines()[1].startswith("encoder     ")
+
+
+@pytest.mark.slow
+def test_the_chunk_of_an_export(model: VideoModel, tmp_path: Path) -> None:
+    told: list[str] = []
+    written = export_video_model(
+        model, LOWERINGS["asymmetric"], TILE_PX, 1, tmp_path / "onnx", on_network=told.append
+    )
+    assert told == ["encoder", "transformer", "decoder"]
+    assert load_export(tmp_path / "onnx") == written and (tmp_path / "onnx" / EXPORT_NAME).is_file()
+    start, following, transformer, *_ = written.networks
+    assert transformer.inputs[0].shape == (1, 16, 1, 4, 4)
+    assert [info.shape for info in following.inputs[1:]] == [info.shape for info in following.outputs[1:]]
+    assert [info.shape for info in start.outputs[1:]] == [info.shape for info in following.inputs[1:]]
+
+
+def test_a_quarter_of_a_chunk_is_shared() -> None:
+    assert [chunk_of(frames).overlap_frames for frames in (1, 5, 9, 25, 81)] == [0, 1, 2, 6, 20]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--bits", "fp", "--frames", 8), "--frames: 8 frames; expected a first frame and whole fours"),
+        (("--bits", "fp", "--frames", 0), "--frames: 0 frames"),
+        (("--bits", "fp", "--tile", 10), "--tile: 10 pixels; expected a positive multiple of 4"),
+        (("--bits", "fp", "--tile", "16,8"), "--tile: 2 sizes for a video model; expected one"),
+        (("--bits", "fp", "--target", "tensorrt-rtx"), "tensorrt-rtx for a video model; expected cpu or onnxruntime"),
+        ((), "--bits: w8a8 of a video model; expected fp"),
+        (("--images", "."), "--images: together with a video model"),
+        (("--bits", "fp", "--verify", "."), "--verify: together with a video model"),
+        (("--bits", "fp", "--lora", "a.pkl"), "--lora: together with a video model"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(
+    intsr: Intsr, video_folder: Path, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    code, _, error = intsr("compile", video_folder, *options, "-o", tmp_path / "x.engine")
+    assert code == 2 and message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_frames_are_refused_of_a_picture_model(intsr: Intsr, tiny_folder: Path) -> None:
+    code, _, error = intsr("compile", tiny_folder, "--bits", "fp", "--frames", 9, "--dry-run")
+    assert code == 2 and "--frames: 9 of a picture model; expected a video model" in error
+
+
+def test_other_commands_work_with_a_video_engine_or_refuse_it(intsr: Intsr, engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(scenes(1, 0, LOSSLESS.size)[0]).save(tmp_path / "pictures" / "a.png")
+    pictures = tmp_path / "pictures"
+    code, out, _ = intsr("inspect", engine, "--layers")
+    assert code == 0 and "chunk              5 frames, 1 shared" in out and "decoder_next" in out
+    assert intsr("extract", engine, "-o", tmp_path / "plans")[0] == 0
+    assert (tmp_path / "plans" / "encoder_next.ir").is_file()
+    assert intsr("report", engine, "--images", pictures, "-o", tmp_path / "report.html")[0] == 0
+    handmade = write_video_engine(tmp_path)
+    for command in (("bench", handmade), ("verify", handmade, "--against", "demo", "--images", pictures)):
+        code, _, error = intsr(*command)
+        assert code == 2 and error.count("\n") == 1, error
+        assert f"a video engine, of chunks of 9 frames; expected one of pictures, for intsr {command[0]}" in error
