@@ -149,7 +149,8 @@ def test_two_nodes_make_what_one_process_makes_and_a_second_run_makes_nothing(
     assert code == 1, err
     _assert_complete(out, err, pictures)
     # Nothing of Ray's own: a line for each failure, and the sum.
-    assert len(err.splitlines()) == len(BAD) + 1
+    # On a slow machine lines say how far it is.
+    assert len([line for line in err.splitlines() if not line.startswith("Upscaling: ")]) == len(BAD) + 1
     assert _contents(tmp_path) == _contents(alone)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     code, out, err = two_nodes.run(engine, pictures, "-o", f"{tmp_path}/", "--json", "--skip-existing")
