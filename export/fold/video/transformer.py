@@ -7,7 +7,8 @@ docs/theory.md, "Video transformers":
     text          softmax(q K(c)^T) V(c)              K and V are constants
     x0            z - sigma v                         rows of proj_out times -sigma, plus z
 
-Parameters keep diffusers' names below `transformer.`. Layers' inputs are those of the model, and their weights but for rows.
+Parameters keep diffusers' names below `transformer.`. Layers' inputs are the model's, and so are
+their weights but for factors of rows.
 """
 
 from __future__ import annotations
