@@ -13,6 +13,8 @@ A branch of small rank, L = up down, reads x itself and leaves s (W - L) to the 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -20,6 +22,7 @@ from torch.nn import functional
 from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
 
 SYMMETRIC_BITS = 8
+Layer: TypeAlias = nn.Conv2d | nn.Conv3d | nn.Linear
 
 
 def over_inputs(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -39,9 +42,9 @@ def over_channels(values: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Ten
     return values.reshape(shape)
 
 
-def channel_axis(layer: nn.Conv2d | nn.Linear) -> int:
+def channel_axis(layer: Layer) -> int:
     """Return the axis of a layer's input that its channels are on."""
-    return 1 if isinstance(layer, nn.Conv2d) else -1
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def scaled_weight(weight: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
@@ -62,17 +65,18 @@ def transform(x: torch.Tensor, s: torch.Tensor | None, d: torch.Tensor | None, a
     return x if s is None else x / over_channels(s, x, axis)
 
 
-def padding_before_shift(layer: nn.Conv2d | nn.Linear) -> tuple[int, ...]:
+def padding_before_shift(layer: Layer) -> tuple[int, ...]:
     """Return what `functional.pad` takes where a layer's input is padded before its shift; () for a linear layer."""
-    if not isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Linear):
         return ()
+    assert isinstance(layer, nn.Conv2d), "no shift in three dimensions"
     assert isinstance(layer.padding, tuple)
     top, left = layer.padding
     return (left, left, top, top)
 
 
 def run_layer(
-    layer: nn.Conv2d | nn.Linear,
+    layer: Layer,
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -81,6 +85,8 @@ def run_layer(
     """The layer's product with another weight and bias. padded: x is padded already."""
     if isinstance(layer, nn.Linear):
         return functional.linear(x, weight, bias)
+    if isinstance(layer, nn.Conv3d):
+        return functional.conv3d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     padding = (0, 0) if padded else layer.padding
     return functional.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
 
@@ -90,8 +96,9 @@ def branch_weight(up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     return (up @ down.flatten(1)).reshape(len(up), *down.shape[1:])
 
 
-def run_branch(layer: nn.Conv2d | nn.Linear, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+def run_branch(layer: Layer, x: torch.Tensor, up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
     """up (down x), a layer's output without bias; down slides as the layer does."""
+    assert not isinstance(layer, nn.Conv3d), "no branch in three dimensions"
     if isinstance(layer, nn.Linear):
         return functional.linear(functional.linear(x, down), up)
     y = functional.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)

@@ -1,6 +1,6 @@
 """A calibration: numbers only, by site.
 
-A site is a Conv2d or Linear by its diffusers name below `unet.` or `vae.`, for example
+A site is a Conv2d, Conv3d or Linear by its diffusers name below `unet.`, `transformer.` or `vae.`, for example
 `unet.down_blocks.0.resnets.0.conv1`.
 """
 
@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.errors import CalibrationError
 from intsr.kernels.quantizer import QuantParams, quantize_weight, quantize_weight_in_range
 from intsr.kernels.rotation import SIZES as ROTATION_SIZES
@@ -225,8 +226,8 @@ class Calibration:
     imported: Mapping[str, Mapping[str, Record]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.parts or not set(self.parts) <= set(PARTS):
-            raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS}")
+        if not self.parts or not any(set(self.parts) <= set(parts) for parts in (PARTS, VIDEO_PARTS)):
+            raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS} or of {VIDEO_PARTS}")
         for name in ("sites", "clipped", "imported"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 

@@ -11,13 +11,30 @@ import click
 
 from intsr.calib.options import check_source, check_training_options, symmetric_option, training_options
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
-from intsr.cli.options import FiniteFloat, SeveralValuesCommand, model_options, passionsr_option, refuse_given
+from intsr.cli.options import (
+    FiniteFloat,
+    SeveralValuesCommand,
+    given_options,
+    model_options,
+    passionsr_option,
+    refuse_given,
+)
 from intsr.errors import ImageError, UsageError
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
     from intsr.calib.calibration.types import Calibration, PhaseName
     from intsr.calib.models.open import ModelSource, SRModel
+    from intsr.calib.models.video import VideoModelSource
+
+# Parameters that change something of a video model.
+OF_VIDEO = frozenset(
+    (
+        *("model", "images", "output", "method", "bits", "tile_px", "context", "limit", "overwrite"),
+        *("as_json", "quiet", "verbose"),
+    )
+)
 
 
 @click.command(
@@ -85,14 +102,23 @@ def calibrate(
     word demo. Pictures that cannot be read, or are transparent, are named and skipped. Methods that train keep what
     they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
     same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
+
+    A video model is calibrated by --method maxmin; its --images are a folder of films, a film, frames/%06d.png, or a
+    folder of pictures, which then stand still.
     """
     from intsr.calib.estimate import estimate
     from intsr.calib.mixed_bits import check_rules
     from intsr.calib.models.open import open_model
     from intsr.calib.models.sites import sites_of_model
+    from intsr.calib.models.video_cost import video_architecture
     from intsr.runtime.pictures.reader import list_pictures
 
     check_source(images is not None, bool(official))
+    if video_architecture(model, None) is not None:
+        _calibrate_video(
+            model, images, output, context=context, limit=limit, overwrite=overwrite, as_json=as_json, **settings
+        )
+        return
     if budget is not None:
         refuse_given(("bits",), "--budget", "one of them")
     recipe = _recipe(**settings)
@@ -117,12 +143,54 @@ def calibrate(
         pictures = _usable(pictures, limit)
         if budget is not None:
             recipe = _within_budget(loaded, pictures, recipe, budget)
-        _announce_replaced(output, source, recipe, overwrite)
+        _announce_replaced(output, source, (recipe.method, recipe.bits, recipe.parts), overwrite)
         calibration = _run(loaded, pictures, recipe, output, restart)
     if as_json:
-        facts = {"output": str(output), "sites": len(calibration.sites)}
-        facts |= {name: getattr(calibration, name) for name in ("seconds", "peak_bytes", "method", "bits", "parts")}
-        emit_json(facts | {"bits": str(calibration.bits), "pictures": len(pictures)})
+        _emit(calibration, output, len(pictures))
+
+
+def _emit(calibration: Calibration, output: Path, pictures: int) -> None:
+    facts = {"output": str(output), "sites": len(calibration.sites)}
+    facts |= {name: getattr(calibration, name) for name in ("seconds", "peak_bytes", "method", "parts")}
+    emit_json(facts | {"bits": str(calibration.bits), "pictures": pictures})
+
+
+def _calibrate_video(
+    model: str,
+    images: Path | None,
+    output: Path | None,
+    *,
+    context: Path | None,
+    limit: int | None,
+    overwrite: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    from intsr.calib.calibration.files import save_calibration
+    from intsr.calib.data.clips import list_clips
+    from intsr.calib.models.families.wan import VIDEO_PARTS
+    from intsr.calib.models.video import open_video_model
+    from intsr.calib.video import METHOD, calibrate_video
+
+    refuse_given([name for name in given_options() if name not in OF_VIDEO], "a video model", "a picture model")
+    if settings["method"] != METHOD:
+        raise UsageError("--method", f"{settings['method']} of a video model", METHOD, f"use --method {METHOD}")
+    bits = Bits.parse(settings["bits"])
+    if not bits.quantized:
+        raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
+    _check_output(output, dry_run=False)
+    assert output is not None and images is not None
+    clips = list_clips(images)[:limit]
+    source = open_video_model(model, context)
+    _announce_replaced(output, source, (METHOD, bits, VIDEO_PARTS), overwrite)
+    watch = partial(progress, description="calibrating")
+    calibration = calibrate_video(source.load(), clips, bits, settings["tile_px"], progress=watch)
+    save_calibration(calibration, output)
+    say(
+        f"{output}: {len(calibration.sites)} layers, {METHOD} {bits}, {len(clips)} clips, {calibration.seconds:.1f} s"
+    )
+    if as_json:
+        _emit(calibration, output, len(clips))
 
 
 def _check_output(output: Path | None, dry_run: bool) -> None:
@@ -138,14 +206,21 @@ def _check_output(output: Path | None, dry_run: bool) -> None:
     check_writable_place(output.parent)
 
 
-def _announce_replaced(output: Path, source: ModelSource, settings: Recipe | Calibration, overwrite: bool) -> None:
+def _announce_replaced(
+    output: Path,
+    source: ModelSource | VideoModelSource,
+    settings: tuple[str, Bits, tuple[str, ...]],
+    overwrite: bool,
+) -> None:
+    """settings: method, bits and parts."""
     from intsr.calib.calibration.files import JSON_NAME, check_same_settings
 
     if overwrite:
         if (output / JSON_NAME).exists():
             say(f"{output}: the calibration that is there will be replaced")
         return
-    facts = {name: getattr(settings, name) for name in ("method", "bits", "parts")}
+    method, bits, parts = settings
+    facts: dict[str, Any] = {"method": method, "bits": bits, "parts": parts}
     if check_same_settings(output, model=source.spec.name, digest=source.digest, **facts):
         say(f"{output}: made before with the same model, method, bits and parts; it will be replaced")
 
@@ -173,7 +248,7 @@ def _import(
     from intsr.calib.passionsr.import_checkpoint import import_passionsr
 
     calibration = import_passionsr(source.load(), files, recipe.bits, recipe.tile_px)
-    _announce_replaced(output, source, calibration, overwrite)
+    _announce_replaced(output, source, (calibration.method, calibration.bits, calibration.parts), overwrite)
     save_calibration(calibration, output)
     say(
         f"{output}: {len(calibration.sites)} layers of {', '.join(calibration.parts)}, read as {calibration.bits} "

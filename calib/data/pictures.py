@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from intsr.calib.data.made_pictures import guard_pictures, smooth_tiles
+from intsr.calib.models.video_spec import VideoSpec
 from intsr.errors import ImageError, UsageError
 from intsr.runtime.pictures.reader import read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
@@ -50,7 +51,7 @@ def usable_pictures(
     return chosen
 
 
-def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.float32]:
+def tiles_from_picture(path: Path, spec: ModelSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
     """(n, 3, S, S) float32 in [-1, 1], S = tile_px * upscale_factor, n at most MAX_TILES.
 
     Pictures smaller than a tile are reflected to its size, as when they are upscaled. Raises ImageError.
@@ -61,7 +62,7 @@ def tiles_from_picture(path: Path, spec: ModelSpec, tile_px: int) -> NDArray[np.
     return tiles_from_pixels(pixels, spec, tile_px)
 
 
-def tiles_from_pixels(pixels: NDArray[np.uint8], spec: ModelSpec, tile_px: int) -> NDArray[np.float32]:
+def tiles_from_pixels(pixels: NDArray[np.uint8], spec: ModelSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
     """Cut and enlarge low-resolution (H, W, 3) uint8, as `tiles_from_picture`."""
     tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, 0).tiles
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))

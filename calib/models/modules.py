@@ -23,6 +23,12 @@ def put_modules(module: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         setattr(module.get_submodule(parent), child, replacement)
 
 
+def video_layers_of(module: nn.Module) -> dict[str, nn.Conv2d | nn.Conv3d | nn.Linear]:
+    """As `layers_of`, with every Conv3d."""
+    kinds = nn.Conv2d | nn.Conv3d | nn.Linear
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, kinds)}
+
+
 def layers_of(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return every Conv2d and Linear by its dotted name, in module order."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)}

@@ -81,7 +81,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     if is_video_folder(folder):
         read_video_configs(folder)
         got = f"a video transformer: {VIDEO_CLASSES['transformer']}"
-        fix = "of video models there are intsr info, synth and compile --bits fp so far"
+        fix = "of video models there are intsr info, synth, calibrate --method maxmin and compile"
         raise ModelError(folder, got, "a picture model, with unet/ and vae/", fix)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     for part, config in configs.items():

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from intsr.calib.calibration.types import SiteQuantizer
 from intsr.kernels.layer_algebra import (
+    Layer,
     branch_weight,
     channel_axis,
     padding_before_shift,
@@ -25,7 +26,7 @@ from intsr.kernels.rotation import rotate
 
 
 class FakeQuantLayer(nn.Module):
-    """y = layer(Q(x~); Q(W~)) + b~ of a Conv2d or Linear, and L x where it has a branch.
+    """y = layer(Q(x~); Q(W~)) + b~ of a Conv2d or Linear, and L x where it has a branch; of a Conv3d without.
 
     x~ = (x - d) / s where a LET is left in front of the quantizer, else x. A convolution's zero padding is of x:
     with a shift d it is applied before it.
@@ -33,7 +34,7 @@ class FakeQuantLayer(nn.Module):
 
     def __init__(
         self,
-        layer: nn.Conv2d | nn.Linear,
+        layer: Layer,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         activation: QuantParams | None,

@@ -13,6 +13,7 @@ from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import sites_of_model
 from intsr.errors import CalibrationError
+from intsr.kernels.layer_algebra import Layer, channel_axis
 from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class ChannelRanges:
     they count whole, since what is clipped there is a flat colour's level. docs/measure/methods.md has figures.
     """
 
-    def __init__(self, site: str, layer: nn.Conv2d | nn.Linear) -> None:
-        self.site, self.axis = site, 1 if isinstance(layer, nn.Conv2d) else -1
+    def __init__(self, site: str, layer: Layer) -> None:
+        self.site, self.axis = site, channel_axis(layer)
         self._pictures: list[torch.Tensor] = []
         self._guard: list[torch.Tensor] = []
 

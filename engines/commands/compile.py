@@ -39,9 +39,7 @@ OF_MODEL = (
     *("plugins", "frames"),
 )
 # Parameters that picture models alone have a use for.
-OF_PICTURES = (
-    *("calibration", "images", "official", "parts", "lora", "activations", "plugins", "verify", "min_psnr_db"),
-)
+OF_PICTURES = (*("images", "official", "parts", "lora", "activations", "plugins", "verify", "min_psnr_db"),)
 
 
 @click.command(
@@ -125,7 +123,8 @@ def compile_command(
 
     MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
     word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp; EXPORT is a folder that
-    `intsr export` wrote for the same target. A video model is compiled with --bits fp, for chunks of --frames.
+    `intsr export` wrote for the same target. A video model is compiled with --calibration or
+    --bits fp, for chunks of --frames.
     """
     from intsr.engines.builders.cache import PlanCache
     from intsr.engines.builders.types import BuildOptions
@@ -207,7 +206,7 @@ def _of_model(
         model=source,
         target=target,
         frames=DEFAULT_FRAMES if frames is None else frames,
-        **{name: of_model[name] for name in ("bits", "tiles_px", "context")},
+        **{name: of_model[name] for name in ("calibration", "bits", "tiles_px", "context")},
     )
     return (
         partial(estimate_of_video, of_video, architecture),

@@ -1,4 +1,4 @@
-"""`intsr compile VIDEO_MODEL`: what was asked for is checked, exported in floats and built."""
+"""`intsr compile VIDEO_MODEL`: what was asked for is checked, exported and built."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from intsr.calib.calibration.files import load_calibration
 from intsr.calib.models.families.wan import VideoArchitecture, setting
 from intsr.calib.models.video import VideoModelSource, open_video_model
 from intsr.calib.models.video_cost import ChunkSize, costs_from_video_architecture
@@ -28,12 +29,14 @@ VAE_WEIGHTS_ON_DISK = 4 / 3
 class VideoCompileRequest:
     """What an engine of a video model is made of: the command's options.
 
-    tiles_px: None for the target's first. frames: of a chunk, 4n + 1.
+    calibration: None for full precision, which bits then say. tiles_px: None for the target's first. frames: of a
+    chunk, 4n + 1.
     """
 
     model: str
     target: str
     bits: str
+    calibration: Path | None = None
     tiles_px: tuple[int, ...] | None = None
     frames: int = DEFAULT_FRAMES
     context: Path | None = None
@@ -56,8 +59,9 @@ def _prepare(request: VideoCompileRequest, architecture: VideoArchitecture) -> _
     if not target.video:
         able = " or ".join(each.name for each in TARGETS if each.video)
         raise UsageError("--target", f"{target.name} for a video model", able)
-    if Bits.parse(request.bits).quantized:
-        raise UsageError("--bits", f"{request.bits} of a video model", "fp: these are compiled in full precision")
+    if (request.calibration is not None) != Bits.parse(request.bits).quantized:
+        got = f"--bits {request.bits} {'and' if request.calibration else 'without'} a calibration"
+        raise UsageError(request.model, got, "one of --calibration DIR, --bits fp")
     tile_px, *further = request.tiles_px or target.tiles[:1]
     if further:
         raise UsageError("--tile", f"{1 + len(further)} sizes for a video model", "one")
@@ -72,28 +76,29 @@ def estimate_of_video(request: VideoCompileRequest, architecture: VideoArchitect
     """Each network with its work on one chunk; memory as in `estimate_compilation`. Raises ModelError, UsageError."""
     prepared = _prepare(request, architecture)
     source, target, size = prepared.source, prepared.target, prepared.size
+    ranges = None if request.calibration is None else load_calibration(request.calibration)
     transformer, vae = costs_from_video_architecture(architecture, size)
     costs = {"encoder": vae.components[0], "transformer": transformer.components[1], "decoder": vae.components[1]}
     frames = (1, 3, size.frames, size.height_px, size.width_px)
     latents = (1, int(setting("vae", architecture.vae, "z_dim")), *prepared.latent_size)
     shapes = {"encoder": (frames, latents), "transformer": (latents, latents), "decoder": (latents, frames)}
-    networks = tuple(
-        NetworkEstimate(
-            name, prepared.tile_px, *shapes[name], target.precision_words, costs[name].parameters, costs[name].macs
-        )
-        for name in shapes
-    )
-    weights = costs["transformer"].parameters + VAE_WEIGHTS_ON_DISK * vae.parameters
-    once_bytes = round(weights * target.float_bytes)
-    engine_bytes = target.extra_bytes + once_bytes
+    networks, once_bytes = list[NetworkEstimate](), 0.0
+    for name, (given, made) in shapes.items():
+        cost, precision, of_weight = costs[name], target.precision_words, target.float_bytes
+        part = "transformer" if name == "transformer" else "vae"
+        if ranges is not None and part in ranges.parts:
+            precision, of_weight = f"{ranges.bits} in int8, the rest {precision}", 1
+        networks.append(NetworkEstimate(name, prepared.tile_px, given, made, precision, cost.parameters, cost.macs))
+        once_bytes += cost.parameters * of_weight * (1 if part == "transformer" else VAE_WEIGHTS_ON_DISK)
+    engine_bytes = target.extra_bytes + round(once_bytes)
     files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
     return CompileEstimate(
         model=source.spec.name,
         target=target.name,
-        networks=networks,
+        networks=tuple(networks),
         engine_bytes=engine_bytes,
         peak_bytes=LIBRARIES_BYTES + sum(files.values()) + 4 * max(network.parameters for network in networks),
-        disk_bytes=once_bytes + 2 * engine_bytes,
+        disk_bytes=round(once_bytes) + 2 * engine_bytes,
     )
 
 
@@ -110,14 +115,16 @@ def compile_video_model(
     """
     target_from_name(request.target).check_installed()
     prepared = _prepare(request, architecture)
+    ranges = None if request.calibration is None else load_calibration(request.calibration)
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         graphs = Path(folder) / "onnx"
         export_video_model(
             prepared.source,
+            ranges,
             lowering_from_name(prepared.target.lowering),
-            prepared.tile_px,
-            request.frames,
             graphs,
+            tile_px=prepared.tile_px,
+            frames=request.frames,
             on_network=lambda name: say(f"exporting {name}"),
         )
         return build(graphs, output)

@@ -20,7 +20,7 @@ from intsr.calib.observe.fake_quant import FakeQuantLayer, integer_part
 from intsr.errors import CalibrationError
 from intsr.export.fold.let import Let, fuse_let
 from intsr.export.fold.rotations import fuse_rotations
-from intsr.kernels.layer_algebra import scaled_weight
+from intsr.kernels.layer_algebra import Layer, scaled_weight
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, rescale, round_scale
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FoldedLayer:
-    """One Conv2d or Linear in integers; its float bias stays in the module.
+    """One Conv2d, Conv3d or Linear in integers; its float bias stays in the module.
 
-    weight_codes: int8, (Cout, Cin, kh, kw) or (out, in). weight_scale: float32 (Cout,), exact in fp16.
+    weight_codes: int8, (Cout, Cin, kh, kw), (Cout, Cin, kt, kh, kw) or (out, in). weight_scale: float32 (Cout,),
+    exact in fp16.
     activation: the grid of the layer's input, or of x~ = (x - let_shift) / let_scale where those are given, float32
     (Cin,): then weights and bias are already those that belong to x~ (see `fold.let`). None: the input is quantized
     by an operation of its own (see `split_layers`).
@@ -196,7 +197,7 @@ def stored(part: NDArray[np.float64]) -> NDArray[np.float64]:
     return part.astype(np.float16).astype(np.float64)
 
 
-def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only: bool = False) -> FakeQuantLayer:
+def folded_layer(layer: Layer, folded: FoldedLayer, weight_only: bool = False) -> FakeQuantLayer:
     """One layer of a folded network, with its float bias. weight_only: its input stays as it is."""
     weight = torch.from_numpy(dequantize_weight(folded.weight_codes, folded.weight_scale))
     activation, branch = None if weight_only else folded.activation, None
@@ -210,6 +211,6 @@ def folded_layer(layer: nn.Conv2d | nn.Linear, folded: FoldedLayer, weight_only:
 def fake_quantized(network: FoldedNetwork, weight_only: bool = False) -> nn.Module:
     """A copy of the network with every folded layer replaced; float parameters are shared with the original."""
     module = copy_sharing_weights(network.module)
-    layers = layers_of(module)
+    layers: dict[str, Any] = {site: module.get_submodule(site) for site in network.layers}
     put_modules(module, {site: folded_layer(layers[site], f, weight_only) for site, f in network.layers.items()})
     return module.eval()

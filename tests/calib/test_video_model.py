@@ -232,7 +232,6 @@ def test_weights_that_are_not_exactly_the_configurations(
     "command",
     [
         ("export",),
-        ("calibrate", "--images"),
         ("retrain", "--timestep", "auto", "--images"),
     ],
 )

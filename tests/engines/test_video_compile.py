@@ -16,11 +16,19 @@ from click.testing import CliRunner
 from films import FilmKind, scenes, write_film
 from PIL import Image
 from video_engines import write_video_engine
+from video_models import WIDE, WIDE_VAE, in_chunks, write_video_model
 
 from intsr.arrays import Array
 from intsr.bundle import read_manifest
+from intsr.calib.calibration.files import load_calibration
+from intsr.calib.data.clips import calibration_clips, list_clips
+from intsr.calib.models.families.wan import VIDEO_FLOAT_SITES
 from intsr.calib.models.video import VideoModel, load_video_model
 from intsr.engines.commands.compile import compile_command
+from intsr.export.fold.fold import fake_quantized
+from intsr.export.fold.video.integers import fold_video_network
+from intsr.export.fold.video.transformer import specialize_transformer
+from intsr.export.fold.video.vae import specialize_decoder, specialize_encoder
 from intsr.export.graphs import EXPORT_NAME, load_export
 from intsr.export.video import chunk_of, export_video_model
 from intsr.manifest import ChunkEntry
@@ -155,10 +163,46 @@ def test_a_dry_run_says_what_is_built(intsr: Intsr, engine: Path, video_folder: 
 
 
 @pytest.mark.slow
+def test_integers_of_a_film_are_those_of_the_simulation(intsr: Intsr, tmp_path: Path) -> None:
+    """From a film to ranges to an engine, which is nearer to fake-quantized torch than that is to the model."""
+    folder = write_video_model(tmp_path / "wide", WIDE, WIDE_VAE)
+    model, films = load_video_model(str(folder)), tmp_path / "films"
+    films.mkdir()
+    write_film(films / "a.mkv", scenes(9, 0, LOSSLESS.size), LOSSLESS)
+    ranges = tmp_path / "ranges"
+    calibrated = intsr("calibrate", folder, "--method", "maxmin", "--images", films, "--tile", TILE_PX, "-o", ranges)
+    assert calibrated[0] == 0, calibrated[2]
+    given = ("compile", folder, "--calibration", ranges, "--tile", TILE_PX, "--frames", FRAMES)
+    estimate = json.loads(intsr(*given, "--dry-run", "--json")[1])
+    assert {network["precision"] for network in estimate["networks"]} == {"w8a8 in int8, the rest float32 or bf16"}
+    assert intsr(*given, "-o", tmp_path / "wan.engine")[0] == 0
+    (x, *_) = calibration_clips(list_clips(films), model.spec, TILE_PX, FRAMES)
+    with open_engine(tmp_path / "wan.engine") as opened:
+        assert isinstance(opened.backend, VideoBackend)
+        got = np.concatenate(list(opened.backend.run_chunk(x.numpy())), axis=2)
+        plans = opened.manifest.build["plans"]
+        assert (opened.manifest.bits, opened.manifest.parts) == ("w8a8", ("transformer", "vae"))
+    floats = {layer["name"] for plan in plans.values() for layer in plan["float_layers"]}
+    assert floats <= VIDEO_FLOAT_SITES and min(plan["int8_mac_share"] for plan in plans.values()) > 0.9
+    calibration = load_calibration(ranges)
+    specialized = (
+        specialize_encoder(model),
+        specialize_transformer(model.load("transformer"), (2, 4, 4)),
+        specialize_decoder(model),
+    )
+    encoder, transformer, decoder = (fake_quantized(fold_video_network(n, calibration)) for n in specialized)
+    with torch.no_grad():
+        simulated = in_chunks(decoder, transformer(in_chunks(encoder, x, 4)), 1).numpy()
+    (expected,) = DiffusersBackend(model, CHUNK).run_chunk(x.numpy())
+    from_simulation = np.square(got - simulated).mean()
+    assert 0 < from_simulation < np.square(simulated.clip(-1, 1) - expected).mean() < 1e-3
+
+
+@pytest.mark.slow
 def test_the_chunk_of_an_export(model: VideoModel, tmp_path: Path) -> None:
     told: list[str] = []
     written = export_video_model(
-        model, LOWERINGS["asymmetric"], TILE_PX, 1, tmp_path / "onnx", on_network=told.append
+        model, None, LOWERINGS["asymmetric"], tmp_path / "onnx", tile_px=TILE_PX, frames=1, on_network=told.append
     )
     assert told == ["encoder", "transformer", "decoder"]
     assert load_export(tmp_path / "onnx") == written and (tmp_path / "onnx" / EXPORT_NAME).is_file()
@@ -180,7 +224,8 @@ def test_a_quarter_of_a_chunk_is_shared() -> None:
         (("--bits", "fp", "--tile", 10), "--tile: 10 pixels; expected a positive multiple of 4"),
         (("--bits", "fp", "--tile", "16,8"), "--tile: 2 sizes for a video model; expected one"),
         (("--bits", "fp", "--target", "tensorrt-rtx"), "tensorrt-rtx for a video model; expected cpu or onnxruntime"),
-        ((), "--bits: w8a8 of a video model; expected fp"),
+        ((), "--bits w8a8 without a calibration; expected one of --calibration DIR, --bits fp"),
+        (("--bits", "fp", "--calibration", "."), "--bits: together with --calibration"),
         (("--images", "."), "--images: together with a video model"),
         (("--bits", "fp", "--verify", "."), "--verify: together with a video model"),
         (("--bits", "fp", "--lora", "a.pkl"), "--lora: together with a video model"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from torch import nn
 from video_models import TRANSFORMER, VAE, WIDE, WIDE_VAE, write_video_model
 
 from intsr.calib.models.video import VideoModel, load_video_model
-from intsr.errors import ExportError
-from intsr.export.fold.fold import FoldedLayer, FoldedNetwork
+from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.fold.video.transformer import specialize_transformer
 from intsr.export.fold.video.vae import specialize_decoder, specialize_encoder
 from intsr.export.lower.network import lower_chunk
@@ -106,12 +104,3 @@ def test_what_a_chunk_leaves_is_named_as_the_next_takes_it(model: VideoModel) ->
     _, names_in, names_out = lower("decoder", module, [random(1, 16, 1, 2, 3), *memory])
     assert names_in == ["denoised", *(f"before.{i}" for i in range(len(memory)))]
     assert names_out == ["image", *(f"after.{i}" for i in range(len(memory)))]
-
-
-def test_integers_in_three_dimensions_are_refused(video_folder: Path) -> None:
-    module = specialize_encoder(load_video_model(str(video_folder))).module
-    weight = module.vae.encoder.conv_in.weight
-    site = "vae.encoder.conv_in"
-    layer = FoldedLayer(site, weight.to(torch.int8).numpy(), np.ones(len(weight), np.float32), None)
-    with pytest.raises(ExportError, match="three dimensions"):
-        lower_chunk(FoldedNetwork("encoder", module, {site: layer}), LOWERING, [(1, 3, 1, 16, 16)])

@@ -83,6 +83,18 @@ UNSET = {
         "attn_scales": "attention at other scales",
     },
 }
+# The layers beside frames and latents stay float in every engine, for the reasons of SD 2.1's: they have few channels
+# and little of the work, everything that a frame is made of goes through the latents, and a frame's own levels lie
+# half-way between the codes of any grid on [-1, 1].
+VIDEO_FLOAT_SITES = frozenset(
+    (
+        *("vae.encoder.conv_in", "vae.encoder.conv_out", "vae.quant_conv"),
+        *("transformer.patch_embedding", "transformer.proj_out"),
+        *("vae.post_quant_conv", "vae.decoder.conv_in", "vae.decoder.conv_out"),
+    )
+)
+# Layers that a fixed timestep and text make constant.
+VIDEO_CONSTANT = ("condition_embedder.", ".attn2.to_k", ".attn2.to_v")
 # A name that only Wan's own checkpoints have, whatever they put in front.
 ORIGINAL_NAME = "time_embedding.0.weight"
 
@@ -129,6 +141,11 @@ VIDEO_ARCHITECTURES = {WAN21_1_3B.name: WAN21_1_3B}
 def setting(part: str, config: Mapping[str, Any], key: str) -> Any:
     """Return a setting of the configuration, diffusers' default where it is left out."""
     return config.get(key, SETTINGS[part][key])
+
+
+def is_integer_video_site(site: str) -> bool:
+    """Tell whether engines run the layer on integers. site: its name below `transformer.` or `vae.`."""
+    return site not in VIDEO_FLOAT_SITES and not any(part in site for part in VIDEO_CONSTANT)
 
 
 def spatial_factor(vae: Mapping[str, Any]) -> int:

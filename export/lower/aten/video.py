@@ -1,7 +1,8 @@
-"""Operations that only video models have: three dimensions, RMS norms, pairs of channels. Floats alone."""
+"""Operations that only video models have: three dimensions, RMS norms, pairs of channels."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import fx
 
 from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, argument, lowers, shape_of
+from intsr.export.lower.write.layers import write_convolution_of_frames
 from intsr.targets.lowering import STATISTICS
 
 aten: Any = torch.ops.aten
@@ -19,23 +21,24 @@ aten: Any = torch.ops.aten
 def conv3d(net: LoweringContext, node: fx.Node) -> Value:
     x, weight = node.args[:2]
     site = net.site_of(weight)
-    if site in net.layers:
-        raise ExportError(site, "integers in a convolution of three dimensions", "floats")
     strides, padding, dilations = (
         [int(side) for side in argument(node, 3 + i, key, default)]
         for i, (key, default) in enumerate((("stride", [1] * 3), ("padding", [0] * 3), ("dilation", [1] * 3)))
     )
-    kernel, bias = net.parameter(weight), net.bias_of(site)
-    zeros = _zeros_in_front(x)
-    if zeros > 0 and zeros + 1 == kernel.shape[2] == shape_of(x)[2]:
+    layer, bias, zeros, taps = net.layers.get(site), net.bias_of(site), _zeros_in_front(x), slice(None)
+    if zeros > 0 and zeros + 1 == shape_of(weight)[2] == shape_of(x)[2]:
         # A film's first frame: all taps but the last meet zeros.
-        x, kernel = x.args[0], kernel[:, :, -1:]
-    inputs = [net.value(x), net.builder.constant(f"{site}.weight", kernel)]
+        x, taps = x.args[0], slice(-1, None)
+    value, group = net.value(x), int(argument(node, 6, "groups", 1))
+    attributes: dict[str, Any] = {"strides": strides, "pads": padding * 2, "dilations": dilations, "group": group}
+    if layer is not None:
+        layer = replace(layer, weight_codes=layer.weight_codes[:, :, taps])
+        return write_convolution_of_frames(net, value, layer, bias, **attributes)
+    kernel = net.parameter(weight)[:, :, taps]
+    inputs = [value, net.builder.constant(f"{site}.weight", kernel)]
     if bias is not None:
         inputs.append(net.builder.constant(f"{site}.bias", bias))
-    attributes = {"strides": strides, "pads": padding * 2, "dilations": dilations}
-    group = int(argument(node, 6, "groups", 1))
-    return net.builder.op("Conv", inputs, site, kernel_shape=kernel.shape[2:], group=group, **attributes)
+    return net.builder.op("Conv", inputs, site, kernel_shape=kernel.shape[2:], **attributes)
 
 
 def _zeros_in_front(node: fx.Node) -> int:

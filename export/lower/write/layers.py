@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,24 @@ def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window
         borders = border_bias(weight, bias, shift, value_outside(layer, b.lowering), window)
         return _add_borders(b, _product(net, value, layer, window, None), borders, layer.site)
     return _product(net, value, layer, window, shifted_bias(bias, layer, shift))
+
+
+def write_convolution_of_frames(
+    net: LoweringContext, value: str, layer: FoldedLayer, bias: F32 | None, **attributes: Any
+) -> str:
+    """An integer convolution of `value` (N, Cin, frames, H, W) by codes (Cout, Cin, kt, kh, kw).
+
+    attributes: strides, pads, dilations and group of ONNX's Conv. Raises ExportError where activations have another
+    form than uint8, or the grid has no 0 to pad with.
+    """
+    b, site = net.builder, layer.site
+    if b.lowering.activation != "uint8" or not layer.takes_padding:
+        raise ExportError(site, f"a convolution of frames lowered as {b.lowering.name}", "uint8 activations")
+    value, _, _ = net.activations.write(value, layer, (0, 0, 0, 0))
+    inputs = [value, _weight(net, layer, 0)[0]]
+    if bias is not None:
+        inputs.append(b.constant(f"{site}.bias", bias))
+    return b.op("Conv", inputs, site, kernel_shape=list(layer.weight_codes.shape[2:]), **attributes)
 
 
 def _without_surplus(b: GraphBuilder, value: str, window: Window, frame: tuple[int, ...], site: str) -> str:
