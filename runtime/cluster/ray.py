@@ -91,8 +91,12 @@ def _check_reachable(address: str) -> None:
             # Over TLS Ray has to find out itself.
             if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
                 return
-            connection.sendall(_HTTP2_HELLO)
-            answer = connection.recv(4)
+            try:
+                connection.sendall(_HTTP2_HELLO)
+                answer = connection.recv(4)
+            except ConnectionError:
+                # Somebody is there who will not hear of it.
+                answer = b""
     except (OSError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError("--ray", f"{address} cannot be reached ({why})", expected, fix) from error

@@ -51,7 +51,11 @@ class Graphs(nullcontext):
         super().__init__(self)
         self.network = {entry.name: GraphNetwork(folder, entry) for entry in export.networks}.__getitem__
         self.manifest = SimpleNamespace(
-            bits=export.bits, calibration_digest=export.calibration_digest, synthetic=False, target="onnxruntime"
+            bits=export.bits,
+            calibration_digest=export.calibration_digest,
+            synthetic=False,
+            target="onnxruntime",
+            check_sees_pictures=lambda command, where: None,
         )
 
 
