@@ -4,8 +4,8 @@
         --work build/demo_video_model --export OUT
 
 Two phases: the autoencoder on originals and on enlarged low resolution; then, behind the encoder as it is, the
-transformer and the decoder for the original. Interrupt and start again: it goes on from the last checkpoint in --work.
-One thread, so that it can run beside other work; it waits while a file `pause` is in --work.
+transformer and the decoder for the original. Interrupt and start again: it goes on from the last checkpoint in
+--work. One thread, so that it can run beside other work; it waits while a file `pause` is in --work.
 """
 
 from __future__ import annotations
