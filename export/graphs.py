@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from intsr.types import NETWORKS, VIDEO_NETWORKS, Bits, Count, ModelSpec, check_
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
+    from intsr.calib.models.video_spec import VideoSpec
 
 SCHEMA_VERSION = 2
 EXPORT_NAME = "export.json"
@@ -111,25 +112,39 @@ def write_export(
             del network
             shapes = [[entry.output.shape] for entry in entries[-1]]
         first, *further = zip(*entries, strict=True)
-        bits = Bits(None, None) if calibration is None else calibration.bits
-        export = OnnxExport(
-            schema_version=SCHEMA_VERSION,
-            model=spec.name,
-            method="none" if calibration is None else calibration.method,
-            bits=bits_text(bits, lowering),
-            parts=() if calibration is None else calibration.parts,
-            lowering=lowering.name,
-            tile_px=tile_px,
-            upscale_factor=spec.upscale_factor,
-            resize_filter=spec.resize_filter,
-            calibration_digest="" if calibration is None else calibration.digest(),
-            licence=spec.licence,
-            networks=first,
-            synthetic=spec.synthetic,
-            tiles=tuple(map(ExportTile, further_px, further)),
-        )
+        export = export_facts(spec, calibration, lowering, tile_px, first)
+        export = replace(export, tiles=tuple(map(ExportTile, further_px, further)))
         write_facts(export, temporary)
     return export
+
+
+def export_facts(
+    spec: ModelSpec | VideoSpec,
+    calibration: Calibration | None,
+    lowering: Lowering,
+    tile_px: int,
+    networks: tuple[NetworkEntry, ...],
+    *,
+    chunk: ChunkEntry | None = None,
+) -> OnnxExport:
+    """Return what an export of one tile size is. chunk: of a video model."""
+    bits = Bits(None, None) if calibration is None else calibration.bits
+    return OnnxExport(
+        schema_version=SCHEMA_VERSION,
+        model=spec.name,
+        method="none" if calibration is None else calibration.method,
+        bits=bits_text(bits, lowering),
+        parts=() if calibration is None else calibration.parts,
+        lowering=lowering.name,
+        tile_px=tile_px,
+        upscale_factor=spec.upscale_factor,
+        resize_filter=spec.resize_filter,
+        calibration_digest="" if calibration is None else calibration.digest(),
+        licence=spec.licence,
+        networks=networks,
+        synthetic=spec.synthetic,
+        chunk=chunk,
+    )
 
 
 def write_facts(export: OnnxExport, folder: Path) -> None:

@@ -12,11 +12,11 @@ from intsr.export.fold.fold import FoldedNetwork
 from intsr.export.fold.video.integers import fold_video_network
 from intsr.export.fold.video.transformer import specialize_transformer
 from intsr.export.fold.video.vae import specialize_decoder, specialize_encoder
-from intsr.export.graphs import EXPORT_NAME, SCHEMA_VERSION, OnnxExport, write_facts, write_network
+from intsr.export.graphs import EXPORT_NAME, OnnxExport, export_facts, write_facts, write_network
 from intsr.files import atomic_folder
 from intsr.manifest import ChunkEntry, NetworkEntry
 from intsr.targets.lowering import Lowering
-from intsr.types import Bits, check_tile
+from intsr.types import check_tile
 
 # A chunk knows nothing of the frames before it: where one takes over, invented detail changes. A quarter of a chunk
 # to fade it in costs 1.3 times the work; half of it would cost twice.
@@ -54,22 +54,7 @@ def export_video_model(
         side_px = tile_px * spec.upscale_factor
         size = frames, side_px
         networks = _write_networks(model, calibration, lowering, temporary, size=size, on_network=on_network)
-        export = OnnxExport(
-            schema_version=SCHEMA_VERSION,
-            model=spec.name,
-            method="none" if calibration is None else calibration.method,
-            bits=str(Bits(None, None) if calibration is None else calibration.bits),
-            parts=() if calibration is None else calibration.parts,
-            lowering=lowering.name,
-            tile_px=tile_px,
-            upscale_factor=spec.upscale_factor,
-            resize_filter=spec.resize_filter,
-            calibration_digest="" if calibration is None else calibration.digest(),
-            licence=spec.licence,
-            networks=networks,
-            synthetic=spec.synthetic,
-            chunk=chunk_of(frames),
-        )
+        export = export_facts(spec, calibration, lowering, tile_px, networks, chunk=chunk_of(frames))
         write_facts(export, temporary)
     return export
 

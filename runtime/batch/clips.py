@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from intsr.arrays import Array
 from intsr.runtime.backends.video import VideoBackend
-from intsr.runtime.batch.frames import EndError, FrameScores, Sink
+from intsr.runtime.batch.frames import FrameScores, Sink
 from intsr.runtime.batch.options import FileOptions
 from intsr.runtime.films.types import Frame
 from intsr.runtime.pictures.writer import resized_pixels
 from intsr.runtime.tiles.grid import plan_tiles
-from intsr.runtime.tiles.overlap import overlapped
+from intsr.runtime.tiles.overlap import EndError, in_sequence
 from intsr.runtime.video.chunks import Chunk, chunks_of, first_chunk_for
 from intsr.runtime.video.clip import ClipRun
 
@@ -51,7 +51,7 @@ class ChunkRun:
         chunks = chunks_of(islice(self.frames, skipped, None), chunk.frames, chunk.overlap_frames)
         left_out = self.done - skipped
 
-        def prepare(_: int) -> Chunk[Frame]:
+        def prepare() -> Chunk[Frame]:
             found = next(chunks, None)
             if found is None:
                 raise EndError
@@ -62,27 +62,14 @@ class ChunkRun:
             made = clip.finished(Chunk(found.start, pixels, found.is_last))
             yield from zip(found.frames, made, strict=False)
 
-        failed = False
-
         def finish(found: Chunk[Frame], made: Iterable[tuple[Frame, Array]]) -> list[Frame]:
-            nonlocal failed
-            if failed:
-                # The next chunk is on its way by then.
-                raise EndError
-            failed = True
             first = max(left_out - found.start, 0)
-            written = [self._written(frame, pixels) for frame, pixels in islice(made, first, None)]
-            failed = False
-            return written
+            return [self._written(frame, pixels) for frame, pixels in islice(made, first, None)]
 
         try:
-            with closing(overlapped(count(), prepare, compute, finish)) as done:
-                for _, result in done:
-                    if isinstance(result, EndError):
-                        break
-                    if isinstance(result, Exception):
-                        raise result
-                    yield from result
+            with closing(in_sequence(prepare, compute, finish)) as written:
+                for frames in written:
+                    yield from frames
         finally:
             self.sink.close()
 

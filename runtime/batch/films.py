@@ -22,7 +22,7 @@ from intsr.runtime.batch.frames import FrameRun, FrameScores, Sink
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget
 from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.films.encode import PartWriter, check_encoder, even_size, settings_for
+from intsr.runtime.films.encode import PartWriter, even_size, settings_for
 from intsr.runtime.films.header import open_source
 from intsr.runtime.films.join import Companions, check_container, join
 from intsr.runtime.films.names import is_sequence, numbered, numbered_pictures
@@ -92,7 +92,6 @@ def checked_settings(
     Raises UsageError, before the first frame is computed: what the encoder refuses, what the container cannot hold.
     """
     settings, notes = settings_for(source.facts, options.film, output, size)
-    check_encoder(settings)
     check_container(output, settings, _companions(source))
     return settings, notes
 
@@ -274,7 +273,8 @@ class _PartsSink:
 def _even(pixels: Array) -> Array:
     """(H, W, 3) with a last row and column more where their number is odd."""
     height, width = pixels.shape[:2]
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    even_width, even_height = even_size((width, height))
+    return np.pad(pixels, ((0, even_height - height), (0, even_width - width), (0, 0)), mode="edge")
 
 
 def _first_missing(output: Path, options: FileOptions) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +17,7 @@ from intsr.runtime.measure.flicker import FlickerMeter
 from intsr.runtime.pictures.writer import resized_pixels
 from intsr.runtime.tiles.blend import Band, FinishedBand
 from intsr.runtime.tiles.memory import TileMemory
-from intsr.runtime.tiles.overlap import overlapped
+from intsr.runtime.tiles.overlap import EndError, in_sequence
 
 if TYPE_CHECKING:
     from intsr.runtime.upscaler import Upscaler, Work
@@ -43,10 +42,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """No more frames will come: all were written, or the run is over for another reason."""
-
-
-class EndError(Exception):
-    """There are no more frames, or none may follow one that failed."""
 
 
 @dataclass(slots=True)
@@ -74,32 +69,16 @@ class FrameRun:
     # Of the reading thread: the pixels of the frame before. Of the finishing one: how many tiles it has.
     _before: Array | None = None
     _tiles: int = 0
-    # Of each of the two: whether a frame failed there. The next one is on its way by then, and must not be written.
-    _read_failed: bool = False
-    _finish_failed: bool = False
 
     def run(self) -> Iterator[Frame]:
         """Yield each frame once it is written. Raises what reading, computing and writing raise."""
         try:
-            with closing(overlapped(count(), self._prepare, self._compute, self._finish)) as made:
-                for _, result in made:
-                    if isinstance(result, EndError):
-                        break
-                    if isinstance(result, Exception):
-                        raise result
-                    yield result
+            with closing(in_sequence(self._prepare, self._compute, self._finish)) as made:
+                yield from made
         finally:
             self.sink.close()
 
-    def _prepare(self, _: int) -> _Prepared:
-        if self._read_failed:
-            raise EndError
-        self._read_failed = True
-        prepared = self._read()
-        self._read_failed = False
-        return prepared
-
-    def _read(self) -> _Prepared:
+    def _prepare(self) -> _Prepared:
         frame = next(self.frames, None)
         if frame is None:
             raise EndError
@@ -122,15 +101,6 @@ class FrameRun:
             prepared.still_tiles = self.memory.recalled
 
     def _finish(self, prepared: _Prepared, bands: Iterable[Band | FinishedBand]) -> Frame:
-        if self._finish_failed:
-            raise EndError
-        # Computing that fails comes out of the bands.
-        self._finish_failed = True
-        self._write(prepared, bands)
-        self._finish_failed = False
-        return prepared.frame
-
-    def _write(self, prepared: _Prepared, bands: Iterable[Band | FinishedBand]) -> None:
         frame, work, scores = prepared.frame, prepared.work, self.scores
         scores.frames += 1
         if work is None:
@@ -146,3 +116,4 @@ class FrameRun:
             pixels = resized_pixels(made, self.options.output_size(width, height, self.upscaler.upscale_factor))
         scores.tiles += self._tiles
         self.sink.write(frame, pixels, scores)
+        return frame

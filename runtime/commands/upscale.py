@@ -17,6 +17,7 @@ import click
 from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
 from intsr.cli.options import FiniteFloat
 from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, IntsrError, UsageError, printable
+from intsr.runtime.commands.upscale_values import OutputFormat, Rate, Seconds, Times
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
@@ -34,61 +35,6 @@ _PATH = click.Path(path_type=Path, readable=False)
 _AUTO, _USUAL_BACKEND, _SAME_FORMAT = "auto", "cuda-python", "same"
 # Of so many tiles a picture takes long enough to be announced.
 _MANY_TILES = 64
-_LEAST_FPS, _MOST_FPS, _MOST_DENOMINATOR = Fraction(1, 1000), 1000, 100_000
-
-
-class _Times(click.ParamType[float]):
-    """A number of times, as in `2.5`, `2x` or `x2`."""
-
-    name = "times"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip().lower()
-        number = text[:-1] if text.endswith("x") else text.removeprefix("x")
-        try:
-            return float(number)
-        except ValueError:
-            self.fail(f"{value!r} is not a number of times, for example 2 or 2x", param, ctx)
-
-
-class _Rate(click.ParamType[Fraction]):
-    """Frames a second, as in `25`, `23.976` or `30000/1001`."""
-
-    name = "rate"
-
-    def convert(self, value: str | Fraction, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
-        try:
-            rate = Fraction(value).limit_denominator(_MOST_DENOMINATOR)
-        except (ValueError, ZeroDivisionError):
-            rate = Fraction(0)
-        if not _LEAST_FPS <= rate <= _MOST_FPS:
-            self.fail(f"{value!r} is not a number of frames a second, for example 25 or 30000/1001", param, ctx)
-        return rate
-
-
-class _Seconds(click.ParamType[Fraction]):
-    """Seconds, exactly as they are written: `0.2` is a fifth."""
-
-    name = "seconds"
-
-    def convert(self, value: str | Fraction, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
-        try:
-            return Fraction(value)
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is not a number of seconds, for example 12.5", param, ctx)
-
-
-class _OutputFormat(click.Choice[str]):
-    """The formats that there are. They are asked for with the libraries that they need, and so only when needed."""
-
-    def __init__(self) -> None:
-        self.case_sensitive = True
-
-    @property
-    def choices(self) -> Sequence[str]:  # type: ignore[override]
-        from intsr.runtime.batch.naming import OUTPUT_FORMATS
-
-        return OUTPUT_FORMATS
 
 
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -124,7 +70,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     "--scale",
     "--outscale",
     "outscale",
-    type=_Times(),
+    type=Times(),
     metavar="TIMES",
     help="Size of the output, such as 2 or 2x: a smaller file in the same time. Default: the engine's factor.",
 )
@@ -165,7 +111,7 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
 @click.option(
     "--format",
     "output_format",
-    type=_OutputFormat(),
+    type=OutputFormat(),
     default=_SAME_FORMAT,
     help="Of outputs in a folder, and of stdout, which is PNG without it.",
 )
@@ -175,9 +121,9 @@ def _list_devices(context: click.Context, parameter: click.Parameter, value: boo
     "--crf", type=click.IntRange(0, 63), help="Of films: the encoder's quality, 0 the best. Default: 16 to 20."
 )
 @click.option("--preset", help="Of films: the encoder's speed, such as slow.")
-@click.option("--fps", type=_Rate(), help="Of numbered pictures as a film. Default: 25.")
-@click.option("--start", "start_s", type=_Seconds(), metavar="SECONDS", help="Of films: begin there.")
-@click.option("--duration", "duration_s", type=_Seconds(), metavar="SECONDS", help="Of films.")
+@click.option("--fps", type=Rate(), help="Of numbered pictures as a film. Default: 25.")
+@click.option("--start", "start_s", type=Seconds(), metavar="SECONDS", help="Of films: begin there.")
+@click.option("--duration", "duration_s", type=Seconds(), metavar="SECONDS", help="Of films.")
 @click.option("--strip", is_flag=True, help="Drop EXIF, XMP and ICC instead of keeping them.")
 @click.option("--skip-existing", is_flag=True, help="Leave outputs alone that are there already: resume a batch.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that are there already.")

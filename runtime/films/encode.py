@@ -8,6 +8,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from intsr.arrays import Array
 from intsr.errors import UsageError, printable
 from intsr.runtime.films.hdr import LIGHT_LEVEL, MASTERING
@@ -179,21 +181,6 @@ def add_encoder_stream(container: Any, settings: EncoderSettings) -> Any:
     return stream
 
 
-def check_encoder(settings: EncoderSettings) -> None:
-    """Open the encoder once. Raises UsageError where it refuses what it is told."""
-    av = load_pyav()
-    try:
-        with av.open("/dev/null", "w", format=part_container(settings.codec)) as container:
-            add_encoder_stream(container, settings)
-            container.start_encoding()
-    except (av.FFmpegError, ValueError, OverflowError) as error:
-        told = " ".join(f"{name}={value}" for name, value in settings.options)
-        size = f"{settings.width_px}x{settings.height_px} {settings.pixel_format}"
-        why = getattr(error, "strerror", None) or error
-        text = printable(f"{settings.codec} refuses {size} {told} ({why})")
-        raise UsageError("--codec", text, fix="choose another, or other --crf and --preset") from error
-
-
 class PartWriter:
     """One part of a film, encoded by itself: it begins with a key frame and needs no other part.
 
@@ -239,3 +226,17 @@ class PartWriter:
         """Write what the encoder still has. Without it the file is of no use."""
         self._mux(self._stream.encode(None))
         self._container.close()
+
+
+def write_trial(path: Path, settings: EncoderSettings) -> None:
+    """Encode a black frame as a part. Raises UsageError where the encoder refuses what it is told."""
+    try:
+        writer = PartWriter(path, settings)
+        writer.write(writer.encodable(np.zeros((settings.height_px, settings.width_px, 3), np.uint8)))
+        writer.close()
+    except (load_pyav().FFmpegError, ValueError, OverflowError) as error:
+        told = " ".join(f"{name}={value}" for name, value in settings.options)
+        size = f"{settings.width_px}x{settings.height_px} {settings.pixel_format}"
+        why = getattr(error, "strerror", None) or error
+        text = printable(f"{settings.codec} refuses {size} {told} ({why})")
+        raise UsageError("--codec", text, fix="choose another, or other --crf and --preset") from error

@@ -10,12 +10,10 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from intsr.errors import ImageError, UsageError, printable
 from intsr.files import atomic_path
 from intsr.runtime.films.clock import RisingClock
-from intsr.runtime.films.encode import PartWriter, part_container
+from intsr.runtime.films.encode import part_container, write_trial
 from intsr.runtime.films.names import CONTAINERS, container_from_path
 from intsr.runtime.films.parts import Part, Parts, lone_part
 from intsr.runtime.films.pyav import film_stream, load_pyav, open_input
@@ -180,15 +178,15 @@ def _is_own(name: str) -> bool:
 
 
 def check_container(output: Path, settings: EncoderSettings, companions: Companions) -> None:
-    """Encode a black frame, and write it to nowhere. Raises UsageError for what the container cannot hold."""
+    """Encode a black frame, and write it to nowhere. Raises UsageError: what the encoder refuses, what the container
+    cannot hold.
+    """
     av = load_pyav()
     name = container_from_path(output)
     try:
         with tempfile.TemporaryDirectory(prefix="intsr-trial-") as folder:
             parts = lone_part(Path(folder))
-            writer = PartWriter(parts.path(parts.parts[0]), settings)
-            writer.write(writer.encodable(np.zeros((settings.height_px, settings.width_px, 3), np.uint8)))
-            writer.close()
+            write_trial(parts.path(parts.parts[0]), settings)
             with av.open("/dev/null", "w", format=name) as container:
                 _write(container, parts, settings, companions, iter(()))
     except (av.FFmpegError, ValueError) as error:

@@ -15,7 +15,7 @@ from intsr.arrays import Array
 from intsr.errors import VerificationError
 from intsr.runtime.color_fix import ColorFix
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
-from intsr.runtime.tiles.grid import Tile, TilePlan, blend_weights, pad_to_square
+from intsr.runtime.tiles.grid import Tile, TilePlan, pad_to_square, plan_weights
 from intsr.runtime.tiles.memory import TileMemory
 from intsr.runtime.tiles.stage_clock import StageClock
 
@@ -90,8 +90,7 @@ class TiledPicture:
         factor, plan = self.enlarger.upscale_factor, self.plan
         height_px, width_px = self.enlarger.size
         side_px = plan.tile_px * factor
-        tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
-        weights = blend_weights(tops, side_px, height_px), blend_weights(lefts, side_px, width_px)
+        tops, weights = tuple(top * factor for top in plan.tops), plan_weights(plan, factor)
         canvas = np.zeros((3, min(side_px, height_px), width_px), np.float32)
         for tile in self.tile_progress(plan.tiles) if self.tile_progress else plan.tiles:
             image = self.known[tile] if tile in self.known else next(images)

@@ -87,6 +87,17 @@ def blend_weights(starts: tuple[int, ...], size_px: int, length_px: int) -> list
     ]
 
 
+def plan_weights(plan: TilePlan, upscale_factor: int) -> tuple[list[Array], list[Array]]:
+    """Return `blend_weights` of the enlarged picture, by row and by column of tiles."""
+    side_px = plan.tile_px * upscale_factor
+    axes = (plan.tops, plan.height_px), (plan.lefts, plan.width_px)
+    rows, columns = (
+        blend_weights(tuple(start * upscale_factor for start in starts), side_px, length_px * upscale_factor)
+        for starts, length_px in axes
+    )
+    return rows, columns
+
+
 def _ramp(size_px: int, width_px: int) -> Array:
     """(size_px,) float64: from nearly 0 to 1 over `width_px` pixels, then 1."""
     positions = (np.arange(size_px) + 0.5) / max(width_px, 1)

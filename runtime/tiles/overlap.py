@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from itertools import islice
+from contextlib import closing, contextmanager
+from itertools import count, islice
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -121,6 +121,44 @@ def overlapped(
             # What is being finished goes on beside the next; what was before it is done or waited for.
             yield from _ended(finishing, most=1)
         yield from _ended(finishing)
+
+
+class EndError(Exception):
+    """There are no more items, or none may follow one that failed."""
+
+
+def in_sequence(
+    prepare: Callable[[], P], compute: Callable[[P], Generator[B]], finish: Callable[[P, Iterable[B]], R]
+) -> Generator[R]:
+    """As `overlapped`, of items that build on each other: behind one that failed none is prepared or finished, though
+    the next is on its way by then. prepare: raises EndError where there are no more. Raises what the first failed by.
+    """
+    failed = {"prepare": False, "finish": False}
+
+    @contextmanager
+    def unless_failed(step: str) -> Iterator[None]:
+        if failed[step]:
+            raise EndError
+        failed[step] = True
+        yield
+        failed[step] = False
+
+    def prepare_next(_: int) -> P:
+        with unless_failed("prepare"):
+            return prepare()
+
+    def finish_next(prepared: P, items: Iterable[B]) -> R:
+        # Computing that fails comes out of the items.
+        with unless_failed("finish"):
+            return finish(prepared, items)
+
+    with closing(overlapped(count(), prepare_next, compute, finish_next)) as made:
+        for _, result in made:
+            if isinstance(result, EndError):
+                return
+            if isinstance(result, Exception):
+                raise result
+            yield result
 
 
 def _handed_over(

@@ -14,7 +14,7 @@ from intsr.runtime.backends.video import VideoBackend
 from intsr.runtime.color_fix import open_color_fix
 from intsr.runtime.tiles.blend import OutputCheck, pixels_from_unit
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
-from intsr.runtime.tiles.grid import blend_weights, pad_to_square, plan_tiles
+from intsr.runtime.tiles.grid import pad_to_square, plan_tiles, plan_weights
 from intsr.runtime.tiles.stage_clock import StageClock
 from intsr.runtime.video.chunks import Chunk, fade_in
 
@@ -86,8 +86,7 @@ class ClipRun:
         plan = plan_tiles(height, width, upscaler.tile_px, overlap_px)
         size = height * factor, width * factor
         side_px = plan.tile_px * factor
-        tops, lefts = (tuple(start * factor for start in starts) for starts in (plan.tops, plan.lefts))
-        by_row, by_column = blend_weights(tops, side_px, size[0]), blend_weights(lefts, side_px, size[1])
+        by_row, by_column = plan_weights(plan, factor)
         canvas, check = np.zeros((len(frames), 3, *size), np.float32), OutputCheck()
         for tile in plan.tiles:
             top, left, tall, wide = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
