@@ -13,6 +13,7 @@ from intsr.runtime.backends.codes import unpacked
 from intsr.runtime.backends.packed import ONNX_MAGIC, is_packed, split_member
 from intsr.runtime.backends.protocol import (
     Backend,
+    EntryNetwork,
     SessionOptions,
     checked_input,
     closed_error,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
-    from intsr.types import TensorInfo
 
 # What a packed graph calls the file with its weights.
 WEIGHTS_NAME = "weights"
@@ -42,23 +42,12 @@ _PROVIDERS = {
 _INSTALL = 'pip uninstall onnxruntime, then pip install "intsr[onnxruntime-gpu]"'
 
 
-class ONNXRuntimeNetwork:
+class ONNXRuntimeNetwork(EntryNetwork):
     """One session, all float parts in the graph's own types."""
 
     def __init__(self, entry: NetworkEntry, session: Any, where: object = "engine") -> None:
         self.entry = entry
         self._session, self._where = session, where
-
-    @property
-    def input(self) -> TensorInfo:
-        return self.entry.input
-
-    @property
-    def output(self) -> TensorInfo:
-        return self.entry.output
-
-    def run(self, x: Array) -> Array:
-        return self.run_all([x])[0]
 
     def run_all(self, tensors: Sequence[Array]) -> list[Array]:
         """Do as `ManyTensorNetwork`."""

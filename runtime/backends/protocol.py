@@ -97,6 +97,28 @@ class ManyTensorNetwork(Protocol):
         ...
 
 
+class EntryNetwork:
+    """The base of a `ManyTensorNetwork` that is a `Network` as well, where it has one input and one output."""
+
+    entry: NetworkEntry
+
+    @property
+    def input(self) -> TensorInfo:
+        return self.entry.input
+
+    @property
+    def output(self) -> TensorInfo:
+        return self.entry.output
+
+    def run(self, x: Array) -> Array:
+        """As of `Network`."""
+        return self.run_all([x])[0]
+
+    def run_all(self, tensors: Sequence[Array]) -> list[Array]:
+        """As of `ManyTensorNetwork`."""
+        raise NotImplementedError
+
+
 class TilePipeline(Protocol):
     """All networks of an engine over many tiles, copies beside kernels."""
 

@@ -23,6 +23,7 @@ from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
 from intsr.runtime.backends.protocol import (
     Backend,
+    EntryNetwork,
     LayerTime,
     SessionOptions,
     checked_input,
@@ -37,12 +38,11 @@ if TYPE_CHECKING:
 
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
-    from intsr.types import TensorInfo
 
 _DEVICE = "CPU"
 
 
-class OpenVINONetwork:
+class OpenVINONetwork(EntryNetwork):
     """A compiled model with one request. precision: what OpenVINO computes the float parts in."""
 
     def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
@@ -56,17 +56,6 @@ class OpenVINONetwork:
         self._request = compiled.create_infer_request()
         # For who runs a network by itself: results of two threads would lie in the same tensor.
         self._lock = threading.Lock()
-
-    @property
-    def input(self) -> TensorInfo:
-        return self.entry.input
-
-    @property
-    def output(self) -> TensorInfo:
-        return self.entry.output
-
-    def run(self, x: Array) -> Array:
-        return self.run_all([x])[0]
 
     def run_all(self, tensors: Sequence[Array]) -> list[Array]:
         """Do as `ManyTensorNetwork`."""
