@@ -27,6 +27,7 @@ lint: $(STAMP) $(TYPING)
 
 types: $(STAMP) $(TYPING)
 	MYPYPATH=$(TYPING) $(VENV)/bin/mypy -p intsr
+	MYPYPATH=$(TYPING) $(VENV)/bin/mypy integrations/comfyui/nodes.py
 
 # mypy and import-linter do not follow editable mappings: they get a folder of links.
 .PHONY: $(TYPING)
@@ -39,7 +40,7 @@ unit: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not kernels"
 
 # Everything that `make test` leaves out: long runs, and the CUDA sources, which a C++ compiler makes run on the CPU.
-test-slow: $(STAMP) build/triton
+test-slow: $(STAMP) build/triton build/app
 	command -v c++ || command -v g++ || command -v clang++ || $(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt ziglang
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "slow or kernels"
 
@@ -47,6 +48,13 @@ test-slow: $(STAMP) build/triton
 build/triton:
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet --disable-pip-version-check "nvidia-pytriton==0.7.0" "tritonclient[grpc,http]==2.73.0" || rm -rf $@
+
+# The window, for tests, and nothing beside it: no torch, and of Pillow the version that Gradio takes.
+build/app: setup.py constraints.txt
+	rm -rf $@ && $(PYTHON) -m venv $@
+	grep -v "^pillow==" constraints.txt > $@/constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/$@/constraints.txt $@/bin/pip install --quiet --disable-pip-version-check setuptools wheel
+	$@/bin/pip install --quiet --disable-pip-version-check -c $@/constraints.txt --no-build-isolation -e ".[app]" || { rm -rf $@; exit 1; }
 
 # On a machine with an NVIDIA GPU, with a Python that has torch for it: docs/inside/gpu.md.
 gpu-check: $(TYPING)

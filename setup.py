@@ -44,6 +44,7 @@ setup(
     package_data={
         "intsr": ["py.typed", "models/*/*.json", "models/*/*.safetensors", "models/*/*/*"],
         "intsr.engines.report": ["templates/*"],
+        "intsr.runtime.app": ["static/*"],
         "intsr.kernels": ["*/*.cu", "*/*.cuh", "*/*.h", "*/*.fatbin"],
     },
     install_requires=[
@@ -69,6 +70,7 @@ setup(
         "report": [*PLOT, "jinja2>=3.1"],
         "metrics": METRICS,
         "video": ["av>=17,<19"],
+        "app": ["gradio==6.31.0"],
         "ray": ["ray[data]==2.60.0"],
         "dev": [
             *("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter>=2.17"),

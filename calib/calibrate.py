@@ -16,7 +16,7 @@ from intsr.calib.data.crops import Crops, crops_from_pictures
 from intsr.calib.data.pictures import calibration_batches, guard_batch, guard_side_px
 from intsr.calib.learn.blocks import blocks_by_name
 from intsr.calib.learn.journal import Journal
-from intsr.calib.learn.method import Method
+from intsr.calib.learn.method import PICTURE, VIDEO, Method
 from intsr.calib.learn.perceptual import LPIPS, STRUCTURE, distance_from_file
 from intsr.calib.learn.reverse import learn_reverse
 from intsr.calib.learn.stages import Run, with_steps
@@ -25,6 +25,7 @@ from intsr.calib.learn.walk import learn
 from intsr.calib.methods import method_from_name, methods
 from intsr.calib.methods.maxmin import observe_maxmin, symmetric_range
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
+from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.calib.models.phases import in_phases, wide_upsamplers
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
@@ -36,6 +37,7 @@ from intsr.types import Bits, check_tile
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
+    from intsr.calib.models.video import VideoModel
 
 W8A8 = Bits(8, 8)
 DEFAULT_TRAINING = TrainingOptions()
@@ -49,7 +51,7 @@ class Recipe:
 
     method: str = "maxmin"
     bits: Bits = W8A8
-    # `unet`, `vae` or both.
+    # `unet`, `vae` or both; of a video model `transformer` and, or without, `vae`.
     parts: tuple[str, ...] = PARTS
     # Side of the low-resolution tiles looked at.
     tile_px: int = 128
@@ -68,31 +70,42 @@ class Recipe:
     guard: bool = True
     # LPIPS's weights, for methods that train on pictures.
     lpips: Path | None = None
+    # The method in other parts than its own, for comparisons; None for as it is.
+    plan: Method | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in methods():
-            raise UsageError("--method", repr(self.method), f"one of {', '.join(methods())}")
+        able = methods(self.kind)
+        if self.method not in able:
+            got = f"{self.method} of a {self.kind} model" if self.method in methods() else repr(self.method)
+            raise UsageError("--method", got, f"one of {', '.join(able)}")
         if not self.bits.quantized:
             raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
         if self.device not in DEVICES:
             raise UsageError("--device", repr(self.device), f"one of {', '.join(DEVICES)}")
         # What only some methods have.
         for option, given, has in (("--rank", self.rank, "rank"), ("--lpips", self.lpips, "whole")):
-            if given is not None and not getattr(methods()[self.method], has):
-                able = " or ".join(method.name for method in methods().values() if getattr(method, has))
-                raise UsageError(option, f"together with --method {self.method}", f"--method {able}")
+            if given is not None and not getattr(able[self.method], has):
+                others = " or ".join(method.name for method in able.values() if getattr(method, has))
+                raise UsageError(option, f"together with --method {self.method}", f"--method {others}")
+
+    @property
+    def kind(self) -> str:
+        """Of model, PICTURE or VIDEO."""
+        return VIDEO if VIDEO_PARTS[0] in self.parts else PICTURE
 
     @property
     def stages(self) -> Method:
         """The method, on the grids that are asked for."""
-        return method_from_name(self.method, self.symmetric, self.rank)
+        return self.plan or method_from_name(self.method, self.symmetric, self.rank)
 
     @property
     def steps(self) -> tuple[int, int, int]:
         """Training steps of each block's stages together, of each network's, and of all three networks'."""
         of_block, of_networks = self.training.block_steps, self.training.joint_steps
         given = ((of_block, self.stages.block), (of_networks, self.stages.joint), (of_networks, self.stages.whole))
-        block, joint, whole = (sum(own for _, own in with_steps(stages, steps)) for steps, stages in given)
+        block, joint, whole = (
+            sum(own * stage.rounds for stage, own in with_steps(stages, steps)) for steps, stages in given
+        )
         return block, joint, whole
 
     @property
@@ -102,10 +115,19 @@ class Recipe:
 
 def parse_parts(text: str) -> tuple[str, ...]:
     """`unet,vae` in any order -> names in their usual order. Raises UsageError."""
+    return _parts(text, PARTS, (), f"some of {', '.join(PARTS)}, separated by commas")
+
+
+def parse_video_parts(text: str) -> tuple[str, ...]:
+    """`transformer,vae` in any order, or `transformer` -> names in their usual order. Raises UsageError."""
+    return _parts(text, VIDEO_PARTS, VIDEO_PARTS[:1], "transformer,vae or transformer, of a video model")
+
+
+def _parts(text: str, known: Sequence[str], needed: Sequence[str], expected: str) -> tuple[str, ...]:
     given = [name.strip() for name in text.split(",")]
-    if not set(given) <= set(PARTS) or len(set(given)) != len(given):
-        raise UsageError("--parts", repr(text), f"some of {', '.join(PARTS)}, separated by commas")
-    return tuple(part for part in PARTS if part in given)
+    if not set(needed) <= set(given) <= set(known) or len(set(given)) != len(given):
+        raise UsageError("--parts", repr(text), expected)
+    return tuple(part for part in known if part in given)
 
 
 def calibrate(
@@ -126,7 +148,8 @@ def calibrate(
     Raises ImageError, UsageError, CalibrationError. See `usable_pictures` for pictures that show nothing.
     """
     check_tile(recipe.tile_px, model.spec.upscale_factor, model.spec.size_multiple_px)
-    identity = _identity(model, pictures, recipe) if recipe.trains else {}
+    digests = [sha256_from_path(path) for path in pictures] if recipe.trains else []
+    identity = identity_of_run(model, digests, recipe) if recipe.trains else {}
     phases = wide_upsamplers(model)
     model = in_phases(model, phases)
     curves: Mapping[str, list[list[float]]] = {}
@@ -202,8 +225,11 @@ def _trained_sites(
     return {site: learned.get(site, quantizer) for site, quantizer in sites.items()}, curves
 
 
-def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the result; what only decides how it is reached is left out."""
+def identity_of_run(model: SRModel | VideoModel, pictures: Sequence[str], recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides the result; what only decides how it is reached is left out.
+
+    pictures: their digests.
+    """
     training = asdict(replace(recipe.training, cache="ram", recompute=False))
     settings = {key: str(value) for key, value in {**asdict(recipe), **training}.items() if key != "training"}
     return {
@@ -211,7 +237,7 @@ def _identity(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> dict[
         **({"lpips": sha256_from_path(recipe.lpips)} if recipe.lpips else {}),
         "bits": repr(recipe.bits) if recipe.bits.rules else str(recipe.bits),
         "model": model.digest,
-        "pictures": [sha256_from_path(path) for path in pictures],
+        "pictures": list(pictures),
         # The order of a sum depends on how many threads share it.
         "threads": torch.get_num_threads(),
         "version": intsr.__version__,

@@ -133,7 +133,7 @@ def estimate(model: SRModel, pictures: Sequence[Path], recipe: Recipe) -> Estima
     layers = quantized_layers(model, recipe.bits, recipe.parts, **method.layer_settings)
     timed: list[TimedNetwork] = []
     blocks: dict[str, Block] = {}
-    side_px = recipe.crop_px * model.spec.upscale_factor
+    side_px = recipe.crop_px * model.spec.input_factor
     x = torch.rand(1, 3, side_px, side_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
     held_out = max(recipe.training.batch, recipe.crops // 4)
     guard = guard_pictures(1) if recipe.guard else ()

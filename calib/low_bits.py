@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from intsr.calib.data.pictures import calibration_inputs, guard_side_px
 from intsr.calib.models.modules import put_modules
@@ -16,7 +17,6 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
 from intsr.runtime.measure.metrics import psnr_db_from_mse
-from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -43,7 +43,9 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
         quantized.modules, {site: calibrated_layer(layer, calibration.sites[site]) for site, layer in layers.items()}
     )
     got = _psnr_db([_picture(quantized, x) for x in inputs], exact)
-    enlarged = _psnr_db(inputs, exact)
+    enlarged = _psnr_db(
+        [functional.interpolate(x, picture.shape[2:]) for x, picture in zip(inputs, exact, strict=True)], exact
+    )
     if got >= enlarged:
         return None
     return (
@@ -54,9 +56,8 @@ def low_bits_warning(model: SRModel, calibration: Calibration, pictures: Sequenc
 
 @torch.no_grad()
 def _picture(model: SRModel, x: torch.Tensor) -> torch.Tensor:
-    networks = reference_networks(model)
-    for name in NETWORKS:
-        x = networks[name](x)
+    for network in reference_networks(model).values():
+        x = network(x)
     return x.clamp(-1, 1)
 
 

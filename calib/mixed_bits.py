@@ -31,7 +31,7 @@ from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.fake_quant import calibrated_layer
 from intsr.errors import UsageError
 from intsr.json_files import read_json
-from intsr.types import MAX_BITS, MIN_BITS, NETWORKS, Bits
+from intsr.types import MAX_BITS, MIN_BITS, Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -76,17 +76,18 @@ def block_errors(
     model = in_phases(model)
     ranges = observe_let(model, crops, Bits(MAX_BITS, MAX_BITS), parts, guard)
     layers, references = integer_sites(model, parts), reference_networks(model)
+    names = tuple(references)
     errors: dict[tuple[str, ...], dict[int, float]] = {}
     inputs: Sequence[torch.Tensor] = crops
-    pictures = _pictures(references, NETWORKS, inputs)
-    for index, name in enumerate(NETWORKS):
+    pictures = _pictures(references, names, inputs)
+    for index, name in enumerate(names):
         own = [site for site in layers if network_of_site(site) == name]
         for sites in blocks_by_name(references[name], own).values():
             errors[sites] = {}
             for bits in TRIED:
                 quantized = {site: calibrated_layer(layers[site], _at(ranges[site], bits)) for site in sites}
                 networks = {**references, name: with_layers(references[name], quantized)}
-                got = _pictures(networks, NETWORKS[index:], inputs)
+                got = _pictures(networks, names[index:], inputs)
                 squares = [float((y - exact).square().mean()) for y, exact in zip(got, pictures, strict=True)]
                 errors[sites][bits] = sum(squares) / len(squares)
         inputs = outputs(references[name], inputs)

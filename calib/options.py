@@ -18,7 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_CROP_PX = 32
 # Parameters that change something where a checkpoint is imported.
 OF_IMPORT = frozenset(
-    ("model", "output", "overwrite", "bits", "official", "tile_px", "context", "lora", "as_json", "quiet", "verbose")
+    (
+        *("model", "output", "overwrite", "bits", "official", "tile_px", "context", "lora", "prompt", "pisa_weights"),
+        *("as_json", "quiet", "verbose"),
+    )
 )
 # Parameters that change something where something is trained alone.
 TRAINING_OPTIONS = (
@@ -72,7 +75,7 @@ training_options = together(
     click.option(
         "--rank",
         type=click.IntRange(0),
-        help="Of the float branch beside each layer, qartsr and svdquant; 0: none.  [default: 16, 32]",
+        help="Of the float branch beside each layer, qartsr, svdquant and lsgquant; 0: none.  [default: 16, 32, 32]",
     ),
     click.option("--block-steps", type=click.IntRange(0), default=12, show_default=True, help="Steps a block."),
     click.option("--joint-steps", type=click.IntRange(0), default=120, show_default=True, help="Steps a network."),

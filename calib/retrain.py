@@ -35,7 +35,7 @@ from intsr.calib.models.modules import layers_of, put_modules
 from intsr.calib.models.prompt import CONTEXT_NAME
 from intsr.calib.models.reference import ReferenceUNet, reference_networks
 from intsr.calib.models.save import NetworkFiles, write_model
-from intsr.calib.models.spec import SPEC_SCHEMA_VERSION, ModelSettings, alpha_bar_from_scheduler
+from intsr.calib.models.spec import SPEC_SCHEMA_VERSION, ModelSettings, alpha_bar_from_scheduler, diffusion_spec
 from intsr.errors import ModelError, UsageError
 from intsr.files import sha256_from_path
 from intsr.kernels.layer_algebra import branch_weight, run_layer
@@ -121,9 +121,13 @@ def retrain(
     """Train the LoRA on low-resolution `pictures`.
 
     tile_px: a crop's side at most. report, work: as `calibrate`'s. Raises UsageError, ImageError, ModelError for a
-    timestep that the scheduler has not, CalibrationError.
+    model without a timestep, of another x0 rule than epsilon, and a timestep that the scheduler has not,
+    CalibrationError.
     """
     check_device(recipe.device)
+    spec = diffusion_spec(source.spec)
+    if spec.x0_rule != "epsilon":
+        raise ModelError(spec.name, f"x0 by the rule {spec.x0_rule}", "epsilon, which is retrained")
     distance, model = distance_from_file(recipe.lpips, recipe.device), source.load()
     steps = range(source.scheduler["num_train_timesteps"])
     alpha_bars = [alpha_bar_from_scheduler(source.scheduler, t, Path(source.spec.name)) for t in steps]
@@ -185,7 +189,7 @@ def _student(
 ) -> tuple[ReferenceUNet, tuple[LoraLayer, ...]]:
     """The UNet at another timestep, as near to the old one as it can be, and its LoRA."""
     student = ReferenceUNet(model)
-    unet, old = student.unet, model.spec
+    unet, old = student.unet, diffusion_spec(model.spec)
     # What diffusers makes of a timestep before its first layer.
     first = unet.time_embedding.linear_1
     was, now = (unet.time_proj(torch.tensor([t], device=first.weight.device))[0] for t in (old.timestep, timestep))
@@ -222,6 +226,9 @@ def write_retrained(source: ModelSource, result: Retrained, folder: Path) -> int
         CONTEXT_NAME,
         spec.licence,
         spec.synthetic,
+        x0_rule=diffusion_spec(spec).x0_rule,
+        family=spec.defaults.family,
+        prompt=spec.prompt,
     )
     vae = source.load("vae").vae.state_dict()
     networks: list[NetworkFiles] = []

@@ -20,7 +20,8 @@ class NetworkEntry:
 
     A one-step model has three, of one input and one output each. encoder: x (N, 3, H, W) in [-1, 1] -> latent
     (N, C, h, w), scaled. unet: latent -> denoised latent, scaled. decoder: denoised latent -> image (N, 3, H, W),
-    nominally in [-1, 1], not clamped.
+    nominally in [-1, 1], not clamped. Of a model without an encoder unet takes the low resolution itself, x of
+    `Manifest.tile_px` a side, and what it hands on are features.
     """
 
     name: str
@@ -121,6 +122,12 @@ class Manifest:
     tiles: tuple[TileEntry, ...] = ()
     # Of a video engine.
     chunk: ChunkEntry | None = None
+    # The model's family, by the name that `intsr synth --family` knows; "" for none that is known.
+    family: str = ""
+    # The text that the networks were told; None where the context came as a tensor.
+    prompt: str | None = None
+    # Pictures whose shorter side, enlarged, is below this are enlarged further, and made smaller again at the end.
+    min_side_px: Annotated[int, Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         sizes = [entry.tile_px for entry in self.all_tiles]
@@ -155,11 +162,16 @@ class Manifest:
         """Sides of the tiles that there are networks for, low-resolution pixels, descending."""
         return tuple(sorted((entry.tile_px for entry in self.all_tiles), reverse=True))
 
-    def check_sees_pictures(self, command: str, where: object) -> None:
-        """Raise UsageError for a video engine, which this command has no use for."""
-        if self.chunk is not None:
-            got, fix = f"a video engine, of chunks of {self.chunk.frames} frames", "run it with intsr upscale"
-            raise UsageError(where, got, f"one of pictures, for intsr {command}", fix)
+    def run_facts(self) -> dict[str, str]:
+        """What an engine of a known family does where nobody says otherwise, and its licence, for people."""
+        if not self.family:
+            return {"licence": self.licence} if self.licence else {}
+        is_enlarged = self.networks[0].input.shape[-1] != self.tile_px
+        facts = {"family": self.family, "enlarged first": self.resize_filter if is_enlarged else "no"}
+        facts |= {"colour fix": self.color_fix, "overlap": f"{self.overlap_px} px"}
+        facts |= {"least output": f"{self.min_side_px} px"} if self.min_side_px else {}
+        facts |= {"prompt": repr(self.prompt)} if self.prompt is not None else {}
+        return facts | ({"licence": self.licence} if self.licence else {})
 
     def at_tile(self, tile_px: int | None) -> Manifest:
         """Return this manifest with that size as the default and the others in `tiles`; with None, as it is.

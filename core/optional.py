@@ -21,6 +21,7 @@ EXTRAS = {
     "tensorrt_rtx": "rtx",
     "pyiqa": "metrics",
     "av": "video",
+    "gradio": "app",
     **dict.fromkeys(("ray", "pyarrow", "pandas", "fsspec"), "ray"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,7 +24,17 @@ from intsr.json_files import read_json
 from intsr.manifest import ChunkEntry, NetworkEntry
 from intsr.onnx_files import read_onnx
 from intsr.targets.lowering import LOWERINGS, Lowering
-from intsr.types import NETWORKS, VIDEO_NETWORKS, Bits, Count, ModelSpec, check_tile
+from intsr.types import (
+    DIRECT_NETWORKS,
+    NETWORKS,
+    USUAL_DEFAULTS,
+    VIDEO_NETWORKS,
+    Bits,
+    Count,
+    PictureSpec,
+    RunDefaults,
+    check_tile,
+)
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -36,7 +47,7 @@ EXTERNAL_DATA_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class ExportTile:
-    """One more tile size of an export: the same three networks with other shapes."""
+    """One more tile size of an export: the same networks with other shapes."""
 
     tile_px: Count
     networks: tuple[NetworkEntry, ...]
@@ -64,6 +75,9 @@ class OnnxExport:
     tiles: tuple[ExportTile, ...] = ()
     # Of a video model.
     chunk: ChunkEntry | None = None
+    # What the context was made of; None where it came as a tensor.
+    prompt: str | None = None
+    defaults: RunDefaults = USUAL_DEFAULTS
 
     def __post_init__(self) -> None:
         if self.lowering not in LOWERINGS:
@@ -71,10 +85,11 @@ class OnnxExport:
         for key in ("tile_px", "upscale_factor"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} {getattr(self, key)}, expected at least 1")
-        names = NETWORKS if self.chunk is None else VIDEO_NETWORKS
+        known = (NETWORKS, DIRECT_NETWORKS) if self.chunk is None else (VIDEO_NETWORKS,)
         for networks in (self.networks, *(tile.networks for tile in self.tiles)):
-            if tuple(entry.name for entry in networks) != names:
-                raise ValueError(f"networks {[entry.name for entry in networks]}, expected {', '.join(names)}")
+            if tuple(entry.name for entry in networks) not in known:
+                expected = " or ".join(", ".join(names) for names in known)
+                raise ValueError(f"networks {[entry.name for entry in networks]}, expected {expected}")
             for entry in networks:
                 if Path(entry.member).name != entry.member:
                     raise ValueError(f"member {entry.member!r}, expected a plain file name")
@@ -82,7 +97,7 @@ class OnnxExport:
 
 def write_export(
     networks: Iterable[FoldedNetwork],
-    spec: ModelSpec,
+    spec: PictureSpec,
     calibration: Calibration | None,
     *,
     lowering: Lowering,
@@ -95,12 +110,9 @@ def write_export(
     calibration: what the networks were folded with. tiles_px: sides of the low-resolution tiles, the default first.
     on_network: told each network's name as it is written. Raises ExportError, UsageError.
     """
-    for tile_px in tiles_px:
-        check_tile(tile_px, spec.upscale_factor, spec.size_multiple_px)
-    if len(set(tiles_px)) < len(tiles_px):
-        raise UsageError("--tile", ",".join(map(str, tiles_px)), "each size once")
+    check_tiles(tiles_px, spec)
     tile_px, *further_px = tiles_px
-    sides = (side * spec.upscale_factor for side in tiles_px)
+    sides = (side * spec.input_factor for side in tiles_px)
     shapes: list[list[tuple[int, ...]]] = [[(1, 3, side, side)] for side in sides]
     entries = []
     with atomic_folder(folder, marker=EXPORT_NAME) as temporary:
@@ -113,13 +125,22 @@ def write_export(
             shapes = [[entry.output.shape] for entry in entries[-1]]
         first, *further = zip(*entries, strict=True)
         export = export_facts(spec, calibration, lowering, tile_px, first)
-        export = replace(export, tiles=tuple(map(ExportTile, further_px, further)))
+        tiles = tuple(map(ExportTile, further_px, further))
+        export = replace(export, tiles=tiles, prompt=spec.prompt, defaults=spec.defaults)
         write_facts(export, temporary)
     return export
 
 
+def check_tiles(tiles_px: Sequence[int], spec: PictureSpec | VideoSpec) -> None:
+    """Raises UsageError for a size that the networks cannot take, or that is there twice."""
+    for tile_px in tiles_px:
+        check_tile(tile_px, spec.upscale_factor, spec.size_multiple_px)
+    if len(set(tiles_px)) < len(tiles_px):
+        raise UsageError("--tile", ",".join(map(str, tiles_px)), "each size once")
+
+
 def export_facts(
-    spec: ModelSpec | VideoSpec,
+    spec: PictureSpec | VideoSpec,
     calibration: Calibration | None,
     lowering: Lowering,
     tile_px: int,
@@ -178,7 +199,10 @@ def write_network(
     external = size_bytes > EXTERNAL_DATA_BYTES
     check_free_space(folder, size_bytes if external else len(shapes) * size_bytes)
     data = ExternalData(folder / f"{next(iter(shapes))}.onnx.data") if external else None
-    return [_write_graph(network, lowering, each, folder / f"{name}.onnx", data) for name, each in shapes.items()]
+    entries = [_write_graph(network, lowering, each, folder / f"{name}.onnx", data) for name, each in shapes.items()]
+    # Traces are cycles that hold the network: it would be in memory beside the next one, and while engines are built.
+    gc.collect()
+    return entries
 
 
 def _write_graph(

@@ -1,4 +1,4 @@
-"""From a model, and perhaps a calibration, to three ONNX graphs: the one way that commands share."""
+"""From a model, and perhaps a calibration, to ONNX graphs: the one way that commands share."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from intsr.export.fold.passionsr import fold_passionsr_network
 from intsr.export.fold.specialize import specialize
 from intsr.export.graphs import OnnxExport, write_export
 from intsr.targets.lowering import Lowering
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 
 def fold_networks(model: ModelSource | SRModel, calibration: Calibration | None) -> Iterator[FoldedNetwork]:
-    """Fold encoder, UNet and decoder one after another; no calibration means full precision.
+    """Fold encoder, UNet and decoder, those that there are, one after another; no calibration means full precision.
 
     Of a ModelSource one network is held at a time, and never twice in float32. Raises CalibrationError where the
     calibration is of another model, at once; ExportError, CalibrationError and ModelError on the way.
@@ -29,7 +29,7 @@ def fold_networks(model: ModelSource | SRModel, calibration: Calibration | None)
     if calibration is not None:
         calibration.check_model(model.digest, model.spec.name)
     # No variable holds a network here: it is gone before the next one is loaded.
-    return (_fold(name, model, calibration) for name in NETWORKS)
+    return (_fold(name, model, calibration) for name in model.spec.networks)
 
 
 @torch.no_grad()

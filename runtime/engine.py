@@ -36,6 +36,7 @@ class Engine(Upscaler):
             manifest.upscale_factor,
             resize_filter=manifest.resize_filter,
             color_fix=manifest.color_fix,
+            min_side_px=manifest.min_side_px,
             synthetic=manifest.synthetic,
             where=path,
         )

@@ -1,4 +1,4 @@
-"""Any picture through three static networks: enlarge, tile, run, blend, fix colours."""
+"""Any picture through static networks: enlarge, tile, run, blend, fix colours."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from intsr.runtime.pictures.python_types import copy_of, picture_like, pixels_fr
 from intsr.runtime.tiles.blend import Band, FinishedBand, TiledPicture, TileProgress, blended_bands, finished_rows
 from intsr.runtime.tiles.enlarge import Enlarger
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+from intsr.runtime.tiles.growth import check_growth, grown_size, resized, shrunk
 from intsr.runtime.tiles.memory import TileMemory
 from intsr.runtime.tiles.overlap import overlapped
 from intsr.runtime.tiles.stage_clock import STAGES, StageClock
@@ -54,7 +55,10 @@ class Work:
     """One picture on its way, in two halves that two threads may share: `bands`, then `finish`."""
 
     upscaler: Upscaler
+    # Of the pixels that go through the networks, which are more than the picture's where that is too small.
     enlarger: Enlarger
+    # Height and width of the result.
+    size: tuple[int, int]
     plan: TilePlan
     color_fix: str
     fix: ColorFix
@@ -69,11 +73,12 @@ class Work:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """(H f, W f, 3) or (H f, W f)."""
-        return (*self.enlarger.size, *self.pixels.shape[2:])
+        return (*self.size, *self.pixels.shape[2:])
 
     @property
     def tiled(self) -> TiledPicture:
-        return TiledPicture(self.enlarger, self.plan, self.clock, self.tile_progress)
+        takes_pixels = self.upscaler.takes_pixels
+        return TiledPicture(self.enlarger, self.plan, self.clock, self.tile_progress, takes_pixels)
 
     @property
     def tiles(self) -> int:
@@ -107,7 +112,11 @@ class Work:
     def finish(self, bands: Iterable[Band | FinishedBand]) -> Iterator[Array]:
         """Yield rows (h, W f, 3) or (h, W f), in the input's dtype. Raises VerificationError."""
         with closing(self.fix):
-            yield from finished_rows(bands, self.pixels, self.fix, self.clock)
+            rows = finished_rows(bands, self.pixels, self.fix, self.clock)
+            if self.size == self.enlarger.size:
+                yield from rows
+            else:
+                yield shrunk(rows, self.size, self.upscaler.resize_filter)
 
     def rows(self) -> Iterator[Array]:
         """Yield the rows, both halves in this thread: its is the engine for each band, and anybody's in between."""
@@ -130,8 +139,8 @@ class Upscaler(TakesTurns):
     `backend`, and what `networks` and `network` give, are for one thread at a time.
 
     backend: networks for a `tile_px` low-resolution tile. overlap_px: default overlap of neighbouring tiles,
-    low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. synthetic: of random weights. where: for
-    errors.
+    low-resolution pixels. color_fix: default of `wavelet`, `adain`, `none`. min_side_px: of the enlarged picture;
+    smaller ones are enlarged further, and made smaller again. synthetic: of random weights. where: for errors.
     """
 
     def __init__(
@@ -143,18 +152,23 @@ class Upscaler(TakesTurns):
         *,
         resize_filter: str,
         color_fix: str,
+        min_side_px: int = 0,
         synthetic: bool = False,
         where: object = "engine",
     ) -> None:
         super().__init__(where)
         self.backend, self.networks, self.synthetic = backend, backend.networks, synthetic
         self.tile_px, self.overlap_px, self.upscale_factor = tile_px, overlap_px, upscale_factor
-        self.resize_filter, self.color_fix = resize_filter, color_fix
+        self.resize_filter, self.color_fix, self.min_side_px = resize_filter, color_fix, min_side_px
         side_px = tile_px * upscale_factor
         first, last = backend.networks[0].input, backend.networks[-1].output
-        for name, info in ((f"{backend.names[0]} input", first), (f"{backend.names[-1]} output", last)):
-            if info.shape != (first.shape[0], 3, side_px, side_px):
-                raise UsageError(name, f"shape {info.shape}", f"(N, 3, {side_px}, {side_px}) for {tile_px} px tiles")
+        # Whether the first network takes the low resolution as it is; else enlarged.
+        self.takes_pixels = first.shape[2:] == (tile_px, tile_px) != (side_px, side_px)
+        ends = ("input", first, tile_px if self.takes_pixels else side_px), ("output", last, side_px)
+        for name, (end, info, side) in zip((backend.names[0], backend.names[-1]), ends, strict=True):
+            if info.shape != (first.shape[0], 3, side, side):
+                expected = f"(N, 3, {side}, {side}) for {tile_px} px tiles"
+                raise UsageError(f"{name} {end}", f"shape {info.shape}", expected)
         # What an inference is expected to take before one has run, bytes; 0 where nobody knows.
         self.expected_bytes = 0
         self.count_opened_memory()
@@ -187,12 +201,12 @@ class Upscaler(TakesTurns):
             self.run_pipeline(np.zeros(self.networks[0].input.shape, np.float32))
 
     def network(self, name: str) -> Network:
-        """Return the network of that name: `encoder`, `unet` or `decoder`."""
+        """Return the network of that name: `encoder`, `unet` or `decoder`, of those that there are."""
         return self.backend.network(name)
 
     def run_pipeline(self, x: Array) -> Array:
         """Run as many tiles as the engine takes at once, mostly 1: (N, 3, T f, T f) in [-1, 1] -> (N, 3, T f, T f),
-        nominally in [-1, 1], not clamped.
+        nominally in [-1, 1], not clamped. Where it takes pixels: (N, 3, T, T) -> (N, 3, T f, T f).
         """
         with self.turn():
             return self.backend.run(x)
@@ -274,14 +288,20 @@ class Upscaler(TakesTurns):
         """
         self.check_usable()
         overlap_px = self.overlap_px if overlap_px is None else overlap_px
-        plan = plan_tiles(pixels.shape[0], pixels.shape[1], self.tile_px, overlap_px)
+        height, width = pixels.shape[:2]
+        check_growth(height, width, self.upscale_factor, self.min_side_px, "picture")
+        grown = grown_size(height, width, self.upscale_factor, self.min_side_px)
+        if grown != (height, width):
+            pixels = resized(pixels, grown, self.resize_filter)
+        plan = plan_tiles(*grown, self.tile_px, overlap_px)
         color_fix = self.color_fix if color_fix is None else color_fix
         fix = open_color_fix(color_fix, spill_folder)
         enlarger = Enlarger(pixels, self.upscale_factor, self.resize_filter)
-        return Work(self, enlarger, plan, color_fix, fix, StageClock(), tile_progress, memory)
+        size = height * self.upscale_factor, width * self.upscale_factor
+        return Work(self, enlarger, size, plan, color_fix, fix, StageClock(), tile_progress, memory)
 
     def run_tiles(self, inputs: Iterator[Array], clock: StageClock) -> Generator[Array]:
-        """Yield (3, T f, T f) for (3, T f, T f), in order; as many run at once as the engine takes."""
+        """Yield (3, T f, T f) for each input, in order; as many run at once as the engine takes."""
         pipeline = self.backend.tile_pipeline
         counts: deque[int] = deque()
         batches = _batches(inputs, self.networks[0].input.shape[0], counts)

@@ -49,10 +49,25 @@ def tiny_model(tiny_folder: Path) -> SRModel:
 
 
 @pytest.fixture(scope="session")
+def adcsr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from adcsr import write_small_adcsr
+
+    return write_small_adcsr(tmp_path_factory.mktemp("adcsr") / "model")
+
+
+@pytest.fixture(scope="session")
 def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from video_models import write_video_model
 
     return write_video_model(tmp_path_factory.mktemp("video"))
+
+
+@pytest.fixture(scope="session")
+def video_engine(video_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of target `cpu` in full precision, chunks of 5 frames, tiles of 8."""
+    from video_engines import compile_video_engine
+
+    return Path(compile_video_engine(video_folder, tmp_path_factory.mktemp("compiled") / "wan.engine"))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from intsr.calib.calibration.types import ARRAY_DTYPES, Calibration, Clipped, Record, SiteQuantizer
+from intsr.calib.calibration.types import ARRAY_DTYPES, Calibration, Clipped, Record, Sensitivity, SiteQuantizer
 from intsr.errors import CalibrationError, UsageError
 from intsr.files import atomic_folder
 from intsr.json_files import read_json
@@ -56,6 +56,7 @@ class _Header:
     clipped: dict[str, Clipped]
     perceptual: str = ""
     phases: list[str] = field(default_factory=list)
+    sensitivity: dict[str, Sensitivity] = field(default_factory=dict)
     # kind -> site -> everything of its record that is no array; the key is there for an imported calibration alone.
     official: dict[str, dict[str, dict[str, bool | int]]] = field(default_factory=dict)
 
@@ -83,13 +84,14 @@ def save_calibration(calibration: Calibration, folder: Path) -> None:
         clipped=dict(calibration.clipped),
         perceptual=calibration.perceptual,
         phases=list(calibration.phases),
+        sensitivity=dict(calibration.sensitivity),
         official={
             kind: {site: _select(record, arrays=False) for site, record in records.items()}
             for kind, records in calibration.imported.items()
         },
     )
     values = asdict(header)
-    for key in (IMPORTED_KEY, "perceptual", "phases"):
+    for key in (IMPORTED_KEY, "perceptual", "phases", "sensitivity"):
         if not values[key]:
             del values[key]
     for site in values["sites"].values():
@@ -147,6 +149,7 @@ def load_calibration(folder: Path) -> Calibration:
         clipped=header.clipped,
         perceptual=header.perceptual,
         phases=tuple(header.phases),
+        sensitivity=header.sensitivity,
         imported=imported,
     )
 

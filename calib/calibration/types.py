@@ -65,8 +65,9 @@ class SiteQuantizer:
     # itself: the integer weights are then those of what it leaves, s (W - L).
     branch_up: NDArray[np.float32] | None = None
     branch_down: NDArray[np.float32] | None = None
-    # Sizes of the blocks of `kernels.rotation`, 0 for none. Of the input: everything said of it is of H x, and of
-    # weights of W H. Of the output: integer weights and bias are H W and H b, and y is rotated back.
+    # Sizes of the blocks of `kernels.rotation`, 0 for none. Of the input: everything said of it, s and d too, is of
+    # H x, and of weights of (W - L) H. Of the output: integer weights and bias are H W and H b, and their product is
+    # rotated back.
     rotation: int = 0
     row_rotation: int = 0
 
@@ -81,8 +82,6 @@ class SiteQuantizer:
             self._check_pair(*pair)
         if not {self.rotation, self.row_rotation} <= {0, *ROTATION_SIZES}:
             raise ValueError(f"rotations {self.rotation} and {self.row_rotation} are not of {ROTATION_SIZES}")
-        if (self.rotation or self.row_rotation) and (self.let_scale is not None or self.branch_up is not None):
-            raise ValueError("a rotation excludes a LET and a branch")
         self._check_branch()
         if self.let_scale is not None and not np.all(self.let_scale > 0):
             raise ValueError("let_scale must be positive")
@@ -198,6 +197,14 @@ class Clipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """Of one layer, by `learn.volts`: the variance of its input's mean over clips, and the tier that it is in."""
+
+    variance: float
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Ranges of every layer of `parts` of the model whose digest is `model_digest`."""
 
@@ -222,13 +229,15 @@ class Calibration:
     phases: tuple[str, ...] = ()
     # Of every layer that engines run on integers; none of an imported calibration.
     clipped: Mapping[str, Clipped] = field(default_factory=dict)
+    # Of methods that train layers by tiers.
+    sensitivity: Mapping[str, Sensitivity] = field(default_factory=dict)
     # Of an imported calibration alone, kind -> site -> record: engines compute with these, and `sites` sum them up.
     imported: Mapping[str, Mapping[str, Record]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.parts or not any(set(self.parts) <= set(parts) for parts in (PARTS, VIDEO_PARTS)):
             raise CalibrationError("calibration", f"parts {self.parts}", f"some of {PARTS} or of {VIDEO_PARTS}")
-        for name in ("sites", "clipped", "imported"):
+        for name in ("sites", "clipped", "sensitivity", "imported"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @property
@@ -263,5 +272,5 @@ class Calibration:
                 f"calibration of {self.model}",
                 f"made for a model with digest {self.model_digest[:12]}",
                 f"{digest[:12]} ({name})",
-                f"calibrate this model: intsr calibrate {name} --images DIR -o DIR",
+                "calibrate this model (intsr calibrate), or give the --lora and the like it was made with",
             )

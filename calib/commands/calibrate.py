@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from intsr.calib.options import check_source, check_training_options, symmetric_option, training_options
+from intsr.calib.options import (
+    TRAINING_OPTIONS,
+    check_source,
+    check_training_options,
+    symmetric_option,
+    training_options,
+)
 from intsr.cli.console import common_options, detail, emit_json, meter, progress, say, say_notes
 from intsr.cli.options import (
     FiniteFloat,
@@ -20,7 +27,7 @@ from intsr.cli.options import (
     refuse_given,
 )
 from intsr.errors import ImageError, UsageError
-from intsr.types import Bits
+from intsr.types import Bits, WeightOptions
 
 if TYPE_CHECKING:
     from intsr.calib.calibrate import Recipe
@@ -28,11 +35,11 @@ if TYPE_CHECKING:
     from intsr.calib.models.open import ModelSource, SRModel
     from intsr.calib.models.video import VideoModelSource
 
-# Parameters that change something of a video model.
+# Parameters that change something of a video model, beside those of training.
 OF_VIDEO = frozenset(
     (
-        *("model", "images", "output", "method", "bits", "tile_px", "context", "limit", "overwrite"),
-        *("as_json", "quiet", "verbose"),
+        *("model", "images", "output", "method", "bits", "tile_px", "context", "limit", "overwrite", "restart"),
+        *("as_json", "quiet", "verbose", "guard", "parts", *TRAINING_OPTIONS),
     )
 )
 
@@ -52,7 +59,8 @@ OF_VIDEO = frozenset(
     default="passionsr",
     show_default=True,
     help="One pass: maxmin, maxmin+let. Searched: quarot, svdquant. "
-    "Trained: lbq, lbq+let, passionsr, qartsr, lsq, qdiffusion, efficientdm.",
+    "Trained: lbq, lbq+let, passionsr, qartsr, lsq, qdiffusion, efficientdm. Of video models: maxmin, smoothquant, "
+    "quarot, svdquant, lsgquant.",
 )
 @click.option(
     "--bits",
@@ -67,7 +75,7 @@ OF_VIDEO = frozenset(
     type=FiniteFloat(2, 8),
     help="Mean bits a weight: each block gets 2 to 8, by what it does to pictures.",
 )
-@click.option("--parts", default="unet,vae", show_default=True, help="What is quantized.")
+@click.option("--parts", default="unet,vae", show_default=True, help="What is quantized; of video transformer,vae.")
 @symmetric_option
 @click.option(
     "--guard/--no-guard", default=True, help="Look at smooth and flat pictures made for it, too.  [default: guard]"
@@ -86,8 +94,7 @@ def calibrate(
     images: Path | None,
     output: Path | None,
     official: tuple[Path, ...],
-    context: Path | None,
-    lora: Path | None,
+    weights: WeightOptions,
     limit: int | None,
     budget: float | None,
     overwrite: bool,
@@ -98,14 +105,18 @@ def calibrate(
 ) -> None:
     """Learn how to quantize a model from a folder of low-resolution pictures, or import what PassionSR learned.
 
-    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
-    word demo. Pictures that cannot be read, or are transparent, are named and skipped. Methods that train keep what
-    they have done in OUTPUT.work: started again after an interruption, the same command goes on from there to the
-    same result. A calibration in OUTPUT is replaced where model, method, bits and parts are the same.
+    MODEL is a folder in diffusers' format or of AdcSR's two files, a single SD 2.1 file, owner/name@REVISION of the
+    Hugging Face hub, or the word demo. Pictures that cannot be read, or are transparent, are named and skipped.
+    Methods that train keep what they have done in OUTPUT.work: started again after an interruption, the same command
+    goes on from there to the same result. A calibration in OUTPUT is replaced where model, method, bits and parts
+    are the same.
 
-    A video model is calibrated by --method maxmin; its --images are a folder of films, a film, frames/%06d.png, or a
-    folder of pictures, which then stand still.
+    A video model is calibrated by maxmin, smoothquant, quarot, svdquant or lsgquant; its --images are a folder of
+    films, a film, frames/%06d.png, or a folder of pictures, which then stand still. Its VAE has 8 bits in any case,
+    or stays in floats with --parts transformer.
     """
+    from intsr.calib.calibrate import parse_parts
+    from intsr.calib.data.pictures import check_picture
     from intsr.calib.estimate import estimate
     from intsr.calib.mixed_bits import check_rules
     from intsr.calib.models.open import open_model
@@ -116,16 +127,24 @@ def calibrate(
     check_source(images is not None, bool(official))
     if video_architecture(model, None) is not None:
         _calibrate_video(
-            model, images, output, context=context, limit=limit, overwrite=overwrite, as_json=as_json, **settings
+            model,
+            images,
+            output,
+            context=weights.context,
+            limit=limit,
+            overwrite=overwrite,
+            restart=restart,
+            as_json=as_json,
+            **settings,
         )
         return
     if budget is not None:
         refuse_given(("bits",), "--budget", "one of them")
-    recipe = _recipe(**settings)
+    recipe = _recipe(**{**settings, "parts": parse_parts(settings["parts"])})
     check_training_options(recipe.stages, bool(official), dry_run)
     pictures = list_pictures(images) if images is not None else []
     _check_output(output, dry_run)
-    source = open_model(model, context, lora)
+    source = open_model(model, **weights.arguments)
     say_notes(source.notes)
     if dry_run:
         result = estimate(source.load(), pictures[:limit], recipe)
@@ -140,7 +159,7 @@ def calibrate(
     else:
         loaded = source.load()
         check_rules(recipe.bits, sites_of_model(loaded, recipe.parts))
-        pictures = _usable(pictures, limit)
+        pictures = _usable(pictures, limit, check_picture)
         if budget is not None:
             recipe = _within_budget(loaded, pictures, recipe, budget)
         _announce_replaced(output, source, (recipe.method, recipe.bits, recipe.parts), overwrite)
@@ -163,32 +182,34 @@ def _calibrate_video(
     context: Path | None,
     limit: int | None,
     overwrite: bool,
+    restart: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    from intsr.calib.calibration.files import save_calibration
-    from intsr.calib.data.clips import list_clips
+    from intsr.calib.calibrate import parse_video_parts
+    from intsr.calib.data.clips import check_clip, list_clips
+    from intsr.calib.mixed_bits import check_rules
     from intsr.calib.models.families.wan import VIDEO_PARTS
-    from intsr.calib.models.video import open_video_model
-    from intsr.calib.video import METHOD, calibrate_video
+    from intsr.calib.models.video import integer_video_sites, open_video_model
+    from intsr.calib.video import calibrate_video, steps_of_video_recipe
 
     refuse_given([name for name in given_options() if name not in OF_VIDEO], "a video model", "a picture model")
-    if settings["method"] != METHOD:
-        raise UsageError("--method", f"{settings['method']} of a video model", METHOD, f"use --method {METHOD}")
-    bits = Bits.parse(settings["bits"])
-    if not bits.quantized:
-        raise UsageError("--bits", "fp", "wXaY: full precision needs no calibration")
+    refuse_given(("lpips",), "a video model", "a picture model")
+    parts = parse_video_parts(settings["parts"]) if "parts" in given_options() else VIDEO_PARTS
+    recipe = _recipe(**{**settings, "parts": parts})
+    check_training_options(recipe.stages, is_import=False, dry_run=False)
     _check_output(output, dry_run=False)
     assert output is not None and images is not None
-    clips = list_clips(images)[:limit]
+    clips = list_clips(images)
     source = open_video_model(model, context)
-    _announce_replaced(output, source, (METHOD, bits, VIDEO_PARTS), overwrite)
-    watch = partial(progress, description="calibrating")
-    calibration = calibrate_video(source.load(), clips, bits, settings["tile_px"], progress=watch)
-    save_calibration(calibration, output)
-    say(
-        f"{output}: {len(calibration.sites)} layers, {METHOD} {bits}, {len(clips)} clips, {calibration.seconds:.1f} s"
-    )
+    _announce_replaced(output, source, (recipe.method, recipe.bits, recipe.parts), overwrite)
+    clips = _usable(clips, limit, check_clip)
+    loaded = source.load()
+    # The VAE has 8 bits, whatever a rule says.
+    check_rules(recipe.bits, integer_video_sites(loaded, VIDEO_PARTS[:1]))
+    run = partial(calibrate_video, loaded, clips, recipe, progress=partial(progress, description="calibrating"))
+    calibration = _kept(run, recipe, output, steps_of_video_recipe(loaded, recipe), restart)
+    _save(calibration, output, recipe, f"{len(clips)} clips")
     if as_json:
         _emit(calibration, output, len(clips))
 
@@ -225,7 +246,7 @@ def _announce_replaced(
         say(f"{output}: made before with the same model, method, bits and parts; it will be replaced")
 
 
-def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
+def _usable(pictures: list[Path], limit: int | None, check: Callable[[Path], None]) -> list[Path]:
     from intsr.calib.data.pictures import usable_pictures
 
     skipped = 0
@@ -235,9 +256,9 @@ def _usable(pictures: list[Path], limit: int | None) -> list[Path]:
         skipped += 1
         say(f"skipped: {error}")
 
-    chosen = usable_pictures(pictures, limit, skip)
+    chosen = usable_pictures(pictures, limit, skip, check)
     if skipped:
-        say(f"{skipped} of {len(chosen) + skipped} pictures skipped")
+        say(f"{skipped} of {len(chosen) + skipped} skipped")
     return chosen
 
 
@@ -257,13 +278,13 @@ def _import(
     return calibration
 
 
-def _recipe(*, bits: str, parts: str, **settings: Any) -> Recipe:
-    from intsr.calib.calibrate import Recipe, parse_parts
+def _recipe(*, bits: str, parts: tuple[str, ...], **settings: Any) -> Recipe:
+    from intsr.calib.calibrate import Recipe
     from intsr.calib.learn.train import TrainingOptions
     from intsr.calib.mixed_bits import bits_from_text
 
     training = TrainingOptions(**{field.name: settings.pop(field.name) for field in fields(TrainingOptions)})
-    return Recipe(bits=bits_from_text(bits), parts=parse_parts(parts), training=training, **settings)
+    return Recipe(bits=bits_from_text(bits), parts=parts, training=training, **settings)
 
 
 def _within_budget(model: SRModel, pictures: list[Path], recipe: Recipe, mean_bits: float) -> Recipe:
@@ -283,17 +304,28 @@ def _within_budget(model: SRModel, pictures: list[Path], recipe: Recipe, mean_bi
 def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, restart: bool) -> Calibration:
     from intsr.calib.calibrate import calibrate as run
     from intsr.calib.calibrate import steps_of_recipe
-    from intsr.calib.calibration.files import save_calibration
-    from intsr.calib.learn.journal import RUN_NAME, WORK_SUFFIX, remove_work
     from intsr.calib.low_bits import low_bits_warning
+
+    watch = partial(progress, description="calibrating", total=len(pictures))
+    whole = partial(run, model, pictures, recipe, progress=watch)
+    calibration = _kept(whole, recipe, output, steps_of_recipe(model, recipe), restart)
+    warning = low_bits_warning(model, calibration, pictures)
+    _save(calibration, output, recipe, f"{len(pictures)} pictures")
+    if warning is not None:
+        say(warning)
+    return calibration
+
+
+def _kept(run: Callable[..., Calibration], recipe: Recipe, output: Path, steps: int, restart: bool) -> Calibration:
+    """Calibrate with a meter of so many training steps, and with a work folder that an interruption leaves."""
+    from intsr.calib.learn.journal import RUN_NAME, WORK_SUFFIX, remove_work
 
     work = output.with_name(output.name + WORK_SUFFIX)
     if restart:
         remove_work(work)
     if recipe.trains and (work / RUN_NAME).exists():
         say(f"going on from {work}")
-    description = f"{recipe.method} {recipe.bits}"
-    with meter(description, steps_of_recipe(model, recipe)) as advance:
+    with meter(f"{recipe.method} {recipe.bits}", steps) as advance:
         last: list[PhaseName | None] = [None]
 
         def report(phase: PhaseName, steps: int, loss: float) -> None:
@@ -303,16 +335,18 @@ def _run(model: SRModel, pictures: list[Path], recipe: Recipe, output: Path, res
                 last[0] = phase
                 detail(f"{phase}: loss {loss:.3e}")
 
-        watch = partial(progress, description="calibrating", total=len(pictures))
-        calibration = run(model, pictures, recipe, progress=watch, report=report, work=work)
-    warning = low_bits_warning(model, calibration, pictures)
+        return run(report=report, work=work)
+
+
+def _save(calibration: Calibration, output: Path, recipe: Recipe, seen: str) -> None:
+    """Write it, and what it is in a line. seen: how many pictures or clips, in words."""
+    from intsr.calib.calibration.files import save_calibration
+    from intsr.calib.learn.journal import WORK_SUFFIX, remove_work
+
     save_calibration(calibration, output)
     if recipe.trains:
-        remove_work(work)
+        remove_work(output.with_name(output.name + WORK_SUFFIX))
     say(
         f"{output}: {len(calibration.sites)} layers, {calibration.method} {calibration.bits}, "
-        f"{len(pictures)} pictures, {calibration.seconds:.1f} s, {calibration.peak_bytes / 1e9:.2f} GB"
+        f"{seen}, {calibration.seconds:.1f} s, {calibration.peak_bytes / 1e9:.2f} GB"
     )
-    if warning is not None:
-        say(warning)
-    return calibration

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from intsr.cli.console import common_options, emit_json
+from intsr.cli.options import given_options, refuse_given
 from intsr.errors import UsageError
-from intsr.types import SYNTHETIC_NOTE, Bits
+from intsr.types import FAMILY_NAMES, SYNTHETIC_NOTE, Bits
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 @click.option(
     "--arch", type=click.Choice(["sd21", "wan2.1-1.3b"]), help="A known architecture instead of a model folder."
 )
+@click.option(
+    "--family",
+    type=click.Choice(FAMILY_NAMES),
+    help="A family instead of a model: AdcSR's networks, or a LoRA, and sd21, which it is merged into.",
+)
+@click.option("--digests", is_flag=True, help="Read the weights, too: is it SD 2.1, and which copy?")
 @click.option("--bits", "bits_text", metavar="wXaY", help="Also count what is left at these bits.")
 @click.option("--parts", "parts_text", default="unet,vae", show_default=True, help="What --bits quantizes.")
 @click.option(
@@ -43,6 +50,8 @@ def info(
     *,
     model: str | None,
     arch: str | None,
+    family: str | None,
+    digests: bool,
     bits_text: str | None,
     parts_text: str,
     size_text: str,
@@ -51,8 +60,9 @@ def info(
 ) -> None:
     """Parameters and operations of MODEL, counted without its weights.
 
-    MODEL is a folder in diffusers' format, of a picture or a video model, a single SD 2.1 file, owner/name@REVISION
-    of the Hugging Face hub, or the word demo.
+    MODEL is a folder in diffusers' format, of a picture or a video model, or of AdcSR's two files, a single SD 2.1
+    file, owner/name@REVISION of the Hugging Face hub, or the word demo. Copies of SD 2.1, which is no longer where it
+    was published, are compared by --digests.
 
     Operations are twice the multiply-accumulates of convolutions and linear layers for one square picture;
     attention's matrix products are not counted. With --bits, quantized parts count in 32-bit equivalents:
@@ -71,15 +81,19 @@ def info(
     width_px, height_px = _parse_size(size_text)
     of_video = video_architecture(model, arch)
     if of_video is not None:
-        if bits is not None:
-            raise UsageError("--bits", f"{bits} of a video model", "a picture model")
+        refuse_given(("bits_text", "parts_text", "digests", "family"), "a video model", "a picture model")
         _video_info(of_video, frames, width_px, height_px, as_json)
         return
+    if bits is None and "parts_text" in given_options():
+        raise UsageError("--parts", "without --bits", "both: it says what they are of")
     if frames is not None:
         raise UsageError("--frames", f"{frames} of a picture model", "a video model")
     if width_px != height_px:
         raise UsageError("--size", size_text, "one side, of a square picture")
-    _picture_info(model, arch, bits, parts_text, size_px=width_px, as_json=as_json)
+    if digests and model is None:
+        raise UsageError("--digests", "no weights to read", "a MODEL")
+    of_picture: dict[str, Any] = {"bits": bits, "parts_text": parts_text, "digests": digests, "size_px": width_px}
+    _picture_info(model, arch, family, as_json=as_json, **of_picture)
 
 
 def _parse_size(text: str) -> tuple[int, int]:
@@ -92,23 +106,36 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _picture_info(
-    model: str | None, arch: str | None, bits: Bits | None, parts_text: str, *, size_px: int, as_json: bool
+    model: str | None,
+    arch: str | None,
+    family: str | None,
+    *,
+    bits: Bits | None,
+    parts_text: str,
+    digests: bool,
+    size_px: int,
+    as_json: bool,
 ) -> None:
     from rich.console import Console
 
     from intsr.calib.calibrate import parse_parts
     from intsr.calib.models import cost as counting
+    from intsr.calib.models.weight_facts import weight_facts
 
     parts = parse_parts(parts_text)
-    architecture = counting.architecture_from_name(model, arch)
+    architecture = counting.architecture_from_name(model, arch, family)
     costs = counting.costs_from_architecture(architecture, size_px)
     total = counting.total_from_costs(costs)
     quantized = counting.quantize_cost(costs, bits, parts) if bits else None
+    lora = counting.parameters_of_lora(family) if family else 0
+    held = list(weight_facts(model)) if digests and model else []
     if as_json:
         answer: dict[str, Any] = {"model": architecture.name, "size_px": size_px}
         answer |= {"networks": [_facts(cost) for cost in costs]}
         answer |= {"total": {"parameters": total.parameters, "gops": total.gops}}
         answer |= {"quantized": asdict(quantized)} if quantized else {}
+        answer |= {"lora_parameters": lora} if lora else {}
+        answer |= {"weights": [asdict(facts) for facts in held]} if held else {}
         emit_json(answer | _synthetic_facts(architecture.synthetic))
         return
     table = _table(f"{architecture.name}, {size_px} x {size_px} output", (*costs, total))
@@ -117,6 +144,11 @@ def _picture_info(
         table.add_row(label, f"{quantized.parameters:,}", f"{quantized.gops:,.1f}")
         table.add_row("  of total", f"{quantized.ratio_parameters:.1%}", f"{quantized.ratio_gops:.1%}", style="dim")
     Console().print(table)
+    if lora:
+        click.echo(f"  LoRA, merged into them: {lora:,} parameters")
+    for facts in held:
+        layout = f"names and shapes of {facts.layout}" if facts.layout else "of no known architecture"
+        click.echo(f"  {facts.part}: {facts.tensors} tensors, {layout}; in fp16 sha256 {facts.sha256_fp16}")
     if architecture.synthetic:
         click.echo(SYNTHETIC_NOTE)
 

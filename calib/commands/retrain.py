@@ -11,6 +11,7 @@ from intsr.calib.options import learning_options
 from intsr.cli.console import common_options, emit_json, meter, say, say_notes
 from intsr.cli.options import model_options
 from intsr.errors import UsageError
+from intsr.types import WeightOptions
 
 
 @click.command(epilog="Example: intsr retrain sd21-osediff/ --images photos/ --timestep auto -o osediff-t273")
@@ -35,8 +36,7 @@ def retrain(
     images: Path,
     timestep: str,
     output: Path,
-    context: Path | None,
-    lora: Path | None,
+    weights: WeightOptions,
     tile_px: int,
     restart: bool,
     as_json: bool,
@@ -50,6 +50,7 @@ def retrain(
     from intsr.calib.data.pictures import usable_pictures
     from intsr.calib.learn.journal import RUN_NAME, WORK_SUFFIX, remove_work
     from intsr.calib.models.open import open_model
+    from intsr.calib.models.spec import diffusion_spec
     from intsr.calib.retrain import RetrainRecipe, write_retrained
     from intsr.calib.retrain import retrain as run
     from intsr.files import check_replaceable_folder, check_writable_place
@@ -60,7 +61,7 @@ def retrain(
     recipe = RetrainRecipe(None if timestep == "auto" else int(timestep), **settings)
     check_replaceable_folder(output, overwrite=False)
     check_writable_place(output.parent)
-    source = open_model(model, context, lora)
+    source = open_model(model, **weights.arguments)
     say_notes(source.notes)
     pictures = usable_pictures(list_pictures(images), None, lambda error: say(f"skipped: {error}"))
     work = output.with_name(output.name + WORK_SUFFIX)
@@ -77,7 +78,7 @@ def retrain(
     size_bytes = write_retrained(source, result, output)
     remove_work(work)
     say(
-        f"{output}: timestep {source.spec.timestep} to {result.timestep}, "
+        f"{output}: timestep {diffusion_spec(source.spec).timestep} to {result.timestep}, "
         f"loss {result.start:.2e} to {result.end:.2e}, {size_bytes / 1e6:.1f} MB, {result.seconds:.1f} s"
     )
     if as_json:

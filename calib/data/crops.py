@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 
 from intsr.calib.data.pictures import guard_batch, tiles_from_picture
 from intsr.errors import UsageError
-from intsr.types import ModelSpec
+from intsr.types import PictureSpec, tile_step
 
 HELD_OUT_SHARE = 5  # one picture in five judges, at least one
 # Of the crops trained on, and of those that judge: one in so many is made, not photographed.
@@ -19,7 +19,8 @@ GUARD_SHARE = 5
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """train, held_out, guard: (1, 3, S, S) float32 in [-1, 1] each, already enlarged, as the encoder is given them.
+    """train, held_out, guard: (1, 3, S, S) float32 in [-1, 1] each, as the first network is given them. Of video
+    (1, 3, frames, S, S), or latents.
 
     guard: `made_pictures`, or none; some of them are trained on beside `train`, and others judge beside `held_out`.
     """
@@ -31,6 +32,11 @@ class Crops:
     @property
     def all(self) -> tuple[torch.Tensor, ...]:
         return (*self.train, *self.held_out, *self.guard)
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Crops:
+        """Return what the function makes of each."""
+        groups = (self.train, self.held_out, self.guard)
+        return Crops(*(tuple(function(crop) for crop in group) for group in groups))
 
     @property
     def guard_indices(self) -> list[int]:
@@ -51,9 +57,17 @@ class Crops:
         return self.guard_indices[parity::2][: -(-len(crops) // (GUARD_SHARE - 1))]
 
 
+def without_judges(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Those to train on, and those that are held out: spread over the files as they come, so that a folder sorted by
+    subject still holds out some of each. files: at least two."""
+    held = max(1, len(files) // HELD_OUT_SHARE)
+    judges = {min(round((i + 0.5) * len(files) / held), len(files) - 1) for i in range(held)}
+    return [p for i, p in enumerate(files) if i not in judges], [p for i, p in enumerate(files) if i in judges]
+
+
 def crops_from_pictures(
     pictures: Sequence[Path],
-    spec: ModelSpec,
+    spec: PictureSpec,
     *,
     tile_px: int,
     crop_px: int,
@@ -67,26 +81,21 @@ def crops_from_pictures(
 
     guard: with `made_pictures`. Raises UsageError for too few pictures or a crop that does not fit, and ImageError.
     """
-    held = max(1, len(pictures) // HELD_OUT_SHARE)
-    if len(pictures) - held < 1 or count < batch:
-        got = f"{len(pictures)} pictures" if len(pictures) <= held else f"{count} crops"
+    if len(pictures) < 2 or count < batch:
+        got = f"{len(pictures)} pictures" if len(pictures) < 2 else f"{count} crops"
         raise UsageError("--images", got, f"at least 2 pictures and {batch} crops, as many as a batch")
-    side = crop_px * spec.upscale_factor
-    if crop_px > tile_px or side % spec.size_multiple_px:
+    step_px = tile_step(spec.upscale_factor, spec.size_multiple_px)
+    if crop_px > tile_px or crop_px % step_px:
         multiple = f"{spec.upscale_factor} times it a multiple of {spec.size_multiple_px}"
         raise UsageError("--crop", str(crop_px), f"at most --tile {tile_px}, and {multiple}")
+    side, step = crop_px * spec.input_factor, step_px * spec.input_factor
     generator = torch.Generator().manual_seed(seed)
-    # Spread over the pictures as they come, so that a folder sorted by subject still holds out some of each.
-    judges = {min(round((i + 0.5) * len(pictures) / held), len(pictures) - 1) for i in range(held)}
-    groups = (
-        ([p for i, p in enumerate(pictures) if i not in judges], count),
-        ([p for i, p in enumerate(pictures) if i in judges], max(batch, count // 4)),
-    )
+    groups = zip(without_judges(pictures), (count, max(batch, count // 4)), strict=True)
 
     def cut(tiles: torch.Tensor) -> torch.Tensor:
-        steps = (tiles.shape[-1] - side) // spec.size_multiple_px + 1
+        steps = (tiles.shape[-1] - side) // step + 1
         tile, *corner = (int(torch.randint(limit, (), generator=generator)) for limit in (len(tiles), steps, steps))
-        top, left = (step * spec.size_multiple_px for step in corner)
+        top, left = (step * place for place in corner)
         return tiles[tile : tile + 1, :, top : top + side, left : left + side].clone()
 
     def crops(paths: Sequence[Path], number: int) -> Iterator[torch.Tensor]:

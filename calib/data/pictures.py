@@ -16,16 +16,26 @@ from intsr.errors import ImageError, UsageError
 from intsr.runtime.pictures.reader import read_pixels
 from intsr.runtime.tiles.enlarge import Enlarger, unit_part
 from intsr.runtime.tiles.grid import pad_to_square, plan_tiles
-from intsr.types import ModelSpec
+from intsr.types import PictureSpec
 
 # Large pictures are sampled, not swept: a few tiles each, spread over the picture, from many pictures.
 MAX_TILES = 4
 
 
+def check_picture(path: Path) -> None:
+    """Raises ImageError for one that cannot be read whole, is not opaque, or of one flat colour."""
+    pixels = read_pixels(path)
+    if (pixels == pixels[:1, :1]).all():
+        raise ImageError(path, "shows nothing: one flat colour", "a picture with detail")
+
+
 def usable_pictures(
-    pictures: Sequence[Path], limit: int | None, skip: Callable[[ImageError], None] = lambda error: None
+    pictures: Sequence[Path],
+    limit: int | None,
+    skip: Callable[[ImageError], None] = lambda error: None,
+    check: Callable[[Path], None] = check_picture,
 ) -> list[Path]:
-    """In order, the first `limit` that can be read whole, are opaque, and not of one flat colour.
+    """In order, the first `limit` that pass the check.
 
     skip: told of each that is passed over. Raises ImageError or UsageError where none is left.
     """
@@ -35,9 +45,7 @@ def usable_pictures(
         if len(chosen) == limit:
             break
         try:
-            pixels = read_pixels(path)
-            if (pixels == pixels[:1, :1]).all():
-                raise ImageError(path, "shows nothing: one flat colour", "a picture with detail")
+            check(path)
         except ImageError as error:
             errors.append(error)
             skip(error)
@@ -51,8 +59,8 @@ def usable_pictures(
     return chosen
 
 
-def tiles_from_picture(path: Path, spec: ModelSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
-    """(n, 3, S, S) float32 in [-1, 1], S = tile_px * upscale_factor, n at most MAX_TILES.
+def tiles_from_picture(path: Path, spec: PictureSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
+    """(n, 3, S, S) float32 in [-1, 1], S = tile_px * input_factor, n at most MAX_TILES.
 
     Pictures smaller than a tile are reflected to its size, as when they are upscaled. Raises ImageError.
     """
@@ -62,11 +70,11 @@ def tiles_from_picture(path: Path, spec: ModelSpec | VideoSpec, tile_px: int) ->
     return tiles_from_pixels(pixels, spec, tile_px)
 
 
-def tiles_from_pixels(pixels: NDArray[np.uint8], spec: ModelSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
+def tiles_from_pixels(pixels: NDArray[np.uint8], spec: PictureSpec | VideoSpec, tile_px: int) -> NDArray[np.float32]:
     """Cut and enlarge low-resolution (H, W, 3) uint8, as `tiles_from_picture`."""
     tiles = plan_tiles(pixels.shape[0], pixels.shape[1], tile_px, 0).tiles
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(MAX_TILES, len(tiles))).round().astype(int))
-    factor = spec.upscale_factor
+    factor = spec.input_factor
     enlarger = Enlarger(pixels, factor, spec.resize_filter)
     parts = []
     for tile in (tiles[index] for index in chosen):
@@ -77,26 +85,26 @@ def tiles_from_pixels(pixels: NDArray[np.uint8], spec: ModelSpec | VideoSpec, ti
     return np.stack(parts) * np.float32(2) - np.float32(1)
 
 
-def calibration_batches(pictures: Iterable[Path], spec: ModelSpec, tile_px: int) -> Iterator[torch.Tensor]:
+def calibration_batches(pictures: Iterable[Path], spec: PictureSpec, tile_px: int) -> Iterator[torch.Tensor]:
     """One batch a picture: (n, 3, S, S) float32 in [-1, 1]."""
     for path in pictures:
         yield torch.from_numpy(tiles_from_picture(path, spec, tile_px))
 
 
-def guard_side_px(spec: ModelSpec, tile_px: int) -> int:
+def guard_side_px(spec: PictureSpec | VideoSpec, tile_px: int) -> int:
     """Half a tile where networks take that: what is smooth needs no more, and costs a quarter."""
     half = tile_px // 2
     return half if tile_px == 2 * half and half * spec.upscale_factor % spec.size_multiple_px == 0 else tile_px
 
 
-def guard_batch(spec: ModelSpec, side_px: int, seed: int = 0) -> torch.Tensor:
-    """`guard_pictures` as networks see them: (n, 3, S, S) float32 in [-1, 1], S = side_px * upscale_factor."""
+def guard_batch(spec: PictureSpec, side_px: int, seed: int = 0) -> torch.Tensor:
+    """`guard_pictures` as networks see them: (n, 3, S, S) float32 in [-1, 1], S = side_px * input_factor."""
     pictures = guard_pictures(side_px, seed)
     return torch.from_numpy(np.concatenate([tiles_from_pixels(pixels, spec, side_px) for pixels in pictures]))
 
 
 def calibration_inputs(
-    pictures: Iterable[Path], spec: ModelSpec, tile_px: int
+    pictures: Iterable[Path], spec: PictureSpec, tile_px: int
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """Name and first tile of each picture: (1, 3, S, S) float32 in [-1, 1]."""
     for path in pictures:
@@ -104,7 +112,7 @@ def calibration_inputs(
 
 
 def verification_inputs(
-    pictures: Sequence[Path], spec: ModelSpec, tile_px: int
+    pictures: Sequence[Path], spec: PictureSpec, tile_px: int
 ) -> Iterator[tuple[str, NDArray[np.float32]]]:
     """`calibration_inputs`, then `smooth_tiles`, named as made: (1, 3, S, S) float32 in [-1, 1] each."""
     yield from calibration_inputs(pictures, spec, tile_px)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from intsr.calib.models.families.sd21 import BLOCK_CLASSES
+from intsr.calib.observe.hooks import observed
 from intsr.kernels.rotation import rotate
 
 Output = Callable[[Any], torch.Tensor]
@@ -209,10 +210,6 @@ def layer_statistics(
             watch.kind = kind
         for batch in batches:
             # Not before: a batch that is computed as it is asked for may go through the same layers.
-            handles = [layer.register_forward_pre_hook(watches[site]) for site, layer in layers.items()]
-            try:
+            with observed(layers, watches):
                 run(batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
     return {site: watch.statistics() for site, watch in watches.items()}

@@ -26,10 +26,11 @@ from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.calib.models.families.sd21 import reads_bare_stream
 from intsr.calib.observe.let_scales import let_scale_from_maxima, weight_amax
 from intsr.errors import CalibrationError
+from intsr.kernels.draq import STATIC
 from intsr.kernels.layer_algebra import over_inputs, row_range
 
-# Exponents of s = max|x_c|**a / max|W_c|**a that are tried; PassionSR starts at 0.3.
-LET_EXPONENTS = (0.0, 0.3, 0.5, 0.7)
+# Exponents of s = max|x_c|**a / max|W_c|**b that are tried; PassionSR starts at 0.3.
+LET_EXPONENTS = tuple((a, a) for a in (0.0, 0.3, 0.5, 0.7))
 # Shares of a channel's middle that d starts at.
 LET_SHIFTS = (0.0, 1.0)
 # What both ends of a range are multiplied by, and then each end by itself.
@@ -42,12 +43,14 @@ WHOLE_GUARD_BITS = 8
 @dataclass(frozen=True, slots=True)
 class RangeInit:
     """rule: `output` for the least error behind the layer, `values` for the least error of the values themselves to
-    the given power, `lsq` for LSQ's rule. let: whether the grids have s and d for each channel: searched too.
+    the given power, `lsq` for LSQ's rule. let: whether the grids have s and d for each channel: searched too, among
+    s = max|x_c|**a / max|W_c|**b with `exponents` (a, b).
     """
 
     rule: str = "output"
     power: float = 2.0
     let: bool = False
+    exponents: tuple[tuple[float, float], ...] = LET_EXPONENTS
 
 
 def group_layers(layers: Sequence[QuantizedLayer]) -> list[list[QuantizedLayer]]:
@@ -97,6 +100,12 @@ def set_ranges(
     """Ranges of one grid, and of its layers' weights, with s and d as they are. rough: enough to compare two LETs."""
     grid = group[0].grid
     transformed = [group[0].input_seen(x) for x in seen.values]
+    if grid.spec.form != STATIC:
+        for layer in group:
+            layer.set_weight_range(
+                *_weight_range_by_output(layer, transformed, _mean_squares(grid, seen.values), rough)
+            )
+        return
     ends = _ends_seen(group[0], seen.low, seen.high)
     floor = _guard_floor(group[0], seen)
     ends = min(ends[0], floor[0]), max(ends[1], floor[1])
@@ -235,8 +244,8 @@ def _search_let(
     for share in LET_SHIFTS if grid.spec.may_shift else (0.0,):
         shift = (low + high) / 2 * share
         magnitude = torch.maximum((low - shift).abs(), (high - shift).abs())
-        for exponent in LET_EXPONENTS:
-            scale = let_scale_from_maxima(magnitude, weight, exponent)
+        for exponents in start.exponents:
+            scale = let_scale_from_maxima(magnitude, weight, *exponents)
             grid.set_let(scale, shift, amax)
             _decompose(group)
             set_ranges(group, tried, start, generator, rough=True)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from intsr.calib.models.families.sd21 import may_shift
+from intsr.kernels.draq import DYNAMIC, STATIC, quantize_tokens_torch
 from intsr.kernels.layer_algebra import SYMMETRIC_BITS, transform
 from intsr.kernels.learned_range import quantize_in_range
 from intsr.kernels.rotation import rotation_size
@@ -35,6 +36,8 @@ class GridSpec:
     segments: tuple[int, ...] | None
     # Size of the blocks that the input is rotated by, 0 for none.
     rotation: int = 0
+    # Of `kernels.draq`; all but STATIC are for simulation alone.
+    form: str = STATIC
 
 
 class InputGrid(nn.Module):
@@ -97,6 +100,8 @@ class InputGrid(nn.Module):
 
     def quantize(self, x: torch.Tensor) -> torch.Tensor:
         """Q of an x that is transformed already."""
+        if self.spec.form != STATIC:
+            return quantize_tokens_torch(x, self.spec.bits, self.spec.form == DYNAMIC)
         low, high = self._admissible(x.amin(), x.amax()) if self.dynamic else self.range()
         return quantize_in_range(x, low, high, self.spec.bits)
 
@@ -127,6 +132,7 @@ def grid_spec(
     symmetric: bool = False,
     seam: int = 0,
     rotated: bool = False,
+    form: str = STATIC,
 ) -> GridSpec:
     """let: `channel` for s and d of each input channel, `part` for one pair each side of a concat's seam, `none`."""
     channels = layer.weight.shape[1]
@@ -136,7 +142,7 @@ def grid_spec(
     elif let == "part" and seam and not symmetric:
         segments = (0,) * seam + (1,) * (channels - seam)
     padded = isinstance(layer, nn.Conv2d) and any(layer.padding if isinstance(layer.padding, tuple) else ())
-    shifts = segments is not None and may_shift(site) and not symmetric
     axis = 1 if isinstance(layer, nn.Conv2d) else -1
     rotation = rotation_size(channels) if rotated and bits < SYMMETRIC_BITS else 0
-    return GridSpec(channels, axis, bits, symmetric, padded and not shifts, shifts, segments, rotation)
+    shifts = segments is not None and may_shift(site) and not symmetric
+    return GridSpec(channels, axis, bits, symmetric, padded and not shifts, shifts, segments, rotation, form)

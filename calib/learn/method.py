@@ -17,15 +17,21 @@ from torch.utils.checkpoint import checkpoint
 from intsr.calib.calibration.types import SiteQuantizer
 from intsr.calib.learn.initialize import RangeInit
 from intsr.calib.learn.quantized_layer import QuantizedLayer
+from intsr.kernels.draq import STATIC
 from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
+    from intsr.calib.models.video import VideoModel
 
 Layers: TypeAlias = Sequence[QuantizedLayer]
 Batches: TypeAlias = Iterable[torch.Tensor]
 # (model, batches of pictures, bits, parts, batches of made pictures) -> every site's quantizer.
 Observe: TypeAlias = Callable[["SRModel", Batches, Bits, tuple[str, ...], Batches], dict[str, SiteQuantizer]]
+# (model, clips, bits, parts, clips of made pictures) -> every site's quantizer.
+ObserveVideo: TypeAlias = Callable[["VideoModel", Batches, Bits, tuple[str, ...], Batches], dict[str, SiteQuantizer]]
+# The kinds of models that a method may know.
+PICTURE, VIDEO = "picture", "video"
 
 
 def _nothing(layer: QuantizedLayer, seed: int) -> None:
@@ -79,11 +85,21 @@ class Stage:
     restart: bool = False
     # Of the steps given to one block, or network.
     share: float = 1.0
+    # Of `learn.volts`: the tiers whose layers are trained, () for every layer.
+    tiers: tuple[str, ...] = ()
+    # How often a whole network's stage is repeated, at most: at a third of the rate where held-out pictures have not
+    # gained by it, until that is too little to learn anything.
+    rounds: int = 1
+    # A factor on the kinds' rates.
+    rate: float = 1.0
+
+    def takes(self, layer: QuantizedLayer) -> bool:
+        return not self.tiers or layer.tier in self.tiers
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: either `observe`, in one pass over the pictures, or stages that train.
+    """One method: either `observe` or `observe_video`, in one pass over pictures or clips, or stages that train.
 
     `block` stages train one block after another against its full-precision output; `joint` stages then train a whole
     network against its own: latents for the encoder, x0 for the UNet, pictures for the decoder.
@@ -91,6 +107,9 @@ class Method:
 
     name: str
     observe: Observe | None = field(default=None, repr=False)
+    observe_video: ObserveVideo | None = field(default=None, repr=False)
+    # PICTURE, VIDEO or both.
+    kinds: tuple[str, ...] = (PICTURE,)
     # s and d for each `channel`, for each `part` of a concatenation, or `none`.
     let: str = "none"
     start: RangeInit = BY_OUTPUT
@@ -100,29 +119,34 @@ class Method:
     whole: tuple[Stage, ...] = ()
     # Of every layer's branch, as far as the layer is wide enough; 0 for none.
     rank: int = 0
-    # Whether inputs of fewer than 8 bits are rotated.
+    # Whether inputs of fewer than 8 bits are rotated; searched: those alone that gain by it, of video models.
     rotated: bool = False
+    searched_rotations: bool = False
     # Whether modules are trained from the output to the input (`learn.reverse`): `block` stages are those of a module
     # then, and there are no `joint` ones.
     reverse: bool = False
     # Activation grids around 0.
     symmetric: bool = False
+    # How activations are quantized (`kernels.draq`); all but STATIC are for simulation alone.
+    form: str = STATIC
+    # Whether layers are in tiers (`learn.volts`), for stages that train some of them.
+    volts: bool = False
 
     @property
     def layer_settings(self) -> dict[str, Any]:
         """What `quantized_layers` has to know."""
-        names = ("let", "symmetric", "rank", "rotated")
+        names = ("let", "symmetric", "rank", "rotated", "form")
         return {name: getattr(self, name) for name in names}
 
     @property
     def trains(self) -> bool:
-        return self.observe is None
+        return self.observe is None and self.observe_video is None
 
 
 def add_parameters(stage: Stage, layers: Layers, seed: int) -> None:
     """Make the numbers that only this stage trains, at values that change nothing."""
     for kind in stage.trains:
-        for layer in layers:
+        for layer in filter(stage.takes, layers):
             kind.add(layer, seed)
 
 
@@ -160,13 +184,13 @@ def parameter_groups(
     """
     for layer in layers:
         layer.requires_grad_learned(False)
-    groups = []
+    groups, chosen = [], list(filter(stage.takes, layers))
     for kind in stage.trains:
-        parameters = kind.parameters(layers)
+        parameters = kind.parameters(chosen)
         for parameter in parameters:
             parameter.requires_grad_(True)
         if parameters:
-            groups.append((tuple(parameters), kind.rate * factor))
+            groups.append((tuple(parameters), kind.rate * stage.rate * factor))
     return tuple(groups)
 
 

@@ -12,7 +12,8 @@ and "Branches".
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from intsr.calib.models.families.sd21 import (
 )
 from intsr.calib.models.modules import copy_sharing_weights, put_modules
 from intsr.calib.models.sites import head_channels, integer_sites
+from intsr.kernels.draq import STATIC
 from intsr.kernels.layer_algebra import (
     SYMMETRIC_BITS,
     branch_weight,
@@ -109,6 +111,8 @@ class QuantizedLayer(nn.Module):
         self.weight_change: nn.Module | None = None
         self.rounding: nn.Module | None = None
         self.hard_rounding = False
+        # Of `learn.volts`, "" where a method has none.
+        self.tier = ""
         self.dynamic_weights = False
         self.padding = padding_before_shift(layer) if grid.spec.may_shift else ()
 
@@ -196,12 +200,15 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def site_quantizer(self) -> SiteQuantizer:
         """Return the numbers that were learned, and change nothing."""
+        assert self.grid.spec.form == STATIC, "no engine finds factors as it runs"
         low, high = (float(end) for end in self.grid.range())
         arrays: dict[str, Any] = {}
         if self.grid.has_let:
             arrays |= {"let_scale": _array(self.grid.scale()), "let_shift": _array(self.grid.offset())}
         if self.branch is not None:
-            arrays |= {"branch_up": _array(self.branch.up), "branch_down": _array(self.branch.down)}
+            # On x itself, and y: H is its own inverse.
+            down = rotate(self.branch.down, self.grid.spec.rotation, 1)
+            arrays |= {"branch_up": _array(rotate(self.branch.up, self.row_rotation, 0)), "branch_down": _array(down)}
         if self.rounding is None and self.weight_change is None:
             ends = self.weight_range()
             arrays |= {"weight_low": _array(ends[0]), "weight_high": _array(ends[1])}
@@ -217,7 +224,8 @@ class QuantizedLayer(nn.Module):
 
 
 def _array(tensor: torch.Tensor, dtype: type[np.generic] = np.float32) -> Any:
-    return tensor.detach().cpu().numpy().astype(dtype)
+    # What is rotated has its axes in another order, which files do not keep.
+    return np.ascontiguousarray(tensor.detach().cpu().numpy().astype(dtype))
 
 
 @torch.no_grad()
@@ -234,37 +242,54 @@ def rotated_layer(layer: nn.Conv2d | nn.Linear, size: int, row_size: int) -> nn.
 
 
 def quantized_layers(
-    model: SRModel,
-    bits: Bits,
-    parts: tuple[str, ...],
+    model: SRModel, bits: Bits, parts: tuple[str, ...], **settings: Any
+) -> dict[str, QuantizedLayer]:
+    """A QuantizedLayer for every integer site of `parts`, in module order. settings: of `layers_on_grids`."""
+    sites, seams = integer_sites(model, parts), concat_boundaries(model.unet)
+    return layers_on_grids(
+        sites, lambda s: bits_of_site(s, bits), lambda s: head_channels(model, s), seams, **settings
+    )
+
+
+def layers_on_grids(
+    sites: Mapping[str, nn.Conv2d | nn.Linear],
+    bits_of: Callable[[str], tuple[int, int]],
+    head_channels_of: Callable[[str], int],
+    seams: Mapping[str, int] = MappingProxyType({}),
     *,
     let: str = "none",
     symmetric: bool = False,
     rank: int = 0,
     rotated: bool = False,
+    form: str = STATIC,
+    unrotated: Collection[str] = (),
 ) -> dict[str, QuantizedLayer]:
-    """A QuantizedLayer for every integer site of `parts`, in module order; input groups share grids, not set yet.
+    """A QuantizedLayer for every site, in their order; input groups share grids, not set yet.
 
-    rank: of branches. rotated: inputs of fewer than 8 bits are.
+    bits_of: site -> bits of its weights and input. head_channels_of: site of attention -> channels of a head. seams:
+    see `concat_boundaries`. rank: of branches. rotated: inputs of fewer than 8 bits are, but
+    for groups that begin with one of `unrotated`. form: of `kernels.draq`.
     """
-    sites = integer_sites(model, parts)
-    seams = concat_boundaries(model.unet)
     layers = {}
     for group in input_groups(sites):
         first = group[0]
-        grid_bits, seam = bits_of_site(first, bits)[1], seams.get(first, 0)
-        spec = grid_spec(first, sites[first], grid_bits, let=let, symmetric=symmetric, seam=seam, rotated=rotated)
-        grid = InputGrid(spec)
+        grid_bits, seam = bits_of(first)[1], seams.get(first, 0)
+        turned = rotated and first not in unrotated
+        kinds: Any = {"let": let, "symmetric": symmetric, "rotated": turned, "form": form}
+        grid = InputGrid(grid_spec(first, sites[first], grid_bits, seam=seam, **kinds))
         for site in group:
-            weight, weight_bits = sites[site].weight, bits_of_site(site, bits)[0]
+            weight, weight_bits = sites[site].weight, bits_of(site)[0]
             own = branch_rank(weight, rank) if weight_bits < SYMMETRIC_BITS else 0
             layers[site] = QuantizedLayer(site, sites[site], grid, weight_bits, rank=own)
     for site, layer in layers.items() if rotated else ():
         size, maker = layer.grid.spec.rotation, value_maker(site)
-        if size and maker in layers and head_channels(model, maker) % size == 0:
+        if size and maker in layers and head_channels_of(maker) % size == 0:
             # Attention mixes tokens, not channels: the rotation may as well be of what makes them.
             made = layers[maker]
-            layers[maker] = QuantizedLayer(maker, sites[maker], made.grid, made.weight_bits, row_rotation=size)
+            own = len(made.branch.down) if made.branch else 0
+            layers[maker] = QuantizedLayer(
+                maker, sites[maker], made.grid, made.weight_bits, rank=own, row_rotation=size
+            )
     return {site: layers[site] for site in sites}
 
 

@@ -37,7 +37,7 @@ from intsr.calib.learn.train import learned_state, restore_state
 from intsr.calib.learn.whole import WholeModel
 from intsr.calib.models.families.sd21 import module_of_site, network_of_site
 from intsr.calib.models.modules import put_modules
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -88,7 +88,7 @@ class _ReverseWalk:
         curves: Curves = {}
         done: tuple[QuantizedLayer, ...] = ()
         with self.whole.recomputed(self.layers):
-            for name in reversed(NETWORKS):
+            for name in reversed(list(self.references)):
                 sites = [site for site in self.layers if network_of_site(site) == name]
                 blocks = blocks_of_network(self.references[name], sites, self.whole.inputs[name][0])
                 for module in reversed(modules_of_network(name, blocks)):

@@ -6,7 +6,7 @@ encoder -> UNet on the latents of the quantized encoder -> decoder on the UNet's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,10 +35,19 @@ from intsr.calib.learn.stages import (
 from intsr.calib.learn.train import learned_state, restore_state
 from intsr.calib.models.families.sd21 import network_of_site
 from intsr.calib.models.modules import put_modules
-from intsr.types import NETWORKS, Bits
+from intsr.types import Bits
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
+
+# What a round leaves of the held-out loss at least, where the next one is slower; by how much, and the slowest rate.
+CONVERGED, SLOWER, SLOWEST = 0.98, 0.3, 0.005
+
+
+def converged(curve: list[list[float]]) -> bool:
+    """Tell whether a round of training has won too little of the held-out loss to have another like it. curve: of
+    `train`."""
+    return min(held_out for _, _, held_out in curve) > CONVERGED * curve[0][2]
 
 
 def learn(
@@ -48,11 +57,11 @@ def learn(
     layers, references, values = on_device(model, bits, parts, run, device)
     exact = values
     curves: Curves = {}
-    for name in NETWORKS:
+    for name in references:
         own = {site: layer for site, layer in layers.items() if network_of_site(site) == name}
         targets = outputs(references[name], exact)
         if own:
-            walk = _NetworkWalk(name, references[name], own, run)
+            walk = NetworkWalk(name, references[name], own, run)
             curves |= walk.train(values, exact, targets)
             values = outputs(walk.quantized, values)
         else:
@@ -73,7 +82,7 @@ class _Trainee:
     source: PairSource
 
 
-class _NetworkWalk:
+class NetworkWalk:
     """One network: its blocks in order, then all of it."""
 
     def __init__(self, name: str, reference: nn.Module, layers: Mapping[str, QuantizedLayer], run: Run) -> None:
@@ -92,7 +101,22 @@ class _NetworkWalk:
         with recomputed(self.quantized, [block.name for block in blocks] if self.options.recompute else []):
             for stage, steps in with_steps(self.method.joint, self.options.joint_steps):
                 seen = self._joint_statistics(inputs) if stage.restart else {}
-                curves |= self._stage(PhaseName(self.name, "", stage.name), stage, whole, seen, steps)
+                curves |= self._rounds(stage, whole, seen, steps)
+        return curves
+
+    def _rounds(
+        self, stage: Stage, trainee: _Trainee, seen: Mapping[str, ActivationStatistics], steps: int
+    ) -> Curves:
+        """A whole network's stage, as often as it gains."""
+        curves: Curves = {}
+        for number in range(1, stage.rounds + 1):
+            name = PhaseName(self.name, "", stage.name if number == 1 else f"{stage.name} {number}")
+            curve = self._stage(name, stage, trainee, seen, steps)
+            curves |= curve
+            if converged(curve[str(name)]):
+                stage = replace(stage, rate=stage.rate * SLOWER)
+            if stage.rate < SLOWEST:
+                break
         return curves
 
     def _block(self, block: Block, inputs: list[torch.Tensor], exact: list[torch.Tensor]) -> Curves:

@@ -1,4 +1,4 @@
-"""All three networks together, on the picture: what reverse training judges by, and trains last.
+"""All networks together, on the picture: what reverse training judges by, and trains last.
 
 The loss of a step is PICTURE_WEIGHT |picture_q - picture|^2 / |picture|^2 + PERCEPTUAL_WEIGHT times a perceptual
 distance; targets are full precision's own pictures.
@@ -19,7 +19,6 @@ from intsr.calib.learn.method import recomputed
 from intsr.calib.learn.quantized_layer import QuantizedLayer
 from intsr.calib.learn.stages import Curves, Run, mean_square, outputs, run_stage, with_steps
 from intsr.calib.models.families.sd21 import network_of_site
-from intsr.types import NETWORKS
 
 PICTURE_WEIGHT, PERCEPTUAL_WEIGHT = 1.0, 0.01
 
@@ -36,10 +35,11 @@ class WholeModel:
     ) -> None:
         """quantized: by name, as `references`; layers may take their places in them later."""
         self.quantized, self.run = quantized, run
+        self.names = tuple(references)
         # Exact inputs of each network.
         self.inputs: dict[str, list[torch.Tensor]] = {}
         values = crops
-        for name in NETWORKS:
+        for name in references:
             self.inputs[name] = values
             values = outputs(references[name], values)
         # The same with the pictures that full precision makes of them.
@@ -49,7 +49,7 @@ class WholeModel:
     def picture(self, network: str, x: torch.Tensor) -> torch.Tensor:
         """The picture that an input of `network` becomes, float32."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.run.options.mixed):
-            for name in NETWORKS[NETWORKS.index(network) :]:
+            for name in self.names[self.names.index(network) :]:
                 x = self.quantized[name](x)
         return x.float()
 
@@ -58,9 +58,9 @@ class WholeModel:
         return (picture - exact).square().mean() / self.energy
 
     def loss(self, indices: Sequence[int]) -> torch.Tensor:
-        """Of all three networks on some crops."""
-        x, exact = self.pairs[NETWORKS[0]].batch(indices)
-        picture = self.picture(NETWORKS[0], x)
+        """Of all networks on some crops."""
+        x, exact = self.pairs[self.names[0]].batch(indices)
+        picture = self.picture(self.names[0], x)
         distance = self.run.distance(picture, exact)
         return PICTURE_WEIGHT * self.picture_error(picture, exact) + PERCEPTUAL_WEIGHT * distance
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 @cache
-def methods() -> dict[str, Method]:
-    """Return every method by its name, those first that take one pass."""
+def methods(kind: str | None = None) -> dict[str, Method]:
+    """Return every method by its name, those first that take one pass. kind: those alone that know such models."""
     modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     found: list[Method] = sorted(
         (module.METHOD for module in modules), key=lambda method: (method.trains, method.name)
     )
-    return {method.name: method for method in found}
+    return {method.name: method for method in found if kind is None or kind in method.kinds}
 
 
 def method_from_name(name: str, symmetric: bool = False, rank: int | None = None) -> Method:

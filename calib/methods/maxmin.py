@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from intsr.calib.calibration.types import SiteQuantizer
-from intsr.calib.learn.method import Method
+from intsr.calib.learn.method import PICTURE, VIDEO, Method
 from intsr.calib.models.families.sd21 import bits_of_site
 from intsr.calib.observe.hooks import observe_ranges
+from intsr.calib.observe.video import observe_video
 from intsr.types import Bits
 
 if TYPE_CHECKING:
@@ -47,4 +48,4 @@ def symmetric_range(quantizer: SiteQuantizer) -> SiteQuantizer:
     return replace(quantizer, x_min=-amax * half / (half - 1), x_max=amax)
 
 
-METHOD = Method("maxmin", observe_maxmin)
+METHOD = Method("maxmin", observe_maxmin, observe_video, kinds=(PICTURE, VIDEO))

@@ -7,6 +7,6 @@ Blocks of 64 channels, as ConvRot has them, where the published one rotates all 
 from __future__ import annotations
 
 from intsr.calib.learn.initialize import RangeInit
-from intsr.calib.learn.method import Method
+from intsr.calib.learn.method import PICTURE, VIDEO, Method
 
-METHOD = Method("quarot", start=RangeInit("output"), rotated=True)
+METHOD = Method("quarot", start=RangeInit("output"), rotated=True, kinds=(PICTURE, VIDEO))

@@ -7,6 +7,7 @@ Published for linear layers and groups of 64; here every integer layer has one g
 from __future__ import annotations
 
 from intsr.calib.learn.initialize import RangeInit
-from intsr.calib.learn.method import Method
+from intsr.calib.learn.method import PICTURE, VIDEO, Method
 
-METHOD = Method("svdquant", let="channel", start=RangeInit("output", let=True), rank=32)
+START = RangeInit("output", let=True)
+METHOD = Method("svdquant", let="channel", start=START, rank=32, kinds=(PICTURE, VIDEO))

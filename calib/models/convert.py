@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from intsr.calib.models.families.published import family_of
 from intsr.calib.models.families.sd21_ldm import UNET_PREFIX, without_wrapper
 from intsr.calib.models.tensor_files import (
     SAFETENSORS_SUFFIX,
@@ -20,7 +21,6 @@ from intsr.calib.models.tensor_files import (
 from intsr.errors import UsageError
 from intsr.files import atomic_path, check_free_space, check_output_file
 
-LORA = "OSEDiff LoRA"
 LDM = "ldm checkpoint"
 TENSORS = "tensors"
 # Room for names and shapes beside the tensors.
@@ -51,13 +51,15 @@ def convert(source: Path, output: Path) -> Conversion:
         raise UsageError(output, "is the input", "another name")
     checkpoint = read_checkpoint(source)
     unwrapped, kind = without_wrapper(checkpoint.tensors), TENSORS
-    if {"rank_unet", "rank_vae"} <= set(checkpoint.values):
-        kind = LORA
+    family = family_of(checkpoint)
+    if family is not None:
+        kind = f"{family.title} LoRA"
     elif f"{UNET_PREFIX}input_blocks.0.0.weight" in unwrapped:
         kind = LDM
     tensors = _apart(unwrapped if kind == LDM else checkpoint.tensors)
     check_free_space(output.parent, sum(t.numel() * t.element_size() for t in tensors.values()) + HEADER_BYTES)
     metadata = {"format": "pt", VALUES_KEY: json.dumps(dict(checkpoint.values))}
+    metadata |= {"note": checkpoint.note} if checkpoint.note else {}
     with as_model_error(source), atomic_path(output) as temporary:
         write_safetensors(temporary, tensors, metadata)
     return Conversion(output, kind, len(tensors), len(checkpoint.values), output.stat().st_size)

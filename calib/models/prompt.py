@@ -43,19 +43,42 @@ def read_context(path: Path) -> torch.Tensor:
     return tensor
 
 
-def context_from_folder(folder: Path) -> torch.Tensor:
-    """The empty prompt through the folder's own CLIP text encoder, as OSEDiff's kin do."""
-    if not ((folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()):
-        raise ModelError(folder, "no prompt context", "text_encoder/ and tokenizer/", CONTEXT_FIX)
-    from transformers import CLIPTokenizer
+def context_from_folder(folder: Path, prompt: str = "") -> torch.Tensor:
+    """The prompt, as a rule the empty one, through the folder's own CLIP text encoder: (1, tokens, channels) float32.
 
+    Raises ModelError: no encoder or tokenizer, or a prompt of more tokens than they take.
+    """
+    if not ((folder / "text_encoder").is_dir() and (folder / "tokenizer").is_dir()):
+        got = f"nothing that makes a context of {prompt!r}" if prompt else "no prompt context"
+        raise ModelError(folder, got, "text_encoder/ and tokenizer/", CONTEXT_FIX)
     with as_model_error(folder / "text_encoder"), _in_silence():
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = _text_encoder(folder / "text_encoder")
-        tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
+        tokenizer = _tokenizer(folder / "tokenizer", encoder.config.vocab_size)
+        # A tokenizer that was saved without its length has an endless one.
+        most = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        tokens = tokenizer(prompt, padding="max_length", max_length=most, return_tensors="pt")
+        count = tokens.input_ids.shape[1]
+        # Models' own code cuts it off.
+        if count > most:
+            raise ModelError("--prompt", f"{count - 2} tokens", f"at most {most - 2}", "shorten it")
         with torch.no_grad():
             context: torch.Tensor = encoder(tokens.input_ids)[0]
     return context
+
+
+def _tokenizer(folder: Path, words: int) -> Any:
+    """words: how many the text encoder knows. Raises ModelError."""
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # What reads the vocabulary raises plain ones.
+        raise ModelError(folder, str(error)[:400], "CLIP's tokenizer") from error
+    # Where no file has a vocabulary, it has made up one of a few words.
+    if len(tokenizer) != words:
+        fix = "get all of its files: vocab.json and merges.txt, or tokenizer.json"
+        raise ModelError(folder, f"{len(tokenizer)} words", f"{words}, as the text encoder has", fix)
+    return tokenizer
 
 
 def _text_encoder(folder: Path) -> Any:
@@ -75,8 +98,18 @@ def _text_encoder(folder: Path) -> Any:
         variant="fp16" if half.is_file() and not whole.is_file() else None,
         dtype=torch.float32,
         output_loading_info=True,
+        # Its own error names none of them.
+        ignore_mismatched_sizes=True,
     )
     # Filled in at random otherwise.
+    other = sorted(info["mismatched_keys"])
+    if other:
+        name, got, expected = other[0]
+        raise ModelError(
+            folder,
+            f"{len(other)} tensors of other shapes ({name} {tuple(got)}, ...)",
+            f"{tuple(expected)}, as config.json says",
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(folder, f"{len(missing)} tensors missing ({missing[0]}, ...)", "a whole CLIP text encoder")

@@ -1,8 +1,11 @@
 """Everything that one-step inference needs beside the weights: `intsr_model.json` and the scheduler's part.
 
-    x0 = (z - sqrt(1 - alpha_bar) e) / sqrt(alpha_bar)
+    epsilon      x0 = (z - sqrt(1 - alpha_bar) e) / sqrt(alpha_bar)
+    v            x0 = sqrt(alpha_bar) z - sqrt(1 - alpha_bar) e
+    sample       x0 = e
+    difference   x0 = z - e, of models that no scheduler describes
 
-What else diffusers' schedulers can do to x0 is refused: clipping, thresholding, another prediction, other betas.
+What else diffusers' schedulers can do to x0 is refused: clipping, thresholding, other betas.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ import numpy as np
 from intsr.calib.models.tensor_files import as_model_error
 from intsr.errors import ModelError
 from intsr.json_files import read_json as decode_file
-from intsr.types import ModelSpec, is_kind
+from intsr.types import ModelSpec, PictureSpec, is_kind
 
 SPEC_NAME = "intsr_model.json"
 SPEC_SCHEMA_VERSION = 1
-# diffusers' schedulers whose x0, from a prediction of epsilon, is the formula above. The first clip it to
-# [-1, 1] unless their configuration says otherwise.
+# diffusers' schedulers whose x0 is one of the first three. The first clip it to [-1, 1] unless their configuration
+# says otherwise.
 CLIPPING = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler")
 PLAIN = (
     "PNDMScheduler",
@@ -40,6 +43,8 @@ PLAIN = (
     "KDPM2AncestralDiscreteScheduler",
     "LMSDiscreteScheduler",
 )
+# prediction_type -> rule. The models of known families all have the first, whatever their own rule is.
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 # Off, null or absent in SD 2.1's, whatever the class.
 OTHER_BETAS = ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas")
 NUMBERS: dict[str, tuple[type, ...]] = {
@@ -63,11 +68,24 @@ class ModelSettings:
     licence: str
     # Whether the weights are random.
     synthetic: bool = False
+    # Of `intsr.types.X0_RULES`; null: what the scheduler predicts.
+    x0_rule: str | None = None
+    # Of `families.published.FAMILIES`; "" for none that is known.
+    family: str = ""
+    # What the context was made of, where a file holds it.
+    prompt: str | None = None
 
 
 def default_settings(name: str) -> ModelSettings:
     """OSEDiff's and PassionSR's, for a model that carries no `intsr_model.json`."""
     return ModelSettings(SPEC_SCHEMA_VERSION, name, 999, 4, "lanczos", None, "")
+
+
+def diffusion_spec(spec: PictureSpec) -> ModelSpec:
+    """Return the spec of a model with a timestep and latents. Raises ModelError for one of another family."""
+    if not isinstance(spec, ModelSpec):
+        raise ModelError(spec.name, "a model without timestep and latents", "one of Stable Diffusion 2.1's kind")
+    return spec
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,13 +111,14 @@ def read_settings(folder: Path, name: str) -> ModelSettings:
 
 def spec_from_settings(
     settings: ModelSettings,
-    unet: Mapping[str, Any],
-    vae: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
     scheduler: Mapping[str, Any],
     where: Path,
 ) -> ModelSpec:
-    """unet, vae, scheduler: the configurations. where: of the scheduler's. Raises ModelError."""
+    """configs: of `unet` and `vae`. scheduler: its own, of `where`. Raises ModelError."""
+    unet, vae = configs["unet"], configs["vae"]
     alpha_bar = alpha_bar_from_scheduler(scheduler, settings.timestep, where)
+    x0_rule = settings.x0_rule or x0_rule_from_scheduler(scheduler, where)
     with as_model_error(where):
         latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
@@ -107,12 +126,15 @@ def spec_from_settings(
             name=settings.name,
             timestep=settings.timestep,
             alpha_bar=alpha_bar,
-            latent_scaling_factor=vae["scaling_factor"],
+            # AutoencoderKL's own value where a configuration is too old to have it.
+            latent_scaling_factor=vae.get("scaling_factor", 0.18215),
             upscale_factor=settings.upscale_factor,
             resize_filter=settings.resize_filter,
             size_multiple_px=latent_factor * unet_factor,
             licence=settings.licence,
             synthetic=settings.synthetic,
+            x0_rule=x0_rule,
+            prompt=settings.prompt,
         )
 
 
@@ -143,17 +165,20 @@ def alpha_bar_from_scheduler(config: Mapping[str, Any], timestep: Any, where: Pa
     return float(np.prod(1 - betas[: timestep + 1]))
 
 
+def x0_rule_from_scheduler(config: Mapping[str, Any], where: Path) -> str:
+    """Return the rule that a scheduler's prediction_type stands for. Raises ModelError for any other."""
+    prediction = config.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise ModelError(where, f"prediction_type {prediction!r}", " or ".join(PREDICTIONS))
+    return PREDICTIONS[prediction]
+
+
 def _check_x0(config: Mapping[str, Any], where: Path) -> None:
-    """Raises ModelError where x0 is not the formula."""
+    """Raises ModelError where x0 is more than a formula."""
     # Without a name it is what OSEDiff's and PassionSR's code loads it as.
     name = config.get("_class_name", CLIPPING[0])
     if name not in CLIPPING + PLAIN:
         raise ModelError(where, f"class {name}", f"{', '.join(CLIPPING[::2])}, {PLAIN[0]} or their kin")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        # OSEDiff's and PassionSR's code has x0 from epsilon in so many words, whatever the scheduler says.
-        fix = "where the model's own code computes x0 from epsilon, write that there"
-        raise ModelError(where, f"prediction_type {prediction!r}", "epsilon", fix)
     fix = "where the model's own code leaves x0 as it is, write false there"
     for key, default in (("clip_sample", name in CLIPPING), ("thresholding", False)):
         value = config.get(key, default)

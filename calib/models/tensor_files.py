@@ -30,6 +30,8 @@ PICKLE_SUFFIXES = (".ckpt", ".pth", ".pt", ".pkl", ".bin")
 CHECKPOINT_SUFFIXES = (SAFETENSORS_SUFFIX, *PICKLE_SUFFIXES)
 # A safetensors file begins with the length of its header.
 LENGTH_BYTES = 8
+# Of a list of names, in an error.
+SHOWN = 3
 # What is enough to tell a text.
 FIRST_BYTES = 64
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -54,11 +56,15 @@ _UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: dotted name -> tensor as stored, mapped where possible. values: dotted name -> what is no tensor."""
+    """tensors: dotted name -> tensor as stored, mapped where possible. values: dotted name -> what is no tensor.
+
+    note: what the file says of itself beside its content: safetensors' metadata `note`, the comment of torch's ZIP.
+    """
 
     path: Path
     tensors: Mapping[str, torch.Tensor]
     values: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @contextmanager
@@ -102,7 +108,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
     _flatten(content, "", path, tensors, values)
     if not tensors:
         raise ModelError(path, "no tensors", "names and their tensors")
-    return Checkpoint(path, tensors, values)
+    return Checkpoint(path, tensors, values, _comment(path))
+
+
+def _comment(path: Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as file:
+        return file.comment.decode("utf-8", "replace")
+
+
+def write_pickle(path: Path, content: Mapping[str, Any], note: str) -> None:
+    """Write what torch.save writes, with a note that only those find who look for it."""
+    # A file of no name: the name would be in the bytes.
+    with path.open("wb") as whole:
+        torch.save(dict(content), whole)
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = note.encode()
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -112,7 +134,31 @@ def _read_safetensors(path: Path) -> Checkpoint:
         values = json.loads(metadata.get(VALUES_KEY, "{}"))
         if not isinstance(values, dict):
             raise TypeError(f"{VALUES_KEY} is a {type(values).__name__}, not an object")
-        return Checkpoint(path, load_file(path), values)
+        return Checkpoint(path, load_file(path), values, metadata.get("note", ""))
+
+
+def check_names(
+    where: Path, what: str, expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raises ModelError that names the first few of what is missing, too much, or of another shape."""
+    wrong = [
+        f"{name} {tuple(got[name])}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in got and got[name] != shape
+    ]
+    problems = {
+        "missing": sorted(set(expected) - set(got)),
+        "unknown": sorted(set(got) - set(expected)),
+        "of another shape": wrong,
+    }
+    told = [
+        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if told:
+        expectation = "exactly what the configuration says"
+        raise ModelError(where, f"{what}: tensors {', '.join(told)}", expectation, "give the whole, matching file")
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intsr.calib.models.digest import WEIGHT_SUFFIXES, context_fact, file_facts
-from intsr.calib.models.families.wan import VIDEO_PARTS, setting
+from intsr.calib.models.families.wan import VIDEO_PARTS, is_integer_video_site, setting
 from intsr.calib.models.find import find_model
-from intsr.calib.models.modules import copy_sharing_weights
+from intsr.calib.models.modules import copy_sharing_weights, video_layers_of
 from intsr.calib.models.prompt import CONTEXT_FIX, read_context
 from intsr.calib.models.video_spec import VideoSpec, read_video_settings, video_spec
 from intsr.calib.models.weights import (
@@ -25,12 +25,14 @@ from intsr.calib.models.weights import (
     is_video_folder,
     load_network,
     read_video_configs,
-    weights_file,
+    sources_of_folder,
 )
 from intsr.errors import ModelError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    from intsr.kernels.layer_algebra import Layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def open_video_model(name: str, context: Path | None = None) -> VideoModelSource
     configs = read_video_configs(folder)
     settings = read_video_settings(folder)
     spec = video_spec(settings, configs, folder)
-    networks = {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in VIDEO_PARTS}
+    networks = sources_of_folder(folder, configs, VIDEO_PARTS)
     named = context or (folder / settings.context if settings.context else None)
     if named is None:
         raise ModelError(folder, "no prompt context (text encoders of video models are not run)", fix=CONTEXT_FIX)
@@ -103,3 +105,13 @@ def open_video_model(name: str, context: Path | None = None) -> VideoModelSource
     files = file_facts(folder, VIDEO_PARTS, WEIGHT_SUFFIXES)
     digest = hashlib.sha256(json.dumps([facts, [context_fact(tensor)], files]).encode()).hexdigest()
     return VideoModelSource(spec, tensor, digest, networks)
+
+
+def integer_video_sites(model: VideoModel, parts: tuple[str, ...]) -> dict[str, Layer]:
+    """Return the layers of the parts that engines run on integers, by site, in module order."""
+    return {
+        site: layer
+        for part in parts
+        for name, layer in video_layers_of(getattr(model, part)).items()
+        if is_integer_video_site(site := f"{part}.{name}")
+    }

@@ -48,10 +48,7 @@ class ChunkSize:
 
     def latents(self, architecture: VideoArchitecture) -> tuple[int, int, int]:
         """(frames, height, width) of its latents. Raises UsageError for a chunk that the networks cannot take."""
-        if self.frames < 1 or (self.frames - 1) % TEMPORAL_FACTOR:
-            below = max(self.frames - 1, 0) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
-            fix = f"use {below} or {below + TEMPORAL_FACTOR}"
-            raise UsageError("--frames", f"{self.frames} frames", "a first frame and whole fours: 1, 5, 9, ...", fix)
+        check_frames(self.frames)
         factor = spatial_factor(architecture.vae)
         patch = setting("transformer", architecture.transformer, "patch_size")[1:]
         for name, side, of_patch in (("high", self.height_px, patch[0]), ("wide", self.width_px, patch[1])):
@@ -60,6 +57,14 @@ class ChunkSize:
                 raise UsageError("--size", f"{side} pixels {name}", f"a positive multiple of {step}")
         frames = 1 + (self.frames - 1) // TEMPORAL_FACTOR
         return frames, self.height_px // factor, self.width_px // factor
+
+
+def check_frames(frames: int) -> None:
+    """Raises UsageError for a chunk of another length than 4n + 1."""
+    if frames < 1 or (frames - 1) % TEMPORAL_FACTOR:
+        below = max(frames - 1, 0) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
+        fix = f"use {below} or {below + TEMPORAL_FACTOR}"
+        raise UsageError("--frames", f"{frames} frames", "a first frame and whole fours: 1, 5, 9, ...", fix)
 
 
 def tokens(architecture: VideoArchitecture, size: ChunkSize) -> int:

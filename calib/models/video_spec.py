@@ -66,6 +66,11 @@ class VideoSpec:
     # Random weights, good for speed and memory alone. Not in repr(), as in ModelSpec.
     synthetic: bool = field(default=False, repr=False)
 
+    @property
+    def input_factor(self) -> int:
+        """As in `PictureSpec`."""
+        return self.upscale_factor
+
     def __post_init__(self) -> None:
         if not 0 < self.sigma <= 1:
             raise ValueError(f"sigma is {self.sigma}, not in (0, 1]")

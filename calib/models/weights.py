@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
+from intsr.calib.models.families import adcsr_files
+from intsr.calib.models.families.adcsr import is_adcsr
 from intsr.calib.models.families.architecture import current_name
+from intsr.calib.models.families.family import Lora
 from intsr.calib.models.families.sd21_ldm import network_from_ldm, without_wrapper
 from intsr.calib.models.families.supported import check_channels, unsupported
 from intsr.calib.models.families.wan import (
@@ -24,13 +27,15 @@ from intsr.calib.models.families.wan import (
     current_video_names,
     put_rope,
 )
-from intsr.calib.models.lora import Lora, merge_lora
+from intsr.calib.models.lora import merge_lora
 from intsr.calib.models.spec import read_json
 from intsr.calib.models.tensor_files import (
     CHECKPOINT_SUFFIXES,
     SAFETENSORS_SUFFIX,
+    SHOWN,
     as_model_error,
     check_is_data,
+    check_names,
     read_checkpoint,
 )
 from intsr.errors import ModelError
@@ -41,12 +46,11 @@ WEIGHT_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.
 # As diffusers calls the lists of what it has divided.
 INDEX_FILES = tuple(f"{WEIGHT_FILES[0]}.index{variant}.json" for variant in ("", ".fp16"))
 _SHARD = re.compile(r"-\d+-of-\d+\.")
-SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkSource:
-    """The place of a network's weights. path: a file, or the index of several.
+    """The place of a network's weights. path: a file, the index of several, or AdcSR's folder.
 
     is_ldm: both networks are in one file, under ldm's names.
     """
@@ -81,7 +85,7 @@ def read_configs(folder: Path) -> dict[str, dict[str, Any]]:
     if is_video_folder(folder):
         read_video_configs(folder)
         got = f"a video transformer: {VIDEO_CLASSES['transformer']}"
-        fix = "of video models there are intsr info, synth, calibrate --method maxmin and compile"
+        fix = "of video models there are intsr info, synth, calibrate, export, compile, verify and bench"
         raise ModelError(folder, got, "a picture model, with unet/ and vae/", fix)
     configs = {part: read_json(folder / part / "config.json") for part in PARTS}
     for part, config in configs.items():
@@ -104,11 +108,30 @@ def class_name(part: str, config: Mapping[str, Any]) -> str:
     return str(config.get("_class_name") or CLASSES[part])
 
 
+def sources_of_folder(
+    folder: Path, configs: Mapping[str, Mapping[str, Any]], parts: Sequence[str] = PARTS
+) -> dict[str, NetworkSource]:
+    """The networks of a folder in diffusers' layout, by part. Raises ModelError for a part without weights."""
+    return {part: NetworkSource(part, configs[part], weights_file(folder / part)) for part in parts}
+
+
+def sources_of_ldm(path: Path, configs: Sequence[Mapping[str, Any]]) -> dict[str, NetworkSource]:
+    """The networks of a single file, by part. configs: of the UNet and the VAE."""
+    return {part: NetworkSource(part, config, path, is_ldm=True) for part, config in zip(PARTS, configs, strict=True)}
+
+
+def sources_of_adcsr(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, NetworkSource]:
+    """The networks of AdcSR's two files, by part."""
+    return {part: NetworkSource(part, config, folder) for part, config in configs.items()}
+
+
 def empty_network(part: str, config: Mapping[str, Any], where: Path) -> Any:
     """The module on torch's meta device: shapes and no memory. Raises ModelError."""
     import diffusers
 
     with as_model_error(where), torch.device("meta"):
+        if is_adcsr(config):
+            return adcsr_files.MAKERS[part](config)
         return getattr(diffusers, class_name(part, config)).from_config(dict(config))
 
 
@@ -119,18 +142,12 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     """
     network = empty_network(source.part, source.config, source.path)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    tensors = tensors_of_file(source.path)
-    if source.is_ldm:
-        weights = network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
-    elif source.part == "transformer":
-        weights = current_video_names(tensors)
-    else:
-        weights = {current_name(name): tensor for name, tensor in tensors.items()}
+    weights = _weights_of(source)
     for name, tensor in weights.items():
         # The 1x1 convolutions of ldm's attention are linears here.
         if name in expected and tensor.shape != expected[name] and tensor.shape[:2] == expected[name]:
             weights[name] = tensor.reshape(expected[name])
-    _check_names(source, expected, weights)
+    check_names(source.path, source.part, expected, {name: tensor.shape for name, tensor in weights.items()})
     if lora is not None:
         merge_lora(lora, source.part, weights)
     for name in list(weights):
@@ -141,32 +158,21 @@ def load_network(source: NetworkSource, lora: Lora | None = None) -> Any:
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         got = f"NaN or infinity in {broken[0]} and {len(broken) - 1} more"
-        raise ModelError(source.path, got, "finite weights")
+        where = source.path if lora is None else f"{source.path} with {lora.path}"
+        raise ModelError(where, got, "finite weights")
     return network.eval().requires_grad_(False)
 
 
-def _check_names(
-    source: NetworkSource, expected: Mapping[str, torch.Size], weights: Mapping[str, torch.Tensor]
-) -> None:
-    """Raises ModelError that names the first few of what is missing, too much, or of another shape."""
-    wrong = [
-        f"{name} {tuple(weights[name].shape)}, not {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    problems = {
-        "missing": sorted(set(expected) - set(weights)),
-        "unknown": sorted(set(weights) - set(expected)),
-        "of another shape": wrong,
-    }
-    told = [
-        f"{len(names)} {kind} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if told:
-        got = f"{source.part}: tensors {', '.join(told)}"
-        raise ModelError(source.path, got, "exactly what the configuration says", "give the whole, matching file")
+def _weights_of(source: NetworkSource) -> dict[str, torch.Tensor]:
+    """Tensors by the names of the network's module."""
+    if is_adcsr(source.config):
+        return adcsr_files.read_weights(source.part, source.path)
+    tensors = tensors_of_file(source.path)
+    if source.is_ldm:
+        return network_from_ldm(source.part, without_wrapper(tensors), source.config, source.path)
+    if source.part == "transformer":
+        return current_video_names(tensors)
+    return {current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def weights_file(folder: Path) -> Path:
@@ -215,7 +221,9 @@ def shards_of_index(index: Path) -> dict[str, set[str]]:
 
 
 def files_of(path: Path) -> tuple[Path, ...]:
-    """The file itself, or those that an index names. Raises ModelError."""
+    """The file itself, or those that an index names, or AdcSR's. Raises ModelError."""
+    if path.is_dir():
+        return adcsr_files.files_of_folder(path)
     if path.name not in INDEX_FILES:
         return (path,)
     return tuple(path.parent / shard for shard in shards_of_index(path))

@@ -18,6 +18,7 @@ from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.hooks import run_observed
 from intsr.kernels.layer_algebra import channel_axis, transform
 from intsr.kernels.quantizer import QuantParams
+from intsr.kernels.rotation import rotate
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -32,12 +33,13 @@ class ClippedObserver:
     def __init__(self, layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> None:
         s, d = quantizer.let_scale, quantizer.let_shift
         self._scale, self._shift = (None if values is None else torch.tensor(values) for values in (s, d))
-        self._axis = channel_axis(layer)
+        self._axis, self._rotation = channel_axis(layer), quantizer.rotation
         self._params = quantizer.activation_params()
         self.outside = self.count = 0
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = transform(inputs[0], self._scale, self._shift, self._axis)
+        x = rotate(inputs[0], self._rotation, self._axis)
+        x = transform(x, self._scale, self._shift, self._axis)
         self.outside += sum(outside_counts(x, self._params))
         self.count += x.numel()
 

@@ -78,9 +78,8 @@ class FakeQuantLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.product(self.quantized(self.transformed(x)), self.weight)
-        if self.up is not None:
-            y = y + run_branch(self._layer[0], x, self.up, self.down)
-        return rotate(y, self.row_rotation, -1)
+        y = rotate(y, self.row_rotation, -1)
+        return y if self.up is None else y + run_branch(self._layer[0], x, self.up, self.down)
 
 
 def let_weight(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> torch.Tensor:
@@ -90,7 +89,7 @@ def let_weight(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> torch.
 
 
 def integer_part(weight: torch.Tensor, quantizer: SiteQuantizer) -> torch.Tensor:
-    """W - L, of the first rows where `weight` has fewer, or H' W H."""
+    """H' (W - L) H, of the first rows where `weight` has fewer."""
     branch = quantizer.branch()
     if branch is not None:
         up, down = (torch.tensor(part).to(weight.dtype) for part in branch)
@@ -103,10 +102,10 @@ def calibrated_layer(layer: nn.Conv2d | nn.Linear, quantizer: SiteQuantizer) -> 
     """A layer of the model with what calibration learned of it."""
     codes, scale = quantizer.quantize_weight(let_weight(layer, quantizer).numpy())
     bias, activation = layer.bias, quantizer.activation_params()
-    if quantizer.let_shift is not None:
-        bias = shifted_bias(bias, integer_part(layer.weight, quantizer), torch.tensor(quantizer.let_shift))
     if bias is not None:
         bias = rotate(bias, quantizer.row_rotation, 0)
+    if quantizer.let_shift is not None:
+        bias = shifted_bias(bias, integer_part(layer.weight, quantizer), torch.tensor(quantizer.let_shift))
     weight = torch.from_numpy(dequantize_weight(codes, scale))
     branch = quantizer.branch()
     return FakeQuantLayer(

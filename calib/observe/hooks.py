@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,22 @@ from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.sites import sites_of_model
 from intsr.errors import CalibrationError
 from intsr.kernels.layer_algebra import Layer, channel_axis
-from intsr.types import NETWORKS
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
 
 Observer = Callable[[nn.Module, tuple[Any, ...]], None]
+
+
+@contextmanager
+def observed(modules: Mapping[str, nn.Module], observers: Mapping[str, Observer]) -> Iterator[None]:
+    """Have each observer called before its site's module, with its inputs; at the end, however it comes, no more."""
+    handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -29,19 +40,12 @@ def run_observed(
     modules: Mapping[str, nn.Module],
     observers: Mapping[str, Observer],
 ) -> None:
-    """batches: (N, 3, H, W) float32 in [-1, 1]. Each observer is called before its site's module, with its inputs.
-
-    Hooks are removed even if a batch fails.
-    """
-    handles = [modules[site].register_forward_pre_hook(observer) for site, observer in observers.items()]
-    networks = reference_networks(model)
-    try:
+    """batches: (N, 3, H, W) float32 in [-1, 1], through the model `observed`."""
+    networks = reference_networks(model).values()
+    with observed(modules, observers):
         for x in batches:
-            for name in NETWORKS:
-                x = networks[name](x)
-    finally:
-        for handle in handles:
-            handle.remove()
+            for network in networks:
+                x = network(x)
 
 
 class ChannelRanges:

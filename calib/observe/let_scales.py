@@ -18,12 +18,17 @@ def weight_amax(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.stack([weight.abs().transpose(0, 1).flatten(1).amax(1) for weight in weights]).amax(0)
 
 
-def let_scale_from_maxima(amax: torch.Tensor, weight: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s = amax**a / weight**a, (Cin,), geometric mean 1; channels that are always zero, or unused, get 1."""
+def let_scale_from_maxima(
+    amax: torch.Tensor, weight: torch.Tensor, alpha: float, beta: float | None = None
+) -> torch.Tensor:
+    """s = amax**alpha / weight**beta, (Cin,), geometric mean 1; channels that are always zero, or unused, get 1.
+
+    beta: alpha's by default.
+    """
     used = (amax > 0) & (weight > 0)
     s = torch.ones_like(amax)
     if used.any():
         # By logarithms: the quotient of a large and a denormal number is infinite.
-        exponent = alpha * (amax[used].log() - weight[used].log())
+        exponent = alpha * amax[used].log() - (alpha if beta is None else beta) * weight[used].log()
         s[used] = (exponent - exponent.mean()).clamp(-LET_LOG_LIMIT, LET_LOG_LIMIT).exp()
     return s

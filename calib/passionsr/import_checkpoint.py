@@ -16,6 +16,7 @@ from torch import nn
 
 from intsr.calib.calibration.types import PARTS, PASSIONSR, Calibration, SiteQuantizer
 from intsr.calib.models.families.sd21 import network_of_site
+from intsr.calib.models.spec import diffusion_spec
 from intsr.calib.models.tensor_files import read_checkpoint
 from intsr.calib.passionsr.forward import halves
 from intsr.calib.passionsr.layout import EIGHT_BIT_SITES, Entry, Shape, checkpoint_layout
@@ -63,6 +64,9 @@ def import_passionsr(model: SRModel, paths: Sequence[Path], bits: Bits, tile_px:
         raise UsageError(OPTION, f"{len(paths)} files", "the UNet's, or the UNet's and the VAE's")
     if bits.weights is None or bits.activations is None:
         raise UsageError("--bits", str(bits), f"wXaY: what the files of {OPTION} were calibrated for")
+    spec = diffusion_spec(model.spec)
+    if spec.x0_rule != "epsilon":
+        raise CalibrationError(spec.name, f"x0 by the rule {spec.x0_rule}", "epsilon, as PassionSR's")
     watch = Stopwatch()
     layers: dict[str, PassionSRLayer] = {}
     attentions: dict[str, PassionSRAttention] = {}

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "verify": ("intsr.engines.commands.verify", "Compare an engine with the torch reference, in decibels."),
     "upscale": ("intsr.runtime.commands.upscale", "Upscale pictures and films with an engine."),
+    "app": ("intsr.runtime.commands.app", "A window in the browser: drop pictures, compare, download."),
     "serve-repository": (
         "intsr.runtime.commands.serve_repository",
         "Write a model repository for Triton Inference Server.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from intsr.errors import UsageError
+from intsr.types import WeightOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -82,14 +84,62 @@ def passionsr_option(function: F) -> F:
     )(function)
 
 
-def weight_options(function: F) -> F:
-    """--context and --lora: what a model takes from other files."""
-    lora = click.option("--lora", type=PATH, help="OSEDiff's LoRA (.pkl or .safetensors), merged into the weights.")
-    context = click.option("--context", type=PATH, help="Prompt context, safetensors with `context`.")
-    return context(lora(function))
+class WeightPair(click.ParamType[tuple[float, float]]):
+    """`1,1` or `1.2,0`: two numbers."""
+
+    name = "weights"
+
+    def convert(
+        self, value: str | tuple[float, float], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            first, second = map(float, value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers, for example 1.2,0", param, ctx)
+        return first, second
 
 
-def model_options(function: F) -> F:
+def _refuse_guidance(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is not None:
+        got = "two networks at each step: one for each prompt"
+        raise UsageError(parameter.opts[0], got, "one network, of one --prompt")
+
+
+def weight_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What a model takes from other files and words, as `weights`, a `WeightOptions`."""
+
+    @wraps(function)
+    def gather(
+        *,
+        context: Path | None,
+        lora: Path | None,
+        prompt: str | None,
+        pisa_weights: tuple[float, float] | None,
+        **others: Any,
+    ) -> Any:
+        return function(weights=WeightOptions(context, lora, prompt, pisa_weights), **others)
+
+    options = [
+        click.option("--context", type=PATH, help="Prompt context, safetensors with `context`."),
+        click.option("--prompt", metavar="TEXT", help="Through MODEL's text encoder.  [default: the empty prompt]"),
+        click.option(
+            "--lora", type=PATH, help="LoRA of OSEDiff, HYPIR, PiSA-SR or OMGSR-S, merged into the weights of SD 2.1."
+        ),
+        click.option(
+            "--pisa-weights", type=WeightPair(), metavar="PIX,SEM", help="PiSA-SR's: 1,1 or X,0.  [default: 1,1]"
+        ),
+        # Known, so that the reason can be told.
+        *(
+            click.option(name, hidden=True, expose_value=False, callback=_refuse_guidance)
+            for name in ("--negative-prompt", "--guidance-scale")
+        ),
+    ]
+    return reduce(lambda inner, option: option(inner), reversed(options), gather)
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--tile (`tile_px`), and `weight_options`, wherever a model is turned into something."""
     tile = click.option(
         "--tile",

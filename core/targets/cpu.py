@@ -18,11 +18,12 @@ TARGET = Target(
     lowering="asymmetric-cpu",
     other_lowerings=("asymmetric",),
     compile_options=("precision",),
-    video=True,
     keeps=True,
     times_layers=True,
     precision="auto",
     precision_words="float32 or bf16",
     float_bytes=4,
+    build_copies=2.0,
+    measures_inference=True,
     extra_bytes=2_500_000,
 )

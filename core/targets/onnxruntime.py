@@ -15,9 +15,9 @@ TARGET = Target(
     codes="intsr.engines.builders.onnxruntime:places_of_codes",
     lowering="asymmetric",
     other_lowerings=("asymmetric-cpu",),
-    video=True,
     precision="f32",
     precision_words="float32",
     float_bytes=4,
+    build_copies=3.0,
     extra_bytes=500_000,
 )

@@ -53,8 +53,6 @@ class Target:
     # Parameters of `intsr compile` that change something for this target and not for all.
     compile_options: tuple[str, ...] = ()
 
-    # True where it runs networks of chunks of frames.
-    video: bool = False
     # True where engines run on NVIDIA GPUs alone.
     gpu: bool = False
     # The first four bytes of a TensorRT plan, little-endian.
@@ -73,6 +71,9 @@ class Target:
     precision: str
     precision_words: str
     float_bytes: int
+    # How often the builder has a network's weights in memory, and whether it runs the network once: measured.
+    build_copies: float
+    measures_inference: bool = False
     # What an engine holds beside weights (graphs, biases, compiled kernels), measured on the demonstration model.
     extra_bytes: int
 

@@ -27,5 +27,6 @@ TARGET = Target(
     precision="f16",
     precision_words="fp16",
     float_bytes=2,
+    build_copies=2.0,
     extra_bytes=10_000_000,
 )

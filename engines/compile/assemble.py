@@ -23,12 +23,12 @@ from intsr.manifest import Manifest, NetworkEntry, TileEntry
 from intsr.onnx_files import read_onnx
 from intsr.runtime.backends.codes import pack_codes
 from intsr.targets import Target, target_from_name
+from intsr.types import USUAL_DEFAULTS
 
 # An eighth of the tile, at least: what lies nearer to a tile's edge sees zeros where its neighbour sees the picture.
 # A quarter agrees with the untiled picture 0.3 dB better and costs 1.4 times as much (docs/use/tiles.md).
-OVERLAP_SHARE = 8
+OVERLAP_DIVISOR = USUAL_DEFAULTS.overlap_divisor
 LEAST_OVERLAP_PX = 8
-DEFAULT_COLOR_FIX = "wavelet"
 # Every kernel of every plan, for those who look closer: beside the networks, so that the manifest stays readable.
 KERNELS_MEMBER = "kernels.json"
 # Each network as it is built, then all of them in the bundle; about as large as the graphs they are made of.
@@ -133,14 +133,14 @@ def _function(name: str) -> Callable[..., Any]:
     return found
 
 
-def overlap_of(tile_px: int) -> int:
-    """The least overlap of tiles of that size: an eighth, at least 8 pixels, and at most half the tile."""
-    return min(max(tile_px // OVERLAP_SHARE, LEAST_OVERLAP_PX), tile_px // 2)
+def overlap_of(tile_px: int, divisor: int = OVERLAP_DIVISOR) -> int:
+    """The overlap of tiles of that size: one part of `divisor`, at least 8 pixels, and at most half the tile."""
+    return min(max(tile_px // divisor, LEAST_OVERLAP_PX), tile_px // 2)
 
 
 def _manifest(export: OnnxExport, built: Sequence[_Built], options: BuildOptions, precision: str) -> Manifest:
     reports = [report for network in built for report in network.reports]
-    first = reports[0]
+    first, defaults = reports[0], export.defaults
     networks, *further = zip(*(network.entries for network in built), strict=True)
     build: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -163,10 +163,10 @@ def _manifest(export: OnnxExport, built: Sequence[_Built], options: BuildOptions
         gpu_architecture=first.gpu_architecture,
         precision=precision,
         tile_px=export.tile_px,
-        overlap_px=overlap_of(export.tile_px),
+        overlap_px=overlap_of(export.tile_px, defaults.overlap_divisor),
         upscale_factor=export.upscale_factor,
         resize_filter=export.resize_filter,
-        color_fix=DEFAULT_COLOR_FIX,
+        color_fix=defaults.color_fix,
         networks=networks,
         sha256={},
         calibration_digest=export.calibration_digest,
@@ -174,8 +174,11 @@ def _manifest(export: OnnxExport, built: Sequence[_Built], options: BuildOptions
         build=build,
         synthetic=export.synthetic,
         chunk=export.chunk,
+        family=defaults.family,
+        prompt=export.prompt,
+        min_side_px=defaults.min_side_px,
         tiles=tuple(
-            TileEntry(tile.tile_px, overlap_of(tile.tile_px), entries)
+            TileEntry(tile.tile_px, overlap_of(tile.tile_px, defaults.overlap_divisor), entries)
             for tile, entries in zip(export.tiles, further, strict=True)
         ),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from intsr.calib.models.cost import architecture_from_name, costs_from_architecture
+from intsr.calib.models.families.adcsr import UNSHUFFLE, UPSCALE_FACTOR, AdcSRArchitecture
+from intsr.calib.models.families.architecture import Architecture
 from intsr.calib.models.weights import files_of
 from intsr.targets import Target
 from intsr.types import Bits
@@ -64,8 +66,9 @@ def estimate_compilation(
     """name: as the command was given it. bits: of quantized `parts`. loads_model: whether the whole model is loaded
     first, to calibrate or to check a checkpoint against it. weight_only: activations stay float.
 
-    Memory: the model's files, which are mapped, and the largest network in float32 on top of the libraries. At SD
-    2.1's size 5.8 to 5.9 GB were measured; this gives 6.0. Raises ModelError, UsageError.
+    Memory: the model's files and its LoRA's, which are mapped, and the largest network in float32 on top of the
+    libraries, or what building it takes. At SD 2.1's size, in integers, 5.8 to 5.9 GB were measured; this gives 6.0.
+    With HYPIR's LoRA 6.9, and 7.9 in full precision; this gives 7.0 and 8.1. Raises ModelError, UsageError.
     """
     architecture = architecture_from_name(name, None)
     integers = f"weights of {bits.weights} bits" if weight_only else str(bits)
@@ -74,30 +77,52 @@ def estimate_compilation(
         side_px = tile_px * source.spec.upscale_factor
         costs = costs_from_architecture(architecture, side_px)
         by_network = {part.name: part for cost in costs for part in cost.components or (cost,)}
-        for network, (given, made) in _shapes(architecture.vae, side_px).items():
+        for network, (given, made) in _shapes(architecture, side_px).items():
             cost, precision = by_network[network], target.precision_words
             if bits.quantized and ("unet" if network == "unet" else "vae") in parts:
                 precision = f"{integers} in int8, the rest {precision}"
             networks.append(NetworkEstimate(network, tile_px, given, made, precision, cost.parameters, cost.macs))
     first = [network for network in networks if network.tile_px == tiles_px[0]]
-    quantized = [network for network in first if network.precision != target.precision_words]
-    parameters, in_int8 = (sum(network.parameters for network in group) for group in (first, quantized))
-    once_bytes = in_int8 + (parameters - in_int8) * target.float_bytes
+    once_bytes = sum(stored_bytes(network, target) for network in first)
     engine_bytes = target.extra_bytes + once_bytes * (1 if target.sharing else len(tiles_px))
-    files = {file: file.stat().st_size for network in source.networks.values() for file in files_of(network.path)}
-    held = parameters if loads_model else max(network.parameters for network in first)
+    files = {file for network in source.networks.values() for file in files_of(network.path)}
+    if source.lora is not None:
+        path = source.lora.path
+        files |= {file for file in path.rglob("*") if file.is_file()} if path.is_dir() else {path}
+    parameters = [network.parameters for network in first]
+    held = sum(parameters) if loads_model else max(parameters)
     return CompileEstimate(
         model=source.spec.name,
         target=target.name,
         networks=tuple(networks),
         engine_bytes=engine_bytes,
-        peak_bytes=LIBRARIES_BYTES + sum(files.values()) + 4 * held,
+        peak_bytes=max(
+            LIBRARIES_BYTES + sum(file.stat().st_size for file in files) + 4 * held,
+            *(build_peak_bytes(network, target) for network in first),
+        ),
         # The graphs of every tile size, the networks built of them, the engine that they are put into.
         disk_bytes=once_bytes * len(tiles_px) + 2 * engine_bytes,
     )
 
 
-def _shapes(vae: Any, side_px: int) -> dict[str, tuple[Shape, Shape]]:
+def stored_bytes(network: NetworkEstimate, target: Target) -> int:
+    """Of a network's weights: a byte each where they are integers."""
+    return network.parameters * (1 if network.precision != target.precision_words else target.float_bytes)
+
+
+def build_peak_bytes(network: NetworkEstimate, target: Target, waiting_bytes: int = LIBRARIES_BYTES) -> int:
+    """What building one network takes. waiting_bytes: of the command meanwhile."""
+    # TensorRT's builders take as much for integers as for floats.
+    held_bytes = network.parameters * target.float_bytes if target.gpu else stored_bytes(network, target)
+    return waiting_bytes + LIBRARIES_BYTES + round(target.build_copies * held_bytes)
+
+
+def _shapes(architecture: Architecture | AdcSRArchitecture, side_px: int) -> dict[str, tuple[Shape, Shape]]:
+    if isinstance(architecture, AdcSRArchitecture):
+        tile_px, features = side_px // UPSCALE_FACTOR, side_px // UPSCALE_FACTOR // UNSHUFFLE
+        between = (1, architecture.decoder_widths[-1], features, features)
+        return {"unet": ((1, 3, tile_px, tile_px), between), "decoder": (between, (1, 3, side_px, side_px))}
+    vae = architecture.vae
     latent_side = side_px // 2 ** (len(vae["block_out_channels"]) - 1)
     picture, latent = (1, 3, side_px, side_px), (1, int(vae.get("latent_channels", 4)), latent_side, latent_side)
     return {"encoder": (picture, latent), "unet": (latent, latent), "decoder": (latent, picture)}

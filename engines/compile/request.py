@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from intsr.calib.calibrate import Recipe, calibrate, parse_parts
@@ -18,12 +19,13 @@ from intsr.cli.console import progress, say, say_notes
 from intsr.engines.compile.estimate import CompileEstimate, estimate_compilation
 from intsr.engines.verify.agreement import Verification
 from intsr.engines.verify.check import Check
+from intsr.engines.verify.reference import reference_from_calibration
 from intsr.errors import UsageError
 from intsr.export.pipeline import export_model, static_calibration
 from intsr.manifest import Manifest
 from intsr.runtime.pictures.reader import list_pictures
 from intsr.targets import Target, lowering_from_name, target_from_name
-from intsr.types import Bits, ModelSpec, check_tile, tile_step
+from intsr.types import NO_WEIGHT_OPTIONS, Bits, PictureSpec, WeightOptions, check_tile, tile_step
 
 METHOD = "maxmin+let"
 
@@ -44,8 +46,7 @@ class CompileRequest:
     parts: str = "unet,vae"
     # The default first; None for the target's own.
     tiles_px: tuple[int, ...] | None = None
-    context: Path | None = None
-    lora: Path | None = None
+    weights: WeightOptions = NO_WEIGHT_OPTIONS
     # Activations stay float.
     weight_only: bool = False
     plugins: tuple[str, ...] = ()
@@ -72,13 +73,16 @@ def _prepare(request: CompileRequest) -> _Prepared:
             "one of --calibration DIR, --images DIR, --passionsr UNET.pth [VAE.pth], --bits fp",
         )
     target = target_from_name(request.target)
-    source = open_model(request.model, request.context, request.lora)
+    source = open_model(request.model, **request.weights.arguments)
     return _Prepared(request, source, target, checked_tiles(request.tiles_px, target, source.spec))
 
 
-def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: ModelSpec) -> tuple[int, ...]:
-    """Return the sizes asked for, else the target's own as far as the networks take them. Raises UsageError."""
-    first, *further = given or target.tiles
+def checked_tiles(given: tuple[int, ...] | None, target: Target, spec: PictureSpec) -> tuple[int, ...]:
+    """Return the sizes asked for; else the family's own, and the target's as far as the networks take them.
+
+    Raises UsageError.
+    """
+    first, *further = given or (spec.defaults.tile_px or target.tiles[0], *target.tiles[1:])
     if given is None:
         step = tile_step(spec.upscale_factor, spec.size_multiple_px)
         further = [tile for tile in further if tile % step == 0]
@@ -91,9 +95,13 @@ def estimate_of(request: CompileRequest) -> CompileEstimate:
     """See `estimate_compilation`. Raises CalibrationError, ModelError, UsageError."""
     prepared = _prepare(request)
     bits, parts = Bits.parse(request.bits), parse_parts(request.parts)
+    tiles_px = _tiles(prepared, bool(request.official))
     if request.calibration is not None:
         ranges = load_calibration(request.calibration)
+        ranges.check_model(prepared.source.digest, prepared.source.spec.name)
         bits, parts = ranges.bits, ranges.parts
+        tiles_px = _tiles(prepared, ranges.folding == PASSIONSR)
+        check_one_tile(ranges, tiles_px)
     elif request.official:
         parts = ("unet", "vae")[: len(request.official)]
     return estimate_compilation(
@@ -102,10 +110,16 @@ def estimate_of(request: CompileRequest) -> CompileEstimate:
         target=prepared.target,
         bits=bits,
         parts=parts,
-        tiles_px=prepared.tiles_px,
+        tiles_px=tiles_px,
         loads_model=bool(request.images or request.official),
         weight_only=request.weight_only,
     )
+
+
+def _tiles(prepared: _Prepared, is_passionsr: bool) -> tuple[int, ...]:
+    """The sizes that are built, the default first. PassionSR's checkpoints fit one; asking for more is an error."""
+    tiles_px = prepared.tiles_px
+    return tiles_px[:1] if is_passionsr and prepared.request.tiles_px is None else tiles_px
 
 
 def compile_model(
@@ -118,30 +132,33 @@ def compile_model(
     """
     target = target_from_name(request.target)
     target.check_installed()
-    pictures = [] if check is None else check.pictures(target)
+    pictures = [] if check is None else check.shown(target)
     prepared = _prepare(request)
     say_notes(prepared.source.notes)
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         graphs = Path(folder) / "onnx"
         ranges = _export(prepared, graphs)
         if check is None:
+            # It maps a LoRA of up to a gigabyte, which nothing asks for any more.
+            del prepared
             return build(graphs, output), None
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".intsr-verify-", dir=output.parent) as beside:
-            place = Path(beside) / output.name
-            manifest = build(graphs, place)
-            agreement = check.run(place, pictures, prepared.source, ranges, request.weight_only)
-            place.replace(output)
-            return manifest, agreement
+        return check.put_in_place(
+            partial(build, graphs),
+            output,
+            pictures,
+            prepared.source.spec,
+            lambda engine: reference_from_calibration(
+                prepared.source.load(), ranges, engine.tile_px, request.weight_only
+            ),
+        )
 
 
 def _export(prepared: _Prepared, folder: Path) -> Calibration | None:
     """Write the graphs into `folder`, which is new; returns what they were quantized with, None for nothing."""
-    request, (tile_px, *further) = prepared.request, prepared.tiles_px
-    ranges = _ranges(prepared, tile_px)
-    if ranges is not None and ranges.folding == PASSIONSR:
-        # It fits one size only: no further ones unless they were asked for, which is an error.
-        further = further if request.tiles_px is not None else []
+    request = prepared.request
+    ranges = _ranges(prepared, prepared.tiles_px[0])
+    tile_px, *further = _tiles(prepared, ranges is not None and ranges.folding == PASSIONSR)
+    if ranges is not None:
         check_one_tile(ranges, [tile_px, *further])
     name = (prepared.target.weight_only_lowering if request.weight_only else None) or prepared.target.lowering
     lowering = lowering_from_name(name, request.plugins)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from intsr.arrays import Array
 from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import save_calibration
 from intsr.calib.calibration.types import Calibration
@@ -31,6 +32,7 @@ from intsr.optional import require
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure import benchmark
 from intsr.runtime.measure.machine import environment
+from intsr.runtime.measure.measurement import Measurement, warnings_from_measurements
 from intsr.runtime.measure.metrics import luma_from_pixels, psnr_db
 from intsr.targets import lowering_from_name, target_from_name
 from intsr.types import Bits
@@ -41,8 +43,10 @@ CALIBRATION_PICTURES = ("chelsea", "coffee", "rocket")
 REPORT_PICTURES = ("astronaut", "coffee")
 REPORT_NAME = "report.html"
 TILE_PX = 128
-# An eighth of what `intsr calibrate` does by default: enough to show the way in a minute or two.
-METHOD, CROPS, EFFORT = "passionsr", 8, TrainingOptions(block_steps=4, joint_steps=24)
+# A small part of what `intsr calibrate` does by default: enough to show the way in a minute or two.
+METHOD, CROPS, EFFORT = "passionsr", 6, TrainingOptions(block_steps=1, joint_steps=8)
+# Of one pass; in W8A8 worth as much (docs/measure/methods.md).
+FAST_METHOD = "maxmin+let"
 BITS = "w8a8"
 MIN_RUNS, MIN_SECONDS = 6, 3.0
 
@@ -53,36 +57,28 @@ def run_demo(output: Path) -> dict[str, Any]:
     Raises whatever a stage raises, and VerificationError where the integer picture is no better than bicubic.
     """
     watch = Stopwatch()
-    say("loading the bundled model")
-    model = load_model("demo")
-    factor = model.spec.upscale_factor
-    lr, original = _saved_pair(PICTURE, factor, output / "lr.png", output / "original.png")
-    seen = [output / "calibration-pictures" / f"{name}.png" for name in CALIBRATION_PICTURES]
-    for path in seen:
-        _saved_pair(path.stem, factor, path)
-    say(f"calibrating on {len(seen)} photographs ({METHOD}, {BITS}, a short run)")
     recipe = Recipe(METHOD, Bits.parse(BITS), tile_px=TILE_PX, crops=CROPS, training=EFFORT)
-    calibration = calibrate(model, seen, recipe)
+    model, calibration = _calibrated(output / "calibration-pictures", recipe)
+    factor = model.spec.upscale_factor
+    lr, original = saved_pair(PICTURE, factor, output / "lr.png", output / "original.png")
     folder = output / f"calibration-{BITS}"
     save_calibration(calibration, folder)
     say("compiling three engines: fp32 and int8 for the CPU, int8 for tensorrt-rtx")
     engines = {
-        "fp32": _compile(model, None, "cpu", output / "demo-fp32.cpu.engine", precision="f32"),
-        "int8": _compile(model, calibration, "cpu", output / f"demo-{BITS}.cpu.engine"),
-        "rtx": _compile(model, calibration, "tensorrt-rtx", output / f"demo-{BITS}.rtx.engine"),
+        "fp32": compile_demo(model, None, "cpu", output / "demo-fp32.cpu.engine", precision="f32"),
+        "int8": compile_demo(model, calibration, "cpu", output / f"demo-{BITS}.cpu.engine"),
+        "rtx": compile_demo(model, calibration, "tensorrt-rtx", output / f"demo-{BITS}.rtx.engine"),
     }
     bicubic = lr.resize(original.size, Image.Resampling.BICUBIC)
-    _save(bicubic, output / "bicubic.png")
-    summary: dict[str, Any] = {"psnr_bicubic_db": _psnr_y_db(bicubic, original)}
+    save_png(bicubic, output / "bicubic.png")
+    summary: dict[str, Any] = {"psnr_bicubic_db": psnr_y_db(bicubic, original)}
     for kind in ("fp32", "int8"):
         say(f"upscaling with the {kind} engine")
-        for color_fix in ("wavelet", "none"):
-            with open_engine(engines[kind]) as engine:
-                picture = engine.upscale(lr, color_fix=color_fix)
-            suffix = "" if color_fix == "wavelet" else "_no_color_fix"
-            summary[f"psnr_{kind}{suffix}_db"] = _psnr_y_db(picture, original)
-            if color_fix == "wavelet":
-                _save(picture, output / f"sr_{kind}.png")
+        with open_engine(engines[kind]) as engine:
+            picture, plain = (engine.upscale(lr, color_fix=name) for name in ("wavelet", "none"))
+        summary[f"psnr_{kind}_db"] = psnr_y_db(picture, original)
+        summary[f"psnr_{kind}_no_color_fix_db"] = psnr_y_db(plain, original)
+        save_png(picture, output / f"sr_{kind}.png")
     say("timing torch fp32, the fp32 engine and the int8 engine, in turn")
     measured = _measure(engines["int8"], engines["fp32"])
     names = ("cpu_int8_ms", "cpu_fp32_ms", "torch_fp32_ms")
@@ -99,14 +95,38 @@ def run_demo(output: Path) -> dict[str, Any]:
         "picture": PICTURE,
         "bits": BITS,
     }
-    with atomic_path(output / "summary.json") as temporary:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    if summary["psnr_int8_db"] <= summary["psnr_bicubic_db"]:
-        raise VerificationError(output / "summary.json", f"int8 {summary['psnr_int8_db']} dB", "more than bicubic")
+    keep_summary(summary, output / "summary.json")
     return summary
 
 
-def _measure(int8: Path, fp32: Path) -> list[benchmark.Measurement]:
+def engine_alone(output: Path) -> None:
+    """Write an integer engine for the CPU, and nothing else, as fast as can be. Raises what a stage raises."""
+    with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
+        model, calibration = _calibrated(Path(folder), Recipe(FAST_METHOD, Bits.parse(BITS), tile_px=TILE_PX))
+    say("compiling the engine")
+    compile_demo(model, calibration, "cpu", output)
+
+
+def _calibrated(pictures: Path, recipe: Recipe) -> tuple[SRModel, Calibration]:
+    """The model, and its calibration on photographs that are written into this folder."""
+    say("loading the bundled model")
+    model = load_model("demo")
+    seen = [pictures / f"{name}.png" for name in CALIBRATION_PICTURES]
+    for path in seen:
+        saved_pair(path.stem, model.spec.upscale_factor, path)
+    say(f"calibrating on {len(seen)} photographs ({recipe.method}, {BITS})")
+    return model, calibrate(model, seen, recipe)
+
+
+def keep_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """Write it. Raises VerificationError where what the integer engine made is no better than bicubic."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    if summary["psnr_int8_db"] <= summary["psnr_bicubic_db"]:
+        raise VerificationError(path, f"int8 {summary['psnr_int8_db']} dB", "more than bicubic")
+
+
+def _measure(int8: Path, fp32: Path) -> list[Measurement]:
     """Time both engines and torch on a 128x128 picture end to end, with the same threads, in turn."""
     threads = benchmark.default_threads()
     with ExitStack() as opened:
@@ -121,7 +141,7 @@ def _write_report(
     output: Path,
     calibration: Path,
     engines: Mapping[str, Path],
-    measured: Sequence[benchmark.Measurement],
+    measured: Sequence[Measurement],
     factor: int,
 ) -> dict[str, Any] | None:
     """Write `report.html`; return what it says, or None, said in words, where what draws it is not installed."""
@@ -137,7 +157,7 @@ def _write_report(
     with tempfile.TemporaryDirectory(prefix="intsr-demo-") as folder:
         lr, hr = Path(folder) / "lr", Path(folder) / "hr"
         for name in REPORT_PICTURES:
-            _saved_pair(name, factor, lr / f"{name}.png", hr / f"{name}.png")
+            saved_pair(name, factor, lr / f"{name}.png", hr / f"{name}.png")
         request = ReportRequest(
             calibration=calibration,
             engines=(engines["int8"], engines["fp32"]),
@@ -150,14 +170,14 @@ def _write_report(
                 {
                     "engines": [item.to_json() for item in measured],
                     "environment": around,
-                    "warnings": benchmark.warnings_from_measurements(measured),
+                    "warnings": warnings_from_measurements(measured),
                 },
             ),
         )
         return build_report(request, output / REPORT_NAME)
 
 
-def _saved_pair(name: str, factor: int, *paths: Path) -> tuple[Image.Image, Image.Image]:
+def saved_pair(name: str, factor: int, *paths: Path) -> tuple[Image.Image, Image.Image]:
     """A photograph of scikit-image's `factor` times smaller, and itself, written to as many paths as are given."""
     data = require("skimage.data", "the demonstration's photographs")
     whole = Image.fromarray(getattr(data, name)()).convert("RGB")
@@ -165,23 +185,26 @@ def _saved_pair(name: str, factor: int, *paths: Path) -> tuple[Image.Image, Imag
     original = whole.crop((0, 0, width * factor, height * factor))
     pair = original.resize((width, height), Image.Resampling.BICUBIC), original
     for picture, path in zip(pair, paths, strict=False):
-        _save(picture, path)
+        save_png(picture, path)
     return pair
 
 
-def _save(picture: Image.Image, path: Path) -> None:
+def save_png(picture: Image.Image, path: Path) -> None:
+    """In one piece."""
     with atomic_path(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
-def _psnr_y_db(picture: Image.Image, original: Image.Image) -> float:
+def psnr_y_db(picture: Image.Image | Array, original: Image.Image | Array) -> float:
+    """PSNR on BT.601 Y, of pictures or (H, W, 3) uint8."""
     luma, expected = (luma_from_pixels(np.asarray(image)) for image in (picture, original))
     return round(psnr_db(luma, expected), 4)
 
 
-def _compile(
+def compile_demo(
     model: SRModel, calibration: Calibration | None, target: str, output: Path, precision: str | None = None
 ) -> Path:
+    """An engine of the bundled model in the target's usual tiles."""
     with tempfile.TemporaryDirectory(prefix="intsr-export-") as folder:
         exported = Path(folder) / "onnx"
         first, *further = target_from_name(target).tiles

@@ -20,6 +20,7 @@ from intsr.calib.calibration.types import Calibration, Clipped, SiteQuantizer
 from intsr.calib.models.families.sd21 import (
     FLOAT_SITES,
     is_constant,
+    value_maker,
 )
 from intsr.export.fold.let_sites import explicit_sites
 
@@ -31,7 +32,8 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
 
     calibration.layers: how many run how, see above. calibration.let: of layers not constant or float, how many have s
     and d, how many of these fold for free, keep an explicit step, and have a shift. calibration.weights: how many
-    layers have learned ranges, how many codes. calibration.most_clipped: see there. Raises CalibrationError.
+    layers have learned ranges, how many codes. calibration.most_clipped: see there. calibration.tiers: of VOLTS, how
+    many layers are in each. Raises CalibrationError.
     """
     calibration = load_calibration(folder)
     runs = runs_of_sites(calibration.sites)
@@ -60,6 +62,7 @@ def inspect_calibration(folder: Path) -> dict[str, Any]:
         "perceptual": calibration.perceptual,
         "phases": list(calibration.phases),
         "most_clipped": most_clipped(calibration.clipped),
+        "tiers": dict(Counter(sensitivity.tier for sensitivity in calibration.sensitivity.values())),
     }
     return {"calibration": facts, "sites": sites}
 
@@ -94,7 +97,7 @@ def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, 
         for site, quantizer in calibration.sites.items()
         if quantizer.let_scale is not None and quantizer.let_shift is not None and runs[site] == "integer"
     }
-    explicit = explicit_sites(lets)
+    explicit = explicit_sites(lets, [site for site in lets if not _rotates_for_free(site, calibration.sites)])
     values = []
     for site, quantizer in calibration.sites.items():
         placement = None if site not in lets else "explicit" if site in explicit else "free"
@@ -110,9 +113,18 @@ def _sites(calibration: Calibration, runs: Mapping[str, str]) -> list[dict[str, 
                 "let": _let(quantizer, placement),
                 "weights": weights or ("codes" if quantizer.weight_codes is not None else None),
                 "clipped": asdict(calibration.clipped[site]) if site in calibration.clipped else None,
+                "sensitivity": asdict(calibration.sensitivity[site]) if site in calibration.sensitivity else None,
             }
         )
     return values
+
+
+def _rotates_for_free(site: str, sites: Mapping[str, SiteQuantizer]) -> bool:
+    """Tell whether no rotation, or none that is a step of its own, is in front of a layer's LET."""
+    # Heads of one width: what goes into self-attention's rows goes into cross-attention's constant value as well.
+    maker = value_maker(site.replace(".attn2.", ".attn1."))
+    made = sites[maker].row_rotation if maker in sites else 0
+    return sites[site].rotation in (0, made)
 
 
 def _let(quantizer: SiteQuantizer, placement: str | None) -> dict[str, Any] | None:

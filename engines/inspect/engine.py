@@ -18,8 +18,8 @@ COMPARED = ("kernels", "activation_bytes", "weight_bytes")
 
 
 def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
-    """`manifest`, `members`, `tile_sizes`, a `note` on random weights, with `layers` the finished plans by network
-    and in total.
+    """`manifest`, `members`, `tile_sizes`, `run_facts`, a `note` on random weights, with `layers` the finished plans
+    by network and in total.
 
     Plans are as the builder saw them when the engine was made; activation_bytes of the total is the largest, as the
     networks run one after the other. Raises BundleError, UsageError.
@@ -35,6 +35,7 @@ def inspect_engine(path: Path, layers: bool) -> dict[str, Any]:
     values = asdict(manifest)
     values["build"] = {key: value for key, value in manifest.build.items() if key != "plans"}
     report: dict[str, Any] = {"manifest": values, "members": members, "tile_sizes": list(manifest.tile_sizes)}
+    report["run_facts"] = manifest.run_facts()
     if manifest.synthetic:
         report["note"] = SYNTHETIC_NOTE
     if layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class Verification:
     networks: tuple[Agreement, ...]
     # All of them in a row.
     end_to_end: Agreement
-    # Picture -> its PSNR in dB, end to end.
+    # Picture, or frame of a clip -> its PSNR in dB, end to end.
     per_image_db: Mapping[str, float]
     # Network -> metric -> its mean over the pictures.
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Verification:
         numbers = {
             of: ", ".join(f"{name} {value:.6g}" for name, value in m.items()) for of, m in self.metrics.items()
         }
-        return [f"{name:<10} {text}" for name, text in numbers.items()]
+        return [f"{name:<11} {text}" for name, text in numbers.items()]
 
 
 class _Errors:
@@ -124,7 +124,7 @@ def verify(
     *,
     compare: Callable[[F32, F32], Mapping[str, float]] | None = None,
 ) -> Verification:
-    """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1].
+    """Run both over named inputs, (1, 3, H, W) float32 in [-1, 1], or chunks of frames (1, 3, F, H, W).
 
     A latent's peak is the range of the reference's values; a picture's is 2, values clamped to [-1, 1] as they are
     when it is written. compare: further metrics of a network's output and the reference's, by name, as
@@ -146,7 +146,8 @@ def verify(
                 metrics[name][metric].append(number)
             value = got if value is given else _output(engine, name, value)
             given = expected
-        per_image[label] = total.add(value, expected)
+        for name, *pair in _pictures(label, value, expected):
+            per_image[name] = total.add(*pair)
     if not per_image:
         raise VerificationError("--images", "no picture", "at least one")
     means = {name: {metric: float(np.mean(values)) for metric, values in of.items()} for name, of in metrics.items()}
@@ -198,6 +199,15 @@ def _check_shapes(engine: RunsNetworks, reference: RunsNetworks) -> None:
         if got != expected:
             fix = "compare it with the model that it was made from"
             raise UsageError("--against", f"{name} of the engine has shapes {got}", f"the model's {expected}", fix)
+
+
+def _pictures(label: str, got: F32, expected: F32) -> Iterator[tuple[str, F32, F32]]:
+    """A picture by itself, the frames of a chunk one by one, each with its name."""
+    if got.ndim == 4:
+        yield label, got, expected
+        return
+    for index in range(got.shape[2]):
+        yield f"{label}, frame {index + 1}", got[:, :, index], expected[:, :, index]
 
 
 def _output(networks: RunsNetworks, name: str, x: F32) -> F32:

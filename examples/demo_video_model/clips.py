@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from degradations import upscaled_pair
+from degradations import UPSCALE_FACTOR, reduce_bicubic, reduce_mixed
 from numpy.typing import NDArray
 from pictures import PERMUTED_SHARE
 from PIL import Image, ImageDraw, ImageFilter
@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw, ImageFilter
 KINDS = ("still", "pan", "turn", "cut-out")
 KIND_SHARES = (0.2, 0.35, 0.2, 0.25)
 MAX_SPEED_PX, MAX_TURN_DEGREES, MAX_ZOOM = 6.0, 1.5, 0.02  # a frame
+# Clips that are blurred, compressed and the like besides; those with a sensor's noise, of up to so many levels.
+MIXED_SHARE, NOISY_SHARE, MAX_NOISE = 0.15, 0.6, 3.0
 MARGIN_PX = 32  # cut away after degrading, so that no frame shows a kernel at its border
 
 Pixels = NDArray[np.uint8]
@@ -30,25 +32,35 @@ def moving_clip(pictures: Sequence[Pixels], frames: int, side_px: int, rng: np.r
 
 
 def degraded_clip(
-    originals: Pixels, rng: np.random.Generator | None = None, mixed_share: float = 0.0
-) -> tuple[Pixels, Pixels]:
-    """(enlarged low resolution, originals), (frames, H, W, 3) uint8, without the margin.
+    originals: Pixels, noise: float, rng: np.random.Generator, mixed_share: float = 0.0
+) -> tuple[Pixels, Pixels, Pixels]:
+    """(low resolution, enlarged by bicubic, originals), (frames, H, W, 3) uint8 each, without the margin.
 
-    All frames are degraded alike, but for noise: they are one tall picture to `degradations`.
+    noise: a sensor's, its deviation in levels of the low resolution. All frames are degraded alike but for noise:
+    they are one tall picture to `degradations`.
     """
-    shape = originals.shape
-    tall = Image.fromarray(originals.reshape(-1, *shape[2:]))
-    inner = slice(MARGIN_PX, -MARGIN_PX)
-    upscaled, same = (p.reshape(shape)[:, inner, inner] for p in upscaled_pair(tall, rng, mixed_share))
-    return upscaled, same
+    frames, side = originals.shape[:2]
+    tall = Image.fromarray(originals.reshape(-1, side, 3))
+    low = reduce_mixed(tall, rng) if rng.random() < mixed_share else reduce_bicubic(tall)
+    noisy = np.asarray(low) + rng.normal(0, noise, (low.height, low.width, 3))
+    low = Image.fromarray(np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
+    enlarged = low.resize(tall.size, Image.Resampling.BICUBIC)
+    clips = (
+        np.asarray(picture).reshape(frames, picture.width, picture.width, 3) for picture in (low, enlarged, tall)
+    )
+    edges = (MARGIN_PX // UPSCALE_FACTOR, MARGIN_PX, MARGIN_PX)
+    low_clip, enlarged_clip, same = (c[:, e:-e, e:-e] for c, e in zip(clips, edges, strict=True))
+    return low_clip, enlarged_clip, same
 
 
 def training_clip(
-    pictures: Sequence[Pixels], frames: int, side_px: int, rng: np.random.Generator, mixed_share: float
+    pictures: Sequence[Pixels], frames: int, side_px: int, rng: np.random.Generator
 ) -> tuple[Pixels, Pixels]:
     """(enlarged low resolution, originals), (frames, side_px, side_px, 3) uint8."""
     kind = KINDS[rng.choice(len(KINDS), p=KIND_SHARES)]
-    return degraded_clip(moving_clip(pictures, frames, side_px + 2 * MARGIN_PX, rng, kind), rng, mixed_share)
+    noise = rng.uniform(0, MAX_NOISE) if rng.random() < NOISY_SHARE else 0.0
+    clip = moving_clip(pictures, frames, side_px + 2 * MARGIN_PX, rng, kind)
+    return degraded_clip(clip, noise, rng, MIXED_SHARE)[1:]
 
 
 def _choose(pictures: Sequence[Pixels], rng: np.random.Generator) -> Image.Image:

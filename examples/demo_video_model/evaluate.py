@@ -14,8 +14,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from clips import KINDS, MARGIN_PX, Pixels, moving_clip
-from degradations import UPSCALE_FACTOR, reduce_bicubic
+from clips import KINDS, MARGIN_PX, Pixels, degraded_clip, moving_clip
 from held_out import SKIMAGE_HELD_OUT
 from pictures import KODAK_HELD_OUT
 from PIL import Image
@@ -23,28 +22,12 @@ from PIL import Image
 from intsr.calib.models.open import load_model
 from intsr.calib.models.reference import reference_networks
 from intsr.calib.models.video import VideoModel, load_video_model
-from intsr.export.fold.video.transformer import specialize_transformer
-from intsr.export.fold.video.vae import specialize_decoder, specialize_encoder
+from intsr.engines.verify.chunks import torch_video_backend
 from intsr.runtime.measure.flicker import FlickerMeter
 from intsr.runtime.measure.metrics import luma_from_pixels, psnr_db
 
 FRAMES, SIDE_PX = 9, 160
-CHUNK = 4  # frames behind the first
 Upscale = Callable[[Pixels], Pixels]
-
-
-def reduced_clip(originals: Pixels, noise: float, rng: np.random.Generator) -> tuple[Pixels, Pixels, Pixels]:
-    """(low resolution, enlarged by bicubic, originals) without the margin. noise: its deviation in levels."""
-    tall = Image.fromarray(originals.reshape(-1, *originals.shape[2:]))
-    small = np.asarray(reduce_bicubic(tall)) + rng.normal(0, noise, (tall.height // 4, tall.width // 4, 3))
-    low = Image.fromarray(np.clip(np.rint(small), 0, 255).astype(np.uint8))
-    frames, inner, inner_low = len(originals), MARGIN_PX, MARGIN_PX // UPSCALE_FACTOR
-    sides = (originals.shape[1], low.width)
-    clips = (
-        np.asarray(picture).reshape(frames, side, side, 3)[:, edge:-edge, edge:-edge]
-        for picture, side, edge in ((low, sides[1], inner_low), (low.resize(tall.size, 3), sides[0], inner))
-    )
-    return *clips, originals[:, inner:-inner, inner:-inner]
 
 
 def pixels_from_tensor(x: torch.Tensor) -> Pixels:
@@ -75,26 +58,14 @@ def image_model_upscale() -> Upscale:
 
 def video_model_upscale(model: VideoModel, with_transformer: bool = True) -> Upscale:
     """The networks as they are exported: a first frame, then chunks. Without the transformer latents pass through."""
-    encoder, decoder = specialize_encoder(model).module, specialize_decoder(model).module
-    side = SIDE_PX // model.spec.upscale_factor
-    latent_size = (1 + (FRAMES - 1) // CHUNK, side, side)
-    transformer = specialize_transformer(model.load("transformer"), latent_size).module
+    backend = torch_video_backend(model, None, SIDE_PX // model.spec.upscale_factor, FRAMES)
 
     def upscale(enlarged: Pixels) -> Pixels:
-        latent = _in_chunks(encoder, tensor_from_pixels(enlarged).transpose(0, 1)[None], CHUNK)
-        restored = transformer(latent) if with_transformer else latent
-        return pixels_from_tensor(_in_chunks(decoder, restored, 1)[0].transpose(0, 1))
+        latent = backend.encode(tensor_from_pixels(enlarged).transpose(0, 1)[None].numpy())
+        frames = np.concatenate(list(backend.decode(backend.denoise(latent) if with_transformer else latent)), 2)
+        return pixels_from_tensor(torch.from_numpy(frames[0]).transpose(0, 1))
 
     return upscale
-
-
-def _in_chunks(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Tensor:
-    y, *memory = module(x[:, :, :1])
-    outputs = [y]
-    for start in range(1, x.shape[2], frames):
-        y, *memory = module(x[:, :, start : start + frames], *memory)
-        outputs.append(y)
-    return torch.cat(outputs, 2)
 
 
 def scores(outputs: Pixels, low: Pixels, originals: Pixels) -> tuple[float, float | None, float | None]:
@@ -105,6 +76,11 @@ def scores(outputs: Pixels, low: Pixels, originals: Pixels) -> tuple[float, floa
         for before, after in zip(film, outputs, strict=True):
             meter.add(before, after)
     return psnr, meters[0].flicker, meters[1].flicker
+
+
+def photographs(folder: Path) -> dict[str, Pixels]:
+    """Every PNG of a folder."""
+    return {path.stem: np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))}
 
 
 def held_out_photographs(kodak: Path) -> dict[str, Pixels]:
@@ -118,9 +94,14 @@ def held_out_photographs(kodak: Path) -> dict[str, Pixels]:
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, path_type=Path))
 @click.option("--kodak", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option(
+    "--photos",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of PNGs to judge by instead.",
+)
 @click.option("--noise", default=0.0, show_default=True, help="Of the low resolution, its deviation in levels.")
 @torch.no_grad()
-def main(folder: Path, kodak: Path, noise: float) -> None:
+def main(folder: Path, kodak: Path, photos: Path | None, noise: float) -> None:
     """Print means by kind of clip and over all."""
     torch.set_num_threads(1)
     video_model = load_video_model(str(folder))
@@ -131,11 +112,11 @@ def main(folder: Path, kodak: Path, noise: float) -> None:
         "video model": video_model_upscale(video_model),
     }
     results: dict[tuple[str, str], list[tuple[float, float | None, float | None]]] = {}
-    for number, picture in enumerate(held_out_photographs(kodak).values()):
+    for number, picture in enumerate((photographs(photos) if photos else held_out_photographs(kodak)).values()):
         for index, kind in enumerate(KINDS):
             rng = np.random.default_rng([2, number, index])
             clip = moving_clip([picture], FRAMES, SIDE_PX + 2 * MARGIN_PX, rng, kind)
-            low, enlarged, originals = reduced_clip(clip, noise, rng)
+            low, enlarged, originals = degraded_clip(clip, noise, rng)
             for name, upscale in upscales.items():
                 results.setdefault((kind, name), []).append(scores(upscale(enlarged), low, originals))
     for (kind, name), values in results.items():

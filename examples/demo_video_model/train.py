@@ -3,9 +3,10 @@
     PYTHONPATH=examples/demo_model python examples/demo_video_model/train.py --kodak DIR --wallpapers DIR \
         --work build/demo_video_model --export OUT
 
-Two phases: the autoencoder on originals and on enlarged low resolution; then, behind the encoder as it is, the
-transformer and the decoder for the original. Interrupt and start again: it goes on from the last checkpoint in
---work. One thread, so that it can run beside other work; it waits while a file `pause` is in --work.
+Three phases: the autoencoder on originals and on enlarged low resolution; the transformer, from the latents of low
+resolution to what the decoder needs for the original; then all together, with every fourth step as in the first
+phase. Interrupt and start again: it goes on from the last checkpoint in --work. One thread, so that it can run beside
+other work; it waits while a file `pause` is in --work.
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from network import DemoVideoModel, export_model
 from pictures import KODAK_HELD_OUT, load_training_pictures
 from PIL import Image
 
-EMA_DECAY = 0.99
+EMA_DECAY = 0.995
 ADAM_EPSILON = 1e-12  # the transformer's gradients are near 1e-8, which is torch's own
-MIXED_SHARE = 0.25
 # A pixel that changes by no more than this many levels stands still; its change is worth so much beside the pixels.
 STILL_LEVELS, STILL_WEIGHT = 3.0, 0.3
 SQUARE_WEIGHT = 5.0  # of the squared error beside the absolute one, in [-1, 1]
@@ -34,8 +34,10 @@ MIN_DEVIATION = 0.3  # of a latent channel: what is nearly empty is no lever for
 LATENT_PENALTY = 1e-4  # on the latents' mean square: nothing else says how large they are
 # Of the learning rate: for the VAE's layers that begin as something, and for its branches, which begin as nothing.
 LINEAR_SHARE, BRANCH_SHARE, TRANSFORMER_SHARE = 0.15, 0.7, 1.5
+AUTOENCODER_EVERY = 4  # steps of the last phase: so that it stays one, and the transformer's work stays its own
 BRANCHES = ("conv1.", "conv2.", "norm1.", "norm2.", "attentions.")
-SAVE_EVERY_S, REPORT_EVERY_S = 120, 240
+HELD_OUT_NOISE = 1.5  # levels
+SAVE_EVERY_S, REPORT_EVERY_S = 120, 480
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,9 @@ class Phase:
 
 # Nine frames: the layers of fewest frames look two back, and a first chunk of four never shows them that.
 PHASES = (
-    Phase("autoencoder", 0.2, 1e-3, batch=2, frames=9, patch_px=64),
-    Phase("restoration", 0.8, 1.2e-3, batch=2, frames=9, patch_px=64),
+    Phase("autoencoder", 0.35, 1e-3, batch=2, frames=9, patch_px=64),
+    Phase("transformer", 0.15, 1e-3, batch=2, frames=9, patch_px=64),
+    Phase("together", 0.5, 8e-4, batch=2, frames=9, patch_px=64),
 )
 
 
@@ -68,7 +71,7 @@ def tensor_from_clips(clips: Sequence[Pixels]) -> torch.Tensor:
 def training_batch(pictures: Sequence[Pixels], phase: Phase, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and originals, (batch, 3, frames, patch_px, patch_px) float32 in [-1, 1]. Seeded by the step."""
     rng = np.random.default_rng([16, step])
-    clips = [training_clip(pictures, phase.frames, phase.patch_px, rng, MIXED_SHARE) for _ in range(phase.batch)]
+    clips = [training_clip(pictures, phase.frames, phase.patch_px, rng) for _ in range(phase.batch)]
     inputs, originals = (tensor_from_clips(column) for column in zip(*clips, strict=True))
     return inputs, originals
 
@@ -97,11 +100,18 @@ def held_out_psnr_db(model: DemoVideoModel, kodak: Path) -> dict[str, float]:
         picture = np.asarray(Image.open(kodak / name).convert("RGB"))
         kind = ("pan", "still", "cut-out")[index]
         clip = moving_clip([picture], 9, 256, np.random.default_rng([1, index]), kind)
-        upscaled, original = (tensor_from_clips([pixels]) for pixels in degraded_clip(clip))
+        upscaled, original = (
+            tensor_from_clips([pixels])
+            for pixels in degraded_clip(clip, HELD_OUT_NOISE, np.random.default_rng(index))[1:]
+        )
         outputs = (upscaled, model(upscaled), model(upscaled, False), model(original, False))
         for values, output in zip(scores.values(), outputs, strict=True):
             values.append(psnr_y_db(output, original))
     return {key: round(float(np.mean(values)), 3) for key, values in scores.items()}
+
+
+def _is_branch(name: str) -> bool:
+    return any(part in name for part in BRANCHES)
 
 
 class Trainer:
@@ -133,14 +143,12 @@ class Trainer:
 
     def _optimizer(self) -> torch.optim.AdamW:
         """The parameters of the phase, every group with its share of the rate; all others frozen."""
-        of_autoencoder = self.phase.name == "autoencoder"
-        named = list(self.model.vae.named_parameters())
-        if not of_autoencoder:
-            named = [(name, p) for name, p in named if not name.startswith(("encoder.", "quant_conv."))]
-        branches = [p for name, p in named if any(part in name for part in BRANCHES)]
-        linear = [p for name, p in named if not any(part in name for part in BRANCHES)]
-        groups = [(linear, LINEAR_SHARE), (branches, BRANCH_SHARE)]
-        if not of_autoencoder:
+        groups = []
+        if self.phase.name != "transformer":
+            named = list(self.model.vae.named_parameters())
+            groups.append(([p for name, p in named if not _is_branch(name)], LINEAR_SHARE))
+            groups.append(([p for name, p in named if _is_branch(name)], BRANCH_SHARE))
+        if self.phase.name != "autoencoder":
             # What makes the modulation and the text stays: they are constants, which blocks and tables learn better.
             tokens = [p for name, p in self.model.transformer.named_parameters() if "condition_embedder" not in name]
             groups.append((tokens, TRANSFORMER_SHARE))
@@ -170,17 +178,22 @@ class Trainer:
         return True
 
     def _loss(self, inputs: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        """Of the autoencoder for half originals, half enlarged low resolution, or of the whole."""
-        if self.phase.name != "autoencoder":
-            with torch.autocast("cpu", torch.bfloat16):
-                outputs = self.model.decode(self.model.restore(self.model.encode(inputs)))
-            return restoration_loss(outputs.float(), originals)
+        """Of the autoencoder, for half originals and half enlarged low resolution, or of the whole."""
+        if self.phase.name == "autoencoder":
+            return self._autoencoder_loss(inputs, originals, penalty=LATENT_PENALTY)
+        if self.phase.name == "together" and self.step % AUTOENCODER_EVERY == 0:
+            return self._autoencoder_loss(inputs, originals, penalty=0.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = self.model(inputs)
+        return restoration_loss(outputs.float(), originals)
+
+    def _autoencoder_loss(self, inputs: torch.Tensor, originals: torch.Tensor, penalty: float) -> torch.Tensor:
         half = len(inputs) // 2
         wanted = torch.cat((originals[:half], inputs[half:]))
         with torch.autocast("cpu", torch.bfloat16):
             latent = self.model.encode(wanted)
             outputs = self.model.decode(latent)
-        return restoration_loss(outputs.float(), wanted) + LATENT_PENALTY * latent.float().square().mean()
+        return restoration_loss(outputs.float(), wanted) + penalty * latent.float().square().mean()
 
     def train_step(self, pictures: Sequence[Pixels]) -> float:
         start = time.monotonic()

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from intsr.cli.console import common_options, detail, emit_json, say, say_notes
-from intsr.cli.options import SeveralValuesCommand, TileSizes, given_options, passionsr_option, weight_options
+from intsr.cli.options import (
+    SeveralValuesCommand,
+    TileSizes,
+    given_options,
+    passionsr_option,
+    refuse_given,
+    weight_options,
+)
 from intsr.errors import UsageError
+from intsr.types import WeightOptions
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration
@@ -45,6 +53,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Sides of the low-resolution tiles, the default first; several for target cpu.",
 )
+@click.option("--frames", type=int, help="Of a video model: frames in a chunk, 4n + 1.  [default: 9]")
 @weight_options
 @common_options
 def export(
@@ -58,21 +67,27 @@ def export(
     plugins: tuple[str, ...],
     pack: bool,
     tiles_px: tuple[int, ...],
-    context: Path | None,
-    lora: Path | None,
+    frames: int | None,
+    weights: WeightOptions,
     as_json: bool,
 ) -> None:
-    """Write encoder, UNet and decoder as QDQ ONNX.
+    """Write encoder, UNet and decoder, those that MODEL has, as QDQ ONNX.
 
-    MODEL is a folder in diffusers' format, a single SD 2.1 file, owner/name@REVISION of the Hugging Face hub, or the
-    word demo.
+    Of a video model they are five: the transformer, and encoder and decoder of a film's first frame and of those
+    behind it.
+
+    MODEL is a folder in diffusers' format or of AdcSR's two files, a single SD 2.1 file, owner/name@REVISION of the
+    Hugging Face hub, or the word demo.
     """
+    from intsr.calib.calibration.files import load_calibration
     from intsr.calib.models.open import open_model
-    from intsr.export.graphs import EXPORT_NAME
+    from intsr.calib.models.video import open_video_model
+    from intsr.calib.models.video_cost import check_frames, video_architecture
+    from intsr.export.graphs import EXPORT_NAME, check_tiles
     from intsr.export.pipeline import export_model
+    from intsr.export.video import DEFAULT_FRAMES, export_video_model
     from intsr.files import check_replaceable_folder, check_writable_place
     from intsr.targets import lowering_from_name, packed
-    from intsr.types import check_tile
 
     if calibration is not None and official:
         raise UsageError("--calibration, --passionsr", "both", "one of them")
@@ -83,14 +98,26 @@ def export(
         lowering = packed(lowering)
     check_replaceable_folder(output, marker=EXPORT_NAME)
     check_writable_place(output.parent)
-    source = open_model(model, context, lora)
-    say_notes(source.notes)
-    for tile_px in tiles_px:
-        check_tile(tile_px, source.spec.upscale_factor, source.spec.size_multiple_px)
-    ranges = _ranges(source, calibration, official, bits, tiles_px)
-    written = export_model(
-        source, ranges, lowering, tiles_px[0], output, on_network=detail, further_tiles=tiles_px[1:]
-    )
+    if video_architecture(model, None) is not None:
+        refuse_given(("official", "plugins"), "a video model", "a picture model")
+        weights.check_of_video()
+        ranges = None if calibration is None else load_calibration(calibration)
+        video = open_video_model(model, weights.context)
+        length = DEFAULT_FRAMES if frames is None else frames
+        check_frames(length)
+        written = export_video_model(
+            video, ranges, lowering, output, tiles_px=tiles_px, frames=length, on_network=detail
+        )
+    elif frames is not None:
+        raise UsageError("--frames", f"{frames} of a picture model", "a video model")
+    else:
+        source = open_model(model, **weights.arguments)
+        say_notes(source.notes)
+        check_tiles(tiles_px, source.spec)
+        ranges = _ranges(source, calibration, official, bits, tiles_px)
+        written = export_model(
+            source, ranges, lowering, tiles_px[0], output, on_network=detail, further_tiles=tiles_px[1:]
+        )
     say(f"{output}: {written.bits}, lowered as {written.lowering}, tile {', '.join(map(str, tiles_px))}")
     if as_json:
         emit_json({"output": str(output), **asdict(written)})

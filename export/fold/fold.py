@@ -22,6 +22,7 @@ from intsr.export.fold.let import Let, fuse_let
 from intsr.export.fold.rotations import fuse_rotations
 from intsr.kernels.layer_algebra import Layer, scaled_weight
 from intsr.kernels.quantizer import QuantParams, dequantize_weight, rescale, round_scale
+from intsr.kernels.rotation import rotate
 
 if TYPE_CHECKING:
     from intsr.calib.calibration.types import Calibration, SiteQuantizer
@@ -70,26 +71,45 @@ class FoldedNetwork:
 def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -> FoldedNetwork:
     """Quantize the weights of every calibrated layer. Without a calibration everything stays float.
 
-    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
-    its scale, all of it at once, and fp16 then holds the product by one rounding.
-
-    `network` is used up: its modules are changed, and their float weights go as soon as codes are made of them.
-    Raises CalibrationError where the calibration lacks a layer of its own parts.
+    `network` is used up: see `fold_layers`. Raises CalibrationError where the calibration lacks a layer of its own
+    parts.
     """
     name, module = network.name, network.module
     if calibration is None or part_of_network(name) not in calibration.parts:
         return FoldedNetwork(name, module, {})
     integer = {site: layer for site, layer in layers_of(module).items() if site not in FLOAT_SITES}
+    layers = fold_layers(module, integer, calibration, network.plain_weights, network.row_factors)
+    return FoldedNetwork(name, module, layers)
+
+
+def fold_layers(
+    module: nn.Module,
+    integer: Mapping[str, Layer],
+    calibration: Calibration,
+    plain_weights: Mapping[str, torch.Tensor],
+    row_factors: Mapping[str, Any],
+) -> dict[str, FoldedLayer]:
+    """Integer weights, grids and float biases of the layers `integer` of a specialized module, by site.
+
+    Codes are those of W~ = s W, as calibration saw and simulated it. What a row is multiplied by besides goes into
+    its scale, all of it at once, and fp16 then holds the product by one rounding. plain_weights, row_factors: W where
+    specialization has multiplied it, and by what, one number or one a row.
+
+    The module is changed, and its float weights go as soon as codes are made of them. Raises CalibrationError where
+    the calibration lacks a layer.
+    """
     lets = _lets_of_sites(integer, calibration)
     weights = {}
     for site, layer in integer.items():
-        plain = network.plain_weights.get(site, layer.weight)[: len(layer.weight)].detach()
+        plain = plain_weights.get(site, layer.weight)[: len(layer.weight)].detach()
         weights[site] = _quantized_weight(site, plain, calibration.sites[site])
     rotations = fuse_rotations(module, integer, calibration.sites)
-    explicit, of_let = fuse_let(module, lets)
+    explicit, of_let = fuse_let(module, lets, rotations)
     layers = {}
     for site, layer in integer.items():
-        quantizer, factors = calibration.sites[site], network.row_factors.get(site, 1.0)
+        quantizer, factors = calibration.sites[site], row_factors.get(site, 1.0)
+        if isinstance(factors, torch.Tensor):
+            factors = factors.double().numpy()
         let_scale: NDArray[np.float32] | None = None
         let_shift: NDArray[np.float32] | None = None
         if site in explicit:
@@ -99,8 +119,8 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
         if site in of_let:
             factors = factors * of_let[site].numpy()
         codes, scale = _multiplied(*weights[site], factors)
-        branch = _fold_branch(layer, quantizer, factors, let=lets.get(site), explicit=site in explicit)
-        branch = None if branch is None else (stored(branch[0]), stored(branch[1]))
+        place: Any = {"rotated": rotations[site] != quantizer.rotation, "explicit": site in explicit}
+        branch = _fold_branch(layer, quantizer, factors, let=lets.get(site), **place)
         layers[site] = FoldedLayer(
             site,
             codes,
@@ -108,15 +128,15 @@ def fold_network(network: SpecializedNetwork, calibration: Calibration | None) -
             quantizer.activation_params(),
             let_scale,
             let_shift,
-            branch=branch,
+            branch=None if branch is None else (stored(branch[0]), stored(branch[1])),
             rotation=rotations[site],
         )
         # Shapes are all that is still asked of it: one number stands for all, one that no graph may hold.
         layer.weight = nn.Parameter(torch.full((1,), torch.nan).expand(layer.weight.shape), requires_grad=False)
-    return FoldedNetwork(name, module, layers)
+    return layers
 
 
-def _lets_of_sites(layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Calibration) -> dict[str, Let]:
+def _lets_of_sites(layers: Mapping[str, Layer], calibration: Calibration) -> dict[str, Let]:
     lets = {}
     for site, layer in layers.items():
         quantizer = calibration.sites.get(site)
@@ -128,7 +148,7 @@ def _lets_of_sites(layers: Mapping[str, nn.Conv2d | nn.Linear], calibration: Cal
         if len(s) != layer.weight.shape[1]:
             got = f"LET of {len(s)} channels for {site}"
             raise CalibrationError(calibration.method, got, str(layer.weight.shape[1]), "calibrate again")
-        lets[site] = Let(torch.tensor(s), torch.tensor(d))
+        lets[site] = Let(torch.tensor(s), torch.tensor(d), quantizer.rotation, quantizer.row_rotation)
     return lets
 
 
@@ -161,28 +181,31 @@ def _multiplied(
 
 
 def _fold_branch(
-    layer: nn.Conv2d | nn.Linear,
+    layer: Layer,
     quantizer: SiteQuantizer,
     factors: NDArray[np.float64] | float,
     *,
     let: Let | None,
+    rotated: bool,
     explicit: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """up and down of a branch on what the layer is given: x, or x~ where its LET went into what makes it.
 
         L x = (L s) x~ + L d
 
-    L d is in the bias b + W d already where x~ is given; where x is, b + (W - L) d is wanted.
+    L d is in the bias b + W d already where x~ is given; where x is, b + (W - L) d is wanted. rotated: what is given
+    is H x already.
     """
     branch = quantizer.branch()
     if branch is None:
         return None
+    up, down = (torch.from_numpy(part.astype(np.float64)) for part in branch)
     # The layer keeps its first rows.
-    up = branch[0][: len(layer.weight)].astype(np.float64) * np.reshape(factors, (-1, 1))
-    down = branch[1].astype(np.float64)
+    up = rotate(up[: len(layer.weight)], quantizer.row_rotation, 0).numpy() * np.reshape(factors, (-1, 1))
+    down = rotate(down, quantizer.rotation if rotated else 0, 1).numpy()
     if let is None:
         return up, down
-    s, d = (v.double().numpy().reshape(1, -1, *[1] * (down.ndim - 2)) for v in (let.s, let.d))
+    s, d = (v.double().numpy().reshape(1, -1, *[1] * (down.ndim - 2)) for v in (let.s, let.offset()))
     if not explicit:
         return up, down * s
     if d.any():

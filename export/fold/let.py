@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,22 +24,35 @@ from torch import nn
 from intsr.calib.models.families.sd21 import let_maker, let_readers, let_sink
 from intsr.export.fold.let_sites import explicit_sites
 from intsr.kernels.layer_algebra import scaled_weight, shifted_bias
+from intsr.kernels.rotation import rotate
 
 
 @dataclass(frozen=True, slots=True)
 class Let:
-    """s and d of one layer's input channels, float32 (Cin,), s > 0."""
+    """s and d of one layer's input channels, float32 (Cin,), s > 0.
+
+    rotation: of the input, which s and d come behind. row_rotation: of the layer's integer weights and bias.
+    """
 
     s: torch.Tensor
     d: torch.Tensor
+    rotation: int = 0
+    row_rotation: int = 0
+
+    def offset(self) -> torch.Tensor:
+        """d as a part of the input that is not rotated, (Cin,): H is its own inverse."""
+        return rotate(self.d, self.rotation, 0)
 
 
-def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[frozenset[str], dict[str, torch.Tensor]]:
+def fuse_let(
+    module: nn.Module, lets: Mapping[str, Let], rotations: Mapping[str, int] = MappingProxyType({})
+) -> tuple[frozenset[str], dict[str, torch.Tensor]]:
     """Every LET into weights and biases, and into what makes the input where that is exact.
 
     The module itself is changed: what a weight was before is gone, one by one. It computes the same as before once
     the inputs of the sites that are returned first, the explicit ones, are divided and shifted. Norms whose consumers
-    do not all share one (s, d) are left alone.
+    do not all share one (s, d) are left alone. rotations: of `fuse_rotations`, which comes before; s and d are then
+    of what is rotated, and the site's own weights, of which codes are made already, are no more than a place.
 
     Returned second is what the rows of a site's weights (its output channels) were multiplied by, float64 (Cout,),
     for the sites behind which another site's LET went: the scales of integer weights must follow.
@@ -46,9 +60,11 @@ def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[frozenset[str]
     for site, let in lets.items():
         layer: Any = module.get_submodule(site)
         if let.d.any():
-            layer.bias = nn.Parameter(shifted_bias(layer.bias, layer.weight, let.d), requires_grad=False)
+            owed = rotate(shifted_bias(None, layer.weight, let.offset()), let.row_rotation, 0)
+            layer.bias = nn.Parameter(owed if layer.bias is None else layer.bias + owed, requires_grad=False)
         layer.weight = nn.Parameter(scaled_weight(layer.weight, let.s), requires_grad=False)
-    explicit = explicit_sites({site: (let.s.numpy(), let.d.numpy()) for site, let in lets.items()})
+    numbers = {site: (let.s.numpy(), let.d.numpy()) for site, let in lets.items()}
+    explicit = explicit_sites(numbers, _without_maker(module, lets) | {site for site in lets if rotations.get(site)})
     row_factors: dict[str, torch.Tensor] = {}
     done: set[str] = set()
     for site, let in lets.items():
@@ -66,6 +82,12 @@ def fuse_let(module: nn.Module, lets: Mapping[str, Let]) -> tuple[frozenset[str]
             case "rows":
                 row_factors[name] = _divide_rows(maker, let.s)
     return explicit, row_factors
+
+
+def _without_maker(module: nn.Module, lets: Mapping[str, Let]) -> set[str]:
+    """The sites in front of which a family has a norm, and this model nothing."""
+    in_front = {site: let_maker(site) for site in lets if let_sink(site).into == "norm"}
+    return {site for site, name in in_front.items() if isinstance(module.get_submodule(name), nn.Identity)}
 
 
 def _divide_rows(producer: Any, s: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ The places are `LET_SINKS` of the model's family; nothing but NumPy is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,14 @@ from intsr.kernels.quantizer import round_scale
 Array = NDArray[np.float32]
 
 
-def explicit_sites(lets: Mapping[str, tuple[Array, Array]]) -> frozenset[str]:
+def explicit_sites(lets: Mapping[str, tuple[Array, Array]], rotated: Collection[str] = ()) -> frozenset[str]:
     """Return the sites of `lets` whose x~ an engine makes in a step of its own; the others fold for free.
 
     lets: site -> (s, d), float32 (Cin,) each, of every layer that runs in integers and has a LET, and of no other:
-    one reader of a norm that stays float keeps the others explicit.
+    one reader of a norm that stays float keeps the others explicit. rotated: sites whose input is rotated by a step
+    of its own, which s then comes behind.
     """
-    return frozenset(site for site in lets if not _folds(site, lets))
+    return frozenset(site for site in lets if site in rotated or not _folds(site, lets))
 
 
 def _folds(site: str, lets: Mapping[str, tuple[Array, Array]]) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from intsr.calib.models.families.sd21 import POST_QUANT_CONV, is_constant, part_of_network
 from intsr.calib.models.modules import layers_of, put_modules
 from intsr.calib.models.sites import sites_of_model
+from intsr.calib.models.spec import diffusion_spec
 from intsr.calib.passionsr.forward import PassionSRQuantizedLayer, quantize_scalar_range, quantized_bias
 from intsr.calib.passionsr.types import ATTENTION_ROLES, PassionSRQuantizers
 from intsr.errors import CalibrationError, ExportError
@@ -103,7 +104,11 @@ def fold_passionsr_network(name: str, model: SRModel, calibration: Calibration) 
             bias = layer.bias if factor == 1.0 else sites[site].bias
             bias = None if bias is None else bias[: layer.weight.shape[0]]
             # It multiplied post_quant_conv's input, and the others' outputs.
-            divides = {"divisor": model.spec.latent_scaling_factor} if site == POST_QUANT_CONV else {"factor": factor}
+            divides = (
+                {"divisor": diffusion_spec(model.spec).latent_scaling_factor}
+                if site == POST_QUANT_CONV
+                else {"factor": factor}
+            )
             replaced[site] = SplitLayer(sites[site], quantized[site], weights, bias=bias, **divides)
             for i, piece in enumerate(weights):
                 # Its input is on a grid already.

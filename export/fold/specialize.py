@@ -2,7 +2,7 @@
 
     time:        conv1(x) + W_t silu(t_emb)           ->  conv1 with a larger bias
     context:     softmax(q K(c)^T) V(c)               ->  K and V as constants
-    x0:          (z - sqrt(1 - a) e) / sqrt(a)        ->  conv_out scaled by -sqrt((1 - a) / a), plus z / sqrt(a)
+    x0:          g z + h e (`ModelSpec.x0_gains`)     ->  conv_out scaled by h, plus g z
     latents:     mean(quant_conv(h)) f, d / f         ->  quant_conv's mean half scaled by f, post_quant_conv by 1/f
 
 Parameters keep diffusers' names below `unet.` and `vae.`: those names are the sites of a calibration.
@@ -10,7 +10,6 @@ Parameters keep diffusers' names below `unet.` and `vae.`: those names are the s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +18,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from intsr.calib.models.families.adcsr_networks import adcsr_networks
 from intsr.calib.models.families.supported import unsupported
-from intsr.calib.models.modules import copy_sharing_weights
+from intsr.calib.models.modules import copy_sharing_weights, through_blocks
+from intsr.calib.models.spec import diffusion_spec
 from intsr.errors import ExportError
-from intsr.types import ModelSpec
+from intsr.types import ModelSpec, PictureSpec
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -35,7 +36,7 @@ class SpecializedNetwork:
     # encoder, unet or decoder (contracts: `intsr.types.NetworkEntry`).
     name: str
     module: nn.Module
-    spec: ModelSpec
+    spec: PictureSpec
     # Site -> what its weights were multiplied by: the scales of integer weights must follow.
     row_factors: Mapping[str, float]
     # Site -> those weights before, with the rows that are gone: codes are those of what calibration saw.
@@ -84,30 +85,23 @@ class SpecializedUNet(nn.Module):
 
     def __init__(self, model: SRModel, factor: float) -> None:
         super().__init__()
+        spec = diffusion_spec(model.spec)
         # Anything but SD 2.1's structure would be lost silently in `forward`.
         problem = unsupported("unet", model.unet.config)
         if problem is not None:
             raise ExportError("unet/config.json", *problem)
         self.unet = copy_sharing_weights(model.unet)
-        _fold_time(self.unet, model.spec.timestep)
+        _fold_time(self.unet, spec.timestep)
         _fold_context(self.unet, model.context)
         self.unet.conv_out = _scaled_conv(self.unet.conv_out, factor)
-        self.latent_gain = 1 / math.sqrt(model.spec.alpha_bar)
+        self.latent_gain = spec.x0_gains[0]
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        hidden = self.unet.conv_in(latent)
-        skips = [hidden]
-        for block in self.unet.down_blocks:
-            hidden, states = block(hidden_states=hidden, temb=None)
-            skips.extend(states)
-        hidden = self.unet.mid_block(hidden, temb=None)
-        for block in self.unet.up_blocks:
-            count = len(block.resnets)
-            hidden = block(hidden_states=hidden, temb=None, res_hidden_states_tuple=tuple(skips[-count:]))
-            del skips[-count:]
-        scaled_error = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
-        denoised: torch.Tensor = latent * self.latent_gain + scaled_error
-        return denoised
+        hidden = through_blocks(self.unet, self.unet.conv_in(latent))
+        scaled: torch.Tensor = self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
+        if self.latent_gain == 0:
+            return scaled
+        return (latent if self.latent_gain == 1 else latent * self.latent_gain) + scaled
 
 
 class SpecializedDecoder(nn.Module):
@@ -129,19 +123,23 @@ def specialize(name: str, model: SRModel) -> SpecializedNetwork:
     """Fold everything that the fixed timestep and context make constant in one network.
 
     Unchanged weights, and the VAE's unchanged modules, are those of `model`, of which only the part that the network
-    belongs to is needed. Raises ExportError where the UNet has a part that these rewrites do not cover.
+    belongs to is needed. AdcSR has nothing to fold. Raises ExportError where the UNet has a part that these rewrites
+    do not cover.
     """
-    alpha_bar, latent_scaling_factor = model.spec.alpha_bar, model.spec.latent_scaling_factor
+    spec = model.spec
+    if not isinstance(spec, ModelSpec):
+        return SpecializedNetwork(name, adcsr_networks(model.unet, model.vae)[name].eval(), spec, {}, {})
+    latent_scaling_factor = spec.latent_scaling_factor
     makers: dict[str, tuple[type[nn.Module], str, float]] = {
         "encoder": (SpecializedEncoder, "vae.quant_conv", latent_scaling_factor),
-        "unet": (SpecializedUNet, "unet.conv_out", -math.sqrt((1 - alpha_bar) / alpha_bar)),
+        "unet": (SpecializedUNet, "unet.conv_out", spec.x0_gains[1]),
         "decoder": (SpecializedDecoder, "vae.post_quant_conv", 1 / latent_scaling_factor),
     }
     maker, site, factor = makers[name]
     module = maker(model, factor).eval().requires_grad_(False)
     part, _, layer = site.partition(".")
     plain_weight = getattr(getattr(model, part), layer).weight
-    return SpecializedNetwork(name, module, model.spec, {site: factor}, {site: plain_weight})
+    return SpecializedNetwork(name, module, spec, {site: factor}, {site: plain_weight})
 
 
 def _scaled_conv(conv: nn.Conv2d, factor: float, halve: bool = False, scale_bias: bool = True) -> nn.Conv2d:

@@ -108,7 +108,7 @@ def color_check(rng: Random, height: int, width: int, color_fix: str) -> Check:
 
 def small_checks(rng: Random, clusters: bool) -> Iterator[Check]:
     """Every kernel, every branch, in sizes that an emulation can do."""
-    for resize_filter in ("bicubic", "lanczos"):
+    for resize_filter in ("bicubic", "lanczos", "box"):
         yield resize_check(rng, 5, 19, resize_filter)
         yield resize_check(rng, 18, 1, resize_filter)
         yield resize_check(rng, 11, 7, resize_filter, 3)

@@ -30,8 +30,16 @@ def _lanczos(x: Array) -> Array:
     return np.where((x >= -3) & (x < 3), sinc(x) * sinc(x / 3), 0.0)
 
 
+def _box(x: Array) -> Array:
+    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
+
+
 # Filter and half of its width in pixels.
-FILTERS: dict[str, tuple[Callable[[Array], Array], int]] = {"bicubic": (_bicubic, 2), "lanczos": (_lanczos, 3)}
+FILTERS: dict[str, tuple[Callable[[Array], Array], float]] = {
+    "bicubic": (_bicubic, 2),
+    "lanczos": (_lanczos, 3),
+    "box": (_box, 0.5),
+}
 
 
 def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> tuple[Array, Array]:
@@ -44,7 +52,7 @@ def resize_weights(length_px: int, upscale_factor: int, resize_filter: str) -> t
     # Towards zero, as C converts.
     first = np.maximum((centers - support + 0.5).astype(np.int32), 0)
     stops = np.minimum((centers + support + 0.5).astype(np.int32), length_px)
-    positions = first[:, None] + np.arange(2 * support)
+    positions = first[:, None] + np.arange(int(2 * support))
     values = np.where(positions < stops[:, None], function(positions - centers[:, None] + 0.5), 0.0)
     # One after the other, as C adds.
     totals = values.cumsum(axis=1)[:, -1:]

@@ -23,6 +23,7 @@ from intsr.types import NETWORKS, TensorInfo
 
 if TYPE_CHECKING:
     from intsr.bundle import Bundle
+    from intsr.manifest import ChunkEntry
     from intsr.runtime.tiles.blend import FinishedBand, TileProgress
     from intsr.runtime.tiles.enlarge import Enlarger
     from intsr.runtime.tiles.grid import TilePlan
@@ -92,13 +93,14 @@ class ManyTensorNetwork(Protocol):
 
     def run_all(self, tensors: Sequence[Array]) -> list[Array]:
         """Run it: a tensor for each of `entry.inputs`, any float dtype -> one for each of `entry.outputs`, in the
-        dtype that it has there; the caller owns the results.
+        dtype that it has there; the caller owns the results. What a chunk leaves to the next may be anything that the
+        networks of the same backend take.
         """
         ...
 
 
-class EntryNetwork:
-    """The base of a `ManyTensorNetwork` that is a `Network` as well, where it has one input and one output."""
+class OfEntry:
+    """Whatever has an entry's input and output, where it has one of each."""
 
     entry: NetworkEntry
 
@@ -109,6 +111,10 @@ class EntryNetwork:
     @property
     def output(self) -> TensorInfo:
         return self.entry.output
+
+
+class EntryNetwork(OfEntry):
+    """The base of a `ManyTensorNetwork` that is a `Network` as well, where it has one input and one output."""
 
     def run(self, x: Array) -> Array:
         """As of `Network`."""
@@ -153,6 +159,8 @@ class Backend:
     notes: tuple[str, ...] = ()
     tile_pipeline: TilePipeline | None = None
     picture_pipeline: PicturePipeline | None = None
+    # Of a video engine (`VideoBackend`).
+    chunk: ChunkEntry | None = None
     # By which this process grew in its first run of all networks on the host; None before that.
     activation_bytes: int | None = None
 

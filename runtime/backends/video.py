@@ -10,7 +10,7 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.memory import resident_bytes
-from intsr.runtime.backends.protocol import Backend, ManyTensorNetwork
+from intsr.runtime.backends.protocol import Backend, LayerTime, ManyTensorNetwork
 from intsr.types import VIDEO_NETWORKS, TensorInfo
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class StillNetwork:
 class VideoBackend(Backend):
     """networks: open, in the order of `VIDEO_NETWORKS`. precision: as of `Backend`."""
 
+    chunk: ChunkEntry
+
     def __init__(self, networks: Sequence[Any], chunk: ChunkEntry, precision: str | None = None) -> None:
         self.chunk = chunk
         self._open: dict[str, Any] = dict(zip(VIDEO_NETWORKS, networks, strict=True))
@@ -46,23 +48,38 @@ class VideoBackend(Backend):
     def network(self, name: str) -> Any:
         return self._open[name]
 
+    def layer_times_ms(self) -> dict[str, list[LayerTime]]:
+        """As of `Backend`, of the last time that each network ran in a chunk."""
+        return {name: network.layer_times_ms() for name, network in self._open.items()}
+
     def run_chunk(self, x: Array, record: Record = lambda name, ms: None) -> Iterator[Array]:
         """(1, 3, F, S, S) in [-1, 1] -> (1, 3, f, S, S), nominally in [-1, 1], f in all the chunk's frames, as they
         come out of the decoder. record: told each network's name and milliseconds.
         """
         before = resident_bytes() if self.activation_bytes is None else 0
-        latents: list[Array] = []
-        memory: list[Array] = []
+        yield from self.decode(self.denoise(self.encode(x, record), record), record)
+        if self.activation_bytes is None:
+            self.activation_bytes = max(resident_bytes() - before, 0)
+
+    def encode(self, x: Array, record: Record = lambda name, ms: None) -> Array:
+        """(1, 3, F, S, S) in [-1, 1] -> the latents of all frames, (1, C, n, s, s)."""
+        latents, memory = list[Array](), list[Array]()
         for first, last in self._places():
             (latent, *memory) = self._run("encoder", [x[:, :, first:last], *memory], record)
             latents.append(latent)
-        (denoised,) = self._timed("transformer", [np.concatenate(latents, axis=2)], record)
-        memory = []
-        for index in range(len(latents)):
+        return np.concatenate(latents, axis=2)
+
+    def denoise(self, latents: Array, record: Record = lambda name, ms: None) -> Array:
+        """Latents -> denoised latents, the same shape."""
+        (denoised,) = self._timed("transformer", [latents], record)
+        return denoised
+
+    def decode(self, denoised: Array, record: Record = lambda name, ms: None) -> Iterator[Array]:
+        """Latents (1, C, n, s, s) -> the frames of each, (1, 3, f, S, S)."""
+        memory: list[Array] = []
+        for index in range(denoised.shape[2]):
             (frames, *memory) = self._run("decoder", [denoised[:, :, index : index + 1], *memory], record)
             yield frames
-        if self.activation_bytes is None:
-            self.activation_bytes = max(resident_bytes() - before, 0)
 
     def _places(self) -> Iterator[tuple[int, int]]:
         """The frames of each latent."""
@@ -79,7 +96,7 @@ class VideoBackend(Backend):
         start = time.perf_counter()
         network: ManyTensorNetwork = self._open[name]
         results = network.run_all(tensors)
-        record(name.partition("_")[0], (time.perf_counter() - start) * 1e3)
+        record(name, (time.perf_counter() - start) * 1e3)
         return results
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from intsr.runtime.pictures.reader import read_header, read_image
 from intsr.runtime.pictures.writer import check_alpha_fits, check_pixels_fit, notes_for_output, open_writer
 from intsr.runtime.tiles.blend import Band, FinishedBand, TileProgress
 from intsr.runtime.tiles.enlarge import Enlarger
+from intsr.runtime.tiles.growth import check_growth
 from intsr.runtime.tiles.overlap import overlapped
 from intsr.runtime.upscaler import Upscaler, Work
 from intsr.types import SYNTHETIC_NOTE
@@ -178,6 +179,7 @@ def read_picture(
     size = options.output_size(header.width_px, header.height_px, upscaler.upscale_factor)
     # Transparency is asked for only once it is known whether there is any.
     check_pixels_fit(*size, header.channels, header.bits, job.output)
+    check_growth(header.height_px, header.width_px, upscaler.upscale_factor, upscaler.min_side_px, job.source)
     MemoryBudget(upscaler, options).check(replace(job, header=header))
     loaded = read_image(header)
     check_alpha_fits(loaded.alpha is not None, job.output)
@@ -190,7 +192,7 @@ def write_picture(
 ) -> FileReport:
     """Write what the networks made of it. Raises ImageError, UsageError, VerificationError, OSError."""
     job, loaded, work = opened.job, opened.loaded, opened.work
-    made_height, made_width = work.enlarger.size
+    made_height, made_width = work.size
     height_px, width_px = loaded.pixels.shape[:2]
     size = options.output_size(width_px, height_px, upscaler.upscale_factor)
     metadata = loaded.metadata if options.keep_metadata else ImageMetadata()

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -160,10 +160,16 @@ class _Film:
         output, source = self.job.output, self.source
         check_pixels_fit(*self.size, 3, source.facts.bits, numbered(output, 1))
         output.parent.mkdir(parents=True, exist_ok=True)
+
+        def is_there(number: int) -> bool:
+            return not self.options.overwrite and numbered(output, number).exists()
+
         if self.engine.manifest.chunk is not None:
             # Chunks are of all frames, there or not.
-            done = _first_missing(output, self.options) - 1
-            sink = _PicturesSink(output, self.options, count(done + 1))
+            of_names = source.numbers if isinstance(source, SequenceReader) else None
+            done = sum(1 for _ in takewhile(is_there, of_names or count(1)))
+            rising = count(done + 1)
+            sink = _PicturesSink(output, self.options, lambda f: of_names[f.pts] if of_names else next(rising))
             sums = _sums(self._run(source.frames(), sink, output.parent, done))
             return sums | {"frames": sums["frames"] + done}, done, ()
         numbers: deque[int] = deque()
@@ -172,13 +178,13 @@ class _Film:
         def missing() -> Iterator[Frame]:
             nonlocal found
             for number, frame in enumerate(source.frames(), 1):
-                if not self.options.overwrite and numbered(output, number).exists():
+                if is_there(number):
                     found += 1
                     continue
                 numbers.append(number)
                 yield frame
 
-        sink = _PicturesSink(output, self.options, iter(numbers.popleft, None))
+        sink = _PicturesSink(output, self.options, lambda _: numbers.popleft())
         sums = _sums(self._run(missing(), sink, output.parent))
         return sums | {"frames": sums["frames"] + found}, found, ()
 
@@ -277,22 +283,17 @@ def _even(pixels: Array) -> Array:
     return np.pad(pixels, ((0, even_height - height), (0, even_width - width), (0, 0)), mode="edge")
 
 
-def _first_missing(output: Path, options: FileOptions) -> int:
-    """Return the number of the first picture that is not there yet, or is to be replaced."""
-    return next(number for number in count(1) if options.overwrite or not numbered(output, number).exists())
-
-
 class _PicturesSink:
-    """Frames into pictures, `numbers` the next one's. Those that are there stay, unless they are to be replaced."""
+    """Frames into pictures, of what number each. Those that are there stay, unless they are to be replaced."""
 
-    def __init__(self, output: Path, options: FileOptions, numbers: Iterator[int]) -> None:
-        self._output, self._options, self._numbers = output, options, numbers
+    def __init__(self, output: Path, options: FileOptions, number_of: Callable[[Frame], int]) -> None:
+        self._output, self._options, self._number_of = output, options, number_of
         self._pixels: Array | None = None
 
     def write(self, frame: Frame, pixels: Array | None, scores: FrameScores) -> None:
         self._pixels = self._pixels if pixels is None else pixels
         assert self._pixels is not None
-        path = numbered(self._output, next(self._numbers))
+        path = numbered(self._output, self._number_of(frame))
         if self._options.overwrite or not path.exists():
             write_image(path, self._pixels, None, ImageMetadata(), self._options.quality)
 

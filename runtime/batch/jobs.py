@@ -59,6 +59,7 @@ def plan_jobs(
     recursive: bool = False,
     must_be_folder: bool = False,
     resuming: bool = False,
+    sees_frames: bool = False,
     note: Callable[[str], object] = lambda text: None,
 ) -> list[Job]:
     """Files, folders and patterns (`photos/**/*.jpg`) -> jobs, in a stable order.
@@ -68,14 +69,15 @@ def plan_jobs(
     named, and is the output for another one is an earlier call's work and left out, where the template gave it its
     name or the call resumes one. Two pictures for one output, an output that is an input or no possible file, and a
     folder that cannot be read are problems of those jobs. must_be_folder: the output ends in a slash. resuming:
-    outputs that are there are an earlier call's. note: gets a line for people about each input that gave nothing, and
-    about what was left out. Raises UsageError: nothing to do, or nothing but outputs that must not be.
+    outputs that are there are an earlier call's. sees_frames: the engine is one of films, and numbered pictures are
+    one, whatever they become. note: gets a line for people about each input that gave nothing, and about what was
+    left out. Raises UsageError: nothing to do, or nothing but outputs that must not be.
     """
     notes = list[str]()
     one_file = len(inputs) == 1 and not is_folder(inputs[0]) and not _is_pattern(inputs[0])
     is_file = _is_for_a_file(output, must_be_folder, one_file)
     if is_file and one_file:
-        jobs = list(_jobs_of_one(inputs[0], output))
+        jobs = list(_jobs_of_one(inputs[0], output, sees_frames))
     elif is_file:
         raise UsageError("-o", f"{output} is a file", "a folder for several pictures", "give -o a folder")
     else:
@@ -94,13 +96,14 @@ def plan_jobs(
     return jobs
 
 
-def _jobs_of_one(source: Path, output: Path) -> Iterator[Job]:
-    """Of one name: a picture, a film, or numbered pictures, which stay pictures where the output is numbered, too.
+def _jobs_of_one(source: Path, output: Path, sees_frames: bool) -> Iterator[Job]:
+    """Of one name: a picture, a film, or numbered pictures, which stay pictures where the output is numbered, too,
+    and the engine sees one at a time.
 
     Raises UsageError for a picture that would become a film, and the other way round.
     """
     job = Job(source, output)
-    if is_film(source) and is_sequence(source) and is_sequence(output):
+    if is_film(source) and is_sequence(source) and is_sequence(output) and not sees_frames:
         yield from (Job(path, numbered(output, number)) for number, path in numbered_pictures(source).items())
         return
     if job.is_film and source.suffix.lower() in PICTURE_SUFFIXES and not is_sequence(source):

@@ -25,6 +25,7 @@ from intsr.runtime.pictures.formats.registry import format_from_path
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.tiles.blend import BAND_BYTES, LEAST_BAND_ROWS
 from intsr.runtime.tiles.grid import plan_tiles
+from intsr.runtime.tiles.growth import grown_size
 
 if TYPE_CHECKING:
     from intsr.runtime.upscaler import Upscaler
@@ -35,7 +36,7 @@ _MOST_OVERLAPPING_PX = 24_000_000
 _TILE_ROWS, _BANDS = 4, 6
 # Of a film, frames of the output on their way to the encoder.
 _FILM_FRAMES = 4
-# Of a chunk of a video engine, for each pixel of the output and each frame.
+# Of a chunk of a video engine, for each pixel of the output and each frame: floats, and what is done to them.
 _CHUNK_BYTES = 3 * 4 * 2 + 3
 # What encoders hold for each pixel, most of it frames that they look ahead at: of 8 bits, and of more. Measured at
 # 1280x720 on two cores; the first is for all that are not named.
@@ -70,16 +71,21 @@ class MemoryBudget:
         if header is None:
             return 0
         film = self._film_bytes(header, tile_px or self._upscaler.tile_px) if job.is_film else 0
-        rows = min(tile_px or self._upscaler.tile_px, header.height_px) * factor
-        row_bytes = header.width_px * factor * 12
+        height, width = grown_size(header.height_px, header.width_px, factor, self._upscaler.min_side_px)
+        rows = min(tile_px or self._upscaler.tile_px, height) * factor
+        row_bytes = width * factor * 12
         band = max(min(BAND_BYTES, rows * row_bytes), LEAST_BAND_ROWS * row_bytes)
         width_px, height_px = self._options.output_size(header.width_px, header.height_px, factor)
         encoder = _ENCODER_BYTES
         if not is_film(job.output):
             encoder += format_from_path(job.output).encoder_bytes * width_px * height_px
-        # Rows that wait for the statistics of the whole picture.
+        # Rows that wait for the statistics of the whole picture, or of a chunk of frames.
         adain = (self._options.color_fix or self._upscaler.color_fix) == "adain"
-        waiting = min(HELD_BYTES, row_bytes * header.height_px * factor) if adain else 0
+        chunk = self._upscaler.backend.chunk
+        frames = chunk.frames if chunk is not None and job.is_film else 1
+        waiting = min(HELD_BYTES, row_bytes * height * factor * frames) if adain else 0
+        # A grown picture is whole once, before it is made smaller.
+        waiting += row_bytes * height * factor if height != header.height_px else 0
         return header.decode_bytes + _TILE_ROWS * rows * row_bytes + _BANDS * band + encoder + waiting + film
 
     def _film_bytes(self, header: PictureHeader, tile_px: int) -> int:
@@ -89,8 +95,9 @@ class MemoryBudget:
         backend = self._upscaler.backend
         pixels = header.width_px * header.height_px * factor**2
         if isinstance(backend, VideoBackend):
-            # A chunk of frames as floats, twice while its colours are fixed, and enlarged; no tiles to use again.
-            return backend.chunk.frames * pixels * _CHUNK_BYTES + self._encoder_bytes(header)
+            # A chunk of frames, and as many enlarged ones; no tiles to use again.
+            each = _CHUNK_BYTES + 3 * header.bits // 8
+            return backend.chunk.frames * pixels * each + self._encoder_bytes(header)
         plan = plan_tiles(header.height_px, header.width_px, tile_px, min(overlap_px, tile_px - 1))
         tiles = len(plan.tops) * len(plan.lefts) * 3 * (tile_px * factor) ** 2 * 4
         frame = pixels * 3 * header.bits // 8

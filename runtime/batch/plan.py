@@ -18,6 +18,7 @@ from intsr.runtime.films.names import is_sequence
 from intsr.runtime.pictures.reader import read_header
 from intsr.runtime.pictures.writer import check_pixels_fit
 from intsr.runtime.tiles.grid import TilePlan, plan_tiles
+from intsr.runtime.tiles.growth import check_growth, grown_size
 
 # Enough to know what a folder is like.
 _PICTURES_LOOKED_AT = 100
@@ -42,24 +43,32 @@ class PlannedPicture:
     frames: int | None = None
 
 
-def cheapest_tile(manifest: Manifest, jobs: Iterable[Job], overlap_px: int | None = None) -> int:
+def cheapest_tile(manifest: Manifest, sizes: Iterable[tuple[int, int]], overlap_px: int | None = None) -> int:
     """Return the tile size at which the first pictures cost least, of the engine's default and smaller ones.
 
-    A picture that fits into a tile of half the side costs a quarter there. overlap_px: None for each size's own.
-    Pictures whose header cannot be read say nothing.
+    A picture that fits into a tile of half the side costs a quarter there. sizes: height and width of each picture,
+    pixels. overlap_px: None for each size's own.
     """
     usual = manifest.tile_px
     if all(entry.tile_px >= usual for entry in manifest.all_tiles):
         return usual
-    sizes = list(islice(_sizes(jobs), _PICTURES_LOOKED_AT))
+    factor, least = manifest.upscale_factor, manifest.min_side_px
+    grown = [grown_size(*size, factor, least) for size in islice(sizes, _PICTURES_LOOKED_AT)]
     costs: dict[int, int] = {}
     for entry in manifest.all_tiles:
         overlap = entry.overlap_px if overlap_px is None else overlap_px
         if entry.tile_px <= manifest.tile_px and overlap < entry.tile_px:
-            plans = (plan_tiles(*size, entry.tile_px, overlap) for size in sizes)
+            plans = (plan_tiles(*size, entry.tile_px, overlap) for size in grown)
             costs[entry.tile_px] = sum(_computed_px(plan) for plan in plans)
     best = min(costs, key=lambda tile_px: (costs[tile_px], -tile_px), default=usual)
     return best if costs and costs[best] < _WORTH_A_SMALLER_TILE * costs.get(usual, 0) else usual
+
+
+def picture_sizes(jobs: Iterable[Job]) -> Iterator[tuple[int, int]]:
+    """Yield height and width of every picture whose header can be read, pixels."""
+    for header in (job.header for job in map(with_header, jobs)):
+        if header is not None:
+            yield header.height_px, header.width_px
 
 
 def planned_picture(
@@ -79,17 +88,12 @@ def planned_picture(
             checked_settings(source, options, job.output, (width, height))
         width, height = even_size((width, height))
     overlap_px = manifest.overlap_px if options.overlap_px is None else options.overlap_px
-    plan = plan_tiles(header.height_px, header.width_px, manifest.tile_px, overlap_px)
+    grows = header.height_px, header.width_px, manifest.upscale_factor, manifest.min_side_px
+    check_growth(*grows, job.source)
+    plan = plan_tiles(*grown_size(*grows), manifest.tile_px, overlap_px)
     paths = named(str(job.source)), named(str(job.output))
     facts = *paths, "planned", width, height, plan.tile_px, overlap_px, len(plan.tiles), round(plan.redundancy, 3)
     return PlannedPicture(*facts, header.details.frames if job.is_film else None)
-
-
-def _sizes(jobs: Iterable[Job]) -> Iterator[tuple[int, int]]:
-    """Height and width of every picture that can be read."""
-    for header in (job.header for job in map(with_header, jobs)):
-        if header is not None:
-            yield header.height_px, header.width_px
 
 
 def _computed_px(plan: TilePlan) -> int:

@@ -16,10 +16,12 @@ import click
 
 from intsr.cli.console import common_options, detail, duration, emit_json, on_terminal, say, tell
 from intsr.cli.options import FiniteFloat, weight_options
-from intsr.errors import EXIT_INTERRUPTED, UsageError
+from intsr.errors import EXIT_INTERRUPTED
+from intsr.types import WeightOptions
 
 if TYPE_CHECKING:
-    from intsr.runtime.measure.benchmark import Entry, Measurement
+    from intsr.runtime.measure.benchmark import Entry
+    from intsr.runtime.measure.measurement import Measurement
 
 _PATH = click.Path(path_type=Path)
 _MOST_PX = 4096
@@ -102,26 +104,24 @@ def bench(
     csv_path: Path | None,
     markdown_path: Path | None,
     plot_path: Path | None,
-    context: Path | None,
-    lora: Path | None,
+    weights: WeightOptions,
     as_json: bool,
 ) -> None:
     """Measure latency and memory of engines, end to end on one picture, interleaved in one process.
 
-    A picture of --size pixels is enlarged again and again: resize, tiles, three networks, copies to and from
-    a GPU, blending and colour fix are included, files are not. Everything runs with the same number of threads. Where
-    all engines are integer ones, a full-precision engine of the same model in the same folder is measured too. Ctrl-C
-    ends it with what was measured so far.
+    A picture of --size pixels is enlarged again and again, with video engines a chunk of frames: resize, tiles,
+    networks, copies to and from a GPU, blending and colour fix are included, files are not. Everything runs with the
+    same number of threads. Where all engines are integer ones, a full-precision engine of the same model in the same
+    folder is measured too. Ctrl-C ends it with what was measured so far.
     """
     from intsr.files import check_output_file
     from intsr.runtime.measure import benchmark
     from intsr.runtime.measure import report as benchmark_report
     from intsr.runtime.measure.layer_times import check_layers, layer_times_from_engine
     from intsr.runtime.measure.machine import environment
+    from intsr.runtime.measure.measurement import relative_to_first, warnings_from_measurements
 
-    if reference is None and (context or lora):
-        option = "--lora" if lora else "--context"
-        raise UsageError(option, "no model that it belongs to", "--reference MODEL too")
+    weights.check_belongs(reference is not None, "--reference")
     if plot_path is not None:
         benchmark_report.check_plot(plot_path)
     for path in filter(None, (csv_path, markdown_path, plot_path)):
@@ -137,18 +137,19 @@ def bench(
             detail(f"opening {path}")
             entries.append(benchmark.entry_from_engine(path, **settings))
             opened.callback(entries[-1].upscaler.close)
+        frames = benchmark.frames_of_entries(entries)
         if reference is not None:
             detail(f"opening {reference} in torch")
             tile_px = entries[0].upscaler.tile_px
-            entries.append(benchmark.entry_from_reference(reference, tile_px, threads, context, lora))
+            entries.append(benchmark.entry_from_reference(reference, tile_px, threads, weights, frames=frames))
             opened.callback(entries[-1].upscaler.close)
         measurements, interrupted = _all_measured(entries, sizes, min_runs, min_seconds)
         # From here to the results a Ctrl-C would lose them.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         click.get_current_context().call_on_close(partial(signal.signal, signal.SIGINT, before))
     around = environment(threads, sizes[0])
-    warnings = benchmark.warnings_from_measurements(measurements)
-    relative = benchmark.relative_to_first(measurements)
+    warnings = warnings_from_measurements(measurements)
+    relative = relative_to_first(measurements)
     for warning in warnings:
         click.secho(f"intsr: warning: {warning}", err=True, bold=True)
     times = {}
@@ -219,10 +220,12 @@ def _measured(
     entries: Sequence[Entry], size: tuple[int, int], min_runs: int | None, min_seconds: float
 ) -> list[Measurement]:
     """With a progress bar on stderr where that is a terminal, else a line now and then."""
-    from intsr.runtime.measure.benchmark import bench_picture, measure
+    from intsr.runtime.measure.benchmark import bench_clip, bench_picture, frames_of_entries, measure
 
-    picture = bench_picture(*size)
-    say(f"measuring {len(entries)} on a {size[0]}x{size[1]} picture")
+    frames = frames_of_entries(entries)
+    picture = bench_picture(*size) if frames is None else bench_clip(frames, *size)
+    what = "picture" if frames is None else f"chunk of {frames} frames"
+    say(f"measuring {len(entries)} on a {size[0]}x{size[1]} {what}")
     if not on_terminal():
         said = time.monotonic()
 

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from intsr.cli.console import common_options, emit_json, on_terminal, progress, say, tell
+from intsr.cli.console import common_options, progress, say
 from intsr.cli.options import FiniteFloat
-from intsr.errors import EXIT_OUT_OF_MEMORY, EXIT_SOME_FAILED, IntsrError, UsageError, printable
+from intsr.errors import UsageError, printable
+from intsr.runtime.commands.upscale_shows import (
+    finish,
+    frame_progress,
+    show_plan,
+    show_report,
+    tile_progress_of,
+)
 from intsr.runtime.commands.upscale_values import OutputFormat, Rate, Seconds, Times
 from intsr.types import COLOR_FIXES
 
 if TYPE_CHECKING:
     from intsr.manifest import Manifest
-    from intsr.runtime.batch.files import FileReport, FilmReport
     from intsr.runtime.batch.jobs import Job
-    from intsr.runtime.batch.options import FileOptions
-    from intsr.runtime.batch.pipes import Pipes
     from intsr.runtime.cluster.run import ClusterBatch
-    from intsr.runtime.films.types import Frame
-    from intsr.runtime.tiles.grid import Tile
 
 # Not asked whether it is readable: one that is not must not stop the others.
 _PATH = click.Path(path_type=Path, readable=False)
 _AUTO, _USUAL_BACKEND, _SAME_FORMAT = "auto", "cuda-python", "same"
-# Of so many tiles a picture takes long enough to be announced.
-_MANY_TILES = 64
 
 
 def _list_devices(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -208,7 +205,7 @@ def upscale(
     from intsr.runtime.batch.naming import Naming
     from intsr.runtime.batch.options import FileOptions
     from intsr.runtime.batch.pipes import open_pipes
-    from intsr.runtime.batch.plan import cheapest_tile
+    from intsr.runtime.batch.plan import cheapest_tile, picture_sizes
     from intsr.runtime.batch.run import Batch
     from intsr.runtime.cluster.addresses import remote_outputs
     from intsr.runtime.cluster.options import check_beside_ray, cluster_options
@@ -249,7 +246,12 @@ def upscale(
         piped = {"the input -": pipes.source is not None, "-o -": pipes.target is not None}
         check_beside_ray(cluster, piped, device, manifest.target)
     naming = Naming(_template(template, name_suffix), output_format, outscale or manifest.upscale_factor, engine.stem)
-    kind = {"recursive": recursive, "must_be_folder": output.endswith(("/", os.sep)), "resuming": skip_existing}
+    kind = {
+        "recursive": recursive,
+        "must_be_folder": output.endswith(("/", os.sep)),
+        "resuming": skip_existing,
+        "sees_frames": manifest.chunk is not None,
+    }
     jobs = plan_jobs(paths, Path(output), naming=naming, note=lambda text: say(printable(text)), **kind)
     given = {
         "--name": template is not None,
@@ -275,7 +277,7 @@ def upscale(
         return skip_existing and not job.problem and exists
 
     # Of the whole batch: a shard takes the tiles that all of it would have.
-    chosen = cheapest_tile(manifest, jobs, overlap_px) if tile_px is None else tile_px
+    chosen = cheapest_tile(manifest, picture_sizes(jobs), overlap_px) if tile_px is None else tile_px
     jobs = shard_of(jobs, shard) if shard is not None else jobs
     if not jobs:
         say(f"shard {shard}: nothing to do")
@@ -300,7 +302,7 @@ def upscale(
         return pipes.named(text) if remote is None else remote.named(text)
 
     if dry_run:
-        _plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, named, as_json)
+        show_plan([job for job in jobs if not skipped(job)], manifest.at_tile(chosen), options, named, as_json)
         return
     remove_stale_parts(job.output for job in jobs if not job.problem)
     work: Batch | ClusterBatch
@@ -319,46 +321,17 @@ def upscale(
         )
     else:
         work = Batch(
-            open_engine_with(engine, session), options, auto_tile=tile_px is None, frame_progress=_show_frames
+            open_engine_with(engine, session), options, auto_tile=tile_px is None, frame_progress=frame_progress
         )
     one = len(jobs) == 1
-    tile_progress = _tiles_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None
+    tile_progress = tile_progress_of(jobs[0], options, manifest.upscale_factor, pipes) if one else None
     # A film shows how far it is itself, where it is made here.
     by_itself = one or (cluster is None and any(job.is_film for job in jobs))
     with closing(work), closing(work.reports(jobs, tile_progress, skipped)) as made:
         shown = made if by_itself else progress(made, "Upscaling", len(jobs))
-        reports = [_shown(report.renamed(named), as_json) for report in shown]
+        reports = [show_report(report.renamed(named), as_json) for report in shown]
     pipes.deliver()
-    _finish(reports)
-
-
-def _plan(
-    jobs: Sequence[Job], manifest: Manifest, options: FileOptions, named: Callable[[str], str], as_json: bool
-) -> None:
-    """The dry run: a line a picture; exit code 1 where one cannot be read or must not be made."""
-    from intsr.runtime.batch.plan import planned_picture
-
-    failed = 0
-    for job in jobs:
-        try:
-            planned = planned_picture(job, manifest, options, named)
-        except (IntsrError, OSError) as error:
-            text = str(error).replace(str(job.source), named(str(job.source)))
-            tell(f"intsr: error: {text}")
-            if as_json:
-                paths = {"input": named(str(job.source)), "output": named(str(job.output))}
-                emit_json(paths | {"status": "failed", "error": text})
-            failed += 1
-            continue
-        if as_json:
-            emit_json(asdict(planned))
-        else:
-            size, tiles = f"{planned.width}x{planned.height}", f"{planned.tiles} of {planned.tile_px} pixels"
-            frames = f"; {planned.frames} frames" if planned.frames is not None else ""
-            computed = f"{planned.redundancy:.2f} times the picture computed"
-            click.echo(printable(f"{planned.input} -> {planned.output} ({size}{frames}; tiles: {tiles}, {computed})"))
-    if failed:
-        sys.exit(EXIT_SOME_FAILED)
+    finish(reports)
 
 
 def _tile_from_text(text: str) -> int | None:
@@ -386,61 +359,3 @@ def _check_for_engine(manifest: Manifest, overlap_px: int | None, batch_tiles: i
     built = manifest.networks[0].input.shape[0]
     if batch_tiles is not None and batch_tiles != built:
         raise UsageError("--batch-tiles", str(batch_tiles), f"{built}, which the engine was built for")
-
-
-def _tiles_of(
-    job: Job, options: FileOptions, factor: int, pipes: Pipes
-) -> Callable[[Sequence[Tile]], Iterable[Tile]]:
-    """Return a function that shows how far one picture has got."""
-
-    def shown(tiles: Sequence[Tile]) -> Iterable[Tile]:
-        if len(tiles) >= _MANY_TILES and not on_terminal():
-            # The last tile ends where the picture does.
-            last = tiles[-1]
-            width_px, height_px = last.left + last.width, last.top + last.height
-            made_width, made_height = options.output_size(width_px, height_px, factor)
-            size = f"{width_px}x{height_px} -> {made_width}x{made_height}"
-            say(printable(f"{pipes.named(str(job.source))}: {size}, {len(tiles)} tiles"))
-        return progress(tiles, "Upscaling", len(tiles))
-
-    return shown
-
-
-def _show_frames(frames: Iterator[Frame], total: int | None) -> Iterator[Frame]:
-    return progress(frames, "Upscaling", total, unit="frames")
-
-
-def _shown(report: FileReport, as_json: bool) -> FileReport:
-    if as_json:
-        emit_json(report.to_json())
-    if report.status == "failed":
-        tell(f"intsr: error: {report.error}")
-    elif not as_json and report.status == "skipped":
-        say(printable(f"{report.input}: {report.output} is there already"))
-    elif not as_json:
-        size = f"{report.width}x{report.height}"
-        what = f"{size}, {report.ms:.0f} ms" if report.film is None else f"{size}, {_film_words(report.film)}"
-        say(printable(f"{report.input} -> {report.output} ({what})"))
-    for note in report.notes:
-        say(printable(f"{report.input}: note: {note}"))
-    return report
-
-
-def _film_words(film: FilmReport) -> str:
-    words = [f"{film.frames} frames", f"{film.frames_per_s:.2f} frames/s"]
-    if film.resumed:
-        words.insert(1, f"{film.resumed} of them by an earlier run")
-    if film.still_share:
-        words.append(f"{film.still_share:.0%} of it stood still and was not computed again")
-    if film.flicker is not None:
-        words.append(f"flicker {film.flicker:.2f} levels")
-    return ", ".join(words)
-
-
-def _finish(reports: Sequence[FileReport]) -> None:
-    failed = [report for report in reports if report.status == "failed"]
-    if len(reports) > 1:
-        counts = {status: sum(r.status == status for r in reports) for status in ("ok", "skipped", "failed")}
-        say(", ".join(f"{count} {status}" for status, count in counts.items() if count))
-    if failed:
-        sys.exit(EXIT_OUT_OF_MEMORY if all(report.out_of_memory for report in failed) else EXIT_SOME_FAILED)

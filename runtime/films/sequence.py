@@ -23,21 +23,24 @@ _SRGB = Colours(matrix=1, primaries=1, transfer=13, range=1)
 class SequenceReader:
     """Numbered pictures that are read as a film: the least number is its first frame, and gaps are none.
 
-    Has what `FilmReader` has. Raises ImageError, UsageError.
+    Has what `FilmReader` has, and numbers: of the wanted pictures, by their frames' time. Raises ImageError,
+    UsageError.
     """
 
     def __init__(self, path: Path, options: FilmOptions) -> None:
         self.problem, self.start_pts = "", 0
         self.span: tuple[Fraction, Fraction | None] | None = None
         self._broken: list[str] = []
-        pictures = list(numbered_pictures(path).values())
+        pictures = list(numbered_pictures(path).items())
         first, wanted = math.ceil(options.start_s * options.fps), len(pictures)
         if options.duration_s is not None:
             wanted = math.ceil(options.duration_s * options.fps)
-        self._pictures = list(enumerate(pictures[first : first + wanted]))
-        if not self._pictures:
+        chosen = pictures[first : first + wanted]
+        self.numbers = [number for number, _ in chosen]
+        self._pictures = [picture for _, picture in chosen]
+        if not chosen:
             raise ImageError(path, f"{len(pictures)} pictures, none of them wanted", "numbered pictures")
-        header = read_header(self._pictures[0][1])
+        header = read_header(self._pictures[0])
         self._size = header.width_px, header.height_px
         self.facts = FilmFacts(
             path=path,
@@ -54,7 +57,7 @@ class SequenceReader:
 
     def frames(self, after: int | None = None) -> Iterator[Frame]:
         """Yield the wanted pictures, their place among them as their time. after: only those behind this place."""
-        for place, path in self._pictures:
+        for place, path in enumerate(self._pictures):
             if after is not None and place <= after:
                 continue
             try:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ import numpy as np
 
 from intsr.arrays import Array
 from intsr.bundle import read_manifest
-from intsr.errors import IntsrError
+from intsr.errors import IntsrError, UsageError
 from intsr.memory import peak_resident_bytes, resident_bytes
 from intsr.runtime.backends.compatibility import check_runs_here
 from intsr.runtime.backends.protocol import backend_module
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure.machine import clock_from_gpus, gpus_from_nvidia_smi
-from intsr.runtime.upscaler import STAGES, Upscaler, UpscaleResult
-from intsr.types import NETWORKS, SYNTHETIC_NOTE
+from intsr.runtime.measure.measurement import Measurement
+from intsr.runtime.upscaler import Upscaler, UpscaleResult
+from intsr.runtime.video.clip import chunk_with_timings
+from intsr.types import NETWORKS, NO_WEIGHT_OPTIONS, VIDEO_NETWORKS, WeightOptions
 
-# target -> "module:function", function(model, tile_px, threads) -> Upscaler. Not engines: opened only when asked for.
+# target -> "module:function", a function as `open_reference`. Not engines: opened only when asked for.
 REFERENCES: dict[str, str] = {"torch": "intsr.engines.verify.reference:open_reference"}
 
 WARM_UP_MS = 200.0
@@ -34,8 +36,8 @@ WARM_UP_DEVICE_MS = 1500.0
 LONG_RUN_MS = 1000.0
 # Where nobody says how many: fewer of what takes very long.
 DEFAULT_RUNS, FEW_RUNS, FEW_ABOVE_MS = 10, 3, 4000.0
-# Variation above this is noise that comparisons should not be trusted through; trtexec warns at the same.
-VARIATION_LIMIT_PERCENT = 2.5
+# (frames, height, width, colours).
+CLIP_DIMENSIONS = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,7 +74,10 @@ class Entry:
 
     def run(self, picture: Array) -> UpscaleResult:
         """Run once, unmeasured by anything but the result itself, and note the GPU memory that it took."""
-        result = self.upscaler.upscale_with_timings(picture)
+        if picture.ndim == CLIP_DIMENSIONS:
+            result = chunk_with_timings(self.upscaler, picture)
+        else:
+            result = self.upscaler.upscale_with_timings(picture)
         self.last_ms, self.tiles = result.total_ms, result.tiles
         taken = self.upscaler.backend.device_bytes()
         if taken is not None:
@@ -87,59 +92,10 @@ class Entry:
             self.transfers_ms.append(result.transfers_ms)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What was measured of one entry, milliseconds a picture."""
-
-    path: str
-    target: str
-    bits: str
-    precision: str
-    # Of the picture, width and height, and how many tiles it is computed in.
-    input_px: tuple[int, int]
-    tiles: int
-    runs: int
-    median_ms: float
-    mean_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    min_ms: float
-    max_ms: float
-    # Standard deviation over mean.
-    variation_percent: float
-    # From the mean.
-    images_per_s: float
-    output_megapixels_per_s: float
-    # Medians by stage.
-    stages_ms: dict[str, float]
-    # The networks alone, on a GPU by its own clock and without copies.
-    networks_ms: float
-    # Copies to and from a GPU, which run beside the networks.
-    transfers_ms: float | None
-    # Of the file, and as those of `Entry`; the process's with all entries open.
-    engine_bytes: int | None
-    opened_bytes: int | None
-    peak_process_bytes: int
-    peak_device_bytes: int | None = None
-    device: str | None = None
-    cuda_graphs: bool | None = None
-    # Of the GPU's multiprocessors, read while it worked, just before measuring.
-    clock_mhz: float | None = None
-    synthetic: bool = False
-    # What the user should know of how it runs here.
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers; the notes are among the warnings (`warnings_from_measurements`)."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
-
-
 def entry_from_engine(path: Path, **options: Any) -> Entry:
-    """options: of `open_engine`. Raises whatever that raises, UsageError for a video engine."""
+    """options: of `open_engine`. Raises whatever that raises."""
     # Checked first: a library that is not there, or too old, is told as `open_engine` tells it.
     manifest = read_manifest(path)
-    manifest.check_sees_pictures("bench", path)
     check_runs_here(manifest, path)
     # Else the first engine of a library would be charged with it.
     backend_module(manifest.target).load_library()
@@ -158,7 +114,7 @@ def entry_from_engine(path: Path, **options: Any) -> Entry:
 
 
 def counterpart_of(path: Path) -> Path | None:
-    """Return a full-precision engine of the same model, target and tile in the same folder, if there is one.
+    """Return a full-precision engine of the same model, target, tile and chunk in the same folder, if there is one.
 
     Integers are only worth their name where they beat it. Raises BundleError, UsageError for `path` itself.
     """
@@ -168,18 +124,26 @@ def counterpart_of(path: Path) -> Path | None:
             found = read_manifest(other)
         except (IntsrError, OSError):
             continue
-        keys = ("model", "target", "tile_px", "upscale_factor")
+        keys = ("model", "target", "tile_px", "upscale_factor", "chunk")
         if found.bits == "fp" and all(getattr(found, key) == getattr(manifest, key) for key in keys):
             return other
     return None
 
 
 def entry_from_reference(
-    model: str, tile_px: int, threads: int, context: Path | None = None, lora: Path | None = None
+    model: str,
+    tile_px: int,
+    threads: int,
+    weights: WeightOptions = NO_WEIGHT_OPTIONS,
+    *,
+    frames: int | None = None,
 ) -> Entry:
-    """Open the model as torch runs it, in float32, eager. Raises MissingLibraryError, ModelError."""
+    """Open the model as torch runs it, in float32, eager. frames: of a video model's chunk.
+
+    Raises MissingLibraryError, ModelError, UsageError.
+    """
     module, _, function = REFERENCES["torch"].partition(":")
-    upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, context, lora)
+    upscaler: Upscaler = getattr(import_module(module), function)(model, tile_px, threads, weights, frames=frames)
     return Entry(path=model, target="torch", bits="fp", upscaler=upscaler, synthetic=upscaler.synthetic)
 
 
@@ -198,6 +162,27 @@ def bench_picture(width_px: int, height_px: int) -> Array:
     waves = [0.5 + 0.4 * np.sin(2 * np.pi * (frequency * x + y * y)) for frequency in (2, 5, 11)]
     grain = rng.normal(0, 0.03, (height_px, width_px, 3))
     return np.asarray((np.clip(np.stack(waves, axis=2) + grain, 0, 1) * 255).round(), np.uint8)
+
+
+def frames_of_entries(entries: Sequence[Entry]) -> int | None:
+    """Return how many frames the chunks of video engines have; None for pictures. Raises UsageError for a mixture."""
+    chunks = {entry.path: entry.upscaler.backend.chunk for entry in entries}
+    kinds = {chunk: path for path, chunk in chunks.items()}
+    if len(kinds) > 1:
+        of = {
+            path: "pictures" if chunk is None else f"chunks of {chunk.frames} frames, {chunk.overlap_frames} shared"
+            for chunk, path in kinds.items()
+        }
+        got = "; ".join(f"{path}: {what}" for path, what in of.items())
+        raise UsageError("ENGINE...", got, "engines of pictures alone, or of chunks of one length")
+    (chunk,) = kinds
+    return None if chunk is None else chunk.frames
+
+
+def bench_clip(frames: int, width_px: int, height_px: int) -> Array:
+    """(F, H, W, 3) uint8: `bench_picture`, moved by a pixel a frame."""
+    picture = bench_picture(width_px, height_px)
+    return np.stack([np.roll(picture, index, axis=1) for index in range(frames)])
 
 
 def measure(
@@ -261,14 +246,20 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
     times = np.array(entry.total_ms)
     p90, p95, p99 = np.percentile(times, (90, 95, 99)).tolist()
     mean_ms = float(times.mean())
-    output_pixels = picture.shape[0] * picture.shape[1] * entry.upscaler.upscale_factor**2
+    chunk, (height_px, width_px) = entry.upscaler.backend.chunk, picture.shape[-3:-1]
+    count = 1 if chunk is None else chunk.frames - chunk.overlap_frames
+    output_pixels = count * height_px * width_px * entry.upscaler.upscale_factor**2
+    stages = list(entry.stages_ms[0])
+    networks = [stage for stage in stages if stage in (*NETWORKS, *VIDEO_NETWORKS)]
     return Measurement(
         path=entry.path,
         target=entry.target,
         bits=entry.bits,
         precision=entry.upscaler.backend.precision,
-        input_px=(picture.shape[1], picture.shape[0]),
+        input_px=(width_px, height_px),
         tiles=entry.tiles,
+        chunk_frames=None if chunk is None else chunk.frames,
+        shared_frames=None if chunk is None else chunk.overlap_frames,
         runs=len(times),
         median_ms=float(np.median(times)),
         mean_ms=mean_ms,
@@ -278,10 +269,10 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         min_ms=float(times.min()),
         max_ms=float(times.max()),
         variation_percent=float(times.std() / mean_ms * 100),
-        images_per_s=1e3 / mean_ms,
+        images_per_s=count * 1e3 / mean_ms,
         output_megapixels_per_s=output_pixels / mean_ms / 1e3,
-        stages_ms={stage: float(np.median([run[stage] for run in entry.stages_ms])) for stage in STAGES},
-        networks_ms=float(np.median([sum(run[name] for name in NETWORKS) for run in entry.stages_ms])),
+        stages_ms={stage: float(np.median([run[stage] for run in entry.stages_ms])) for stage in stages},
+        networks_ms=float(np.median([sum(run[name] for name in networks) for run in entry.stages_ms])),
         transfers_ms=float(np.median(entry.transfers_ms)) if entry.transfers_ms else None,
         engine_bytes=entry.engine_bytes,
         opened_bytes=entry.opened_bytes,
@@ -293,43 +284,6 @@ def _measurement(entry: Entry, picture: Array) -> Measurement:
         synthetic=entry.synthetic,
         notes=entry.upscaler.backend.notes,
     )
-
-
-def relative_to_first(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """`speedup` above 1: so many times as fast as the first on a picture of that size, by the medians."""
-    first: dict[tuple[int, int], float] = {}
-    for m in measurements:
-        first.setdefault(m.input_px, m.median_ms)
-    return [
-        {"path": m.path, "target": m.target, "input_px": m.input_px, "speedup": first[m.input_px] / m.median_ms}
-        for m in measurements
-    ]
-
-
-def warnings_from_measurements(measurements: Sequence[Measurement]) -> list[str]:
-    """What a reader of the numbers must know: noise, integers slower than full precision or not run as such, random
-    weights.
-    """
-    several = len({m.input_px for m in measurements}) > 1
-    on = {m.input_px: f" on {m.input_px[0]}x{m.input_px[1]}" if several else "" for m in measurements}
-    texts = [
-        f"{m.path}{on[m.input_px]}: runs vary by {m.variation_percent:.1f} % (over {VARIATION_LIMIT_PERCENT} %): "
-        "close other programs or measure longer"
-        for m in measurements
-        if m.variation_percent > VARIATION_LIMIT_PERCENT
-    ]
-    texts += [
-        f"INT IS SLOWER HERE{on[full.input_px]}: {integer.path} ({integer.bits}) takes {integer.median_ms:.1f} ms, "
-        f"{full.path} (full precision, {full.target}) {full.median_ms:.1f} ms"
-        for integer in measurements
-        for full in measurements
-        if integer.bits != "fp" and full.bits == "fp" and full.median_ms < integer.median_ms
-        if integer.input_px == full.input_px
-    ]
-    texts += [f"{m.path}: {note}" for m in measurements for note in m.notes]
-    texts += [f"{m.path}: {SYNTHETIC_NOTE}" for m in measurements if m.synthetic]
-    # Once each, however many sizes there are.
-    return list(dict.fromkeys(texts))
 
 
 def default_threads() -> int:

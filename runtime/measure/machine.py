@@ -14,9 +14,7 @@ from typing import Any
 
 from intsr.runtime.backends.compatibility import cpu_model
 
-INCLUDED = (
-    "resize, tiling, three networks, copies to and from a GPU, blending and colour fix; no file is read or written"
-)
+INCLUDED = "resize, tiling, networks, copies to and from a GPU, blending and colour fix; no file is read or written"
 _LIBRARIES = (
     *("numpy", "pillow", "openvino", "onnxruntime", "torch"),
     *("tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "pycuda"),

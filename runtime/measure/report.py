@@ -11,19 +11,19 @@ from typing import Any
 from intsr.errors import UsageError
 from intsr.files import atomic_path
 from intsr.optional import require
-from intsr.runtime.measure.benchmark import Measurement
 from intsr.runtime.measure.layer_times import totals_by_kind
-from intsr.runtime.upscaler import STAGES
+from intsr.runtime.measure.measurement import Measurement
 
 _LATENCIES = ("median_ms", "mean_ms", "p90_ms", "p95_ms", "p99_ms", "min_ms", "max_ms")
 _RATES = ("images_per_s", "output_megapixels_per_s")
-# Headings of the table -> keys.
+# Headings of the table -> keys. Of a film they are frames.
+_RATE = "images/s"
 _COLUMNS = {
     "median ms": "median_ms",
     "p90 ms": "p90_ms",
     "p99 ms": "p99_ms",
     "variation %": "variation_percent",
-    "images/s": "images_per_s",
+    _RATE: "images_per_s",
     "networks ms": "networks_ms",
     "transfers ms": "transfers_ms",
     "times first": "speedup",
@@ -65,15 +65,16 @@ def write_markdown(path: Path, rows: Rows, environment: Mapping[str, Any]) -> No
 
 
 def _tables(rows: Rows) -> Iterator[str]:
-    yield from ("", f"{_picture(rows[0]['input_px'], rows[0]['tiles'])}:", "")
-    yield _table_line(["engine", "target", "bits", *_COLUMNS])
+    yield from ("", f"{_picture(rows[0])}:", "")
+    columns = ("frames/s" if name == _RATE and rows[0]["chunk_frames"] else name for name in _COLUMNS)
+    yield _table_line(["engine", "target", "bits", *columns])
     yield _table_line(["---"] * 3 + ["---:"] * len(_COLUMNS))
     for row in rows:
         names = [Path(row["path"]).name, row["target"], f"{row['bits']} {row['precision']}"]
         yield _table_line([*names, *(_number(row[key]) for key in _COLUMNS.values())])
     memory = {"engine file": "engine_bytes", "process, opening": "opened_bytes", "device": "peak_device_bytes"}
     for heading, keys, show in (
-        ("stage, ms", {stage: f"stage_{stage}_ms" for stage in STAGES}, _number),
+        ("stage, ms", _stages(rows), _number),
         ("memory, MiB", memory, _mebibytes),
     ):
         yield from ("", _table_line([heading, *(Path(row["path"]).name for row in rows)]))
@@ -81,8 +82,17 @@ def _tables(rows: Rows) -> Iterator[str]:
         yield from (_table_line([name, *(show(row[key]) for row in rows)]) for name, key in keys.items())
 
 
-def _picture(input_px: Sequence[int], tiles: int) -> str:
-    return f"a picture of {input_px[0]}x{input_px[1]}, {tiles} {'tile' if tiles == 1 else 'tiles'}"
+def _stages(rows: Rows) -> dict[str, str]:
+    """Stage -> its key, in the order in which they run."""
+    keys = [key for key in rows[0] if key.startswith("stage_")]
+    return {key.removeprefix("stage_").removesuffix("_ms"): key for key in keys}
+
+
+def _picture(row: Mapping[str, Any]) -> str:
+    """row: of a `Measurement`, what was measured."""
+    (width_px, height_px), tiles, frames = row["input_px"], row["tiles"], row["chunk_frames"]
+    what = f"a chunk of {frames} frames, {row['shared_frames']} of them shared," if frames else "a picture"
+    return f"{what} of {width_px}x{height_px}, {tiles} {'tile' if tiles == 1 else 'tiles'}"
 
 
 def _table_line(cells: Sequence[str]) -> str:
@@ -112,7 +122,7 @@ def lines_from_measurements(measurements: Sequence[Measurement], relative: Rows,
         numbers = measurement.to_json()
         device = f", {measurement.device}" if measurement.device else ""
         yield f"\n{measurement.path} ({measurement.target}, {measurement.bits}, {measurement.precision}{device})"
-        yield f"  {_picture(measurement.input_px, measurement.tiles)}"
+        yield f"  {_picture(numbers)}"
         yield "  " + "  ".join(f"{column} {numbers[column]:.2f}" for column in (*_LATENCIES, *_RATES))
         yield "  stages_ms: " + "  ".join(f"{stage} {ms:.2f}" for stage, ms in measurement.stages_ms.items())
         yield f"  networks alone {measurement.networks_ms:.2f} ms, {_transfers(measurement)}"
@@ -164,15 +174,15 @@ def write_plot(path: Path, rows: Rows) -> None:
     if len({tuple(row["input_px"]) for row in rows}) > 1:
         names = [f"{name}, {row['input_px'][0]}x{row['input_px'][1]}" for name, row in zip(names, rows, strict=True)]
     left = [0.0] * len(rows)
-    for stage in STAGES:
-        widths = [row[f"stage_{stage}_ms"] for row in rows]
+    for stage, key in _stages(rows).items():
+        widths = [row[key] for row in rows]
         axes.barh(range(len(rows)), widths, left=left, label=stage)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.plot([row["median_ms"] for row in rows], range(len(rows)), "k|", markersize=16, label="median, end to end")
     axes.plot([row["p99_ms"] for row in rows], range(len(rows)), "kx", label="p99, end to end")
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("ms a picture")
+    axes.set_xlabel("ms a chunk of frames" if rows[0]["chunk_frames"] else "ms a picture")
     figure.legend(loc="outside upper center", ncols=5, fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower())

@@ -59,6 +59,8 @@ class TiledPicture:
     plan: TilePlan
     clock: StageClock
     tile_progress: TileProgress | None = None
+    # Whether networks take the pixels themselves, not the enlarged ones.
+    takes_pixels: bool = False
     # Of a film: where the tiles are kept for the next frame, and those of the last one that hold for this.
     memory: TileMemory | None = None
     known: Mapping[Tile, Array] = field(default_factory=dict)
@@ -66,14 +68,14 @@ class TiledPicture:
     rows: dict[int, Array] = field(default_factory=dict)
 
     def inputs(self) -> Iterator[Array]:
-        """Yield the (3, T f, T f) in [-1, 1] of every tile that is not known."""
-        factor = self.enlarger.upscale_factor
+        """Yield the (3, T f, T f) in [-1, 1] of every tile that is not known; (3, T, T) where pixels are taken."""
+        factor = 1 if self.takes_pixels else self.enlarger.upscale_factor
         for tile in self.plan.tiles:
             if tile in self.known:
                 continue
-            enlarged = self._enlarged_rows(tile)
+            source, top = (self.enlarger.pixels, tile.top) if self.takes_pixels else (self._enlarged_rows(tile), 0)
             with self.clock.stage("resize"):
-                unit = unit_part(enlarged, 0, tile.left * factor, tile.height * factor, tile.width * factor)
+                unit = unit_part(source, top, tile.left * factor, tile.height * factor, tile.width * factor)
                 x = pad_to_square(unit, self.plan.tile_px * factor) * np.float32(2) - np.float32(1)
             yield x
 
@@ -110,7 +112,7 @@ class TiledPicture:
 
 
 def blended_bands(picture: TiledPicture, run_tiles: RunTiles) -> Generator[Band]:
-    """Yield all rows, in order. run_tiles: (3, T f, T f) in [-1, 1] -> the same of the networks, in order."""
+    """Yield all rows, in order. run_tiles: of `inputs` -> (3, T f, T f) that the networks make, in order."""
     # Closed here, not by the garbage collector: after an error a device may still be at work for it.
     with closing(run_tiles(picture.inputs())) as images:
         yield from picture.bands(images)

@@ -17,7 +17,11 @@ from PIL import Image
 
 from intsr.arrays import Array
 
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
 CHANNELS = 3
 # Pixels of the input on either side that an output pixel can depend on: the wider filter's support, and one for
 # rounding.
@@ -76,7 +80,9 @@ def enlarge(pixels: Array, upscale_factor: int, resize_filter: str) -> Array:
 
 
 def unit_part(enlarged: Array, top: int, left: int, height: int, width: int) -> Array:
-    """Return a rectangle of what `enlarge` gave as (3, height, width) float32 in [0, 1]; grey three times."""
+    """Return a rectangle of what `enlarge` gave, or of what it takes, as (3, height, width) float32 in [0, 1]; grey
+    three times.
+    """
     part = _unit(enlarged[top : top + height, left : left + width])
     return part.transpose(2, 0, 1) if part.ndim == 3 else np.broadcast_to(part, (CHANNELS, height, width))
 
@@ -88,4 +94,6 @@ def unit_channels(enlarged: Array) -> Iterator[Array]:
 
 
 def _unit(values: Array) -> Array:
-    return values.astype(np.float32) / np.float32(255) if values.dtype == np.uint8 else values
+    if values.dtype.kind != "u":
+        return values
+    return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max)

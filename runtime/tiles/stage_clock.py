@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from intsr.types import NETWORKS
+from intsr.types import NETWORKS, VIDEO_NETWORKS
 
 T = TypeVar("T")
 
 STAGES = ("resize", *NETWORKS, "blend", "color_fix")
+# Of a chunk of frames.
+VIDEO_STAGES = ("resize", *VIDEO_NETWORKS, "blend", "color_fix")
 TRANSFERS = "transfers"
 
 

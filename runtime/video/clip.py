@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +18,8 @@ from intsr.runtime.color_fix import open_color_fix
 from intsr.runtime.tiles.blend import OutputCheck, pixels_from_unit
 from intsr.runtime.tiles.enlarge import Enlarger, unit_channels, unit_part
 from intsr.runtime.tiles.grid import pad_to_square, plan_tiles, plan_weights
-from intsr.runtime.tiles.stage_clock import StageClock
+from intsr.runtime.tiles.stage_clock import VIDEO_STAGES, StageClock
+from intsr.runtime.upscaler import UpscaleResult
 from intsr.runtime.video.chunks import Chunk, fade_in
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ class ClipRun:
     color_fix: str | None = None
     overlap_px: int | None = None
     spill_folder: Path | None = None
-    clock: StageClock = field(default_factory=StageClock)
+    clock: StageClock = field(default_factory=lambda: StageClock(dict.fromkeys(VIDEO_STAGES, 0.0)))
     # The last frames of the chunk before, whose beginning of this one they are: (overlap, 3, H f, W f) float32.
     _tail: Array | None = None
 
@@ -54,22 +58,27 @@ class ClipRun:
 
     def _fixed(self, frames: Sequence[Array]) -> Array:
         """(F, 3, H f, W f) float32 in the colours of the enlarged frames, whose statistics are the chunk's."""
-        enlarged = [self._enlarger(pixels).rows(0, pixels.shape[0] * self._factor) for pixels in frames]
+        with self.clock.stage("resize"):
+            enlarged = [self._enlarger(pixels).rows(0, pixels.shape[0] * self._factor) for pixels in frames]
         unit = self._blended(frames, enlarged)
         name = self.color_fix or self.upscaler.color_fix
-        if name != "adain":
-            # Each frame by its own surroundings: these fixes look no further.
-            return np.stack([self._fix(name, [frame], [one]) for frame, one in zip(unit, enlarged, strict=True)])
-        # One tall picture: its statistics are those of all frames.
-        return self._fix(name, unit, enlarged).reshape(3, len(unit), *unit.shape[2:]).transpose(1, 0, 2, 3).copy()
+        # Statistics are the chunk's; the other fixes look no further than a frame's own surroundings.
+        together = len(unit) if name == "adain" else 1
+        for first in range(0, len(unit), together):
+            self._fix(name, unit[first : first + together], enlarged[first : first + together])
+        return unit
 
-    def _fix(self, name: str, units: Iterable[Array], enlarged: Iterable[Array]) -> Array:
-        fix, bands = open_color_fix(name, self.spill_folder), list[Array]()
-        with self.clock.stage("color_fix"):
-            for unit, one in zip(units, enlarged, strict=True):
-                bands += fix.push(unit, unit_channels(one))
-            bands += fix.finish()
-        return np.concatenate(bands, axis=1)
+    def _fix(self, name: str, units: Array, enlarged: Sequence[Array]) -> None:
+        """Frames (n, 3, H f, W f) float32, in place; one tall picture to the fix. A chunk is not held twice."""
+        with closing(open_color_fix(name, self.spill_folder)) as fix, self.clock.stage("color_fix"):
+            pushed = (fix.push(unit, unit_channels(one)) for unit, one in zip(units, enlarged, strict=True))
+            bands = chain(chain.from_iterable(pushed), fix.finish())
+            for unit in units:
+                top = 0
+                while top < unit.shape[1]:
+                    band = next(bands)
+                    unit[:, top : top + band.shape[1]] = band
+                    top += band.shape[1]
 
     @property
     def _factor(self) -> int:
@@ -90,13 +99,16 @@ class ClipRun:
         canvas, check = np.zeros((len(frames), 3, *size), np.float32), OutputCheck()
         for tile in plan.tiles:
             top, left, tall, wide = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
-            parts = [pad_to_square(unit_part(one, top, left, tall, wide), side_px) for one in enlarged]
+            with self.clock.stage("resize"):
+                parts = [pad_to_square(unit_part(one, top, left, tall, wide), side_px) for one in enlarged]
+                x = np.stack(parts, axis=1) * np.float32(2) - np.float32(1)
             weights = by_row[tile.row][:, None] * by_column[tile.column]
-            for index, made in enumerate(self._run(np.stack(parts, axis=1) * np.float32(2) - np.float32(1))):
+            for index, made in enumerate(self._run(x)):
                 if index < len(frames):
-                    unit = made[:, :tall, :wide] * np.float32(0.5) + np.float32(0.5)
-                    check.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
-                    canvas[index, :, top : top + tall, left : left + wide] += unit * weights
+                    with self.clock.stage("blend"):
+                        unit = made[:, :tall, :wide] * np.float32(0.5) + np.float32(0.5)
+                        check.add_range(unit.min(axis=(1, 2)), unit.max(axis=(1, 2)))
+                        canvas[index, :, top : top + tall, left : left + wide] += unit * weights
         check.finish(np.stack(frames).reshape(-1, width, 3))
         return np.clip(canvas, 0, 1, out=canvas)
 
@@ -109,3 +121,18 @@ class ClipRun:
         with self.upscaler.turn():
             for frames in backend.run_chunk(whole[None], self.clock.add):
                 yield from frames[0].astype(np.float32).transpose(1, 0, 2, 3)
+
+
+def chunk_with_timings(upscaler: Upscaler, frames: Array) -> UpscaleResult:
+    """One chunk of a film as `Upscaler.upscale_with_timings`. frames: (F, H, W, 3), at most as many as a chunk has.
+
+    Stages are `VIDEO_STAGES`: of encoder and decoder, the first frame and what is behind it apart.
+    """
+    run = ClipRun(upscaler, 0)
+    with upscaler.turn():
+        start = time.perf_counter()
+        made = np.stack(list(run.finished(Chunk(0, tuple(frames), is_last=True))))
+        total_ms = (time.perf_counter() - start) * 1e3
+    height_px, width_px = frames.shape[1:3]
+    tiles = plan_tiles(height_px, width_px, upscaler.tile_px, upscaler.overlap_px).tiles
+    return UpscaleResult(made, run.clock.stages_ms, total_ms, len(tiles), run.clock.transfers_ms)

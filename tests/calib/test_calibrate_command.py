@@ -161,7 +161,7 @@ def test_pictures_that_cannot_be_used_are_named_and_skipped(
     arguments = ("calibrate", tiny_folder, "--images", mixed, *ONE_PASS, "--json", "-o")
     code, out, err = intsr(*arguments, tmp_path / "d")
     assert code == 0 and json.loads(out)["pictures"] == 3
-    assert "4 of 7 pictures skipped" in err and err.count("skipped: ") == 4
+    assert "4 of 7 skipped" in err and err.count("skipped: ") == 4
     for name in (
         "0 transparent.png: transparent pixels",
         "1 truncated.png",

@@ -111,5 +111,5 @@ def test_no_calibration_there(tmp_path: Path) -> None:
 
 def test_another_models_calibration(calibration: Calibration) -> None:
     calibration.check_model("ab" * 32, "tiny")
-    with pytest.raises(CalibrationError, match="intsr calibrate other"):
+    with pytest.raises(CalibrationError, match=r"\(other\); calibrate this model \(intsr calibrate\), or"):
         calibration.check_model("cd" * 32, "other")

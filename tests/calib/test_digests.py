@@ -12,6 +12,7 @@ import torch
 from models import edit_json
 
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.models.families.published import FAMILIES
 from intsr.calib.models.open import open_model
 from intsr.errors import CalibrationError
 from intsr.export.pipeline import export_model
@@ -113,7 +114,8 @@ def test_another_models_calibration_is_refused(
 
 def test_a_lora_is_part_of_it(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.pkl").write_bytes(b"adapter")
-    monkeypatch.setattr("intsr.calib.models.open.read_lora", lambda path: SimpleNamespace(path=path, notes=()))
+    facts = {"notes": (), "family": FAMILIES["osediff"], "variant": "", "synthetic": False}
+    monkeypatch.setattr("intsr.calib.models.open.read_lora", lambda path, _: SimpleNamespace(path=path, **facts))
     plain, merged = open_model(str(tiny_folder)), open_model(str(tiny_folder), lora=tmp_path / "a.pkl")
     text = f"{plain.digest} lora:{hashlib.sha256(b'adapter').hexdigest()}"
     assert merged.digest == hashlib.sha256(text.encode()).hexdigest() != plain.digest

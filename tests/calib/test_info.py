@@ -180,7 +180,7 @@ def test_unknown_parts_are_refused(text):
 
 @pytest.mark.parametrize(("name", "arch"), [(None, None), ("demo", "sd21")])
 def test_exactly_one_of_model_and_arch(name, arch):
-    with pytest.raises(UsageError, match="neither or both"):
+    with pytest.raises(UsageError, match="neither or several"):
         architecture_from_name(name, arch)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from intsr.calib.learn.blocks import layer_statistics
 from intsr.calib.learn.initialize import initialize
+from intsr.calib.learn.method import PICTURE
 from intsr.calib.learn.quantized_layer import QuantizedLayer, quantized_layers
 from intsr.calib.methods import method_from_name, methods
 from intsr.calib.models.open import SRModel
@@ -28,7 +29,7 @@ def start_of(model: SRModel, method: str, elsewhere: bool) -> dict[str, Quantize
     return layers
 
 
-@pytest.mark.parametrize("method", [name for name, method in methods().items() if method.trains])
+@pytest.mark.parametrize("method", [name for name, method in methods(PICTURE).items() if method.trains])
 @torch.no_grad()
 def test_every_tensor_is_made_where_the_layers_are(tiny_model: SRModel, method: str) -> None:
     here, elsewhere = (start_of(tiny_model, method, flag) for flag in (False, True))

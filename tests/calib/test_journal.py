@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import intsr
-from intsr.calib.calibrate import Recipe, _identity
+from intsr.calib.calibrate import Recipe, identity_of_run
 from intsr.calib.learn.block_data import OnDisk
 from intsr.calib.learn.journal import CACHE_PREFIX, CURRENT_NAME, RUN_NAME, Journal, remove_work
 from intsr.calib.methods import methods
@@ -152,7 +152,7 @@ def test_a_run_of_a_version_that_did_not_say_so_does_not_go_on(tmp_path: Path) -
 
 
 def test_versions_and_plan_are_part_of_what_a_run_is(tiny_model: SRModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    identity, recipe = partial(_identity, tiny_model, []), Recipe("lbq")
+    identity, recipe = partial(identity_of_run, tiny_model, []), Recipe("lbq")
     before = identity(recipe)
     assert json.loads(json.dumps(before)) == before
     assert before["torch"] == torch.__version__

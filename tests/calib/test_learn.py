@@ -17,12 +17,15 @@ from intsr.calib.calibrate import Recipe, calibrate
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import PhaseName
 from intsr.calib.learn.journal import Journal
+from intsr.calib.learn.method import PICTURE
 from intsr.calib.learn.train import CACHES, Phase, TrainingOptions, train
 from intsr.calib.methods import methods
 from intsr.errors import CalibrationError, UsageError
 from intsr.types import Bits
 
-SMALL = Recipe("passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=6, training=TrainingOptions(2, 4, 2))
+SMALL = Recipe(
+    "passionsr", Bits(6, 6), tile_px=16, crop_px=8, crops=4, guard=False, training=TrainingOptions(2, 4, 2)
+)
 OPTIONS = (
     "--parts",
     "vae",
@@ -66,7 +69,7 @@ FAST_METHODS = ("passionsr", "efficientdm")
     "method",
     [
         pytest.param(name, marks=() if name in FAST_METHODS else pytest.mark.slow)
-        for name, method in methods().items()
+        for name, method in methods(PICTURE).items()
         if method.trains
     ],
 )
@@ -235,4 +238,4 @@ def test_dry_run_measures_and_writes_nothing(tiny_folder, pictures, tmp_path, in
 
 
 def test_methods_are_listed_once():
-    assert list(methods())[:2] == ["maxmin", "maxmin+let"] and len(methods()) == 11
+    assert list(methods(PICTURE))[:2] == ["maxmin", "maxmin+let"] and len(methods(PICTURE)) == 11

@@ -16,8 +16,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
-from intsr.calib.models.convert import LORA, convert
-from intsr.calib.models.lora import merge_lora, read_lora
+from intsr.calib.models.convert import convert
+from intsr.calib.models.families.published import read_lora
+from intsr.calib.models.lora import merge_lora
 from intsr.calib.models.open import SRModel, load_model, open_model
 from intsr.errors import ModelError
 
@@ -112,7 +113,7 @@ def test_weights_are_those_of_peft_merged(loaded: SRModel, adapted: tuple, base:
 
 def test_converted_it_is_the_same(pickled: Path, tmp_path: Path) -> None:
     written = convert(pickled, tmp_path / "osediff.safetensors")
-    assert written.kind == LORA and written.values == 6
+    assert written.kind == "OSEDiff LoRA" and written.values == 6
     got, expected = read_lora(tmp_path / "osediff.safetensors"), read_lora(pickled)
     torch.testing.assert_close((got.updates, got.base), (expected.updates, expected.base), rtol=0, atol=0)
 
@@ -184,7 +185,7 @@ A, B = (f"{ONE}.lora_{side}.default_encoder.weight".replace(".", "__") for side 
         (lambda saved: saved | {"embeddings": torch.zeros(3)}, ["1 tensors", "embeddings"]),
         (_without("rank_vae"), ["its vae lacks rank", "OSEDiff's LoRA"]),
         (_without("unet_lora_others_modules"), ["its unet lacks rank, module lists or weights"]),
-        (lambda saved: {"state_dict": saved["state_dict_unet"]}, ["no OSEDiff LoRA"]),
+        (lambda saved: {"state_dict": saved["state_dict_unet"]}, ["no LoRA of a known family"]),
         (lambda saved: saved | {"lora_alpha": 16}, ["unknown keys lora_alpha", "W + (8 / r) B A is computed"]),
         (lambda saved: saved | {"config": {"alpha_pattern": {ONE: 4}}}, ["unknown keys config.alpha_pattern"]),
         (lambda saved: saved | {"vae_lora_decoder_modules": []}, ["unknown keys vae_lora_decoder_modules"]),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from models import edit_json
 
 from intsr.calib.models.open import open_model
 from intsr.calib.models.reference import reference_networks
@@ -47,6 +49,17 @@ def test_what_is_written_makes_the_teachers_latents(tiny_folder: Path, pictures:
         torch.testing.assert_close(tensor, result.unet[name].half().float(), rtol=0, atol=0)
     with pytest.raises(UsageError, match="exists"):
         write_retrained(source, result, tmp_path / "moved")
+
+
+def test_the_models_own_rule_stays_before_the_schedulers(
+    tiny_folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "own"))
+    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    edit_json(folder / "intsr_model.json", x0_rule="epsilon")
+    source = open_model(str(folder))
+    write_retrained(source, retrain(source, pictures, replace(SMALL, steps=1), tile_px=16), tmp_path / "moved")
+    assert open_model(str(tmp_path / "moved")).spec.x0_rule == "epsilon"
 
 
 def test_a_stopped_run_ends_in_the_same_numbers(tiny_folder: Path, pictures: list[Path], tmp_path: Path) -> None:

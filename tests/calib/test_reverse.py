@@ -27,7 +27,14 @@ from intsr.errors import UsageError
 from intsr.types import NETWORKS, Bits
 
 SMALL = Recipe(
-    "qartsr", Bits(4, 4), parts=("vae",), tile_px=16, crop_px=8, crops=6, training=TrainingOptions(2, 6, 2)
+    "qartsr",
+    Bits(4, 4),
+    parts=("vae",),
+    tile_px=16,
+    crop_px=8,
+    crops=4,
+    guard=False,
+    training=TrainingOptions(2, 6, 2),
 )
 
 

@@ -11,8 +11,9 @@ import diffusers
 import pytest
 import torch
 
-from intsr.calib.models.spec import CLIPPING, PLAIN, alpha_bar_from_scheduler
+from intsr.calib.models.spec import CLIPPING, PLAIN, alpha_bar_from_scheduler, x0_rule_from_scheduler
 from intsr.errors import ModelError
+from intsr.types import ModelSpec
 
 HERE = Path("scheduler_config.json")
 # As stabilityai/stable-diffusion-2-1-base has it.
@@ -65,6 +66,21 @@ def test_what_diffusers_clips_is_refused(name: str, changes: dict[str, Any]) -> 
         assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("timestep", [1, 200, 999])
+def test_x0_is_diffusers_own(name: str, prediction: str, timestep: int) -> None:
+    config = SD21_BASE | {"_class_name": name, "prediction_type": prediction}
+    scheduler = getattr(diffusers, name).from_config(config)
+    scheduler.set_timesteps(1000)
+    scheduler.timesteps = torch.arange(999, -1, -1)
+    latent, output = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    expected = scheduler.step(output, timestep, latent).pred_original_sample
+    rule, alpha_bar = x0_rule_from_scheduler(config, HERE), alpha_bar_from_scheduler(config, timestep, HERE)
+    latent_gain, output_gain = ModelSpec("m", timestep, alpha_bar, 0.18, 4, "lanczos", 64, x0_rule=rule).x0_gains
+    torch.testing.assert_close(latent_gain * latent + output_gain * output, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_the_key_the_classes_say_it() -> None:
     with pytest.raises(ModelError, match="no clip_sample, which for a DDIMScheduler means true"):
         alpha_bar_from_scheduler(without("clip_sample") | {"_class_name": "DDIMScheduler"}, 999, HERE)
@@ -92,7 +108,7 @@ def test_the_classes_defaults_are_diffusers_own() -> None:
         ({"_class_name": "LCMScheduler"}, "class LCMScheduler"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is set"),
         ({"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos_cap_v2'; expected scaled_linear"),
-        ({"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type 'flow_prediction'; expected epsilon or v_pred"),
         ({"num_train_timesteps": 1000.0}, "num_train_timesteps is 1000.0, not a whole number"),
         ({"beta_start": True}, "beta_start is True, not a number"),
         ({"beta_end": "0.012"}, "beta_end is '0.012', not a number"),
@@ -101,5 +117,6 @@ def test_the_classes_defaults_are_diffusers_own() -> None:
 )
 def test_others_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError) as error:
+        x0_rule_from_scheduler(SD21_BASE | changes, HERE)
         alpha_bar_from_scheduler(SD21_BASE | changes, 999, HERE)
     assert words in str(error.value) and "\n" not in str(error.value)

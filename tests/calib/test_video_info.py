@@ -112,9 +112,14 @@ def test_the_command(video_folder: Path, intsr: Command) -> None:
     [
         (("demo", "--frames", 5), "--frames: 5 of a picture model"),
         (("demo", "--size", "64x32"), "one side, of a square picture"),
-        (("--arch", "wan2.1-1.3b", "--bits", "w8a8"), "--bits: w8a8 of a video model"),
+        (("--arch", "wan2.1-1.3b", "--bits", "w8a8"), "--bits: together with a video model"),
+        (("--arch", "wan2.1-1.3b", "--parts", "vae"), "--parts: together with a video model"),
+        (("--arch", "wan2.1-1.3b", "--family", "hypir"), "--family: together with a video model"),
+        (("demo-video", "--digests"), "--digests: together with a video model"),
         (("--arch", "wan2.1-1.3b", "--size", "big"), "a side in pixels, or width x height"),
-        (("demo", "--arch", "wan2.1-1.3b"), "neither or both of MODEL and --arch"),
+        (("demo-video", "--family", "hypir"), "--family: together with a video model"),
+        (("demo", "--parts", "unet"), "--parts: without --bits"),
+        (("demo", "--arch", "wan2.1-1.3b"), "neither or several of MODEL, --arch and --family"),
     ],
 )
 def test_options_that_say_nothing_are_refused(intsr: Command, arguments: tuple[object, ...], words: str) -> None:

@@ -90,7 +90,7 @@ def test_what_the_code_says_of_the_theory_is_there():
 
 def test_no_code_refers_to_a_page_outside_the_repository():
     outside = re.compile(r"\b(METHODS|DESIGN|LAYOUT|LOWBIT|MODELS|SCALE|USERS|STYLE|TENSORRT)(\.md| sections?\b)")
-    for stage in ("core", *STAGES, "tests", "docs", "examples"):
+    for stage in ("core", *STAGES, "tests", "docs", "examples", "integrations"):
         for path in (PROJECT / stage).rglob("*"):
             if path.suffix in (".py", ".cu", ".cuh", ".h", ".md") and path != Path(__file__):
                 assert outside.search(path.read_text(encoding="utf-8")) is None, path
@@ -100,19 +100,22 @@ COMPILER_LIBRARIES = (
     *("torch", "diffusers", "transformers", "peft", "safetensors", "onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     *("polygraphy", "skimage", "scipy", "pyiqa", "tensorrt", "tensorrt_bindings"),
 )
+# The window itself, which needs the extra `app`: tests/runtime/test_app_window.py opens it.
+OF_THE_WINDOW = {f"intsr.runtime.app.{name}" for name in ("guard", "page", "routes", "serve")}
 # What a command's --help must not wait for.
 SLOW_LIBRARIES = ("numpy", "PIL", "openvino", "rich")
 
 
 def _modules() -> list[str]:
-    """Every module but __main__, which runs the command."""
+    """Every module but __main__, which runs the command, and those of the window."""
     found = []
     for stage in ("core", *STAGES):
         for path in (PROJECT / stage).rglob("*.py"):
             parts = path.relative_to(PROJECT / stage).with_suffix("").parts
             name = ".".join(("intsr", *(() if stage == "core" else (stage,)), *parts))
             found.append(name.removesuffix(".__init__"))
-    return sorted(set(found) - {"intsr.__main__"})
+    assert set(found) >= OF_THE_WINDOW
+    return sorted(set(found) - OF_THE_WINDOW - {"intsr.__main__"})
 
 
 def _failures(phases: list[tuple[list[str], tuple[str, ...]]]) -> list[dict[str, str]]:
@@ -160,3 +163,15 @@ def test_runtime_and_commands_import_without_what_they_do_not_need() -> None:
 @pytest.mark.slow
 def test_every_module_imports() -> None:
     assert _failures([(_modules(), ())]) == [{}]
+
+
+def test_only_gpu_engines_bring_the_kernels_package() -> None:
+    # Everything else of the runtime imports where it is not there at all.
+    names = [name for name in _modules() if name.startswith("intsr.runtime.") and ".tensorrt.picture_" not in name]
+    assert len(names) > 50
+    assert _failures([(names, ("intsr.kernels",))]) == [{}]
+
+
+def test_what_pictures_need_of_the_kernels_is_numpy() -> None:
+    pipeline = "intsr.runtime.backends.tensorrt.picture_pipeline"
+    assert _failures([([pipeline], ("torch", "onnx", "tensorrt", "cuda", "pycuda", "scipy"))]) == [{}]

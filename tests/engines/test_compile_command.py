@@ -111,6 +111,19 @@ def test_a_dry_run_of_each_source(
     assert len(lines) == 1 + 3 + 2 and lines[1].startswith("encoder") and "of memory" in lines[-1]
 
 
+def test_a_dry_run_has_the_tiles_that_are_built(intsr: Intsr, tiny_folder: Path) -> None:
+    """PassionSR's checkpoints are for one size."""
+    for arguments, tiles in ((("--passionsr", "unet.pth", "vae.pth"), {128}), (("--bits", "fp"), {128, 64})):
+        code, out, error = intsr("compile", tiny_folder, *arguments, "--dry-run", "--json")
+        assert code == 0, error
+        assert {network["tile_px"] for network in json.loads(out)["networks"]} == tiles
+
+
+def test_a_dry_run_refuses_what_the_command_would(intsr: Intsr, calibration: Path) -> None:
+    code, _, error = intsr("compile", "demo", "--calibration", calibration, "--dry-run")
+    assert code == 2 and "made for a model with digest" in error and "or give the --lora and the like" in error, error
+
+
 def test_without_an_output_there_is_only_a_dry_run(intsr: Intsr, tiny_folder: Path, export: Path) -> None:
     code, _, error = intsr("compile", tiny_folder, "--bits", "fp")
     assert code == 2 and "--output" in error
@@ -130,7 +143,7 @@ def test_only_an_engine_that_agrees_is_written_and_says_how_well(
     assert code == 0, error
     agreement = json.loads(out)["agreement"]
     end_to_end, worst = agreement["end_to_end"]["psnr_db"], agreement["worst"]["psnr_db"]
-    assert agreement["metrics"]["unet"] == {"l2": 0.25} and "unet       l2 0.25" in error
+    assert agreement["metrics"]["unet"] == {"l2": 0.25} and "unet        l2 0.25" in error
     assert f"against torch {end_to_end:.2f} dB, {worst:.2f} at worst" in error
     code, out, _ = intsr(
         *("verify", output, "--against", calibration, "--model", tiny_folder, "--images", pictures, "--json")

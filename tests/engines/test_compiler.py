@@ -7,15 +7,18 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from builds import built_in_this_process
 
 from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration.types import Calibration
+from intsr.calib.methods.maxmin import symmetric_range
 from intsr.calib.models.open import SRModel
 from intsr.engines.builders.types import BuildOptions
 from intsr.engines.compile.assemble import KERNELS_MEMBER, compile_engine
@@ -90,6 +93,20 @@ def test_the_plan_says_how_much_is_integer(cpu_engine: Path) -> None:
     assert "networks" not in inspect_engine(cpu_engine, layers=False)
 
 
+def test_products_on_grids_around_zero_count_as_integer_too(
+    cpu_engine: Path, tiny_model: SRModel, tiny_calibration: Calibration, tmp_path: Path
+) -> None:
+    around_zero = {site: symmetric_range(quantizer) for site, quantizer in tiny_calibration.sites.items()}
+    calibration = replace(tiny_calibration, sites=around_zero)
+    export_model(tiny_model, calibration, LOWERINGS["asymmetric-cpu"], TILE_PX, tmp_path / "onnx")
+    with built_in_this_process():
+        compile_engine(tmp_path / "onnx", tmp_path / "x.engine", BuildOptions("cpu"))
+    report, as_usual = (inspect_engine(path, layers=True) for path in (tmp_path / "x.engine", cpu_engine))
+    assert report["total"]["int8_mac_share"] == as_usual["total"]["int8_mac_share"]
+    for plan in report["networks"]:
+        assert not [layer["name"] for layer in plan["float_layers"] if layer["precision"] == "unknown"]
+
+
 def test_engines_agree_with_their_references(
     exports: dict[str, Path],
     cpu_engine: Path,
@@ -97,7 +114,8 @@ def test_engines_agree_with_their_references(
     tiny_calibration: Calibration,
     tmp_path: Path,
 ) -> None:
-    compile_engine(exports["fp"], tmp_path / "fp.engine", BuildOptions("cpu"), precision="f32")
+    with built_in_this_process():
+        compile_engine(exports["fp"], tmp_path / "fp.engine", BuildOptions("cpu"), precision="f32")
     rng = np.random.default_rng(6)
     inputs = [(name, rng.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)) for name in "ab"]
     # A random network amplifies every rounding that falls the other way; the demonstration model is held to more.

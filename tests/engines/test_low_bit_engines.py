@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builds import built_in_this_process
 from folding import fold
 from low_bits import with_bits, with_branches, with_rotations
 
@@ -33,7 +34,8 @@ TILE_PX = 16
 def compiled(model: SRModel, calibration: Calibration, target: str, folder: Path, name: str) -> Path:
     lowering = LOWERINGS[target_from_name(target).lowering]
     export_model(model, calibration, lowering, TILE_PX, folder / f"{name}.onnx")
-    compile_engine(folder / f"{name}.onnx", folder / f"{name}.engine", BuildOptions(target), precision="f32")
+    with built_in_this_process():
+        compile_engine(folder / f"{name}.onnx", folder / f"{name}.engine", BuildOptions(target), precision="f32")
     return folder / f"{name}.engine"
 
 

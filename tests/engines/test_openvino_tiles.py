@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from builds import built_in_this_process
 
 from intsr.bundle import Bundle, read_manifest
 from intsr.calib.calibration.types import Calibration
@@ -48,7 +49,8 @@ def engines(tiny_model: SRModel, tiny_calibration: Calibration, tmp_path_factory
         export_model(tiny_model, tiny_calibration, lowering, first, exported, further_tiles=further)
         for target in ("cpu", "onnxruntime"):
             paths[target, tiles] = folder / f"{exported.name}.{target}.engine"
-            compile_engine(exported, paths[target, tiles], BuildOptions(target, detailed=False))
+            with built_in_this_process():
+                compile_engine(exported, paths[target, tiles], BuildOptions(target, detailed=False))
     return paths
 
 

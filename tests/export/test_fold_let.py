@@ -189,8 +189,8 @@ def test_every_layer_has_a_place_that_is_there_or_a_reason(tiny_specialized: Mod
             if sink.into != "none":
                 module.get_submodule(let_maker(site))
                 assert all(reader in layers_of(module) for reader in let_readers(site))
-    # Constants are gone from specialized networks.
-    assert met == {sink for sink in LET_SINKS if "constant" not in sink.why}
+    # Constants are gone from specialized networks, and Wan's feed-forward is in none of these.
+    assert met == {sink for sink in LET_SINKS if "constant" not in sink.why and not sink.ends[0].startswith(".ffn.")}
 
 
 def test_it_needs_no_torch() -> None:

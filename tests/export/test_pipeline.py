@@ -50,16 +50,19 @@ def test_networks_are_loaded_one_after_another(
     load, alive, most = module.load_network, weakref.WeakSet[Any](), []
 
     def watched(*arguments: Any) -> Any:
-        # A traced module may be part of a cycle.
-        gc.collect()
         most.append(len(alive))
         network = load(*arguments)
         alive.add(network)
         return network
 
     monkeypatch.setattr(module, "load_network", watched)
-    export_model(source, tiny_calibration, lowering_from_name("cpu"), TILE_PX, tmp_path / "onnx")
-    assert most == [0, 0, 0]
+    # What goes, goes by itself: gigabytes are not left to when the collector thinks of them.
+    gc.disable()
+    try:
+        export_model(source, tiny_calibration, lowering_from_name("cpu"), TILE_PX, tmp_path / "onnx")
+    finally:
+        gc.enable()
+    assert (most, len(alive)) == ([0, 0, 0], 0)
 
 
 def test_a_folded_network_keeps_no_float_weight_beside_its_codes(tiny_model: SRModel, tiny_folded: Folded) -> None:

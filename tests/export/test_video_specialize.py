@@ -81,7 +81,7 @@ def test_specialized_equals_diffusers_own_arithmetic(model: VideoModel, size: tu
 def test_modulation_time_text_and_its_projections_are_gone(model: VideoModel) -> None:
     before = set(model.transformer.state_dict())
     network = specialize_transformer(model.load("transformer"), (2, 4, 4)).module
-    names = {name.removeprefix("transformer.") for name in network.state_dict()} - {"cosines", "sines"}
+    names = {name.removeprefix("transformer.") for name in network.state_dict()} - {"cosines_0", "sines_0"}
     constants = {name for name in names if name.endswith((".attn2.key", ".attn2.value"))}
     modulated = {name for name in names - before if ".norm1." in name or ".norm3." in name or "norm_out" in name}
     assert len(constants) == 2 * len(model.transformer.blocks) and names - constants - modulated < before

@@ -26,7 +26,7 @@ def pixels_of(rng, height, width):
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     factor=st.integers(2, 4),
-    resize_filter=st.sampled_from(["bicubic", "lanczos"]),
+    resize_filter=st.sampled_from(["bicubic", "lanczos", "box"]),
     seed=st.integers(0, 99),
 )
 @example(300, 20, 4, "lanczos", 1)  # one pass much the longer

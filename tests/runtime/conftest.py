@@ -1,131 +1,34 @@
-"""Tiny engines out of hand-written ONNX graphs: no torch, no model, milliseconds to open."""
+"""Tiny engines (`identity_engines`), pictures, running windows, and machines with a simulated GPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, checker, helper, numpy_helper, save
+from browser import Browser
+from identity_engines import DIRECT_SHAPES, SHAPES, manifest_for, write_identity_engine
 from PIL import Image
+from windows import Window, watched_browser
 
 from intsr import bundle
 from intsr.bundle import write_bundle
 from intsr.kernels.launches.parameters import SOURCES
-from intsr.manifest import SCHEMA_VERSION, Manifest, NetworkEntry
-from intsr.types import TensorInfo
-
-TILE_PX, FACTOR, LATENT_CHANNELS = 16, 2, 12
-SIDE_PX, LATENT_PX = TILE_PX * FACTOR, TILE_PX * FACTOR // 2
-PICTURE, LATENT = (1, 3, SIDE_PX, SIDE_PX), (1, LATENT_CHANNELS, LATENT_PX, LATENT_PX)
-SHAPES = {
-    "encoder": (("x", PICTURE), ("latent", LATENT)),
-    "unet": (("latent", LATENT), ("denoised", LATENT)),
-    "decoder": (("denoised", LATENT), ("image", PICTURE)),
-}
-LIBRARIES = {"cpu": "openvino", "onnxruntime": "onnxruntime"}
-
-
-def write_graph(path: Path, name: str, decoder_gain: float = 1.0, decoder_bias: float = 0.0, batch: int = 1) -> None:
-    """encoder: space to depth. unet: identity. decoder: depth to space, times the gain, plus the bias."""
-    (input_name, input_shape), (output_name, output_shape) = _ports(name, batch)
-    constants = {
-        "encoder": {},
-        "unet": {"kernel": np.eye(LATENT_CHANNELS)[:, :, None, None]},
-        "decoder": {"gain": decoder_gain, "bias": decoder_bias},
-    }[name]
-    if name == "encoder":
-        nodes = [helper.make_node("SpaceToDepth", [input_name], [output_name], blocksize=2)]
-    elif name == "unet":
-        nodes = [helper.make_node("Conv", [input_name, "kernel"], [output_name])]
-    else:
-        nodes = [
-            helper.make_node("DepthToSpace", [input_name], ["spread"], blocksize=2),
-            helper.make_node("Mul", ["spread", "gain"], ["scaled"]),
-            helper.make_node("Add", ["scaled", "bias"], [output_name]),
-        ]
-    source = helper.make_tensor_value_info(input_name, TensorProto.FLOAT, input_shape)
-    target = helper.make_tensor_value_info(output_name, TensorProto.FLOAT, output_shape)
-    initializers = [numpy_helper.from_array(np.array(value, np.float32), key) for key, value in constants.items()]
-    graph = helper.make_graph(nodes, name, [source], [target], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    checker.check_model(model)
-    save(model, path)
-
-
-def write_member(target: str, onnx_path: Path, member_path: Path) -> None:
-    import openvino
-
-    from intsr.runtime.backends.packed import IR_MAGIC, pack_member
-
-    if target == "onnxruntime":
-        member_path.write_bytes(onnx_path.read_bytes())
-        return
-    xml_path = onnx_path.with_suffix(".xml")
-    openvino.save_model(openvino.Core().read_model(str(onnx_path)), str(xml_path), compress_to_fp16=False)
-    pack_member(IR_MAGIC, xml_path, xml_path.with_suffix(".bin"), member_path)
-
-
-def _ports(name: str, batch: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((key, (batch, *shape[1:])) for key, shape in SHAPES[name])
-
-
-def manifest_for(target: str, /, batch: int = 1, **changes: object) -> Manifest:
-    ports = {name: [(TensorInfo(key, shape, "float32"),) for key, shape in _ports(name, batch)] for name in SHAPES}
-    networks = tuple(NetworkEntry(name, f"{name}.member", *tensors) for name, tensors in ports.items())
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        model="identity",
-        method="none",
-        bits="fp",
-        parts=(),
-        target=target,
-        library=LIBRARIES[target],
-        library_version=str(import_module(LIBRARIES[target]).__version__),
-        gpu_architecture="",
-        precision="auto",
-        tile_px=TILE_PX,
-        overlap_px=4,
-        upscale_factor=FACTOR,
-        resize_filter="bicubic",
-        color_fix="none",
-        networks=networks,
-        sha256={},
-        calibration_digest="",
-        licence="",
-    )
-    return dataclasses.replace(manifest, **changes)  # type: ignore[arg-type]
-
+from intsr.manifest import ChunkEntry, NetworkEntry
+from intsr.types import VIDEO_NETWORKS, TensorInfo
 
 MakeEngine = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
-    """make_engine(target, decoder_gain=, decoder_bias=, batch=, **manifest changes) -> path of a new bundle."""
+    """make_engine(...) -> path of a new bundle, as `write_identity_engine` makes it."""
 
-    def make(
-        target: str = "onnxruntime",
-        /,
-        decoder_gain: float = 1.0,
-        decoder_bias: float = 0.0,
-        batch: int = 1,
-        **changes: object,
-    ) -> Path:
-        folder = tmp_path_factory.mktemp("engine")
-        members = {}
-        for name in SHAPES:
-            onnx_path, member_path = folder / f"{name}.onnx", folder / f"{name}.member"
-            write_graph(onnx_path, name, decoder_gain, decoder_bias, batch)
-            write_member(target, onnx_path, member_path)
-            members[member_path.name] = member_path
-        path = folder / "identity.engine"
-        write_bundle(path, manifest_for(target, batch, **changes), members)
-        return path
+    def make(*arguments: object, **changes: object) -> Path:
+        return write_identity_engine(tmp_path_factory.mktemp("engine"), *arguments, **changes)  # type: ignore[arg-type]
 
     return make
 
@@ -201,15 +104,19 @@ class FakeMachine:
         dtype: str = "float32",
         plan_version: tuple[int, ...] | None = None,
         plan_target: str | None = None,
+        direct: bool = False,
         **changes: object,
     ) -> Path:
-        """Its three networks are the identity. plan_version, plan_target: the plans' own, else the manifest's."""
+        """Its three networks are the identity; direct: two, which repeat each pixel. plan_version, plan_target: the
+        plans' own, else the manifest's.
+        """
         from fake_tensorrt import write_plan
 
         version = VERSIONS[target]
         built = plan_version or tuple(map(int, version.split(".")))
+        shapes = DIRECT_SHAPES if direct else SHAPES
         networks, members = [], {}
-        for (name, ports), arena_bytes in zip(SHAPES.items(), (1000, 3000, 2000), strict=True):
+        for (name, ports), arena_bytes in zip(shapes.items(), (1000, 3000, 2000), strict=False):
             (source, target_info) = (TensorInfo(key, (batch, *shape[1:]), dtype) for key, shape in ports)
             networks.append(NetworkEntry(name, f"{name}.plan", (source,), (target_info,)))
             tensors = [
@@ -229,6 +136,41 @@ class FakeMachine:
         }
         path = self.folder / f"{target}.engine"
         write_bundle(path, dataclasses.replace(manifest_for("cpu"), **values | changes), members)
+        return path
+
+    def video_engine(self, target: str = "tensorrt-rtx", chunk_frames: int = 9) -> Path:
+        """The engine of `video_engines`, in plans of float16."""
+        from fake_tensorrt import write_plan
+        from video_engines import FACTOR, PER_LATENT, TILE_PX, ports
+
+        networks, members = [], {}
+        for name in VIDEO_NETWORKS:
+            infos = [tuple(TensorInfo(*item, "float16") for item in of.items()) for of in ports(name, chunk_frames)]
+            networks.append(NetworkEntry(name, f"{name}.plan", *infos))
+            tensors = [
+                (info.name, info.shape, info.dtype, mode)
+                for of, mode in zip(infos, ("INPUT", "OUTPUT"), strict=True)
+                for info in of
+            ]
+            description = {"name": name, "tensors": tensors, "arena_bytes": 1000, "weights_bytes": 100}
+            members[f"{name}.plan"] = self.folder / f"{name}.plan"
+            version = tuple(map(int, VERSIONS[target].split(".")))
+            members[f"{name}.plan"].write_bytes(write_plan(target, version, description))
+        values = {
+            "target": target,
+            "library": target,
+            "library_version": VERSIONS[target],
+            "gpu_architecture": {"tensorrt": "sm89", "tensorrt-rtx": "sm86,sm89,sm120"}[target],
+            "precision": "f16",
+            "networks": tuple(networks),
+            "tile_px": TILE_PX,
+            "upscale_factor": FACTOR,
+            "overlap_px": 4,
+            "color_fix": "none",
+            "chunk": ChunkEntry(chunk_frames, PER_LATENT, 3),
+        }
+        path = self.folder / f"video.{target}.engine"
+        write_bundle(path, dataclasses.replace(manifest_for("cpu"), **values), members)
         return path
 
     def assert_nothing_is_left(self) -> None:
@@ -257,3 +199,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
     found = VERSIONS.get
     monkeypatch.setattr(compatibility, "installed_version", lambda target: found(target.name) or installed(target))
     return machine
+
+
+@pytest.fixture(scope="module")
+def window(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
+    """A running window of the module's own fixture `engine`."""
+    opened = Window([engine], tmp_path_factory.mktemp("window"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A real one; at the end it has had no error, and asked nobody else."""
+    with watched_browser(tmp_path / "profile") as opened:
+        yield opened

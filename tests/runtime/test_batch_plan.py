@@ -17,7 +17,7 @@ from PIL import Image
 from intsr.bundle import read_manifest
 from intsr.manifest import TileEntry
 from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.plan import cheapest_tile
+from intsr.runtime.batch.plan import cheapest_tile, picture_sizes
 from intsr.runtime.tiles.grid import plan_tiles, tile_starts
 
 Run = Callable[..., tuple[int, str, str]]
@@ -40,14 +40,16 @@ def test_redundancy() -> None:
     assert plan_tiles(64, 64, 128, 16).redundancy == 4
 
 
-def manifest(*tiles: tuple[int, int]) -> Any:
+def manifest(*tiles: tuple[int, int], min_side_px: int = 0) -> Any:
     entries = [TileEntry(tile_px, overlap_px, ()) for tile_px, overlap_px in tiles]
-    return SimpleNamespace(all_tiles=entries, tile_px=entries[0].tile_px)
+    facts = {"upscale_factor": 4, "min_side_px": min_side_px}
+    return SimpleNamespace(all_tiles=entries, tile_px=entries[0].tile_px, **facts)
 
 
-def job(width: int, height: int) -> Job:
-    header = SimpleNamespace(width_px=width, height_px=height)
-    return Job(Path("a.png"), Path("b.png"), header=header)  # type: ignore[arg-type]
+def test_sizes_of_pictures_that_can_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    jobs = [Job(tmp_path / name, tmp_path / f"large-{name}") for name in ("a.png", "missing.png", "a.png")]
+    assert list(picture_sizes(jobs)) == [(5, 7)] * 2
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,10 @@ def job(width: int, height: int) -> Job:
         ([(64, 64)], None, 64),
         ([(128, 128)], None, 128),
         # A fifth has to be saved.
-        ([(130, 100)], None, 64),
-        ([(1024, 768)], None, 128),
+        ([(100, 130)], None, 64),
+        ([(768, 1024)], None, 128),
         # All together decide.
-        ([(64, 64), (1024, 768)], None, 128),
+        ([(64, 64), (768, 1024)], None, 128),
         ([(64, 64)] * 9 + [(128, 128)], None, 64),
         # An overlap that the smaller tile cannot have.
         ([(64, 64)], 70, 128),
@@ -69,7 +71,13 @@ def job(width: int, height: int) -> Job:
 def test_the_cheapest_tile(sizes: list[tuple[int, int]], overlap_px: int | None, expected: int) -> None:
     # Larger ones than the default are for those who ask for them.
     engine = manifest((128, 16), (64, 8), (256, 32))
-    assert cheapest_tile(engine, [job(*size) for size in sizes], overlap_px) == expected
+    assert cheapest_tile(engine, sizes, overlap_px) == expected
+
+
+def test_a_small_picture_that_grows_wants_the_larger_tile() -> None:
+    tiles = (128, 16), (64, 8)
+    assert cheapest_tile(manifest(*tiles), [(64, 64)]) == 64
+    assert cheapest_tile(manifest(*tiles, min_side_px=512), [(64, 64), (1, 1)]) == 128
 
 
 def test_a_dry_run_says_what_a_run_makes(

@@ -21,8 +21,10 @@ from intsr.runtime.backends.protocol import backend_module
 from intsr.runtime.engine import open_engine
 from intsr.runtime.measure import benchmark
 from intsr.runtime.measure import report as benchmark_report
-from intsr.runtime.measure.benchmark import Entry, Measurement, bench_picture, measure, warnings_from_measurements
+from intsr.runtime.measure.benchmark import Entry, bench_picture, measure
+from intsr.runtime.measure.measurement import Measurement, relative_to_first, warnings_from_measurements
 from intsr.runtime.upscaler import STAGES, UpscaleResult
+from intsr.types import NO_WEIGHT_OPTIONS, WeightOptions
 
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--size", 24, "--min-seconds", 0.01, "--min-runs", 3, "--threads", 1)
@@ -36,7 +38,7 @@ class ClockedUpscaler:
     def __init__(self, name: str, latencies_ms: list[float], log: list[str]) -> None:
         self.name, self.latencies_ms, self.log = name, itertools.cycle(latencies_ms), log
         self.backend = types.SimpleNamespace(
-            precision="f32", device=None, notes=(), device_bytes=lambda: None, uses_graphs=lambda: None
+            precision="f32", device=None, notes=(), chunk=None, device_bytes=lambda: None, uses_graphs=lambda: None
         )
 
     def upscale_with_timings(self, picture: np.ndarray) -> UpscaleResult:
@@ -60,7 +62,7 @@ def test_warm_up_then_interleaved_until_both_limits_hold() -> None:
     assert (first.median_ms, second.median_ms) == (100, 50)
     assert second.images_per_s == pytest.approx(20)
     assert second.output_megapixels_per_s == pytest.approx(20 * 32 * 32 / 1e6)
-    assert benchmark.relative_to_first([first, second])[1]["speedup"] == pytest.approx(2)
+    assert relative_to_first([first, second])[1]["speedup"] == pytest.approx(2)
 
 
 def test_a_gpu_warms_up_longer_and_its_clock_is_read_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,19 +243,21 @@ def test_people_get_a_table(intsr: Run, identity_engine: Path) -> None:
 def test_reference_is_opened_by_name(intsr: Run, identity_engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def open_reference(model: str, tile_px: int, threads: int | None, *weights: Path | None) -> object:
-        asked.append((model, tile_px, threads, *weights))
+    def open_reference(
+        model: str, tile_px: int, threads: int | None, weights: WeightOptions, *, frames: None
+    ) -> object:
+        asked.append((model, tile_px, threads, weights))
         return open_engine(identity_engine, threads)
 
     monkeypatch.setitem(sys.modules, "fake_reference", types.SimpleNamespace(open_reference=open_reference))
     monkeypatch.setitem(benchmark.REFERENCES, "torch", "fake_reference:open_reference")
     code, out, _ = intsr("bench", identity_engine, *QUICK, "--reference", "demo", "--json")
     assert code == 0
-    assert asked == [("demo", 16, 1, None, None)]
+    assert asked == [("demo", 16, 1, NO_WEIGHT_OPTIONS)]
     assert [engine["target"] for engine in json.loads(out)["engines"]] == ["onnxruntime", "torch"]
     given = ("--reference", "sd21", "--context", "c.safetensors", "--lora", "osediff.pkl")
     assert intsr("bench", identity_engine, *QUICK, *given)[0] == 0
-    assert asked[1:] == [("sd21", 16, 1, Path("c.safetensors"), Path("osediff.pkl"))]
+    assert asked[1:] == [("sd21", 16, 1, WeightOptions(Path("c.safetensors"), Path("osediff.pkl")))]
     for option in ("--context", "--lora"):
         code, _, err = intsr("bench", identity_engine, *QUICK, option, "file")
         assert (code, f"{option}: no model that it belongs to; expected --reference MODEL too" in err) == (2, True)

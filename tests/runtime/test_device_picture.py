@@ -118,6 +118,17 @@ def test_the_device_gives_what_the_host_gives(
     assert result.on_device and agrees_with_host(result, engine, pixels, color_fix, overlap_px)
 
 
+@pytest.mark.parametrize(("color_fix", "grey"), [("adain", False), ("wavelet", False), ("none", True)])
+def test_networks_that_take_the_pixels_themselves(opened: OpenEngine, color_fix: str, grey: bool) -> None:
+    engine, pixels = opened(direct=True, resize_filter="box"), random_pixels(39, 53, grey)
+    result = engine.upscale_with_timings(pixels, color_fix)
+    assert result.on_device and engine.network_names == ("unet", "decoder") and engine.takes_pixels
+    assert agrees_with_host(result, engine, pixels, color_fix)
+    if color_fix == "none":
+        enlarged = pixels.repeat(2, axis=0).repeat(2, axis=1).astype(int)
+        assert np.abs(np.asarray(result.image) - enlarged).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("target", "options"),
     [("tensorrt-rtx", {"resize_filter": "lanczos"}), ("tensorrt", {"backend": "pycuda"})],

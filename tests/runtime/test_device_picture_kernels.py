@@ -1,9 +1,7 @@
-"""The kernels of whole pictures: how they are launched, who imports them, what is said where they are missing."""
+"""The kernels of whole pictures: how they are launched, what is said where they are missing."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -66,28 +64,3 @@ def test_kernels_of_an_older_version(machine, photo: np.ndarray, monkeypatch: py
 def test_networks_in_another_dtype(machine, photo: np.ndarray) -> None:
     machine.build_kernels()
     _warns(machine, "take float32 and give float32, the kernels float16", photo, "float32")
-
-
-def test_only_gpu_engines_bring_the_kernels_package() -> None:
-    # Everything else of the runtime imports where it is not there at all.
-    code = """
-import importlib, pkgutil, sys
-sys.modules["intsr.kernels"] = None
-import intsr.runtime
-names = [m.name for m in pkgutil.walk_packages(intsr.runtime.__path__, "intsr.runtime.")]
-for name in names:
-    if ".tensorrt.picture_" not in name:
-        importlib.import_module(name)
-print(len(names))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(run.stdout) > 50
-
-
-def test_what_pictures_need_of_the_kernels_is_numpy() -> None:
-    code = """
-import sys
-sys.modules.update(dict.fromkeys(("torch", "onnx", "tensorrt", "cuda", "pycuda", "scipy")))
-import intsr.runtime.backends.tensorrt.picture_pipeline
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -16,7 +16,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from films import CHAPTERS, HDR_MKV, MP4, PLAIN, FilmContent, FilmKind, read_film, scenes, write_film, write_sound
+from films import (
+    CHAPTERS,
+    HDR_MKV,
+    MP4,
+    PLAIN,
+    SLOWED,
+    FilmContent,
+    FilmKind,
+    kill_after_parts,
+    read_film,
+    resident_bytes_while_upscaling,
+    scenes,
+    write_film,
+    write_sound,
+)
 from PIL import Image
 
 from intsr.runtime.batch import films as batch_films
@@ -31,16 +45,6 @@ from intsr.runtime.upscaler import Work
 
 FACTOR = 2
 Intsr = Callable[..., tuple[int, str, str]]
-# Small parts, and frames that take long enough to be interrupted.
-SLOWED = """
-import sys, time
-from intsr.runtime.batch import films, frames
-films.PART_FRAMES = 5
-finish = frames.FrameRun._finish
-frames.FrameRun._finish = lambda *a: (time.sleep(0.03), finish(*a))[1]
-from intsr.cli.entry import run
-run()
-"""
 
 
 def _film(folder: Path, kind: FilmKind = PLAIN, moving: int = 9, still: int = 5) -> Path:
@@ -137,28 +141,14 @@ def test_a_killed_run_goes_on(identity_engine: Path, tmp_path: Path, parts: tupl
     whole, output = tmp_path / "whole.mkv", tmp_path / "out.mkv"
     command = [sys.executable, "-c", SLOWED, "upscale", identity_engine, source, "--codec", "ffv1", "-q"]
     subprocess.run([*command, "-o", whole], check=True)
-    state = Path(f"{output}.parts", "state.json")
     for count in parts:
-        process = subprocess.Popen([*command, "-o", output])
-        while not _has(state, count):
-            assert process.poll() is None, "it should not have come so far"
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
-        assert not output.exists()
+        kill_after_parts([*command, "-o", output], output, count)
     done = subprocess.run([*command[:-1], "-o", output, "--json"], check=True, capture_output=True, text=True)
     film = json.loads(done.stdout)["film"]
     assert film["frames"] == 24 and film["resumed"] >= 5 * parts[-1]
     assert output.read_bytes() == whole.read_bytes()
     assert _content(read_film(output)) == _content(read_film(whole))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mkv", "out.mkv", "whole.mkv"]
-
-
-def _has(state: Path, count: int) -> bool:
-    """Whether so many parts are finished, and the next one is begun."""
-    if not (state.parent / f"{count + 1:06d}.part").exists():
-        return False
-    return count == 0 or (state.exists() and len(json.loads(state.read_text())["parts"]) >= count)
 
 
 def _interrupted(engine_path: Path, source: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,27 +421,7 @@ def test_memory_does_not_grow_with_the_frames(identity_engine: Path, tmp_path: P
     source = tmp_path / "long.mkv"
     frames = scenes(40, 0)
     write_film(source, [frames[i % 40] for i in range(2000)], FilmKind(codec="ffv1", audio=""))
-    script = """
-import sys
-from pathlib import Path
-from intsr import memory
-from intsr.runtime.batch.films import upscale_film
-from intsr.runtime.batch.jobs import Job
-from intsr.runtime.batch.options import FileOptions
-from intsr.runtime.engine import open_engine
-
-def watch(frames, total):
-    for count, frame in enumerate(frames, 1):
-        if count in (100, 2000):
-            print(memory.resident_bytes())
-        yield frame
-
-with open_engine(sys.argv[1], threads=1) as engine:
-    upscale_film(engine, Job(Path(sys.argv[2]), Path(sys.argv[3])), FileOptions(), watch)
-"""
-    command = [sys.executable, "-c", script, identity_engine, source, tmp_path / "out.mkv"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    early, late = map(int, done.stdout.split())
+    early, late = resident_bytes_while_upscaling(identity_engine, source, tmp_path / "out.mkv", (100, 2000))
     assert late <= 1.05 * early, (early, late)
     assert len(read_film(tmp_path / "out.mkv").frames) == 2000
 

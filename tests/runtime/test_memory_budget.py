@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from networks import upscaler_of
 from PIL import Image
+from video_engines import write_video_engine
 
 from intsr import memory
 from intsr.errors import OutOfMemoryError, UsageError
 from intsr.runtime.batch.jobs import Job
 from intsr.runtime.batch.memory import MemoryBudget, bytes_from_text
 from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.engine import open_engine
 from intsr.runtime.pictures.picture import PictureHeader
 from intsr.runtime.upscaler import Upscaler
+from intsr.runtime.video.chunks import chunks_of
+from intsr.runtime.video.clip import ClipRun
 
 
 def _upscaler(activation_bytes: int = 0) -> Upscaler:
@@ -201,3 +206,24 @@ def test_memory_does_not_grow_with_500_pictures(make_engine, photo: np.ndarray, 
         Image.fromarray(photo[: 20 + 5 * index, : 30 + 7 * index]).save(source / f"{index}{suffix}")
     early, late = _child(MANY, make_engine("cpu"), source, tmp_path / "out")
     assert late <= 1.05 * early, (early >> 20, late >> 20)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("color_fix", ["none", "wavelet", "adain"])
+def test_a_chunk_of_frames_takes_what_is_counted(tmp_path: Path, bits: int, color_fix: str) -> None:
+    options, needed = FileOptions(color_fix=color_fix), {}
+    frames = np.random.default_rng(0).integers(0, 2**bits, (16, 60, 100, 3)).astype(f"uint{bits}")
+    for length in (5, 9):
+        with open_engine(write_video_engine(tmp_path, chunk_frames=length, overlap_frames=2), threads=1) as engine:
+            needed[length] = MemoryBudget(engine, options).picture_bytes(_job(100, 60, bits, "out.mkv"))
+            run = ClipRun(engine, 2, color_fix=color_fix)
+            tracemalloc.start()
+            try:
+                for chunk in chunks_of(frames, length, 2):
+                    for _ in run.finished(chunk):
+                        pass
+                taken = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+    counted = 9 * (needed[9] - needed[5]) // 4
+    assert counted / 2 < taken < counted

@@ -11,7 +11,7 @@ from PIL import Image
 
 from intsr.cli import console
 from intsr.errors import EXIT_USAGE
-from intsr.runtime.commands import upscale as command
+from intsr.runtime.commands import upscale_shows as shows
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -83,7 +83,7 @@ def test_a_large_picture_is_announced_and_reported_on_without_a_terminal(
 ) -> None:
     source = tmp_path / "in.png"
     Image.fromarray(np.tile(photo, (2, 2, 1))).save(source)
-    monkeypatch.setattr(command, "_MANY_TILES", 99)
+    monkeypatch.setattr(shows, "_MANY_TILES", 99)
     seconds = iter(range(10_000))
     monkeypatch.setattr(console, "_now", lambda: float(next(seconds)))
     code, _, err = upscale(source, "-o", tmp_path / "a.png")

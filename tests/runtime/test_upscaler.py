@@ -16,7 +16,7 @@ from intsr.errors import ImageError, UsageError, VerificationError
 from intsr.runtime.backends.protocol import Backend
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import STAGES, Upscaler
-from intsr.types import COLOR_FIXES
+from intsr.types import COLOR_FIXES, TensorInfo
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 15), st.integers(0, 9))
@@ -117,7 +117,7 @@ def test_other_options_are_refused(photo: np.ndarray, options: dict[str, object]
 
 def test_networks_of_another_tile_size_are_refused() -> None:
     with pytest.raises(UsageError, match="encoder input"):
-        Upscaler(Backend([FunctionNetwork()] * 3), 32, 4, 2, resize_filter="bicubic", color_fix="none")
+        Upscaler(Backend([FunctionNetwork()] * 3), 24, 4, 2, resize_filter="bicubic", color_fix="none")
 
 
 def test_a_half_precision_network_gets_its_dtype(photo: np.ndarray) -> None:
@@ -154,3 +154,47 @@ def test_a_buffer_may_be_used_again_for_the_next_frame(photo: np.ndarray) -> Non
 
     for frame, made in zip(frames, upscaler_of().upscale_many(decoded()), strict=True):
         np.testing.assert_array_equal(np.asarray(made), bicubic(frame))
+
+
+class RepeatsPixels(FunctionNetwork):
+    """(1, 3, 16, 16) -> (1, 3, 32, 32)."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: x.repeat(2, axis=2).repeat(2, axis=3), 32)
+        self.input = TensorInfo("x", (1, 3, 16, 16), "float32")
+
+
+def direct_upscaler(color_fix: str = "none") -> Upscaler:
+    """Of a network that takes the low resolution itself."""
+    backend = Backend([RepeatsPixels()], names=("decoder",))
+    return Upscaler(backend, 16, 4, 2, resize_filter="box", color_fix=color_fix)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 3), (16, 16), (39, 53)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("color_fix", ["none", "adain", "wavelet"])
+def test_networks_that_take_the_pixels_themselves(height: int, width: int, dtype: type, color_fix: str) -> None:
+    """Nothing is enlarged first; and a colour fix leaves a picture that repeats each pixel as it is."""
+    rng = np.random.default_rng(0)
+    for shape in ((height, width, 3), (height, width)):
+        pixels = rng.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
+        upscaler = direct_upscaler(color_fix)
+        result = np.asarray(upscaler.upscale(pixels)).astype(int)
+        expected = pixels.repeat(2, axis=0).repeat(2, axis=1).astype(int)
+        assert np.abs(result - expected).max() <= (2 if len(shape) == 2 or color_fix == "wavelet" else 1)
+
+
+def test_adain_gives_the_low_resolution_s_own_statistics() -> None:
+    rng = np.random.default_rng(1)
+    pixels = rng.integers(90, 166, (40, 56, 3)).astype(np.uint8)
+
+    class OtherColours(RepeatsPixels):
+        def run(self, x: np.ndarray) -> np.ndarray:
+            return super().run(x) * np.float32(0.5) + np.float32(0.3)
+
+    upscaler = Upscaler(
+        Backend([OtherColours()], names=("decoder",)), 16, 4, 2, resize_filter="box", color_fix="adain"
+    )
+    result = np.asarray(upscaler.upscale(pixels)).astype(float)
+    for statistic in (np.mean, np.std):
+        np.testing.assert_allclose(statistic(result, axis=(0, 1)), statistic(pixels, axis=(0, 1)), rtol=2e-3)

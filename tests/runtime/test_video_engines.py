@@ -151,3 +151,29 @@ def test_chunks_that_no_model_has_are_refused() -> None:
     for frames, overlap in ((8, 0), (9, 5), (9, -1)):
         with pytest.raises(ValueError, match=r"4 n \+ 1|at most half"):
             ChunkEntry(frames, 4, overlap)
+
+
+def test_numbered_pictures_are_a_film_and_keep_their_numbers(intsr: Intsr, tmp_path: Path) -> None:
+    engine, film = write_video_engine(tmp_path), scenes(13, 0)
+    (tmp_path / "in").mkdir()
+    for number, frame in enumerate(film, 1001):
+        Image.fromarray(frame).save(tmp_path / "in" / f"{number}.png")
+    # One that cannot be read is left out, and shifts nothing.
+    (tmp_path / "in" / "1005.png").write_bytes(b"no picture")
+    arguments = ("upscale", engine, tmp_path / "in" / "%d.png", "-o", tmp_path / "out" / "%d.png", "--json")
+    code, out, _ = intsr(*arguments)
+    (report,) = map(json.loads, out.splitlines())
+    assert code == 1 and "1005.png" in report["error"] and report["film"]["frames"] == 12
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(made) == [f"{number}.png" for number in range(1001, 1014) if number != 1005]
+    run = ClipRun(open_engine(engine), 3)
+    frames = [frame for place, frame in enumerate(film) if place != 4]
+    expected = [frame for chunk in chunks_of(frames, 9, 3) for frame in run.finished(chunk)]
+    for name, frame in zip(sorted(made), expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / name)), frame)
+    Image.fromarray(film[4]).save(tmp_path / "in" / "1005.png")
+    for name in ("1003.png", "1010.png"):
+        (tmp_path / "out" / name).unlink()
+    code, out, _ = intsr(*arguments, "--skip-existing")
+    assert code == 0 and json.loads(out)["film"] | {"frames": 13, "resumed": 2} == json.loads(out)["film"]
+    assert len(list((tmp_path / "out").iterdir())) == 13

@@ -9,6 +9,8 @@ from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
+
 _STRATEGIES = ("STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED")
 ExecutionContextAllocationStrategy = enum.Enum("ExecutionContextAllocationStrategy", _STRATEGIES)
 TensorIOMode = enum.Enum("TensorIOMode", ("NONE", "INPUT", "OUTPUT"))
@@ -139,7 +141,34 @@ def depth_to_space(x):
     return x.reshape(n, 2, 2, c // 4, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
 
 
-FUNCTIONS = {"encoder": space_to_depth, "unet": lambda x: x, "decoder": depth_to_space}
+def repeat_pictures(x):
+    """The identity of latents; a picture four times, which `depth_to_space` makes each pixel four of."""
+    return np.tile(x, (1, 4, 1, 1)) if x.shape[1] == 3 else x
+
+
+def encode_next(x, before):
+    return x.transpose(0, 2, 1, 3, 4).reshape(1, 12, 1, *x.shape[3:]) + np.concatenate([before] * 4, 1) / 4, x[
+        :, :, -1:
+    ]
+
+
+def decode_next(denoised, before):
+    frames = denoised - np.concatenate([before] * 4, 1) / 4
+    frames = frames.reshape(1, 4, 3, *denoised.shape[3:]).transpose(0, 2, 1, 3, 4)
+    return frames, frames[:, :, -1:]
+
+
+FUNCTIONS = {
+    "encoder": space_to_depth,
+    "unet": repeat_pictures,
+    "decoder": depth_to_space,
+    # Those of `video_engines`.
+    "encoder_start": lambda x: (np.concatenate([x] * 4, 1), x),
+    "encoder_next": encode_next,
+    "transformer": lambda x: x,
+    "decoder_start": lambda x: (x[:, :3], x[:, :3]),
+    "decoder_next": decode_next,
+}
 
 
 class IExecutionContext:
@@ -175,11 +204,14 @@ class IExecutionContext:
         function = FUNCTIONS[state.name]
 
         def run():
-            x, y = (gpu.tensor(addresses[name], shape, dtype) for name, shape, dtype, _ in tensors)
+            views = {name: gpu.tensor(addresses[name], shape, dtype) for name, shape, dtype, _ in tensors}
+            given, made = ([views[name] for name, _, _, of in tensors if of == mode] for mode in ("INPUT", "OUTPUT"))
             state.warm = True
             # Scratch memory is written over: two networks at once would spoil each other's.
             gpu.device[arena[0]][: arena[1]] = len(state.name)
-            y[:] = function(x)
+            results = function(*given)
+            for y, result in zip(made, results if isinstance(results, tuple) else (results,), strict=True):
+                y[:] = result
 
         gpu.put(stream_handle, state.name, run)
         if self.profiler is not None:

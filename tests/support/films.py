@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +23,37 @@ CHAPTERS = [
     {"id": 2, "start": 800, "end": 1600, "time_base": Fraction(1, 1000), "metadata": {"title": "still"}},
 ]
 HDR = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+# Small parts, and frames that take long enough to be interrupted.
+SLOWED = """
+import sys, time
+from intsr.runtime.batch import clips, films, frames
+films.PART_FRAMES = 5
+def slow(run, name):
+    step = getattr(run, name)
+    setattr(run, name, lambda *a: (time.sleep(0.03), step(*a))[1])
+slow(frames.FrameRun, "_finish")
+slow(clips.ChunkRun, "_written")
+from intsr.cli.entry import run
+run()
+"""
+_WATCHED = """
+import sys
+from pathlib import Path
+from intsr import memory
+from intsr.runtime.batch.films import upscale_film
+from intsr.runtime.batch.jobs import Job
+from intsr.runtime.batch.options import FileOptions
+from intsr.runtime.engine import open_engine
+
+def watch(frames, total):
+    for count, frame in enumerate(frames, 1):
+        if count in map(int, sys.argv[4:]):
+            print(memory.resident_bytes())
+        yield frame
+
+with open_engine(sys.argv[1], threads=1) as engine:
+    upscale_film(engine, Job(Path(sys.argv[2]), Path(sys.argv[3])), FileOptions(), watch)
+"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +132,14 @@ def write_film(path: Path, frames: Sequence[np.ndarray], kind: FilmKind = PLAIN)
     return times
 
 
+def write_two_films(folder: Path, kind: FilmKind) -> Path:
+    """0.mkv and 1.mkv, nine frames of one scene each; returns the folder."""
+    frames = scenes(18, 0, kind.size)
+    for number in range(2):
+        write_film(folder / f"{number}.mkv", frames[9 * number :][:9], kind)
+    return folder
+
+
 def write_sound(container: Any, sound: Any, seconds: Fraction) -> None:
     wave = (np.sin(np.arange(int(48000 * seconds)) * 0.06) * 8000).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(np.stack([wave, wave], 1).reshape(1, -1), format="s16", layout="stereo")
@@ -168,3 +211,28 @@ def read_film(path: Path) -> FilmContent:
             side_data={data.type.name for data in first.side_data},
             codec=context.codec.canonical_name,
         )
+
+
+def kill_after_parts(command: Sequence[object], output: Path, count: int) -> None:
+    """Run a command and kill it when so many parts of the film are finished, and the next one is begun."""
+    state = Path(f"{output}.parts", "state.json")
+    process = subprocess.Popen([str(word) for word in command])
+    while not _has(state, count):
+        assert process.poll() is None, "it should not have come so far"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not output.exists()
+
+
+def _has(state: Path, count: int) -> bool:
+    if not (state.parent / f"{count + 1:06d}.part").exists():
+        return False
+    return count == 0 or (state.exists() and len(json.loads(state.read_text())["parts"]) >= count)
+
+
+def resident_bytes_while_upscaling(engine: Path, source: Path, output: Path, after: Sequence[int]) -> list[int]:
+    """Of a process of its own, after so many frames each."""
+    command = [sys.executable, "-c", _WATCHED, engine, source, output, *map(str, after)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [int(line) for line in done.stdout.split()]

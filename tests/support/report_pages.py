@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from click.testing import CliRunner, Result
+from identity_engines import write_identity_engine
 from PIL import Image
 
-from intsr.bundle import write_bundle
 from intsr.calib.calibration.files import save_calibration
 from intsr.calib.calibration.types import Calibration
 from intsr.engines.commands.report import report
@@ -26,28 +24,11 @@ HOSTILE_ENGINE = f"<b onclick=alert(2)>$x$-{'long' * 20}"
 VOID = {"meta", "link", "img", "input", "br", "wbr", "hr", "path", "rect", "line", "use"}
 
 
-def _engines_of_runtime() -> ModuleType:
-    # pytest imports tests by path (--import-mode=importlib): other tests' helpers have no importable name.
-    path = Path(__file__).parents[1] / "runtime" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("report_engines", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def write_engine(path: Path, gain: float = 1.0, bias: float = 0.0, **changes: object) -> Path:
     """Enlarges twice, tiles of 16 px; its networks are the identity, but for a gain and a bias at the end."""
-    runtime = _engines_of_runtime()
     folder = Path(tempfile.mkdtemp(dir=path.parent))
-    members = {}
-    for name in runtime.SHAPES:
-        onnx_path, member_path = folder / f"{name}.onnx", folder / f"{name}.member"
-        runtime.write_graph(onnx_path, name, gain, bias)
-        runtime.write_member("onnxruntime", onnx_path, member_path)
-        members[member_path.name] = member_path
-    write_bundle(path, runtime.manifest_for("onnxruntime", **changes), members)
-    return path
+    written = write_identity_engine(folder, "onnxruntime", gain, bias, **changes)
+    return written.replace(path)
 
 
 def plan(int8_mac_share: float, *float_layers: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A video engine of hand-written graphs whose output is the enlarged input, where what it remembers is right.
+"""Video engines: compiled ones, and one of hand-written graphs whose output is the enlarged input, where what it
+remembers is right.
 
 encoder    each frame plus a quarter of the last one of the latent before
 decoder    takes that away again, by what it has decoded before
@@ -11,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import openvino
+import video_models
+from builds import built_in_this_process
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from intsr.bundle import write_bundle
+from intsr.engines.commands.compile import compile_command
 from intsr.manifest import ChunkEntry, Manifest, NetworkEntry
 from intsr.runtime.backends.packed import IR_MAGIC, pack_member
 from intsr.types import VIDEO_NETWORKS, TensorInfo
@@ -55,7 +60,7 @@ def _nodes(name: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _ports(name: str, chunk_frames: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
+def ports(name: str, chunk_frames: int) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     latents = (*LATENT[:2], 1 + (chunk_frames - 1) // PER_LATENT, *LATENT[3:])
     return {
         "encoder_start": ({"x": FRAME}, {"latent": LATENT, "after": FRAME}),
@@ -67,7 +72,7 @@ def _ports(name: str, chunk_frames: int) -> tuple[dict[str, tuple[int, ...]], di
 
 
 def _write_graph(path: Path, name: str, chunk_frames: int) -> NetworkEntry:
-    inputs, outputs = _ports(name, chunk_frames)
+    inputs, outputs = ports(name, chunk_frames)
     constants = {
         "quarter": np.float32(0.25),
         "kernel": np.eye(LATENT[1], dtype=np.float32)[:, :, None, None, None],
@@ -84,8 +89,8 @@ def _write_graph(path: Path, name: str, chunk_frames: int) -> NetworkEntry:
     used = {key for node in nodes for key in node.input}
     values = [numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items() if key in used]
     infos = [
-        [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in ports.items()]
-        for ports in (inputs, outputs)
+        [helper.make_tensor_value_info(key, TensorProto.FLOAT, shape) for key, shape in of.items()]
+        for of in (inputs, outputs)
     ]
     graph = helper.make_graph(nodes, name, *infos, values)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -93,6 +98,17 @@ def _write_graph(path: Path, name: str, chunk_frames: int) -> NetworkEntry:
     onnx.save(model, path)
     tensors = (tuple(TensorInfo(key, shape, "float32") for key, shape in p.items()) for p in (inputs, outputs))
     return NetworkEntry(name, f"{name}.member", *tensors)
+
+
+def compile_video_engine(folder: Path, engine: Path, *options: object) -> Path:
+    """As the command makes it: full precision of target `cpu` where the options say nothing else."""
+    bits = () if "--calibration" in options else ("--bits", "fp")
+    tile = () if "--tile" in options else ("--tile", video_models.TILE_PX)
+    given = (*bits, *tile, "--frames", video_models.FRAMES, *options, "-o", engine)
+    with built_in_this_process():
+        result = CliRunner().invoke(compile_command, [str(folder), *map(str, given)])
+    assert result.exit_code == 0, result.output
+    return engine
 
 
 def write_video_engine(

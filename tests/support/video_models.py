@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from intsr.calib.calibration.types import Calibration
+from intsr.calib.models.families.wan import VIDEO_FLOAT_SITES
 from intsr.calib.models.video import VideoModel
+from intsr.export.fold.fold import fake_quantized
+from intsr.export.fold.video.integers import fold_video_network
+from intsr.export.fold.video.transformer import specialize_transformer
+from intsr.export.fold.video.vae import specialize_decoder, specialize_encoder
 
 # diffusers' own test configurations.
 TRANSFORMER: dict[str, Any] = {
@@ -42,6 +50,8 @@ VAE: dict[str, Any] = {
 WIDE = {**TRANSFORMER, "num_attention_heads": 2, "attention_head_dim": 32, "ffn_dim": 128, "cross_attn_norm": False}
 WIDE_VAE = {**VAE, "base_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 2}
 CONTEXT_TOKENS = 7
+# Of the engines that tests compile of them: low-resolution tile, its output, chunk.
+TILE_PX, SIDE_PX, FRAMES = 8, 32, 5
 
 
 def write_video_model(folder: Path, transformer: dict[str, Any] = TRANSFORMER, vae: dict[str, Any] = VAE) -> Path:
@@ -59,6 +69,12 @@ def write_video_model(folder: Path, transformer: dict[str, Any] = TRANSFORMER, v
     settings |= {"resize_filter": "bicubic", "context": "context.safetensors", "licence": "none"}
     (folder / "intsr_model.json").write_text(json.dumps(settings))
     return folder
+
+
+def stays_float(sites: Iterable[str]) -> set[str]:
+    """Those beside frames and latents, and those that are given the VAE's residual stream itself."""
+    streams = (".resample.1", ".time_conv", ".conv_shortcut")
+    return {site for site in sites if site in VIDEO_FLOAT_SITES or site.endswith(streams)}
 
 
 @contextmanager
@@ -85,3 +101,17 @@ def in_chunks(module: torch.nn.Module, x: torch.Tensor, frames: int) -> torch.Te
         outputs.append(y)
         y, *memory = module(x[:, :, start : start + frames], *memory)
     return torch.cat([*outputs, y], 2)
+
+
+@torch.no_grad()
+def simulated_chunk(model: VideoModel, calibration: Calibration, x: torch.Tensor) -> NDArray[np.float32]:
+    """Frames (1, 3, 4n + 1, H, W) through the folded networks in torch, fake-quantized, chunk by chunk."""
+    encoder, decoder = (
+        fake_quantized(fold_video_network(specialize(model), calibration))
+        for specialize in (specialize_encoder, specialize_decoder)
+    )
+    latents = in_chunks(encoder, x, 4)
+    _, _, *size = latents.shape
+    specialized = specialize_transformer(model.load("transformer"), tuple(size))
+    denoised = fake_quantized(fold_video_network(specialized, calibration))(latents)
+    return in_chunks(decoder, denoised, 1).numpy()

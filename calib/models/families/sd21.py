@@ -33,9 +33,17 @@ BARE_STREAM = ("conv_shortcut", "samplers.0.conv", "proj_out")
 # asked for: of W6A6's error eight such layers made four fifths, and bits of activations cost neither size nor speed.
 STREAM_BITS = 8
 # What an activation function, attention or GEGLU is in front of.
-ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2")
+ACTIVATED = ("conv1", "conv2", "conv_out", "to_out.0", "ff.net.2", "ffn.net.2")
 # diffusers' classes whose modules are calibrated as one block; a layer outside of them is a block by itself.
-BLOCK_CLASSES = ("ResnetBlock2D", "Transformer2DModel", "Attention", "Downsample2D", "Upsample2D", "PhaseUpsample2D")
+BLOCK_CLASSES = (
+    "ResnetBlock2D",
+    "Transformer2DModel",
+    "Attention",
+    "Downsample2D",
+    "Upsample2D",
+    "PhaseUpsample2D",
+    "WanTransformerBlock",
+)
 # Parts of a network, of a block's end and of a residual block, as diffusers runs them: the report's order.
 STAGES = (
     "post_quant_conv",
@@ -76,6 +84,9 @@ LET_SINKS = (
     LetSink((".attn2.to_out.0",), "value", ".attn2"),
     LetSink((".ff.net.0.proj",), "norm", ".norm3"),
     LetSink((".ff.net.2",), "rows", ".ff.net.0.proj"),
+    # Wan's.
+    LetSink((".ffn.net.0.proj",), "norm", ".norm3"),
+    LetSink((".ffn.net.2",), "none", why="GELU is between the two layers"),
     LetSink((".proj_in",), "norm", ".norm"),
     LetSink((".to_q", ".to_k", ".to_v"), "norm", ".group_norm"),
     LetSink((".to_out.0",), "rows", ".to_v"),
@@ -135,9 +146,10 @@ def reads_bare_stream(site: str) -> bool:
 
 
 def network_of_site(site: str) -> str:
-    """Return encoder, unet or decoder."""
-    if site.startswith("unet."):
-        return "unet"
+    """Return encoder, unet or decoder, or transformer of a video model."""
+    part = site.partition(".")[0]
+    if part in ("unet", "transformer"):
+        return part
     return "encoder" if site.startswith(("vae.encoder.", "vae.quant_conv")) else "decoder"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from intsr.errors import ModelError
-from intsr.types import is_kind
+from intsr.types import MAX_BITS, Bits, is_kind
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +93,10 @@ VIDEO_FLOAT_SITES = frozenset(
         *("vae.post_quant_conv", "vae.decoder.conv_in", "vae.decoder.conv_out"),
     )
 )
+# Layers of the VAE that are given its residual stream itself, which no norm holds, stay float, too: resampling in
+# space and time, and shortcuts. Whatever a frame is made of passes all of them, constant channels beside the colours.
+# docs/measure/video.md has what their eight bits cost.
+VIDEO_BARE_STREAM = (".resample.1", ".time_conv", ".conv_shortcut")
 # Layers that a fixed timestep and text make constant.
 VIDEO_CONSTANT = ("condition_embedder.", ".attn2.to_k", ".attn2.to_v")
 # A name that only Wan's own checkpoints have, whatever they put in front.
@@ -145,7 +149,17 @@ def setting(part: str, config: Mapping[str, Any], key: str) -> Any:
 
 def is_integer_video_site(site: str) -> bool:
     """Tell whether engines run the layer on integers. site: its name below `transformer.` or `vae.`."""
-    return site not in VIDEO_FLOAT_SITES and not any(part in site for part in VIDEO_CONSTANT)
+    if site in VIDEO_FLOAT_SITES or site.endswith(VIDEO_BARE_STREAM):
+        return False
+    return not any(part in site for part in VIDEO_CONSTANT)
+
+
+def bits_of_video_site(site: str, bits: Bits) -> tuple[int, int]:
+    """Return (weight bits, activation bits) of one site: the VAE, a few percent of the weights, keeps 8 of both."""
+    assert bits.weights is not None and bits.activations is not None
+    if site.startswith("vae."):
+        return MAX_BITS, MAX_BITS
+    return bits.of_site(site) or (bits.weights, bits.activations)
 
 
 def spatial_factor(vae: Mapping[str, Any]) -> int:

@@ -13,8 +13,9 @@ from intsr.calib.models.families.sd21 import (
     STAGES,
     network_of_site,
 )
-from intsr.types import NETWORKS
 
+# As they run, of picture and video models.
+REPORT_NETWORKS = ("encoder", "unet", "transformer", "decoder")
 REASONS = {
     "constant": "Not in the engine: the fixed timestep and prompt make it a constant.",
     "picture": "Full precision: it reads or writes the picture itself, three channels.",
@@ -24,12 +25,12 @@ REASONS = {
 
 
 def graph_order(sites: Iterable[str]) -> list[str]:
-    """Encoder, UNet, decoder; in each, blocks as they run. Sites of equal rank stay as they were."""
+    """In the order of REPORT_NETWORKS; in each, blocks as they run. Sites of equal rank stay as they were."""
     return sorted(sites, key=_rank)
 
 
 def _rank(site: str) -> tuple[int, ...]:
-    network = NETWORKS.index(network_of_site(site))
+    network = REPORT_NETWORKS.index(network_of_site(site))
     names = site.split(".")
     stage = next((STAGES.index(name) for name in names if name in STAGES), len(STAGES))
     numbers = [int(text) for text in re.findall(r"\.(\d+)(?=\.|$)", site)]

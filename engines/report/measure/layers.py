@@ -24,7 +24,7 @@ from intsr.calib.models.sites import integer_sites
 from intsr.calib.observe.clipped import outside_counts
 from intsr.calib.observe.fake_quant import calibrated_layer, let_weight
 from intsr.calib.observe.hooks import run_observed
-from intsr.types import ModelSpec
+from intsr.types import PictureSpec
 
 if TYPE_CHECKING:
     from intsr.calib.models.open import SRModel
@@ -142,7 +142,7 @@ def observe_layers(model: SRModel, calibration: Calibration, pictures: Sequence[
     return {site: observer.statistics() for site, observer in observers.items() if site in ticket}
 
 
-def observed_tile_px(spec: ModelSpec, calibration: Calibration) -> int:
+def observed_tile_px(spec: PictureSpec, calibration: Calibration) -> int:
     """Side of the low-resolution tiles that layers are measured on."""
     fits = TILE_PX * spec.upscale_factor % spec.size_multiple_px == 0
     return min(TILE_PX, calibration.tile_px) if fits else calibration.tile_px

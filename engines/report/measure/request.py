@@ -12,6 +12,7 @@ from msgspec import Meta, ValidationError, convert
 from intsr.errors import UsageError
 from intsr.json_files import read_json
 from intsr.runtime.pictures.formats.registry import PICTURE_SUFFIXES
+from intsr.types import NO_WEIGHT_OPTIONS, WeightOptions
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -33,8 +34,7 @@ class ReportRequest:
     calibration_images: Path | None = None
     # What the calibration belongs to; with pictures, its layers are measured.
     model: str | None = None
-    context: Path | None = None
-    lora: Path | None = None
+    weights: WeightOptions = NO_WEIGHT_OPTIONS
     # What `intsr bench --json` printed, one mapping a file.
     bench: tuple[Mapping[str, Any], ...] = ()
     # The name of the variant that others are compared with; None for the first full-precision engine.
@@ -57,9 +57,7 @@ class ReportRequest:
         if self.images is not None and not (self.engines or self.outputs or self.calibration):
             expected = "engines, a calibration or --outputs NAME=DIR"
             raise UsageError("--images", "nothing to run them through", expected)
-        if self.model is None and (self.context or self.lora):
-            option = "--lora" if self.lora else "--context"
-            raise UsageError(option, "no model that it belongs to", "--model MODEL too")
+        self.weights.check_belongs(self.model is not None, "--model")
         if self.model is not None and self.calibration is None:
             raise UsageError("--model", "no calibration is given", "a calibration folder, whose layers are measured")
         if self.model is not None and self.layer_images is None:

@@ -22,7 +22,6 @@ from intsr.engines.report.plots.style import (
     drawing,
     svg_from_figure,
 )
-from intsr.types import NETWORKS
 
 Layers = Sequence[Mapping[str, Any]]
 
@@ -198,7 +197,7 @@ def block_curves(phases: Sequence[Mapping[str, Any]]) -> str:
     with drawing(WIDTH / 2, 3.6) as figure:
         axes = figure.add_subplot()
         for marker, kind in zip("os^Dv", kinds, strict=False):
-            for network in NETWORKS:
+            for network in NETWORK_COLOURS:
                 own = [(i, p["gain"]) for i, p in enumerate(phases) if (p["kind"], p["network"]) == (kind, network)]
                 if own:
                     places, gains = zip(*own, strict=True)

@@ -22,8 +22,9 @@ _VARIABLES = "ink muted line surface encoder unet decoder accent warn s1 s2 s3 s
 COLOURS = {name: f"#0100{index:02x}" for index, name in enumerate(_VARIABLES.split())}
 INK, MUTED, LINE, ACCENT, WARN = (COLOURS[name] for name in ("ink", "muted", "line", "accent", "warn"))
 WIDTH = 9.0  # inches, of a drawing as wide as the page
-NETWORK_LABELS = {"encoder": "Encoder", "unet": "UNet", "decoder": "Decoder"}
-NETWORK_COLOURS = {name: COLOURS[name] for name in ("encoder", "unet", "decoder")}
+NETWORK_LABELS = {"encoder": "Encoder", "unet": "UNet", "transformer": "Transformer", "decoder": "Decoder"}
+# A video model has a transformer in the UNet's place.
+NETWORK_COLOURS = {name: COLOURS["unet" if name == "transformer" else name] for name in NETWORK_LABELS}
 SERIES = tuple(COLOURS[name] for name in ("encoder", "unet", "decoder", "s1", "s2", "s3", "s4", "s5"))
 _SETTINGS = {
     "svg.fonttype": "none",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from intsr.calib.calibration.files import load_calibration
-from intsr.calib.calibration.types import PASSIONSR, Calibration, PhaseName
+from intsr.calib.calibration.types import PARTS, PASSIONSR, Calibration, PhaseName
 from intsr.calib.models.families.sd21 import network_of_site
+from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.cli.console import say
 from intsr.engines.inspect.calibration import RUNS, inspect_calibration
-from intsr.engines.report.measure.layer_names import graph_order, reason_of_site, short_name
+from intsr.engines.report.measure.layer_names import REPORT_NETWORKS, graph_order, reason_of_site, short_name
 from intsr.engines.report.measure.request import ReportRequest
 from intsr.engines.report.measure.variants import read_rgb
 from intsr.engines.report.page.embed import thumbnail_url
@@ -21,7 +22,6 @@ from intsr.engines.report.plots import calibration as plots
 from intsr.engines.report.sections import Section
 from intsr.errors import ImageError
 from intsr.runtime.pictures.reader import list_pictures
-from intsr.types import NETWORKS
 
 WORST = 20
 CHANNEL_PLOTS = 6
@@ -36,14 +36,12 @@ def calibration_section(request: ReportRequest, folder: Path) -> Section:
     measured = _measured(request, calibration)
     sites = {site["site"]: site for site in inspected["sites"]}
     layers = [_layer(sites[site], measured) for site in graph_order(sites)]
-    left_out = {"unet": ["unet"], "vae": ["encoder", "decoder"]}
+    every = VIDEO_PARTS if calibration.parts == VIDEO_PARTS else PARTS
     facts = inspected["calibration"] | {
         "name": folder.name,
         "measured_pictures": measured.pictures if measured else 0,
         "measured_tile_px": measured.tile_px if measured else None,
-        "left_full_precision": [
-            n for part, names in left_out.items() if part not in calibration.parts for n in names
-        ],
+        "left_full_precision": [part for part in every if part not in calibration.parts],
         "layers_by_network": _by_network(layers),
         "layers": layers,
         "mixed": len({layer["weight_bits"] for layer in layers if layer["runs"] == "integer"}) > 1,
@@ -76,7 +74,7 @@ def _measured(request: ReportRequest, calibration: Calibration) -> _Measured | N
         say("layers are not measured: an imported calibration has several grids a layer")
         return None
     say(f"measuring the layers of {request.model}")
-    model = load_model(request.model, request.context, request.lora)
+    model = load_model(request.model, **request.weights.arguments)
     pictures = list_pictures(request.layer_images, or_picture=True)[: request.layer_pictures]
     layers = observe_layers(model, calibration, pictures)
     return _Measured(observed_tile_px(model.spec, calibration), len(pictures), layers)
@@ -100,7 +98,7 @@ def _by_network(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {"name": name, "layers": [layer["site"] for layer in layers if layer["network"] == name]}
         | {kind: sum((layer["network"], layer["runs"]) == (name, kind) for layer in layers) for kind in kinds}
-        for name in NETWORKS
+        for name in REPORT_NETWORKS
         if any(layer["network"] == name for layer in layers)
     ]
 

@@ -119,7 +119,8 @@ def _twice_the_frames(layer: nn.Conv3d, x: torch.Tensor, memory: Memory) -> torc
     """The film's first frame passes by, and is not remembered: to the layer the film begins behind it."""
     _, channels, count, height, width = x.shape
     if memory.is_start:
-        memory.after.append(x.new_zeros((1, channels, REMEMBERED, height, width)))
+        # Computed: as a constant, engines keep it, as large as a feature map.
+        memory.after.append(torch.cat([x * 0.0] * REMEMBERED, 2))
         return x
     pairs = convolve(layer, x, memory).reshape(2, channels, count, height, width)
     return pairs.permute(1, 2, 0, 3, 4).reshape(1, channels, 2 * count, height, width)

@@ -16,7 +16,8 @@ class SpecializedVideoNetwork:
     """A torch module of tensors alone, and what specialization did to its weights.
 
     name: encoder, transformer or decoder. row_factors, column_factors: site -> what the rows (output channels) and
-    columns (input channels) of its weights were multiplied by, one number each.
+    columns (input channels) of its weights were multiplied by, one number each. plain_weights: site -> its weights
+    before rows were multiplied.
     """
 
     name: str
@@ -24,3 +25,4 @@ class SpecializedVideoNetwork:
     spec: VideoSpec
     row_factors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     column_factors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    plain_weights: Mapping[str, torch.Tensor] = field(default_factory=dict)

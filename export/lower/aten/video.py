@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
+from onnx import helper
 from torch import fx
 
 from intsr.errors import ExportError
 from intsr.export.lower.context import LoweringContext, Value, argument, lowers, shape_of
-from intsr.export.lower.write.layers import write_convolution_of_frames
+from intsr.export.lower.write.borders import Window
+from intsr.export.lower.write.layers import write_convolution
+from intsr.export.onnx.builder import GraphBuilder
 from intsr.targets.lowering import STATISTICS
 
 aten: Any = torch.ops.aten
@@ -32,8 +36,20 @@ def conv3d(net: LoweringContext, node: fx.Node) -> Value:
     value, group = net.value(x), int(argument(node, 6, "groups", 1))
     attributes: dict[str, Any] = {"strides": strides, "pads": padding * 2, "dilations": dilations, "group": group}
     if layer is not None:
+        if padding[0] or group != 1:
+            raise ExportError(site, f"a convolution of frames, {padding[0]} padded, {group} groups", "none, and one")
         layer = replace(layer, weight_codes=layer.weight_codes[:, :, taps])
-        return write_convolution_of_frames(net, value, layer, bias, **attributes)
+        count, height, width = layer.weight_codes.shape[2:]
+        (rows, columns), (_, tall, wide) = shape_of(x)[3:], padding
+        window = Window(
+            (height, width),
+            (rows, columns),
+            (strides[1], strides[2]),
+            (dilations[1], dilations[2]),
+            (tall, wide, tall, wide),
+            frames=(count, strides[0], dilations[0]),
+        )
+        return write_convolution(net, value, layer, window, bias)
     kernel = net.parameter(weight)[:, :, taps]
     inputs = [value, net.builder.constant(f"{site}.weight", kernel)]
     if bias is not None:
@@ -57,11 +73,19 @@ def rms_norm(net: LoweringContext, node: fx.Node) -> Value:
     if len(normalized) != 1 or epsilon is None:
         raise ExportError(node.name, f"RMSNorm over {list(normalized)} with eps {epsilon}", "one dimension, a number")
     b, value, name = net.builder, net.value(x), f"{net.site_of(weight)}{STATISTICS}"
-    axes = b.constant(f"{name}axes", [-1])
-    mean = b.op("ReduceMean", [b.op("Mul", [value, value], f"{name}square"), axes], f"{name}mean", keepdims=1)
-    sum_ = b.op("Add", [mean, b.constant(f"{name}eps", np.float32(epsilon))], f"{name}sum")
-    normalized_value = b.op("Div", [value, b.op("Sqrt", [sum_], f"{name}root")], f"{name}normalized")
-    return b.op("Mul", [normalized_value, net.value(weight)], node.name)
+    wide, axes = _cast(b, value, np.float32, f"{name}wide"), b.constant(f"{name}axes", [-1])
+    mean = b.op("ReduceMean", [b.op("Mul", [wide, wide], f"{name}square"), axes], f"{name}mean", keepdims=1)
+    epsilon_value = _cast(b, b.constant(f"{name}eps", np.float32(epsilon)), np.float32, f"{name}wide_eps")
+    root = b.op("Sqrt", [b.op("Add", [mean, epsilon_value], f"{name}sum")], f"{name}root")
+    root = _cast(b, root, b.float_dtype, f"{name}narrow")
+    return b.op("Mul", [b.op("Div", [value, root], f"{name}normalized"), net.value(weight)], node.name)
+
+
+def _cast(b: GraphBuilder, value: str, dtype: DTypeLike, name: str) -> str:
+    """Into float32 and back, for what float16 cannot hold: squares above 255. Nothing where floats are float32."""
+    if b.float_dtype == np.float32:
+        return value
+    return b.op("Cast", [value], name, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 @lowers(aten.linalg_vector_norm.default)
@@ -71,8 +95,10 @@ def vector_norm(net: LoweringContext, node: fx.Node) -> Value:
     if order != 2 or not kept or argument(node, 4, "dtype", None) is not None:
         raise ExportError(node.name, f"a norm of order {order}, keepdim {kept}", "Euclid's, keepdim=True")
     name = f"{node.name}{STATISTICS}"
-    axes = net.builder.constant(f"{name}axes", [int(axis) for axis in node.args[2]])
-    return net.builder.op("ReduceL2", [net.value(node.args[0]), axes], f"{name}norm", keepdims=1)
+    b = net.builder
+    axes = b.constant(f"{name}axes", [int(axis) for axis in node.args[2]])
+    wide = _cast(b, net.value(node.args[0]), np.float32, f"{name}wide")
+    return _cast(b, b.op("ReduceL2", [wide, axes], f"{name}norm", keepdims=1), b.float_dtype, f"{name}narrow")
 
 
 @lowers(aten.clamp_min.default)
@@ -107,11 +133,3 @@ def stack(net: LoweringContext, node: fx.Node) -> Value:
     axes = net.builder.constant(f"{node.name}.axis", [axis])
     parts = [net.builder.op("Unsqueeze", [net.value(part), axes], f"{node.name}.part") for part in node.args[0]]
     return net.builder.op("Concat", parts, node.name, axis=axis)
-
-
-@lowers(aten.new_zeros.default)
-def new_zeros(net: LoweringContext, node: fx.Node) -> Value:
-    """No constant: it may be as large as a feature map."""
-    zero = net.builder.constant(f"{node.name}.zero", np.zeros((), np.float32))
-    shape = net.builder.constant(f"{node.name}.shape", shape_of(node))
-    return net.builder.op("Expand", [zero, shape], node.name)

@@ -112,7 +112,7 @@ class ActivationWriter:
         if pads:
             full = [0, 0, pads[0], pads[1], 0, 0, pads[2], pads[3]]
             value = b.op("Pad", [value, b.constant(f"{site}.pads", full)], f"{site}.pad", mode="constant")
-        channels = (1, -1, 1, 1) if layer.weight_codes.ndim == 4 else (-1,)
+        channels = (1, -1, *[1] * (layer.weight_codes.ndim - 2)) if layer.weight_codes.ndim > 2 else (-1,)
         offset: NDArray[np.float32] = np.array(plan.shift, np.float32)
         if layer.let_scale is not None:
             inverse = (1 / layer.let_scale).reshape(channels)

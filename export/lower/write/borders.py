@@ -13,6 +13,7 @@ columns: the left edge, the middle, the right edge. Each such class has one bias
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Window:
     """A convolution's geometry: (height, width), and of `pads` (top, left, bottom, right). size: of x, unpadded.
 
     frame: of `pads`' order, padding that several convolutions of one x share, each of which takes its `pads` of it.
+    frames: of a convolution of frames, kernel, stride and dilation along them; they are never padded.
     """
 
     kernel: tuple[int, int]
@@ -32,6 +34,21 @@ class Window:
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     groups: int = 1
     frame: tuple[int, int, int, int] | None = None
+    frames: tuple[int, int, int] | None = None
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Those of ONNX's Conv."""
+        along = [] if self.frames is None else [[value] for value in self.frames]
+        taps, stride, dilation = along or [[], [], []]
+        unpadded = [0] * len(taps)
+        return {
+            "kernel_shape": [*taps, *self.kernel],
+            "strides": [*stride, *self.stride],
+            "pads": [*unpadded, *self.pads[:2], *unpadded, *self.pads[2:]],
+            "dilations": [*dilation, *self.dilation],
+            "group": self.groups,
+        }
 
     def taps_inside(self, axis: int) -> NDArray[np.bool_]:
         """(taps, output pixels) along one axis: whether the tap reads the picture, not its padding."""
@@ -53,7 +70,7 @@ class ColumnBias:
 
 
 def border_bias(
-    weight: NDArray[np.float32],
+    weight: NDArray[np.floating[Any]],
     bias: NDArray[np.float32] | None,
     inside: float,
     outside: NDArray[np.float32],

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,8 @@ def tensor_scale(layer: FoldedLayer) -> float:
 
 
 def write_convolution(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
-    """An integer convolution of `value` (N, Cin, H, W) by codes (Cout, Cin / groups, kh, kw), and its branch.
+    """An integer convolution of `value` (N, Cin, H, W) by codes (Cout, Cin / groups, kh, kw), and its branch; or of
+    frames, (N, Cin, frames, H, W) by (Cout, Cin, kt, kh, kw).
 
     Raises ExportError where a padded zero meets a grid without 0.
     """
@@ -52,20 +52,18 @@ def write_convolution(net: LoweringContext, value: str, layer: FoldedLayer, wind
     if layer.branch is None:
         return y
     b, site, (up, down) = net.builder, layer.site, layer.branch
-    slides = {"kernel_shape": list(window.kernel), "strides": list(window.stride), "pads": list(window.pads)}
-    kernels = b.half(f"{site}.down", down), b.half(f"{site}.up", up[:, :, None, None])
-    narrow = b.op("Conv", [value, kernels[0]], f"{site}.narrow", **slides, dilations=list(window.dilation))
-    wide = b.op("Conv", [narrow, kernels[1]], f"{site}.wide", kernel_shape=[1, 1])
+    single = [1] * (down.ndim - 2)
+    kernels = b.half(f"{site}.down", down), b.half(f"{site}.up", up.reshape(*up.shape, *single))
+    narrow = b.op("Conv", [value, kernels[0]], f"{site}.narrow", **replace(window, groups=1).attributes)
+    wide = b.op("Conv", [narrow, kernels[1]], f"{site}.wide", kernel_shape=single)
     return b.op("Add", [y, wide], f"{site}.branched")
 
 
 def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window: Window, bias: F32 | None) -> str:
-    """An integer convolution of `value` (N, Cin, H, W) by codes (Cout, Cin / groups, kh, kw).
-
-    Raises ExportError where a padded zero meets a grid without 0.
-    """
+    """As `write_convolution`, without the branch."""
     b, count, limit = net.builder, len(layer.weight_codes), net.builder.lowering.split_rows
-    if limit and window.groups == 1 and count > SPLIT_CHANNELS and window.taps_inside(1).shape[1] > limit:
+    is_plain = window.groups == 1 and window.frames is None
+    if limit and is_plain and count > SPLIT_CHANNELS and window.taps_inside(1).shape[1] > limit:
         starts = range(0, count, PART_CHANNELS)
         rows = [rows_of(layer, bias, slice(start, start + PART_CHANNELS)) for start in starts]
         parts = [_write_integers(net, value, part, window, own) for part, own in rows]
@@ -74,8 +72,9 @@ def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window
     if any(window.pads) and grid is not None and not layer.takes_padding and b.lowering.activation != FLOAT:
         got = f"range [{grid.real_min:g}, {grid.real_max:g}] without 0 on a padded input"
         raise ExportError(layer.site, got)
-    # With groups, every output channel has other inputs: padded in front, as everywhere else.
-    biased = b.lowering.borders == "bias" and window.groups == 1
+    # With groups, every output channel has other inputs: padded in front, as everywhere else. Of frames, no target
+    # has a use for that.
+    biased = window.frames is not None or (b.lowering.borders == "bias" and window.groups == 1)
     frame = window.frame or window.pads
     value, shift, padded = net.activations.write(value, layer, (0, 0, 0, 0) if biased else frame)
     if padded:
@@ -83,27 +82,12 @@ def _write_integers(net: LoweringContext, value: str, layer: FoldedLayer, window
         window = replace(window, pads=(0, 0, 0, 0))
     if biased and any(window.pads) and (shift != 0.0 or layer.let_shift is not None):
         weight = dequantize_weight(layer.weight_codes, layer.weight_scale)
+        if window.frames is not None:
+            # A tap meets the border by its row and column alone, whatever its frame.
+            weight = weight.astype(np.float64).sum(axis=2)
         borders = border_bias(weight, bias, shift, value_outside(layer, b.lowering), window)
-        return _add_borders(b, _product(net, value, layer, window, None), borders, layer.site)
+        return _add_borders(b, _product(net, value, layer, window, None), borders, layer)
     return _product(net, value, layer, window, shifted_bias(bias, layer, shift))
-
-
-def write_convolution_of_frames(
-    net: LoweringContext, value: str, layer: FoldedLayer, bias: F32 | None, **attributes: Any
-) -> str:
-    """An integer convolution of `value` (N, Cin, frames, H, W) by codes (Cout, Cin, kt, kh, kw).
-
-    attributes: strides, pads, dilations and group of ONNX's Conv. Raises ExportError where activations have another
-    form than uint8, or the grid has no 0 to pad with.
-    """
-    b, site = net.builder, layer.site
-    if b.lowering.activation != "uint8" or not layer.takes_padding:
-        raise ExportError(site, f"a convolution of frames lowered as {b.lowering.name}", "uint8 activations")
-    value, _, _ = net.activations.write(value, layer, (0, 0, 0, 0))
-    inputs = [value, _weight(net, layer, 0)[0]]
-    if bias is not None:
-        inputs.append(b.constant(f"{site}.bias", bias))
-    return b.op("Conv", inputs, site, kernel_shape=list(layer.weight_codes.shape[2:]), **attributes)
 
 
 def _without_surplus(b: GraphBuilder, value: str, window: Window, frame: tuple[int, ...], site: str) -> str:
@@ -125,28 +109,22 @@ def _product(net: LoweringContext, value: str, layer: FoldedLayer, window: Windo
     inputs = [value, kernel]
     if bias is not None and factors is None:
         inputs.append(b.constant(f"{site}.bias", bias))
-    y = b.op(
-        "Conv",
-        inputs,
-        site,
-        kernel_shape=list(window.kernel),
-        strides=list(window.stride),
-        pads=list(window.pads),
-        dilations=list(window.dilation),
-        group=window.groups,
-    )
+    y = b.op("Conv", inputs, site, **window.attributes)
     if factors is None:
         return y
-    y = b.op("Mul", [y, b.constant(f"{site}.factors", factors.reshape(1, -1, 1, 1))], f"{site}.rescale")
+    channels = (1, -1, *[1] * (layer.weight_codes.ndim - 2))
+    y = b.op("Mul", [y, b.constant(f"{site}.factors", factors.reshape(channels))], f"{site}.rescale")
     if bias is None:
         return y
-    return b.op("Add", [y, b.constant(f"{site}.bias", bias.reshape(1, -1, 1, 1))], f"{site}.add_bias")
+    return b.op("Add", [y, b.constant(f"{site}.bias", bias.reshape(channels))], f"{site}.add_bias")
 
 
-def _add_borders(b: GraphBuilder, y: str, borders: tuple[ColumnBias, ...], site: str) -> str:
+def _add_borders(b: GraphBuilder, y: str, borders: tuple[ColumnBias, ...], layer: FoldedLayer) -> str:
     """y plus the bias of its column; one addition each, so that nothing is rounded twice."""
+    site, (count, height) = layer.site, borders[0].bias.shape
+    shape = (1, count, *[1] * (layer.weight_codes.ndim - 4), height, 1)
     sums = [
-        b.op("Add", [y, b.constant(f"{site}.bias", column.bias[None, :, :, None])], f"{site}.add_bias")
+        b.op("Add", [y, b.constant(f"{site}.bias", column.bias.reshape(shape))], f"{site}.add_bias")
         for column in borders
     ]
     result = sums[0]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
 
-_DEVICE = "CPU"
+_DEVICE, _FLOAT_BYTES = "CPU", 4
 
 
 class OpenVINONetwork(EntryNetwork):
@@ -206,9 +206,12 @@ def _compiled(
     """Return the compiled model, from the cache where it is there, and what has to live as long."""
     import openvino
 
-    start = _place_of_weights(member, bundle.path)
+    in_float = bool(integer_settings(bundle.manifest.bits != "fp"))
+    # Floats made of integers lie in no file.
+    start = None if in_float else _place_of_weights(member, bundle.path)
+    copied_bytes = 0 if start is not None else len(member.view) * (_FLOAT_BYTES if in_float else 1)
     blob = None
-    if cache and _is_text(bundle.path) and (start is not None or len(member.view) <= MAX_COPIED_BYTES):
+    if cache and _is_text(bundle.path) and copied_bytes <= MAX_COPIED_BYTES:
         if start is not None:
             settings = {**settings, "CACHE_MODE": "OPTIMIZE_SIZE"}
         blob = open_blob(bundle, entry, start, settings, openvino.__version__)

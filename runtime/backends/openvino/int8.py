@@ -35,5 +35,7 @@ def integers_are_exact() -> bool:
 
 
 def integer_settings(quantized: bool) -> dict[str, Any]:
-    """Return what to compile a model with, so that its integers are what they are elsewhere."""
+    """Return what to compile a model with, so that its integers are what they are elsewhere: nothing, or what makes
+    floats of them.
+    """
     return {} if not quantized or integers_are_exact() else {"LP_TRANSFORMS_MODE": "NO"}

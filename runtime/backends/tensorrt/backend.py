@@ -16,7 +16,7 @@ from intsr.arrays import Array
 from intsr.cuda.arrays import DeviceArray, device_array
 from intsr.cuda.driver import open_cuda
 from intsr.errors import UsageError
-from intsr.runtime.backends.protocol import Backend, LayerTime, SessionOptions, checked_input
+from intsr.runtime.backends.protocol import Backend, SessionOptions, checked_input
 from intsr.runtime.backends.tensorrt.kernel_cache import KernelCache, open_kernel_cache
 from intsr.runtime.backends.tensorrt.library import (
     check_tensors,
@@ -27,8 +27,9 @@ from intsr.runtime.backends.tensorrt.library import (
     make_runtime,
 )
 from intsr.runtime.backends.tensorrt.plan_header import check_device, check_plan, check_plugins
-from intsr.runtime.backends.tensorrt.session import Session, Stage
+from intsr.runtime.backends.tensorrt.session import OnDevice, Session, Stage
 from intsr.runtime.backends.tensorrt.tile_pipeline import Pipeline
+from intsr.runtime.backends.tensorrt.video import TensorRTVideoBackend
 from intsr.targets import target_from_name
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class TensorRTNetwork:
         self._session.close()
 
 
-class TensorRTBackend(Backend):
+class TensorRTBackend(OnDevice, Backend):
     """All networks of an engine on one GPU, in one session."""
 
     def __init__(self, session: Session, stages: list[Stage], precision: str) -> None:
@@ -102,7 +103,8 @@ class TensorRTBackend(Backend):
         from intsr.runtime.backends.tensorrt.picture_pipeline import open_device_picture
 
         pipeline = Pipeline(session, stages)
-        super().__init__(
+        Backend.__init__(
+            self,
             [TensorRTNetwork(session, *each) for each in zip(stages, pipeline.addresses, strict=True)],
             precision,
             tuple(stage.name for stage in stages),
@@ -112,23 +114,12 @@ class TensorRTBackend(Backend):
         self.picture_pipeline = open_device_picture(session, stages, pipeline.addresses)
         self.device = str(session.cuda.device)
 
-    def layer_times_ms(self) -> dict[str, list[LayerTime]]:
-        return {stage.name: list(stage.layer_times) for stage in self._stages}
-
-    def uses_graphs(self) -> bool:
-        return all(stage.graphs for stage in self._stages)
-
-    def device_bytes(self) -> int:
-        """Return what plans, arena, buffers and libraries have taken since the engine was opened."""
-        self._session.enter()
-        return self._session.used_bytes()
-
 
 def load_library() -> None:
     """Nothing is loaded before its device is chosen."""
 
 
-def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend:
+def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend | TensorRTVideoBackend:
     """Raises UsageError, EngineMismatchError, OutOfMemoryError; whatever was taken of the device is freed then."""
     manifest, where = bundle.manifest, bundle.path
     if options.precision != "auto":
@@ -146,7 +137,12 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> TensorRTBackend:
         opened.pop_all()
         session = Session(cuda, library, where)
         opened.callback(session.close)
-        backend = TensorRTBackend(session, _make_stages(bundle, options, session), manifest.precision)
+        stages = _make_stages(bundle, options, session)
+        backend = (
+            TensorRTBackend(session, stages, manifest.precision)
+            if manifest.chunk is None
+            else TensorRTVideoBackend(session, stages, manifest.chunk, manifest.precision)
+        )
         opened.pop_all()
     return backend
 

@@ -93,7 +93,7 @@ def give_memory(library: Library, context: Any, address: int, size_bytes: int, w
 
 
 def check_tensors(library: Library, engine: Any, entry: NetworkEntry, where: object) -> None:
-    """Raises EngineMismatchError where the plan's input and output are not the manifest's."""
+    """Raises EngineMismatchError where the plan's inputs and outputs are not the manifest's, in whatever order."""
     mode = library.trt.TensorIOMode
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
 
@@ -101,8 +101,9 @@ def check_tensors(library: Library, engine: Any, entry: NetworkEntry, where: obj
         dtype: str = engine.get_tensor_dtype(name).name
         return name, tuple(engine.get_tensor_shape(name)), _DTYPES.get(dtype, dtype)
 
-    for wanted, info in ((mode.INPUT, entry.input), (mode.OUTPUT, entry.output)):
-        got = [described(name) for name in names if engine.get_tensor_mode(name) == wanted]
-        if got != [(info.name, info.shape, info.dtype)]:
-            expected = f"[{(info.name, info.shape, info.dtype)}] by the manifest"
+    for wanted, infos in ((mode.INPUT, entry.inputs), (mode.OUTPUT, entry.outputs)):
+        got = sorted(described(name) for name in names if engine.get_tensor_mode(name) == wanted)
+        known = sorted((info.name, info.shape, info.dtype) for info in infos)
+        if got != known:
+            expected = f"{known} by the manifest"
             raise EngineMismatchError(where, f"{entry.name} has {got}", expected, "compile the model again")

@@ -94,14 +94,16 @@ Ends: TypeAlias = tuple[tuple[TensorInfo, int], tuple[TensorInfo, int]]
 def plan_whole_picture(device: KernelDevice, shape: PictureShape, ends: Ends) -> PicturePlan:
     """Take the memory and plan the launches.
 
-    ends: the encoder's input and the decoder's output, (N, 3, T f, T f) float16, each with its address.
+    ends: the first network's input, (N, 3, T f, T f) or of the pixels themselves (N, 3, T, T), and the last one's
+    output, (N, 3, T f, T f), float16, each with its address.
     Raises OutOfMemoryError, and whatever was taken then waits for `device.free`.
     """
     size = shape.size
     pixels = device.empty((shape.tiles.height_px, shape.tiles.width_px, CHANNELS), np.uint8)
     enlarge = plan_picture.plan_enlarge(device, pixels, shape.upscale_factor, shape.resize_filter)
     canvas = device.empty((CHANNELS, *size), np.float32)
-    extract, accumulate = _plan_tiles(device, shape, ends, enlarge.output, canvas)
+    taken = pixels if ends[0][0].shape[3] == shape.tiles.tile_px else enlarge.output
+    extract, accumulate = _plan_tiles(device, shape, ends, taken, canvas)
     check = plan_picture.plan_clip_and_range(device, canvas)
     fix = None
     if shape.color_fix != "none":
@@ -114,8 +116,9 @@ def plan_whole_picture(device: KernelDevice, shape: PictureShape, ends: Ends) ->
 
 
 def _plan_tiles(
-    device: KernelDevice, shape: PictureShape, ends: Ends, enlarged: DeviceArray, canvas: DeviceArray
+    device: KernelDevice, shape: PictureShape, ends: Ends, taken: DeviceArray, canvas: DeviceArray
 ) -> tuple[tuple[Plan, ...], tuple[Plan, ...]]:
+    """taken: what the tiles are cut from, the pixels or the enlarged ones."""
     tiles, factor = shape.tiles, shape.upscale_factor
     side = tiles.tile_px * factor
     rows, columns = (
@@ -126,14 +129,16 @@ def _plan_tiles(
     for index, tile in enumerate(tiles.tiles):
         # Engines that take several tiles at once have them one behind the other.
         source, target = (_tile_of(info, address, index) for info, address in ends)
-        top, left, height, width = (value * factor for value in (tile.top, tile.left, tile.height, tile.width))
+        own_side = source.shape[3]
+        places = (tile.top, tile.left, tile.height, tile.width)
+        top, left, height, width = (value * own_side // tiles.tile_px for value in places)
         extract.append(
             plan_picture.plan_extract(
-                device, enlarged, top=top, left=left, height=height, width=width, side=side, out=source
+                device, taken, top=top, left=left, height=height, width=width, side=own_side, out=source
             )
         )
-        weights = rows[tile.row], columns[tile.column]
-        accumulate.append(plan_picture.plan_accumulate(device, canvas, target, *weights, top=top, left=left))
+        weights, place = (rows[tile.row], columns[tile.column]), (tile.top * factor, tile.left * factor)
+        accumulate.append(plan_picture.plan_accumulate(device, canvas, target, *weights, top=place[0], left=place[1]))
     return tuple(extract), tuple(accumulate)
 
 

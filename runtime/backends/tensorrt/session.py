@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from math import prod
 from typing import Any
@@ -15,7 +15,7 @@ from intsr.cuda.driver import Cuda
 from intsr.cuda.graphs import GraphCache
 from intsr.errors import IntsrError
 from intsr.manifest import NetworkEntry
-from intsr.runtime.backends.protocol import LayerTime, closed_error
+from intsr.runtime.backends.protocol import LayerTime, OfEntry, closed_error
 from intsr.runtime.backends.tensorrt.kernel_cache import KernelCache
 from intsr.runtime.backends.tensorrt.library import Library
 from intsr.types import TensorInfo
@@ -113,13 +113,13 @@ class Session:
         self._owned.close()
 
 
-class Stage:
+class Stage(OfEntry):
     """One network's execution context, its memory the session's shared arena."""
 
     def __init__(
         self, session: Session, entry: NetworkEntry, context: Any, profile: bool, kernels: KernelCache | None = None
     ) -> None:
-        self.name, self.input, self.output = entry.name, entry.input, entry.output
+        self.name, self.entry = entry.name, entry
         self.layer_times: list[LayerTime] = []
         self._session, self._context, self._kernels = session, context, kernels
         self._graphs = GraphCache(session.cuda, f"{session.where}: {entry.name}")
@@ -133,22 +133,25 @@ class Stage:
     def graphs(self) -> bool:
         return self._graphs.active
 
-    def run(self, input_address: int, output_address: int) -> None:
-        """Into the compute stream. Raises EngineMismatchError, OutOfMemoryError."""
+    def run(self, *addresses: int) -> None:
+        """Into the compute stream. addresses: of the entry's inputs, then of its outputs.
+
+        Raises EngineMismatchError, OutOfMemoryError.
+        """
         self.layer_times.clear()
-        key = (self.input.shape, self.output.shape, input_address, output_address)
 
         def enqueue(stream: Any) -> None:
-            self._enqueue(input_address, output_address, stream)
+            self._enqueue(addresses, stream)
 
-        self._graphs.run(key, enqueue, self._session.compute)
+        # Shapes are always the same.
+        self._graphs.run(addresses, enqueue, self._session.compute)
         if self._kernels is not None:
             # Here the first run has compiled all that there is to compile, and the GPU still computes.
             self._kernels.save()
 
-    def _enqueue(self, input_address: int, output_address: int, stream: Any) -> None:
+    def _enqueue(self, addresses: tuple[int, ...], stream: Any) -> None:
         session = self._session
-        for info, address in ((self.input, input_address), (self.output, output_address)):
+        for info, address in zip((*self.entry.inputs, *self.entry.outputs), addresses, strict=True):
             if not self._context.set_tensor_address(info.name, address):
                 raise session.library.error(session.where, f"setting the address of {self.name}'s {info.name}")
         if not self._context.execute_async_v3(session.cuda.stream_address(stream)):
@@ -159,6 +162,26 @@ class Stage:
         self._context = None
         # Behind the context, which looks into it.
         self._kernels = None
+
+
+class OnDevice:
+    """What a backend can tell of the networks that it has on a GPU."""
+
+    _session: Session
+    _stages: Sequence[Stage]
+
+    def layer_times_ms(self) -> dict[str, list[LayerTime]]:
+        """As of `Backend`."""
+        return {stage.name: list(stage.layer_times) for stage in self._stages}
+
+    def uses_graphs(self) -> bool:
+        """As of `Backend`."""
+        return all(stage.graphs for stage in self._stages)
+
+    def device_bytes(self) -> int:
+        """Return what plans, arena, buffers and libraries have taken since the engine was opened."""
+        self._session.enter()
+        return self._session.used_bytes()
 
 
 def _make_profiler(trt: Any, times: list[LayerTime]) -> Any:
