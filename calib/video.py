@@ -21,7 +21,7 @@ from intsr.calib.models.video import VideoModel
 from intsr.calib.observe.video import observe_video
 from intsr.files import sha256_from_path
 from intsr.memory import peak_resident_bytes
-from intsr.runtime.films.names import is_sequence
+from intsr.runtime.films.names import is_sequence, numbered_pictures
 from intsr.types import check_tile
 
 # Of a clip: a first latent, which stands alone, and two that remember it.
@@ -78,8 +78,9 @@ def calibrate_video(
 
 
 def _fact(clip: Path) -> str:
-    """What tells a clip from another: a film's bytes, or where numbered pictures are."""
-    return str(clip) if is_sequence(clip) else sha256_from_path(clip)
+    """What tells a clip from another: its bytes; of numbered pictures, those of the ones that are looked at."""
+    seen = list(numbered_pictures(clip).values())[:CLIP_FRAMES] if is_sequence(clip) else [clip]
+    return " ".join(map(sha256_from_path, seen))
 
 
 def run_of_recipe(

@@ -119,7 +119,8 @@ def spec_from_settings(
     unet, vae = configs["unet"], configs["vae"]
     alpha_bar = alpha_bar_from_scheduler(scheduler, settings.timestep, where)
     x0_rule = settings.x0_rule or x0_rule_from_scheduler(scheduler, where)
-    with as_model_error(where):
+    # The scheduler is checked by now.
+    with as_model_error(Path(settings.name)):
         latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
         unet_factor = 2 ** (len(unet["block_out_channels"]) - 1)
         return ModelSpec(

@@ -150,6 +150,8 @@ def reference_for_verification(
             built = f"digest {calibration_digest[:12]}" if calibration_digest else "none (full precision)"
             expected = f"the one that the engine was made with, {built}"
             raise CalibrationError(against, f"digest {calibration.digest()[:12]}", expected)
+    elif model_name is not None:
+        raise UsageError("--model", "given", "only with a calibration for --against", "leave one of the two out")
     if frames is not None:
         source = open_video_model(name, weights.context)
         return video_reference(source, calibration, tile_px, frames, weight_only), source.spec

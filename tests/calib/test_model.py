@@ -90,7 +90,7 @@ def edit_weights(path: Path, *lost: str, **new: torch.Tensor) -> None:
             "NaN or infinity in quant",
         ),
         ("intsr_model.json", lambda path: edit_json(path, flavour="mint"), "flavour"),
-        ("intsr_model.json", lambda path: edit_json(path, upscale_factor=0), "upscale_factor is 0, not above 0"),
+        ("intsr_model.json", lambda path: edit_json(path, upscale_factor=0), ": upscale_factor is 0, not above 0"),
         (
             "scheduler/scheduler_config.json",
             lambda path: path.write_text('{"beta_schedule": "linear", "clip_sample": false}'),
@@ -108,6 +108,8 @@ def test_a_broken_folder_is_one_line(folder: Path, file: str, change: Callable[[
     with pytest.raises(ModelError) as error:
         load_model(str(folder))
     assert words in str(error.value) and "\n" not in str(error.value)
+    # Nothing but the scheduler's own is blamed on it.
+    assert ("scheduler_config.json" in str(error.value)) == file.startswith("scheduler")
 
 
 @pytest.mark.parametrize("values", [{"upscale_factor": True}, {"timestep": "999"}, {"context": False}])

@@ -110,6 +110,9 @@ def test_verify_asks_the_engine_what_its_activations_are(
     given = ("--against", four_bits[1], "--model", tiny_folder, "--images", tmp_path, "--json")
     code, out, err = intsr("verify", "weight-only.engine", *given)
     assert code == 0 and json.loads(out)["end_to_end"]["psnr_db"] > 100, err
+    two_models = ("--against", tiny_folder, *given[2:])
+    code, _, err = intsr("verify", "weight-only.engine", *two_models)
+    assert code == 2 and "--model: given; expected only with a calibration" in err
 
 
 def test_which_bits_are_weight_only() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from films import FilmKind, write_two_films
+from films import FilmKind, scenes, write_two_films
+from PIL import Image
 
 from intsr.calib.calibrate import Recipe
 from intsr.calib.calibration.files import load_calibration, save_calibration
@@ -26,7 +27,7 @@ from intsr.calib.methods.lsgquant import METHOD, TRAINED
 from intsr.calib.models.families.wan import VIDEO_PARTS
 from intsr.calib.models.video import VideoModel, load_video_model
 from intsr.calib.video import calibrate_video, steps_of_video_recipe
-from intsr.errors import UsageError
+from intsr.errors import CalibrationError, UsageError
 from intsr.types import Bits
 
 Command = Callable[..., tuple[int, str, str]]
@@ -121,6 +122,23 @@ def test_interrupted_and_started_again_it_ends_the_same(
         calibrate_video(model, clips, recipe, report=stop, work=tmp_path / "work")
     again = calibrate_video(model, clips, recipe, work=tmp_path / "work")
     assert again.digest() == learned.digest()
+
+
+def test_numbered_pictures_are_known_by_what_they_hold(model: VideoModel, tmp_path: Path) -> None:
+    clips = [tmp_path / f"{name}-%d.png" for name in "ab"]
+    frames = scenes(9, 0, LOSSLESS.size)
+    for name in "ab":
+        for number, pixels in enumerate(frames):
+            Image.fromarray(pixels).save(tmp_path / f"{name}-{number}.png")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_video(model, clips, RECIPE, report=stop, work=tmp_path / "work")
+    Image.fromarray(frames[0]).save(tmp_path / "b-8.png")
+    with pytest.raises(CalibrationError, match="resuming a calibration"):
+        calibrate_video(model, clips, RECIPE, work=tmp_path / "work")
 
 
 def test_crops_are_of_every_clip_and_one_is_held_out(model: VideoModel, films: Path) -> None:
