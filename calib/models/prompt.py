@@ -36,7 +36,7 @@ def read_context(path: Path) -> torch.Tensor:
     check_is_data(path)
     with as_model_error(path):
         tensor = load_file(path)["context"].float()
-    if tensor.ndim != 3 or tensor.shape[0] != 1 or not torch.isfinite(tensor).all():
+    if tensor.ndim != 3 or tensor.shape[0] != 1 or not tensor.numel() or not torch.isfinite(tensor).all():
         raise ModelError(
             path, f"context of shape {tuple(tensor.shape)}", "finite values, shape (1, tokens, channels)"
         )

@@ -50,13 +50,20 @@ class ChunkSize:
         """(frames, height, width) of its latents. Raises UsageError for a chunk that the networks cannot take."""
         check_frames(self.frames)
         factor = spatial_factor(architecture.vae)
-        patch = setting("transformer", architecture.transformer, "patch_size")[1:]
-        for name, side, of_patch in (("high", self.height_px, patch[0]), ("wide", self.width_px, patch[1])):
+        patch = setting("transformer", architecture.transformer, "patch_size")
+        for name, side, of_patch in (("high", self.height_px, patch[1]), ("wide", self.width_px, patch[2])):
             step = factor * of_patch
             if side < 1 or side % step:
                 raise UsageError("--size", f"{side} pixels {name}", f"a positive multiple of {step}")
-        frames = 1 + (self.frames - 1) // TEMPORAL_FACTOR
-        return frames, self.height_px // factor, self.width_px // factor
+        latents = 1 + (self.frames - 1) // TEMPORAL_FACTOR, self.height_px // factor, self.width_px // factor
+        most = setting("transformer", architecture.transformer, "rope_max_seq_len")
+        grid = [side // step for side, step in zip(latents, patch, strict=True)]
+        if max(grid) > most:
+            got = (
+                f"{self.frames} frames of {self.width_px} x {self.height_px} are {' x '.join(map(str, grid))} tokens"
+            )
+            raise UsageError("a chunk", got, f"at most {most} along each axis", "take fewer frames or smaller sides")
+        return latents
 
 
 def check_frames(frames: int) -> None:

@@ -79,8 +79,9 @@ def _prepare(request: VideoCompileRequest, architecture: VideoArchitecture) -> _
     tiles_px = request.tiles_px or target.tiles[:1]
     source = open_video_model(request.model, request.context)
     check_tiles(tiles_px, source.spec)
-    # Raises for a chunk that the networks cannot take.
-    _size(request, source, tiles_px[0]).latents(architecture)
+    for tile_px in tiles_px:
+        # Raises for a chunk that the networks cannot take.
+        _size(request, source, tile_px).latents(architecture)
     return _Prepared(source, target, tiles_px)
 
 

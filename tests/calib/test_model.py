@@ -101,6 +101,11 @@ def edit_weights(path: Path, *lost: str, **new: torch.Tensor) -> None:
             lambda path: save_file({"context": torch.zeros(1, 7, 8)}, path),
             "width 8; expected 24",
         ),
+        (
+            "context.safetensors",
+            lambda path: save_file({"context": torch.zeros(1, 0, 24)}, path),
+            "context of shape (1, 0, 24)",
+        ),
     ],
 )
 def test_a_broken_folder_is_one_line(folder: Path, file: str, change: Callable[[Path], object], words: str) -> None:

@@ -81,6 +81,7 @@ def test_a_folder_gives_the_same_as_its_architecture(video_folder: Path) -> None
 @pytest.mark.parametrize(
     ("size", "words"),
     [
+        (ChunkSize(4097, 64, 64), "at most 1024 along each axis"),
         (ChunkSize(24, 64, 64), "24 frames; expected a first frame and whole fours: 1, 5, 9, ...; use 21 or 25"),
         (ChunkSize(0, 64, 64), "use 1 or 5"),
         (ChunkSize(5, 72, 64), "72 pixels wide; expected a positive multiple of 16"),

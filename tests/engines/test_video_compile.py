@@ -284,6 +284,7 @@ def test_a_quarter_of_a_chunk_is_shared() -> None:
         (("--bits", "fp", "--frames", 0), "--frames: 0 frames"),
         (("--bits", "fp", "--tile", 10), "--tile: 10 pixels; expected a positive multiple of 4"),
         (("--bits", "fp", "--tile", "8,10"), "--tile: 10 pixels; expected a positive multiple of 4"),
+        (("--bits", "fp", "--tile", "8,256"), "at most 32 along each axis; take fewer frames or smaller sides"),
         (("--bits", "fp", "--tile", "8,8"), "'--tile': '8,8' is not one or more different sizes"),
         ((), "--bits w8a8 without a calibration; expected one of --calibration DIR, --bits fp"),
         (("--bits", "fp", "--calibration", "."), "--bits: together with --calibration"),
