@@ -2,8 +2,8 @@
 
     x~ = (x - d) / s,   W~ = s W,   b~ = b + W d        (per input channel; W x + b = W~ x~ + b~)
 
-A convolution's zero padding is of x, not of x~: with a shift d it comes before the shift. Weights of 8 bits lie on a
-symmetric grid, codes -127 to 127, since an asymmetric one does not fit int8; those of fewer bits on
+A convolution's zero padding is of x, not of x~: with a shift d it comes before the shift. Weights of 8 and 7 bits lie
+on symmetric grids, codes -127 to 127 and -63 to 63 (`SYMMETRIC_BITS`); those of fewer bits on
 [z D, (z + 2**b - 1) D]. docs/theory.md, "LET" and "Quantizers".
 
 A branch of small rank, L = up down, reads x itself and leaves s (W - L) to the integers:
@@ -21,7 +21,9 @@ from torch.nn import functional
 
 from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
 
-SYMMETRIC_BITS = 8
+# Weights of so many bits and more lie on symmetric grids. An asymmetric one of 8 does not fit int8, and one of 7 has
+# codes above 64, which CPUs without VNNI cannot multiply exactly.
+SYMMETRIC_BITS = 7
 Layer: TypeAlias = nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -114,7 +116,7 @@ def row_range(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def weight_range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The range that a grid of `bits` bits has where [low, high] is asked for: 0 is in it."""
     low, high = low.clamp_max(0), high.clamp_min(0)
-    if bits != SYMMETRIC_BITS:
+    if bits < SYMMETRIC_BITS:
         return low, high
     amax = torch.maximum(-low, high)
     return -amax, amax
@@ -122,9 +124,10 @@ def weight_range(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torc
 
 def weight_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, int]:
     """(D, first code, number of steps) of a range that `weight_range` gave."""
-    if bits == SYMMETRIC_BITS:
-        scale = round_scale_torch(torch.maximum(-low, high) / 127)
-        return scale, torch.full_like(scale, -127.0), 254
+    if bits >= SYMMETRIC_BITS:
+        most = 2 ** (bits - 1) - 1
+        scale = round_scale_torch(torch.maximum(-low, high) / most)
+        return scale, torch.full_like(scale, -most), 2 * most
     steps = 2**bits - 1
     scale = round_scale_torch((high - low) / steps)
     return scale, (low / scale).round(), steps
@@ -132,6 +135,6 @@ def weight_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch
 
 def fake_quantize_weight(weight: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bits: int) -> torch.Tensor:
     """Q(W~) on the grids of [low, high], of the weight's rank each: its shape, with gradients for the ends."""
-    if bits == SYMMETRIC_BITS:
-        return quantize_symmetric(weight, torch.maximum(-low, high))
+    if bits >= SYMMETRIC_BITS:
+        return quantize_symmetric(weight, torch.maximum(-low, high), bits)
     return quantize_in_range(weight, low, high, bits)

@@ -88,8 +88,9 @@ def quantize_in_range(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, bi
     return y
 
 
-def quantize_symmetric(x: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
-    """8-bit weights: codes -127 to 127, D = reach / 127; gradients for both. Shapes as in `quantize_in_range`."""
-    reach = _in_full(reach).clamp_min(127 * MIN_SCALE)  # below, a rounded-up scale would leave the codes off centre
-    y: torch.Tensor = _RangeQuantize.apply(_in_full(x), -reach, reach, 254)
+def quantize_symmetric(x: torch.Tensor, reach: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes -n to n of n = 2**(bits - 1) - 1, D = reach / n; gradients for both. Shapes as in `quantize_in_range`."""
+    most = 2 ** (bits - 1) - 1
+    reach = _in_full(reach).clamp_min(most * MIN_SCALE)  # below, a rounded-up scale would leave the codes off centre
+    y: torch.Tensor = _RangeQuantize.apply(_in_full(x), -reach, reach, 2 * most)
     return y

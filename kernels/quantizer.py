@@ -113,15 +113,15 @@ def quantize_weight_in_range(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Per output channel (axis 0) on learned ranges [low, high], float (Cout,): int8 codes, float32 scales (Cout,).
 
-    Up to 7 bits the asymmetric grid as it is: z = R(low / D), n = clamp(R(w / D), z, z + 2**b - 1). n is a
-    signed integer within 127 as the range holds 0 (it is widened to), so no zero-point is needed. At 8 bits such a
-    grid does not fit int8: symmetric, D = max(-low, high) / 127. docs/theory.md, "Exact lowerings".
+    Up to 6 bits the asymmetric grid as it is: z = R(low / D), n = clamp(R(w / D), z, z + 2**b - 1). n is a
+    signed integer within 63 as the range holds 0 (it is widened to), so no zero-point is needed. At 7 and 8 bits
+    symmetric, D = max(-low, high) / (2**(b - 1) - 1). docs/theory.md, "Exact lowerings".
     """
     low, high = np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
-    if bits == 8:
-        scale = round_scale(np.maximum(-low, high) / 127)
-        first, last = np.full(len(scale), -127.0, np.float32), np.full(len(scale), 127.0, np.float32)
+    if bits >= 7:
+        last = np.full(len(low), 2 ** (bits - 1) - 1, np.float32)
+        scale, first = round_scale(np.maximum(-low, high) / last), -last
     else:
         scale = round_scale((high - low) / (2**bits - 1))
         first = np.rint(low / scale)

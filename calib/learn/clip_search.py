@@ -64,8 +64,8 @@ def search_weight_range(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(low, high), (Cout,) each, of the grids with the least error over each output channel's weights.
 
-    importance: (Cin,), what an error in a weight counts, the mean square of its input; all the same by default. At 8
-    bits the range is symmetric. Below, both ends are shrunk together, then each by itself.
+    importance: (Cin,), what an error in a weight counts, the mean square of its input; all the same by default. At 7
+    and 8 bits the range is symmetric. Below, both ends are shrunk together, then each by itself.
     """
     rows = weight.flatten(1)
     counts = torch.ones_like(weight[0]) if importance is None else _expanded(importance, weight)
@@ -77,7 +77,7 @@ def search_weight_range(
 
     factors = torch.tensor(_factors(factors_tried), device=rows.device)
     both = factors[torch.stack([loss(low * f, high * f) for f in factors]).argmin(0)]
-    if bits == SYMMETRIC_BITS:
+    if bits >= SYMMETRIC_BITS:
         return low * both, high * both
     of_low = factors[torch.stack([loss(low * f, high * both) for f in factors]).argmin(0)]
     of_high = factors[torch.stack([loss(low * of_low, high * f) for f in factors]).argmin(0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -19,12 +20,13 @@ from intsr.onnx_files import read_onnx
 from intsr.optional import require
 from intsr.runtime.backends.compatibility import INFERENCE_BYTES, cpu_description
 from intsr.runtime.backends.openvino.backend import resolve_precision
-from intsr.runtime.backends.openvino.int8 import integer_settings
+from intsr.runtime.backends.openvino.int8 import make_floats_of_wide_codes
 from intsr.runtime.backends.packed import IR_MAGIC, pack_member
 from intsr.targets.lowering import STATISTICS
 
 # Nodes of the runtime model that stand for memory, not for a kernel.
 _NOT_KERNELS = ("Const", "Input", "Output")
+_BEHIND = re.compile(r"/DequantizationMultiply$|\.add_bias(?=_\d+$|$)")
 _GEMM_KINDS = ("Convolution", "FullyConnected", "MatMul", "ScaledDotProductAttention")
 
 
@@ -78,8 +80,8 @@ def _plan(openvino: Any, xml_path: Path, onnx_path: Path) -> dict[str, Any]:
     quantized = any(operation.get_type_name() == "FakeQuantize" for operation in model.get_ops())
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = resolve_precision("auto", quantized, capabilities, "inspect", cpu_description())
-    in_float = integer_settings(quantized)
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **in_float}
+    make_floats_of_wide_codes(model)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     compiled = core.compile_model(model, "CPU", settings)
     per_element = _inference_bytes_per_element(compiled)
     kinds: Counter[str] = Counter()
@@ -97,21 +99,19 @@ def _plan(openvino: Any, xml_path: Path, onnx_path: Path) -> dict[str, Any]:
         if kind in _NOT_KERNELS:
             continue
         kinds[kind] += 1
-        # Of a product that is computed in float32 this is what its weights are kept in.
-        precision = "f32" if in_float and kind in _GEMM_KINDS else str(info["runtimePrecision"])
+        precision = str(info["runtimePrecision"])
         fp32_gemms += kind in _GEMM_KINDS and precision == "f32"
         names = str(info["originalLayersNames"]).replace("/WithoutBiases", "").split(",")
         if kind in _GEMM_KINDS:
-            # Of a product on a grid around 0 only the name of what is multiplied by behind it is left.
-            names = [name.removesuffix("/DequantizationMultiply") for name in names]
+            # Of some products only the name of what stands behind them is left.
+            names = [_BEHIND.sub("", name) for name in names]
         layer_macs = sum(unmatched.pop(name) for name in dict.fromkeys(names) if name in unmatched)
         if precision in ("u8", "i8"):
             int8_macs += layer_macs
         elif layer_macs:
             float_layers.append({"name": names[0], "precision": precision, "macs": layer_macs})
     # Layers that no kernel owns up to count as not int8.
-    precision = "f32" if in_float else "unknown"
-    float_layers += [{"name": name, "precision": precision, "macs": count} for name, count in unmatched.items()]
+    float_layers += [{"name": name, "precision": "unknown", "macs": count} for name, count in unmatched.items()]
     return {
         "kernels": sum(kinds.values()),
         "kernels_by_kind": dict(kinds.most_common()),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from intsr.calib.calibration.files import load_calibration
 from intsr.calib.calibration.types import Calibration
-from intsr.calib.models.families.wan import TEMPORAL_FACTOR, VideoArchitecture, setting
+from intsr.calib.models.families.wan import TEMPORAL_FACTOR, VideoArchitecture, bits_of_video_site, setting
 from intsr.calib.models.video import VideoModelSource, open_video_model
 from intsr.calib.models.video_cost import ChunkSize, costs_from_video_architecture
 from intsr.calib.models.weights import files_of
@@ -30,7 +30,7 @@ from intsr.export.graphs import EXTERNAL_DATA_BYTES, check_tiles
 from intsr.export.video import DEFAULT_FRAMES, export_video_model
 from intsr.manifest import Manifest
 from intsr.targets import Target, lowering_from_name, target_from_name
-from intsr.types import MAX_BITS, Bits
+from intsr.types import Bits
 
 # The most that building a network of the VAE for a CPU takes, of a value of its widest layers: measured at Wan's own
 # width, frames of 128 and 256 pixels.
@@ -146,7 +146,7 @@ def _networks(
     for name, (given, made) in shapes.items():
         part, precision = "transformer" if name == "transformer" else "vae", prepared.target.precision_words
         if ranges is not None and part in ranges.parts:
-            bits = ranges.bits if part == "transformer" else Bits(MAX_BITS, MAX_BITS)
+            bits = ranges.bits if part == "transformer" else Bits(*bits_of_video_site("vae.", ranges.bits))
             precision = f"{bits} in int8, the rest {precision}"
         cost = costs[name]
         networks.append(NetworkEstimate(name, tile_px, given, made, precision, cost.parameters, cost.macs))

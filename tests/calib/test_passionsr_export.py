@@ -25,7 +25,6 @@ from intsr.errors import CalibrationError, ExportError
 from intsr.export.fold.fold import FoldedNetwork, fake_quantized
 from intsr.export.fold.split_layers import SplitLayer
 from intsr.export.lower.network import lower_network
-from intsr.runtime.backends.openvino.int8 import integers_are_exact
 from intsr.runtime.measure.metrics import psnr_db_from_mse as psnr_db
 from intsr.targets import lowering_from_name
 from intsr.types import NETWORKS, Bits
@@ -205,7 +204,8 @@ def test_from_the_command_line(intsr: Any, tiny_folder: Path, passionsr_files: l
     )
     assert code == 0, error
     share = json.loads(out)["networks"]["encoder"]["int8_mac_share"]
-    assert share > 0.9 if integers_are_exact() else share == 0
+    # Of six bits, whatever this CPU is.
+    assert share > 0.9
     code, out, error = intsr(
         *("verify", engine, "--against", folder, "--model", tiny_folder, "--images", pictures),
         *("--precision", "f32", "--min-psnr", 10, "--json"),

@@ -26,7 +26,7 @@ from intsr.calib.models.video import VideoModel, load_video_model
 from intsr.export.graphs import EXPORT_NAME, load_export
 from intsr.export.video import chunk_of, export_video_model
 from intsr.manifest import ChunkEntry
-from intsr.runtime.backends.openvino.int8 import integers_are_exact
+from intsr.runtime.backends.openvino.int8 import EIGHT_BITS, largest_exact_code
 from intsr.runtime.backends.video import VideoBackend
 from intsr.runtime.engine import open_engine
 from intsr.runtime.upscaler import Upscaler
@@ -180,7 +180,7 @@ def test_integers_of_a_film_are_those_of_the_simulation(intsr: Intsr, tmp_path: 
         assert (opened.manifest.bits, opened.manifest.parts) == ("w8a8", ("transformer", "vae"))
     floats = {layer["name"] for plan in plans.values() for layer in plan["float_layers"]}
     shares = [plan["int8_mac_share"] for plan in plans.values()]
-    if integers_are_exact():
+    if largest_exact_code() == EIGHT_BITS:
         assert floats == stays_float(floats) and plans["transformer"]["int8_mac_share"] > 0.9 and min(shares) > 0.7
     else:
         assert stays_float(floats) < floats and max(shares) == 0

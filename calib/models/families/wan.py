@@ -155,10 +155,12 @@ def is_integer_video_site(site: str) -> bool:
 
 
 def bits_of_video_site(site: str, bits: Bits) -> tuple[int, int]:
-    """Return (weight bits, activation bits) of one site: the VAE, a few percent of the weights, keeps 8 of both."""
+    """Return (weight bits, activation bits) of one site: the VAE, a few percent of the weights, keeps 8 of both, or 7
+    for weights where all have 7: some CPUs multiply no larger ones.
+    """
     assert bits.weights is not None and bits.activations is not None
     if site.startswith("vae."):
-        return MAX_BITS, MAX_BITS
+        return 7 if bits.weights == 7 else MAX_BITS, MAX_BITS
     return bits.of_site(site) or (bits.weights, bits.activations)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from intsr.memory import drop_mapped_pages
 from intsr.runtime.backends.codes import are_packed, unpacked
 from intsr.runtime.backends.compatibility import cpu_description
 from intsr.runtime.backends.openvino.blobs import MAX_COPIED_BYTES, keep, open_blob, used, with_places_in_file
-from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, integer_settings, integers_are_exact
+from intsr.runtime.backends.openvino.int8 import IN_FLOAT_NOTE, largest_exact_code, make_floats_of_wide_codes
 from intsr.runtime.backends.packed import IR_MAGIC, split_member, unpack_xml
 from intsr.runtime.backends.protocol import (
     Backend,
@@ -39,16 +40,27 @@ if TYPE_CHECKING:
     from intsr.bundle import Bundle
     from intsr.manifest import NetworkEntry
 
-_DEVICE, _FLOAT_BYTES = "CPU", 4
+_DEVICE = "CPU"
+# In front of a blob: how many bytes of floats were made of integer weights.
+_FLOATS = struct.Struct("<Q")
 
 
 class OpenVINONetwork(EntryNetwork):
-    """A compiled model with one request. precision: what OpenVINO computes the float parts in."""
+    """A compiled model with one request. precision: what OpenVINO computes the float parts in. floats_bytes: of
+    integer weights that are floats on this CPU.
+    """
 
-    def __init__(self, entry: NetworkEntry, compiled: Any, where: object = "engine", weights: object = None) -> None:
+    def __init__(
+        self,
+        entry: NetworkEntry,
+        compiled: Any,
+        where: object = "engine",
+        weights: object = None,
+        floats_bytes: int = 0,
+    ) -> None:
         # Some are read where they lie in the file: its mapping lives as long as the compiled model.
         self._weights = weights
-        self.entry = entry
+        self.entry, self.floats_bytes = entry, floats_bytes
         self._where = f"{where}:{entry.member}"
         # get_type_name: NumPy has no bfloat16, and OpenVINO's to_dtype() says float16 for it.
         self.precision: str = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
@@ -123,13 +135,13 @@ class OpenVINOBackend(Backend):
 
 def load_library() -> None:
     """Import OpenVINO and compile something tiny with it."""
-    integers_are_exact()
+    largest_exact_code()
 
 
 def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
     """Open all networks, side by side: making kernels takes one thread each. Raises what `open_network` raises."""
     # Once, and not in each thread.
-    exact = integers_are_exact()
+    largest_exact_code()
     entries, sizes = bundle.manifest.networks, bundle.sizes_bytes()
     # The largest first, with a core to itself.
     order = sorted(entries, key=lambda entry: -sizes[entry.weights_member or entry.member])
@@ -153,7 +165,7 @@ def open_backend(bundle: Bundle, options: SessionOptions) -> Backend:
         backend = VideoBackend(networks, bundle.manifest.chunk, precision)
     else:
         backend = OpenVINOBackend(networks, precision, tuple(entry.name for entry in entries))
-    if bundle.manifest.bits != "fp" and not exact:
+    if any(network.floats_bytes for network in networks):
         backend.notes = (IN_FLOAT_NOTE,)
     return backend
 
@@ -171,7 +183,6 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     capabilities = core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
     hint = resolve_precision(precision, quantized, capabilities, bundle.path, cpu_description())
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
-    settings |= integer_settings(quantized)
     if options.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = options.threads
         # Other cores are for other processes: pinned, each of them would take the first ones.
@@ -181,7 +192,7 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
     # Of a network that was kept, weights are all that is read: numbers. Who opens the engine checks them in the end.
     member = bundle.lasting_member(entry.weights_member or entry.member, unchecked=True)
     try:
-        compiled, held = _compiled(core, bundle, entry, member, settings=settings, cache=options.cache)
+        compiled, held, floats_bytes = _compiled(core, bundle, entry, member, settings=settings, cache=options.cache)
     except RuntimeError as error:
         if ran_out_of_memory(error):
             raise
@@ -197,25 +208,27 @@ def open_network(bundle: Bundle, entry: NetworkEntry, options: SessionOptions) -
         got, expected = [tuple(port.partial_shape.get_min_shape()) for port in ports], [info.shape for info in infos]
         if got != expected:
             raise EngineMismatchError(bundle.path, f"{entry.name} has {got}", f"{expected} by the manifest")
-    return OpenVINONetwork(entry, compiled, bundle.path, held)
+    return OpenVINONetwork(entry, compiled, bundle.path, held, floats_bytes)
 
 
 def _compiled(
     core: Any, bundle: Bundle, entry: NetworkEntry, member: LastingMember, *, settings: dict[str, Any], cache: bool
-) -> tuple[Any, object]:
-    """Return the compiled model, from the cache where it is there, and what has to live as long."""
+) -> tuple[Any, object, int]:
+    """Return the compiled model, from the cache where it is there, what has to live as long, and how many bytes of
+    floats were made of its integer weights.
+    """
     import openvino
 
-    in_float = bool(integer_settings(bundle.manifest.bits != "fp"))
-    # Floats made of integers lie in no file.
-    start = None if in_float else _place_of_weights(member, bundle.path)
-    copied_bytes = 0 if start is not None else len(member.view) * (_FLOAT_BYTES if in_float else 1)
+    start = _place_of_weights(member, bundle.path)
+    copied_bytes = 0 if start is not None else len(member.view)
     blob = None
     if cache and _is_text(bundle.path) and copied_bytes <= MAX_COPIED_BYTES:
         if start is not None:
             settings = {**settings, "CACHE_MODE": "OPTIMIZE_SIZE"}
         blob = open_blob(bundle, entry, start, settings, openvino.__version__)
-    if blob is not None and (content := np.frombuffer(bytearray(blob.read()), np.uint8)).size:
+    if blob is not None and (kept := bytearray(blob.read())):
+        (floats_bytes,) = _FLOATS.unpack_from(kept)
+        content = np.frombuffer(kept, np.uint8, offset=_FLOATS.size)
         places = {} if start is None else {"WEIGHTS_PATH": str(bundle.path.absolute())}
         try:
             tensor = openvino.Tensor(content, shared_memory=True)
@@ -229,14 +242,16 @@ def _compiled(
             if start is None or bundle.is_unchanged():
                 used(blob.path)
                 drop_mapped_pages(bundle.path)
-                return compiled, content
+                return compiled, content, floats_bytes
     bundle.check()
     xml, weights = _read_ir(bundle, entry, member, start)
     model = core.read_model(xml.decode(), openvino.Tensor(weights, shared_memory=True))
+    floats_bytes = make_floats_of_wide_codes(model)
     compiled = core.compile_model(model, _DEVICE, settings)
-    if blob is not None:
-        keep(blob, compiled.export_model().getvalue())
-    return compiled, weights
+    # Floats made of integers lie in no file: a blob has a copy.
+    if blob is not None and copied_bytes + floats_bytes <= MAX_COPIED_BYTES:
+        keep(blob, _FLOATS.pack(floats_bytes) + compiled.export_model().getvalue())
+    return compiled, weights, floats_bytes
 
 
 def _is_text(path: Path) -> bool:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from intsr.manifest import NetworkEntry
 
 _WHAT = "compiled graphs"
+# Files of another one have other names.
+_LAYOUT = 2
 # Of all blobs together: those that were not used for longest go first.
 MAX_FOLDER_BYTES = 1 << 30
 # Of a network whose weights would be in the blob.
@@ -45,7 +47,7 @@ def open_blob(
     blob of another one, nor of another kind of CPU.
     """
     members = [bundle.manifest.sha256[name] for name in (entry.weights_member, entry.member) if name]
-    facts = [members, start, {key: str(value) for key, value in settings.items()}, version, cpu_kind()]
+    facts = [_LAYOUT, members, start, {key: str(value) for key, value in settings.items()}, version, cpu_kind()]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     try:
         return KeptFile(user_cache("openvino") / f"{key}.blob", _WHAT)
