@@ -212,6 +212,9 @@ def _reports(choices: dict[str, Choice], folder: Path) -> dict[str, Path]:
 
 
 def wait() -> None:
-    """Until a signal raises an exception here."""
+    """Until a signal raises an exception here.
+
+    In short sleeps: where another thread is given the signal, this one learns of it only when it wakes up.
+    """
     while True:
-        time.sleep(3600)
+        time.sleep(0.2)

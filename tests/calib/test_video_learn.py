@@ -24,7 +24,7 @@ from intsr.calib.learn.train import TrainingOptions
 from intsr.calib.learn.volts import CONVERGENCE, FROZEN, LIGHT
 from intsr.calib.learn.walk import converged
 from intsr.calib.methods.lsgquant import METHOD, TRAINED
-from intsr.calib.models.families.wan import VIDEO_PARTS
+from intsr.calib.models.families.wan import VIDEO_PARTS, bits_of_video_site
 from intsr.calib.models.video import VideoModel, load_video_model
 from intsr.calib.video import calibrate_video, steps_of_video_recipe
 from intsr.errors import CalibrationError, UsageError
@@ -92,6 +92,7 @@ def test_the_vae_has_eight_bits_and_the_transformer_what_was_asked_for(learned: 
         bits = (quantizer.weight_bits, quantizer.activation_bits)
         assert bits == ((8, 8) if site.startswith("vae.") else (4, 4)), site
         assert (quantizer.branch_up is None) is site.startswith("vae."), site
+    assert bits_of_video_site("vae.decoder.conv_in", Bits(7, 8)) == (7, 8)
 
 
 def test_what_was_learned_is_written_and_read(learned: Calibration, tmp_path: Path, intsr: Command) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from browser import DESKTOP, PHONE, Browser
 from PIL import Image
 from windows import (
     ABOUT,
-    PYTHON,
     STILL,
     Window,
     bring,
@@ -104,17 +102,9 @@ def test_it_makes_what_upscale_makes(
     keep(browser, tmp_path, "dark.png")
 
 
-def test_it_is_there_at_once(demonstration: Path) -> None:
-    """Under three seconds, when all is imported."""
-    code = """
-import time
-import gradio, openvino
-import intsr.runtime.app.guard, intsr.runtime.app.page
-from intsr.runtime.app.demonstration import demonstration_engine
-from intsr.runtime.app.serve import AppOptions, opened_app
-start = time.perf_counter()
-with opened_app([demonstration_engine(print)], AppOptions(), print):
-    print("seconds", time.perf_counter() - start)
-"""
-    run = subprocess.run([str(PYTHON), "-c", code], capture_output=True, text=True, check=True)
-    assert float(run.stdout.split("seconds")[1]) < 3, run.stdout
+def test_another_start_compiles_nothing(demonstration: Path, tmp_path: Path) -> None:
+    """It is there before its engine is opened: docs/use/app.md says how soon."""
+    changed = demonstration.stat().st_mtime_ns
+    again = Window([], tmp_path / "temporary")
+    assert again.ask("/")[0] == 200
+    assert "compiling" not in again.end()[1] and demonstration.stat().st_mtime_ns == changed
