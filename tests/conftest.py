@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 # Tensors of tests are small, and threads that wait for each other stall wherever something else runs beside them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell that starts this in its background has Ctrl-C ignored, and every process below would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts this in its background has Ctrl-C ignored, nohup a closed terminal, and every process below
+# would inherit that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 # What engines keep from one start to the next is the tests' own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="intsr-tests-")

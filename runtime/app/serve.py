@@ -212,9 +212,6 @@ def _reports(choices: dict[str, Choice], folder: Path) -> dict[str, Path]:
 
 
 def wait() -> None:
-    """Until a signal raises an exception here.
-
-    In short sleeps: where another thread is given the signal, this one learns of it only when it wakes up.
-    """
+    """Until a signal raises an exception here."""
     while True:
-        time.sleep(0.2)
+        time.sleep(3600)
