@@ -20,10 +20,8 @@ from torch import nn
 from torch.nn import functional
 
 from intsr.kernels.learned_range import quantize_in_range, quantize_symmetric, round_scale_torch
+from intsr.kernels.quantizer import SYMMETRIC_BITS
 
-# Weights of so many bits and more lie on symmetric grids. An asymmetric one of 8 does not fit int8, and one of 7 has
-# codes above 64, which CPUs without VNNI cannot multiply exactly.
-SYMMETRIC_BITS = 7
 Layer: TypeAlias = nn.Conv2d | nn.Conv3d | nn.Linear
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # fp16's smallest normal number: a scale below it would lose digits, or vanish, in an fp16 engine.
 MIN_SCALE = 2.0**-14
 MAX_SCALE = 32768.0
+# Weights of so many bits and more lie on symmetric grids. An asymmetric one of 8 does not fit int8, and one of 7 has
+# codes above 64, which CPUs without VNNI cannot multiply exactly.
+SYMMETRIC_BITS = 7
 
 
 def round_scale(scale: NDArray[np.float32] | float) -> NDArray[np.float32]:
@@ -119,7 +122,7 @@ def quantize_weight_in_range(
     """
     low, high = np.minimum(low, 0).astype(np.float32), np.maximum(high, 0).astype(np.float32)
     rows = weight.reshape(weight.shape[0], -1).astype(np.float32)
-    if bits >= 7:
+    if bits >= SYMMETRIC_BITS:
         last = np.full(len(low), 2 ** (bits - 1) - 1, np.float32)
         scale, first = round_scale(np.maximum(-low, high) / last), -last
     else:

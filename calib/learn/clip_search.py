@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from intsr.kernels.layer_algebra import SYMMETRIC_BITS, fake_quantize_weight, row_range, weight_range
+from intsr.kernels.layer_algebra import fake_quantize_weight, row_range, weight_range
 from intsr.kernels.learned_range import quantize_in_range, round_scale_torch
+from intsr.kernels.quantizer import SYMMETRIC_BITS
 
 REACH = 0.8  # the narrowest range tried is this much narrower than the widest
 FINE, COARSE = 40, 8

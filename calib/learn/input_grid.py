@@ -9,8 +9,9 @@ from torch import nn
 
 from intsr.calib.models.families.sd21 import may_shift
 from intsr.kernels.draq import DYNAMIC, STATIC, quantize_tokens_torch
-from intsr.kernels.layer_algebra import SYMMETRIC_BITS, transform
+from intsr.kernels.layer_algebra import transform
 from intsr.kernels.learned_range import quantize_in_range
+from intsr.kernels.quantizer import SYMMETRIC_BITS
 from intsr.kernels.rotation import rotation_size
 
 # The narrowest range a grid may have: below it an fp16 engine could not hold the scale.

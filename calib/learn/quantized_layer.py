@@ -33,7 +33,6 @@ from intsr.calib.models.modules import copy_sharing_weights, put_modules
 from intsr.calib.models.sites import head_channels, integer_sites
 from intsr.kernels.draq import STATIC
 from intsr.kernels.layer_algebra import (
-    SYMMETRIC_BITS,
     branch_weight,
     fake_quantize_weight,
     over_inputs,
@@ -47,6 +46,7 @@ from intsr.kernels.layer_algebra import (
     weight_grid,
     weight_range,
 )
+from intsr.kernels.quantizer import SYMMETRIC_BITS
 from intsr.kernels.rotation import rotate
 from intsr.types import Bits
 
